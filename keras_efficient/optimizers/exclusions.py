@@ -1,0 +1,38 @@
+"""Weight-decay exclusions by a variable's path, which both libraries know (names differ)."""
+
+import functools
+import re
+
+from keras_efficient import flavor as flavors
+
+#: Biases and the scales and offsets of normalisation layers, in Keras 3, Hugging Face and Model
+#: Garden naming.
+NO_DECAY = (r"bias$", r"gamma$", r"beta$")
+
+
+@functools.cache
+def excluding(base):
+    """The optimizer class `base` with one more argument, `exclude`: patterns of paths.
+
+    Keras' own `exclude_from_weight_decay` has to be called before `build`, matches names that
+    differ between the libraries, and is not saved with the optimizer.
+    """
+    flavor = flavors.get(base.__module__.partition(".")[0])
+
+    class Excluding(base):
+        def __init__(self, *args, exclude=(), **kwargs):
+            super().__init__(*args, **kwargs)
+            if isinstance(exclude, str):
+                exclude = (exclude,)
+            # A tuple would be tracked as a list of state by tf_keras.
+            self.exclude = "\n".join(exclude)
+
+        def _use_weight_decay(self, variable):
+            patterns = filter(None, self.exclude.split("\n"))
+            return not any(re.search(pattern, flavor.path(variable)) for pattern in patterns)
+
+        def get_config(self):
+            return {**super().get_config(), "exclude": self.exclude.split("\n")}
+
+    Excluding.__name__ = Excluding.__qualname__ = base.__name__
+    return flavor.keras.utils.register_keras_serializable(package="keras_efficient")(Excluding)

@@ -1,0 +1,74 @@
+"""Load a SavedModel where there is no Keras, run a sample and time it.
+
+A script, run as `python -P bare.py FOLDER`; it imports the standard library, NumPy and TensorFlow
+only. FOLDER holds `request.json` ({"saved_model": path, "latency": bool}) and `inputs.npz`; the
+script adds `outputs.npz` and `result.json`.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+FORBIDDEN = ("keras", "tf_keras", "keras_efficient", "keras_hub", "transformers", "official")
+BATCHES = (1, 8)
+CALLS = 30
+SECONDS = 3.0
+
+
+def main(folder):
+    # `import tensorflow` imports an installed Keras for its own optimizers, and does without a
+    # missing one. None in sys.modules makes it missing: a model that needs it fails here.
+    for name in FORBIDDEN:
+        sys.modules.setdefault(name, None)
+    import numpy as np
+    import tensorflow as tf
+
+    folder = Path(folder)
+    request = json.loads((folder / "request.json").read_text())
+    with np.load(folder / "inputs.npz") as file:
+        inputs = dict(file)
+    model = tf.saved_model.load(request["saved_model"])
+    serve = model.signatures["serving_default"]
+    outputs = serve(**{name: tf.constant(value) for name, value in inputs.items()})
+    np.savez(folder / "outputs.npz", **{name: value.numpy() for name, value in outputs.items()})
+
+    latency = None
+    if request["latency"]:
+        latency = {}
+        for batch in BATCHES:
+            tiled = {
+                name: tf.constant(np.take(value, np.arange(batch) % len(value), axis=0))
+                for name, value in inputs.items()
+            }
+            times = milliseconds(lambda tiled=tiled: [y.numpy() for y in serve(**tiled).values()])
+            latency[f"batch_{batch}"] = {
+                "median": float(np.median(times)),
+                "p95": float(np.percentile(times, 95)),
+            }
+    # Kilobytes, except on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    result = {
+        "latency_ms": latency,
+        "max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "forbidden_modules": [name for name in FORBIDDEN if sys.modules.get(name) is not None],
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def milliseconds(call):
+    """The durations of up to `CALLS` calls, within about `SECONDS`, after a warm-up."""
+    for _ in range(3):
+        call()
+    times = []
+    deadline = time.perf_counter() + SECONDS
+    while len(times) < CALLS and (not times or time.perf_counter() < deadline):
+        start = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,54 @@
+"""Sum a function over consecutive slices of a batch, in one loop of the graph."""
+
+import tensorflow as tf
+
+
+def batch_size(data):
+    """The number of examples in `data` (any nest of tensors that share their first dimension)."""
+    first = next(leaf for leaf in tf.nest.flatten(data) if leaf is not None)
+    if isinstance(first, tf.RaggedTensor):
+        return tf.cast(first.nrows(), tf.int32)
+    return tf.shape(first)[0]
+
+
+def sum_over(function, data, size, zeros, *, static=False):
+    """Σ function(slice) over the slices of `size` consecutive examples of `data`.
+
+    The graph holds `function` once, however many slices there are, and only one slice's
+    intermediate values are alive at a time.
+
+    Args:
+        function: slice of `data` -> nest of tensors like `zeros`.
+        data: nest of tensors `[examples, ...]`; None leaves stay None.
+        size: scalar int32 tensor, the examples per slice; the last slice may be smaller.
+        zeros: nest of tensors to start from.
+        static: XLA needs one shape for all turns of the loop: put the smaller last slice, if
+            there is one, into a second copy of `function` behind the loop.
+
+    Returns:
+        The sums, a nest like `zeros`.
+    """
+    examples = batch_size(data)
+
+    def plus(sums, start, stop):
+        part = tf.nest.map_structure(lambda t: None if t is None else t[start:stop], data)
+        return tf.nest.map_structure(tf.add, sums, function(part))
+
+    def turn(index, sums):
+        start = index * size
+        stop = start + size if static else tf.minimum(start + size, examples)
+        return index + 1, plus(sums, start, stop)
+
+    turns = examples // size if static else -(-examples // size)
+    _, sums = tf.while_loop(
+        lambda index, _: index < turns, turn, (tf.constant(0), zeros), parallel_iterations=1
+    )
+    if not static:
+        return sums
+    done = turns * size
+    rest = tf.get_static_value(examples - done)
+    if rest == 0:
+        return sums
+    if rest is not None:
+        return plus(sums, done, examples)
+    return tf.cond(examples > done, lambda: plus(sums, done, examples), lambda: sums)

@@ -1,0 +1,123 @@
+import csv
+import json
+
+import pytest
+
+from keras_efficient.data import read_records
+from keras_efficient.errors import InputError
+
+ROWS = [
+    ("plain", "pos"),
+    ('she said "no", twice', "neg"),
+    ("two\nlines\tand a tab", "pos"),
+    ("café \u2028 naïve", "mixed"),
+]
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.ndjson", "B.CSV"])
+def test_formats_agree(tmp_path, name):
+    path = tmp_path / name
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if "j" in name:
+            file.writelines(json.dumps({"label": y, "text": t}) + "\n\n" for t, y in ROWS)
+        else:
+            writer = csv.writer(file, delimiter="\t" if name.endswith("tsv") else ",")
+            writer.writerows([("id", "text", "label"), *((7, *row) for row in ROWS)])
+    records = read_records(path)
+    assert records.texts == tuple(text for text, _ in ROWS)
+    assert records.label_names == ("mixed", "neg", "pos")
+    assert records.labels.tolist() == [2, 1, 2, 0]
+    assert records.source == str(path)
+
+
+def test_columns_and_names_are_the_callers(tmp_path):
+    path = write(tmp_path, "a.csv", "\ufeffreview,stars\r\nfine,1\r\n\r\npoor,0\r\n")
+    kwargs = {"text_column": "review", "label_column": "stars"}
+    assert read_records(path, **kwargs).labels.tolist() == [1, 0]
+    # Validation data with some of the classes keep the training indices.
+    records = read_records(path, **kwargs, label_names=(2, 1, 0))
+    assert records.labels.tolist() == [1, 2] and records.label_names == ("2", "1", "0")
+    unlabelled = read_records(path, text_column="review", label_column=None)
+    assert unlabelled.labels is None and unlabelled.texts == ("fine", "poor")
+
+
+def test_numbers_sort_as_numbers_and_bools_are_labels(tmp_path):
+    path = write(tmp_path, "a.csv", "text,label\na,10\nb,9\nc,-1\n")
+    assert read_records(path).label_names == ("-1", "9", "10")
+    lines = '{"text": "a", "label": 10}\n{"text": "b", "label": 9.0}\n'
+    assert read_records(write(tmp_path, "a.jsonl", lines)).label_names == ("9", "10")
+    lines = '{"text": "a", "label": true}\n{"text": "b", "label": false}\n'
+    assert read_records(write(tmp_path, "b.jsonl", lines)).labels.tolist() == [1, 0]
+
+
+def test_one_class_is_allowed_here(tmp_path):
+    assert read_records(write(tmp_path, "a.csv", "text,label\na,x\n")).label_names == ("x",)
+
+
+def test_long_documents_pass_and_the_global_limit_stays(tmp_path):
+    before = csv.field_size_limit()
+    long = "word " * 40_000
+    assert read_records(write(tmp_path, "a.csv", f"text,label\n{long},1\n")).texts == (long,)
+    assert csv.field_size_limit() == before
+
+
+BAD = [
+    ("a.csv", "", "at least one row.*a.csv, which is empty"),
+    ("a.csv", " \n\n", "which is empty"),
+    ("a.csv", "text,label\n", "at least one row.*without any"),
+    ("a.jsonl", "\n", "which is empty"),
+    ("a.txt", "hello", r"end in \.csv, \.tsv, \.jsonl, \.ndjson.*a\.txt"),
+    ("a.csv", "texts,label\na,1\n", "column 'text'.*'texts', 'label'.*line 1.*mean 'texts'"),
+    ("a.csv", "text,kind\na,1\n", "column 'label'.*'text', 'kind'.*Pass the name"),
+    ("a.csv", "text,label,text\na,1,b\n", r"must differ.*\['text'\].*line 1"),
+    ("a.csv", "text,label\na,1\nb\n", "must have 2 fields.*1 in .*line 3"),
+    ("a.csv", "text,label\na,1\nb, c,1\n", "must have 2 fields.*3 in .*line 3"),
+    ("a.csv", "text,label\na,1\n ,1\n", "empty text ' '.*line 3"),
+    ("a.csv", "text,label\na,1\nb,\n", "needs a label.*line 3"),
+    ("a.csv", 'text,label\n"two\nlines\n",1\n\nb,\n', "needs a label.*line 6"),
+    ("a.csv", 'text,label\na,1\n"open,1\nb,2\n', "Quotes must be closed.*line 3"),
+    ("a.csv", b"text,label\na,1\n\xff,2\n", "UTF-8 text.*byte 0xff.*line 3"),
+    ("a.csv", b"\xef\xbb\xbftext,label\na,1\n\xff,2\n", "UTF-8 text.*byte 0xff.*line 3"),
+    ("a.csv", b"text,label\na\0,1\n", "NUL byte in .*line 2"),
+    ("a.csv", "text,label\na,1\n".encode("utf-16"), "NUL byte in .*line 1.*UTF-16"),
+    ("a.jsonl", '{"text": "a", "label": 1}\n{"text": \n', "JSON object.*line 2"),
+    ("a.jsonl", '{"text": "a", "label": 1}\n["b", 1]\n', "JSON object.*line 2.*Write"),
+    ("a.jsonl", '{"txt": "a", "label": 1}', "column 'text'.*line 1.*mean 'txt'"),
+    ("a.jsonl", '{"text": "a"}', "column 'label'.*'text'.*line 1"),
+    ("a.jsonl", '{"text": 5, "label": 1}', "must be a string.*type int.*line 1"),
+    ("a.jsonl", '{"text": null, "label": 1}', "must be a string.*None.*line 1"),
+    ("a.jsonl", '{"text": "", "label": 1}', "empty text.*line 1"),
+    ("a.jsonl", '{"text": "a\\u0000", "label": 1}', "NUL characters.*line 1"),
+    ("a.jsonl", '{"text": "a\\ud800", "label": 1}', "surrogate.*line 1"),
+    ("a.jsonl", '{"text": "a", "label": null}', "needs a label.*line 1"),
+    ("a.jsonl", '{"text": "a", "label": NaN}', "needs a label.*line 1"),
+    ("a.jsonl", '{"text": "a", "label": [1]}', "string, a number or a bool.*line 1"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD)
+def test_bad_files(tmp_path, name, content, message):
+    with pytest.raises(InputError, match=message):
+        read_records(write(tmp_path, name, content))
+
+
+def test_unseen_label_is_named_with_its_line(tmp_path):
+    path = write(tmp_path, "a.csv", 'text,label\n"a\nb",0\nc,2\n')
+    with pytest.raises(InputError, match=r"\['0', '1'\].*'2', unseen in training.*a.csv, line 4"):
+        read_records(path, label_names=("0", "1"))
+
+
+def test_missing_file_directory_and_equal_columns(tmp_path):
+    with pytest.raises(InputError, match=r"must exist.*none\.csv"):
+        read_records(tmp_path / "none.csv")
+    (tmp_path / "d.csv").mkdir()
+    with pytest.raises(InputError, match=r"must be one file.*directory"):
+        read_records(tmp_path / "d.csv")
+    with pytest.raises(InputError, match=r"must differ.*'text' for both"):
+        read_records(tmp_path / "a.csv", label_column="text")

@@ -1,0 +1,186 @@
+"""A small zoo of models: one of each kind the package promises to work with.
+
+Each entry makes a fresh, built, tiny model with fixed weights, and a batch for it. Dropout is off,
+so that runs can be compared.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+VOCABULARY, LENGTH, CLASSES = 50, 6, 3
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """One model of the zoo: its flavour, how to make it, and a batch of `n` examples for it."""
+
+    name: str
+    library: str
+    make: Any
+    features: Any
+
+    def batch(self, n, seed=0):
+        rng = np.random.default_rng(seed)
+        ids = rng.integers(1, VOCABULARY, (n, LENGTH)).astype("int32")
+        return self.features(ids), rng.integers(0, CLASSES, n).astype("int32")
+
+    def __repr__(self):
+        return self.name
+
+
+def keras_of(library):
+    if library == "keras":
+        import keras
+
+        return keras
+    import tf_keras
+
+    return tf_keras
+
+
+def _fixed(model):
+    """The same weights in every process, whatever ran before."""
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(0, 0.2, w.shape).astype(w.dtype) for w in model.get_weights()])
+    return model
+
+
+def _functional(library):
+    layers = keras_of(library).layers
+
+    def make():
+        ids = layers.Input((None,), dtype="int32", name="ids")
+        x = layers.Embedding(VOCABULARY, 8)(ids)
+        x = layers.LayerNormalization()(layers.add([x, layers.MultiHeadAttention(2, 4)(x, x)]))
+        x = layers.GlobalAveragePooling1D()(layers.Dense(8, activation="relu")(x))
+        return _fixed(keras_of(library).Model(ids, layers.Dense(CLASSES)(x)))
+
+    return make
+
+
+def _sequential(library):
+    layers = keras_of(library).layers
+
+    def make():
+        return _fixed(
+            keras_of(library).Sequential(
+                [
+                    layers.Input((None,), dtype="int32"),
+                    layers.Embedding(VOCABULARY, 8),
+                    layers.GlobalAveragePooling1D(),
+                    layers.Dense(CLASSES),
+                ]
+            )
+        )
+
+    return make
+
+
+def _subclassed(library):
+    keras = keras_of(library)
+
+    class Encoder(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.embed = keras.layers.Embedding(VOCABULARY, 8)
+            self.attend = keras.layers.MultiHeadAttention(2, 4)
+            self.head = keras.layers.Dense(CLASSES)
+
+        def call(self, inputs, training=False):
+            x = self.embed(inputs["ids"])
+            x = x + self.attend(x, x, training=training)
+            # A choice on a tensor's value: tf_keras leaves it to AutoGraph, Keras 3 has none.
+            return self.head(keras.layers.GlobalAveragePooling1D()(x))
+
+    def make():
+        model = Encoder()
+        model({"ids": np.ones((1, LENGTH), "int32")})
+        return _fixed(model)
+
+    return make
+
+
+def _kerashub():
+    import keras_hub
+
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=VOCABULARY,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        dropout=0.0,
+        max_sequence_length=16,
+    )
+    return _fixed(keras_hub.models.BertTextClassifier(backbone, num_classes=CLASSES, dropout=0.0))
+
+
+def hf_config(**overrides):
+    import transformers
+
+    return transformers.BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=16,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_labels=CLASSES,
+        **overrides,
+    )
+
+
+def _hugging_face():
+    import transformers
+
+    model = transformers.TFBertForSequenceClassification(hf_config())
+    model(model.dummy_inputs)
+    return _fixed(model)
+
+
+def _model_garden():
+    from official.nlp.modeling import models, networks
+
+    encoder = networks.BertEncoder(
+        vocab_size=VOCABULARY,
+        hidden_size=8,
+        num_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        dropout_rate=0.0,
+        attention_dropout_rate=0.0,
+        max_sequence_length=16,
+    )
+    return _fixed(models.BertClassifier(encoder, num_classes=CLASSES, dropout_rate=0.0))
+
+
+def _named(ids, mask, segments):
+    return lambda x: {ids: x, mask: np.ones_like(x), segments: np.zeros_like(x)}
+
+
+ZOO = (
+    Specimen("keras-functional", "keras", _functional("keras"), lambda x: x),
+    Specimen("keras-sequential", "keras", _sequential("keras"), lambda x: x),
+    Specimen("keras-subclassed", "keras", _subclassed("keras"), lambda x: {"ids": x}),
+    Specimen(
+        "kerashub-bert", "keras", _kerashub, _named("token_ids", "padding_mask", "segment_ids")
+    ),
+    Specimen("tf_keras-functional", "tf_keras", _functional("tf_keras"), lambda x: x),
+    Specimen("tf_keras-subclassed", "tf_keras", _subclassed("tf_keras"), lambda x: {"ids": x}),
+    Specimen(
+        "hugging-face-bert",
+        "tf_keras",
+        _hugging_face,
+        _named("input_ids", "attention_mask", "token_type_ids"),
+    ),
+    Specimen(
+        "model-garden-bert",
+        "tf_keras",
+        _model_garden,
+        _named("input_word_ids", "input_mask", "input_type_ids"),
+    ),
+)
