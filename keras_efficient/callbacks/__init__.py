@@ -5,6 +5,7 @@ import importlib
 _HOMES = {
     "Checkpoint": "keras_efficient.callbacks.checkpoint",
     "Progress": "keras_efficient.callbacks.progress",
+    "bars": "keras_efficient.callbacks.progress",
     "RunLog": "keras_efficient.callbacks.run_log",
     "Throughput": "keras_efficient.callbacks.throughput",
 }

@@ -58,7 +58,10 @@ class Checkpoint(Callback):
                 f"There must be a checkpoint to resume. Received: {str(self.directory)!r} without "
                 "one. Start the run without --resume."
             )
-        state = json.loads((found / "state.json").read_text())
+        try:
+            state = json.loads((found / "state.json").read_text())
+        except ValueError as error:
+            raise self._damaged(found, error) from error
         differing = {
             name: (state["settings"].get(name), value)
             for name, value in self.settings.items()
@@ -76,15 +79,13 @@ class Checkpoint(Callback):
                 str(found / "variables")
             ).assert_consumed()
         except (tf.errors.OpError, AssertionError, ValueError) as error:
-            raise InputError(
-                f"The checkpoint must fit the model and be whole. Received: {str(found)!r} "
-                f"({str(error).splitlines()[0]}). Delete it and start anew."
-            ) from error
+            raise self._damaged(found, error) from error
         self.epoch, self.step = state["epoch"], state["step"]
 
     def set_model(self, model):
         self.model = model
-        self._resumed_step, self._batch = self.step, self.step
+        self._resumed_step, self._batch, self._epoch = self.step, self.step, self.epoch
+        self._updates = self._now()
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._batch = epoch, self._resumed_step
@@ -92,11 +93,22 @@ class Checkpoint(Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self._batch += 1
+        self._updates = self._now()
         if self.every_steps and self._batch % self.every_steps == 0:
             self.save(self._epoch, self._batch)
 
     def on_epoch_end(self, epoch, logs=None):
         self.save(epoch + 1, 0)
+
+    def save_now(self):
+        """Save wherever an interrupted `fit` stands, if it has made an update."""
+        if self.model is None or self._now() == 0:
+            return
+        # The interrupt may have come between an update and the hook that counts it.
+        self.save(self._epoch, self._batch + self._now() - self._updates)
+
+    def _now(self):
+        return int(self.model.optimizer.iterations.numpy())
 
     def save(self, epoch, step):
         """Write the state after `epoch` whole epochs and `step` updates of the next."""
@@ -107,9 +119,10 @@ class Checkpoint(Callback):
         tf.train.Checkpoint(variables=_variables(self.model)).write(str(new / "variables"))
         state = {"epoch": epoch, "step": step, "settings": self.settings}
         (new / "state.json").write_text(json.dumps(state))
-        # Two renames, and `_find` knows the name in between.
-        shutil.rmtree(self.directory / ".old", ignore_errors=True)
+        # Two renames, and `_find` knows the name in between. Without a "last", the save before was
+        # killed there, and ".old" is all there is.
         if (self.directory / "last").exists():
+            shutil.rmtree(self.directory / ".old", ignore_errors=True)
             os.rename(self.directory / "last", self.directory / ".old")
         os.rename(new, self.directory / "last")
         shutil.rmtree(self.directory / ".old", ignore_errors=True)
@@ -118,6 +131,12 @@ class Checkpoint(Callback):
     def remove(self):
         """Delete the checkpoint: the run is done."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _damaged(self, found, error):
+        return InputError(
+            f"The checkpoint must fit the model and be whole. Received: {str(found)!r} "
+            f"({(str(error).splitlines() or [type(error).__name__])[0]}). Delete it and start anew."
+        )
 
     def _find(self):
         for name in ("last", ".old"):

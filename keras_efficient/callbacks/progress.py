@@ -2,8 +2,8 @@
 
 from rich.progress import (
     BarColumn,
+    MofNCompleteColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import (
@@ -14,15 +14,13 @@ from keras_efficient.flavor import Callback
 
 
 def bars(console=None):
-    """The bars of this package: phase, bar, step, speed, time left."""
+    """The bars of this package: phase, bar, step, speed, time left (in the end: taken)."""
     return Bars(
-        TextColumn("[bold]{task.description:<14}"),
-        BarColumn(bar_width=28),
-        TextColumn("{task.completed:>5.0f}/{task.total:<5.0f} {task.fields[unit]:<5}"),
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
         TextColumn("[cyan]{task.fields[speed]}"),
-        TimeElapsedColumn(),
-        TextColumn("[dim]ETA"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
     )
 
@@ -81,7 +79,7 @@ class Progress(Callback):
         if self.bars is None:
             self._bars.start()
         steps = (self.params or {}).get("steps") or 0
-        self._task = self._bars.add_task(description, total=steps, unit="steps", speed="")
+        self._task = self._bars.add_task(description, total=steps, speed="")
 
     def _close(self):
         self._bars.stop_task(self._task)

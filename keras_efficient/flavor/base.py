@@ -1,7 +1,7 @@
 """What the rest of the package needs to know of a Keras library, and nothing more."""
 
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -43,6 +43,14 @@ def common_weight(weights):
         f"them. Received losses averaged by: {sorted(kinds) or 'masks of their own'}. Give the "
         "losses the same `reduction` and no masks, or train without `ke.accumulate`."
     )
+
+
+def flat_logs(logs):
+    """`logs` as both `fit`s show them: {"compile_metrics": {"accuracy": a}} is {"accuracy": a}."""
+    flat = {}
+    for name, value in logs.items():
+        flat.update(flat_logs(value) if isinstance(value, dict) else {name: value})
+    return flat
 
 
 class Flavor(ABC):
@@ -110,6 +118,10 @@ class Flavor(ABC):
 
     # --- metrics -------------------------------------------------------------------------------
 
+    def still_loss(self, model):
+        """A context in which the metric called "loss" does not move."""
+        return nullcontext()
+
     @abstractmethod
     def track_loss(self, model, loss, examples):
         """Record `loss`, the mean over `examples` examples, in the metric called "loss"."""
@@ -119,6 +131,19 @@ class Flavor(ABC):
         return dict(model.get_metrics_result())
 
     # --- optimizer -----------------------------------------------------------------------------
+
+    def build_optimizer(self, model):
+        """Create the optimizer's variables, outside of any graph.
+
+        Both libraries do it while they trace the first update, and the graph then keeps a zero
+        tensor for each of them.
+        """
+        import tensorflow as tf
+
+        optimizer = model.optimizer
+        if not getattr(optimizer, "built", False) and hasattr(optimizer, "build"):
+            with tf.init_scope():
+                optimizer.build(model.trainable_variables)
 
     @abstractmethod
     def gradients(self, model, tape, loss, variables) -> list:
@@ -135,16 +160,16 @@ class Flavor(ABC):
         return EXAMPLES
 
     def own_logs(self, model, train_step, data) -> list[str]:
-        """The names among the logs of the model's own `train_step` that are not its metrics."""
+        """The names in the logs of the model's own `train_step`."""
         import tensorflow as tf
 
         if type(model).train_step.__module__.startswith("transformers."):
-            return []
+            return list(self.metrics_result(model))
         with tf.init_scope(), self.recording(model, 1.0):
             spec = tf.nest.map_structure(tf.type_spec_from_value, data)
             step = tf.autograph.experimental.do_not_convert(lambda data: train_step(data))
             logs = tf.function(step).get_concrete_function(spec).structured_outputs
-        return sorted(set(logs) - set(self.metrics_result(model)))
+        return list(flat_logs(logs))
 
     @contextmanager
     def recording(self, model, weight):
@@ -171,7 +196,7 @@ class Recording:
 
     def __init__(self, flavor, model, weight):
         self.flavor, self.model, self.weight = flavor, model, weight
-        self.gradients = self.variables = None
+        self.gradients = self.variables = self.loss = None
 
     def minimize(self, loss, var_list, tape=None, **kwargs):
         import tensorflow as tf
@@ -182,6 +207,7 @@ class Recording:
             loss = loss() if callable(loss) else loss
             # Cheaper than multiplying every gradient.
             loss *= tf.cast(self.weight, loss.dtype)
+        self.loss = loss
         variables = list(var_list() if callable(var_list) else var_list)
         self._take(self.flavor.gradients(self.model, tape, loss, variables), variables)
 

@@ -1,5 +1,8 @@
 """Keras 3 on the TensorFlow backend, KerasHub included."""
 
+import functools
+from contextlib import contextmanager
+
 import keras
 import tensorflow as tf
 
@@ -44,11 +47,13 @@ class Keras3(Flavor):
             loss = model._compute_loss(x, y, y_pred, sample_weight, training=True)
             weight = EXAMPLES
         else:
-            extra = sum(map(model._aggregate_additional_loss, model.losses)) or None
+            added = [model._aggregate_additional_loss(loss) for loss in model.losses]
+            extra = tf.add_n(added) if added else None
             if model._compile_loss is None:
                 loss, extra, weight = extra, None, EXAMPLES
             else:
-                loss = model._compile_loss(y, y_pred, sample_weight)
+                with _weighing(model._compile_loss.metrics, tf.shape(tf.nest.flatten(x)[0])[0]):
+                    loss = model._compile_loss(y, y_pred, sample_weight)
                 weight = _weight(model._compile_loss, y_pred, sample_weight)
         model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return Forward(loss, extra, weight)
@@ -72,6 +77,28 @@ class Keras3(Flavor):
 def _seeds(layer):
     """The states of a layer's random seed generators."""
     return [generator.state for generator in layer._seed_generators]
+
+
+@contextmanager
+def _weighing(trackers, examples):
+    """Let the per-output loss trackers weigh a microbatch by its examples.
+
+    Keras weighs by the static batch size, which is not known in a loop.
+    """
+    updates = [tracker.update_state for tracker in trackers]
+    for tracker, update in zip(trackers, updates, strict=True):
+        # Past Keras' own __setattr__, which would track the attribute.
+        weighing = functools.partial(_update, update, examples)
+        object.__setattr__(tracker, "update_state", weighing)
+    try:
+        yield
+    finally:
+        for tracker in trackers:
+            object.__delattr__(tracker, "update_state")
+
+
+def _update(update, examples, value, sample_weight=None):
+    return update(value, sample_weight=examples)
 
 
 def _weight(compile_loss, y_pred, sample_weight):

@@ -1,5 +1,7 @@
 """tf_keras (Keras 2): Hugging Face TF, TF Model Garden and TF-MOT models."""
 
+from contextlib import contextmanager
+
 import tensorflow as tf
 import tf_keras
 
@@ -11,7 +13,8 @@ class TfKeras(Flavor):
     keras = tf_keras
 
     def value(self, variable):
-        return variable
+        # Under a mixed policy layers hold a wrapper that casts on reading.
+        return getattr(variable, "_variable", variable) if _casts(variable) else variable
 
     def path(self, variable):
         return variable.name.removesuffix(":0")
@@ -28,11 +31,11 @@ class TfKeras(Flavor):
         x, y, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
         y_pred = self.call(model, x, training=True)
         losses = model.compiled_loss
-        with _still(losses):
-            if type(model).compute_loss is not tf_keras.Model.compute_loss:
-                loss, extra = model.compute_loss(x, y, y_pred, sample_weight), None
-                weight = EXAMPLES
-            else:
+        if _has_own_compute_loss(model):
+            loss, extra = model.compute_loss(x, y, y_pred, sample_weight), None
+            weight = EXAMPLES
+        else:
+            with self.still_loss(model):
                 extra = tf.add_n(model.losses) if model.losses else None
                 loss = losses(y, y_pred, sample_weight)
                 if loss is None:
@@ -59,8 +62,10 @@ class TfKeras(Flavor):
         labels = labels.get("labels") if isinstance(labels, dict) else labels
         if labels is None:
             return EXAMPLES
-        if "TFCausalLanguageModelingLoss" in mixins:
-            labels = labels[:, 1:]
+        causal = "TFCausalLanguageModelingLoss" in mixins
+        if causal and not mixins & {"TFMaskedLanguageModelingLoss"}:
+            # Decoders compare with the next token; encoder-decoders get their labels shifted.
+            labels = labels if model.config.is_encoder_decoder else labels[:, 1:]
         counted = labels >= 0 if "TFTokenClassificationLoss" in mixins else labels != -100
         return tf.reduce_sum(tf.cast(counted, tf.float32))
 
@@ -68,14 +73,27 @@ class TfKeras(Flavor):
         parts = [*model._flatten_layers(), model.compiled_loss, model.compiled_metrics]
         return all(part is None or part.built for part in parts)
 
+    def still_loss(self, model):
+        return _still(model.compiled_loss)
+
     def track_loss(self, model, loss, examples):
-        model.compiled_loss._total_loss_mean.update_state(loss, sample_weight=examples)
+        # A `compute_loss` of the model's own tracks what it likes, in every microbatch.
+        if self.has_own_train_step(model) or not _has_own_compute_loss(model):
+            model.compiled_loss._total_loss_mean.update_state(loss, sample_weight=examples)
 
     def gradients(self, model, tape, loss, variables):
         optimizer = model.optimizer
         # Model Garden's and Hugging Face's optimizers are of the older, "legacy" family.
         compute = getattr(optimizer, "compute_gradients", None) or optimizer._compute_gradients
         return [gradient for gradient, _ in compute(loss, variables, tape=tape)]
+
+
+def _has_own_compute_loss(model):
+    return type(model).compute_loss is not tf_keras.Model.compute_loss
+
+
+def _casts(variable):
+    return type(variable).__name__.startswith("AutoCast")
 
 
 _TOKEN_LOSSES = {
@@ -86,23 +104,17 @@ _TOKEN_LOSSES = {
 }
 
 
-class _Silent:
-    def update_state(self, *args, **kwargs):
-        pass
-
-
-class _still:
+@contextmanager
+def _still(losses):
     """Keep the "loss" metric of a LossesContainer still while the container is called."""
-
-    def __init__(self, losses):
-        self.losses = losses
-
-    def __enter__(self):
-        self.mean = self.losses._total_loss_mean
-        self.losses._total_loss_mean = _Silent()
-
-    def __exit__(self, *exception):
-        self.losses._total_loss_mean = self.mean
+    mean = losses._total_loss_mean
+    update = mean.update_state
+    # Past Keras' own __setattr__, which would track the attribute.
+    object.__setattr__(mean, "update_state", lambda *args, **kwargs: None)
+    try:
+        yield
+    finally:
+        object.__setattr__(mean, "update_state", update)
 
 
 def _weight(losses, y_pred):

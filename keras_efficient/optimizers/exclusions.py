@@ -27,9 +27,18 @@ def excluding(base):
             # A tuple would be tracked as a list of state by tf_keras.
             self.exclude = "\n".join(exclude)
 
+        def build(self, variables):
+            patterns = list(filter(None, self.exclude.split("\n")))
+            self._kept = frozenset(
+                self._var_key(variable)
+                for variable in variables
+                if any(re.search(pattern, flavor.path(variable)) for pattern in patterns)
+            )
+            super().build(variables)
+
         def _use_weight_decay(self, variable):
-            patterns = filter(None, self.exclude.split("\n"))
-            return not any(re.search(pattern, flavor.path(variable)) for pattern in patterns)
+            # Both libraries ask about a bare tf.Variable, which in Keras 3 has no path.
+            return self._var_key(variable) not in self._kept
 
         def get_config(self):
             return {**super().get_config(), "exclude": self.exclude.split("\n")}

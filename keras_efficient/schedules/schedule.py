@@ -17,7 +17,7 @@ class Schedule:
 
     Example:
         >>> schedule = ke.schedules.warmup_linear(1e-3, warmup_steps=10, total_steps=100)
-        >>> float(schedule(5))
+        >>> round(float(schedule(5)), 6)
         0.0005
     """
 

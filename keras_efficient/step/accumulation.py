@@ -1,9 +1,11 @@
 """Accumulate gradients over microbatches: a small batch's memory, a large batch's update."""
 
+from contextlib import nullcontext
+
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
-from keras_efficient.flavor.base import EXAMPLES, SUM
+from keras_efficient.flavor.base import EXAMPLES, SUM, flat_logs
 from keras_efficient.step import hook
 from keras_efficient.step.gradient_sums import GradientSums
 from keras_efficient.step.microbatches import batch_size, sum_over
@@ -69,15 +71,16 @@ def accumulate(model, microbatches=None, *, microbatch_size=None):
 
     def size_of(examples):
         if microbatch_size is not None:
-            return tf.constant(microbatch_size)
-        known = tf.get_static_value(examples)
-        if known is not None and known < microbatches:
+            return microbatch_size
+        known = isinstance(examples, int)
+        if known and examples < microbatches:
             raise ValueError(
                 "A batch cannot be split into more microbatches than it has examples. Received: "
-                f"microbatches={microbatches} for a batch of {known}. Use a larger batch, fewer "
+                f"microbatches={microbatches} for a batch of {examples}. Use a larger batch, fewer "
                 "microbatches, or `microbatch_size`."
             )
-        return tf.maximum(1, -(-examples // microbatches))
+        size = -(-examples // microbatches)
+        return size if known else tf.maximum(1, size)
 
     step = hook.attach(model)
     own = step.plain if flavor.has_own_train_step(model) else None
@@ -97,6 +100,7 @@ class _Accumulation:
         model, flavor = self.model, self.flavor
         if not flavor.is_ready(model):
             flavor.prepare(model, tf.nest.map_structure(_spec_of_any_batch, data))
+        flavor.build_optimizer(model)
         variables = list(map(flavor.value, model.trainable_variables))
         if self.sums is None or not self.sums.fits(variables):
             self.sums = GradientSums(variables)
@@ -106,12 +110,15 @@ class _Accumulation:
         part = kind(model, flavor, data, self.sums, static, self.own, context)
 
         self.sums.open()
-        sums = sum_over(part, data, self.size_of(part.examples), part.zeros(), static=static)
+        # The loop waits for `open`: it must be known that sums were begun if a microbatch fails.
+        with tf.control_dependencies([self.sums.dirty.read_value()]):
+            sums = sum_over(part, data, self.size_of(part.examples), part.zeros(), static=static)
         gradients = self.sums.read(sums["weight"] if part.weighted else None)
         # A variable that no microbatch reached gets no update at all, as in a plain step.
         pairs = zip(gradients, model.trainable_variables, part.reached, strict=True)
         flavor.apply(model, *zip(*[(g, v) for g, v, reached in pairs if reached], strict=True))
-        self.sums.close()
+        with tf.control_dependencies([sums["weight"]]):
+            self.sums.close()
         return part.logs(sums)
 
 
@@ -191,21 +198,31 @@ class _OwnStep(_CompiledLoss):
         super().__init__(*args)
         self.weighted = self.flavor.own_weight(self.model, self.data) is not EXAMPLES
         self.names = self.flavor.own_logs(self.model, self.own, self.data)
+        metrics = self.flavor.metrics_result(self.model)
+        self.means = [name for name in self.names if name not in metrics]
 
     def zeros(self):
-        return {name: tf.constant(0.0) for name in ("weight", *self.names)}
+        return {name: tf.constant(0.0) for name in ("weight", "own loss", *self.means)}
 
     def __call__(self, part):
-        weight = self.fraction(part)
+        weight, still = self.fraction(part), nullcontext()
         if self.weighted:
             weight = self.flavor.own_weight(self.model, part) / tf.cast(self.examples, tf.float32)
-        with self.flavor.recording(self.model, weight) as recording:
-            logs = self.own(part)
+            # The metric called "loss" would take every microbatch for equal, and the 0/0 of one
+            # without a counted token.
+            still = self.flavor.still_loss(self.model)
+        with still, self.flavor.recording(self.model, weight) as recording:
+            logs = flat_logs(self.own(part))
         by_id = dict(zip(map(id, recording.variables), recording.gradients, strict=True))
         gradients = [by_id.get(id(v)) for v in self.model.trainable_variables]
-        logged = {name: tf.cast(logs[name], tf.float32) * weight for name in self.names}
-        return self.add(gradients, {"weight": weight, **logged})
+        scalars = {name: tf.cast(logs[name], tf.float32) * weight for name in self.means}
+        loss = tf.reduce_sum(tf.cast(recording.loss, tf.float32)) if self.weighted else 0.0
+        return self.add(gradients, {"weight": weight, "own loss": loss, **scalars})
 
     def logs(self, sums):
-        means = {name: sums[name] / sums["weight"] for name in self.names}
-        return {**self.flavor.metrics_result(self.model), **means}
+        if self.weighted:
+            # With weight 1: that of a loss of shape [1], as transformers' token losses have it.
+            self.flavor.track_loss(self.model, sums["own loss"] / sums["weight"], 1)
+        logs = self.flavor.metrics_result(self.model)
+        logs.update((name, sums[name] / sums["weight"]) for name in self.means)
+        return {name: logs[name] for name in self.names}

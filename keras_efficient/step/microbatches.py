@@ -4,11 +4,15 @@ import tensorflow as tf
 
 
 def batch_size(data):
-    """The number of examples in `data` (any nest of tensors that share their first dimension)."""
+    """The number of examples in `data` (any nest of tensors that share their first dimension).
+
+    An int where the shape tells, else a scalar int32 tensor.
+    """
     first = next(leaf for leaf in tf.nest.flatten(data) if leaf is not None)
     if isinstance(first, tf.RaggedTensor):
         return tf.cast(first.nrows(), tf.int32)
-    return tf.shape(first)[0]
+    known = first.shape[0]
+    return tf.shape(first)[0] if known is None else known
 
 
 def sum_over(function, data, size, zeros, *, static=False):
@@ -20,7 +24,7 @@ def sum_over(function, data, size, zeros, *, static=False):
     Args:
         function: slice of `data` -> nest of tensors like `zeros`.
         data: nest of tensors `[examples, ...]`; None leaves stay None.
-        size: scalar int32 tensor, the examples per slice; the last slice may be smaller.
+        size: int or scalar int32 tensor, the examples per slice; the last slice may be smaller.
         zeros: nest of tensors to start from.
         static: XLA needs one shape for all turns of the loop: put the smaller last slice, if
             there is one, into a second copy of `function` behind the loop.

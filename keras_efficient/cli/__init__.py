@@ -1,0 +1,5 @@
+"""The command line: thin, every command calls the public functions."""
+
+from keras_efficient.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,117 @@
+"""The commands and their options."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from keras_efficient.errors import InputError
+
+app = typer.Typer(
+    help="Train a Transformer several times cheaper and ship it several times smaller.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+#: Options that `finetune` and `demo` share.
+Library = Annotated[str, typer.Option(help="keras (KerasHub) or tf_keras (Hugging Face TF).")]
+Epochs = Annotated[int, typer.Option(help="Passes over the training data.")]
+BatchSize = Annotated[int, typer.Option(help="Examples per optimizer update.")]
+MicrobatchSize = Annotated[
+    int | None, typer.Option(help="Examples in memory at once; default: the batch size.")
+]
+LearningRate = Annotated[float, typer.Option(help="Highest learning rate, after the warm-up.")]
+Precision = Annotated[str, typer.Option(help="auto, float32, mixed_bfloat16 or mixed_float16.")]
+MaxLength = Annotated[int, typer.Option(help="Cut longer texts, in tokens.")]
+Seed = Annotated[int, typer.Option(help="Of the split, the shuffling and the dropout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, train nothing.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+
+
+@app.command()
+def finetune(
+    data: Annotated[Path, typer.Argument(help="CSV, TSV or JSONL file with a header.")],
+    model: Annotated[str, typer.Option(help="Model folder, or the name of a preset.")],
+    output: Annotated[Path, typer.Option(help="Where versions 1, 2, ... of the model go.")],
+    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    validation_data: Annotated[
+        Path | None, typer.Option(help="Labelled file to evaluate on, instead of a share.")
+    ] = None,
+    validation: Annotated[
+        float, typer.Option(help="Share of the data to hold out (below 1), or how many rows.")
+    ] = 0.1,
+    library: Library = "keras",
+    epochs: Epochs = 2,
+    batch_size: BatchSize = 32,
+    microbatch_size: MicrobatchSize = None,
+    learning_rate: LearningRate = 5e-5,
+    precision: Precision = "auto",
+    max_length: MaxLength = 128,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+):
+    """Fine-tune a text classifier, evaluate it, and export it as a checked SavedModel."""
+    from keras_efficient.cli.finetune import Settings, run
+
+    run(Settings(**{name: value for name, value in locals().items() if name in Settings.names()}))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where the model goes.")] = Path(
+        "saved_models/movie_reviews"
+    ),
+    library: Library = "keras",
+    epochs: Epochs = 1,
+    batch_size: BatchSize = 32,
+    microbatch_size: MicrobatchSize = None,
+    learning_rate: LearningRate = 1e-4,
+    precision: Precision = "auto",
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+):
+    """Fine-tune MiniLM on 9,000 movie reviews, test on 1,605 others, export and check it."""
+    from keras_efficient.cli.finetune import Settings, run
+    from keras_efficient.data import real
+
+    console = Console(stderr=True)
+    with console.status("Fetching MiniLM and the movie reviews ..."):
+        model, data = str(real.minilm()), real.movie_reviews()
+    del console
+    validation, max_length, text_column, label_column = 1605, 128, "text", "label"
+    validation_data = None
+    run(Settings(**{name: value for name, value in locals().items() if name in Settings.names()}))
+
+
+def main(arguments=None):
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    # TensorFlow's start-up notes would bury ours.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    command = typer.main.get_command(app)
+    console = Console(stderr=True)
+    try:
+        code = command.main(arguments, standalone_mode=False)
+    except InputError as error:
+        console.print(f"[bold red]Error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        code = 2
+    except Exception as error:
+        # Typer's own usage errors know how to show themselves; anything else is a bug of ours.
+        if not hasattr(error, "exit_code"):
+            raise
+        if hasattr(error, "show"):
+            error.show()
+        code = error.exit_code
+    sys.exit(code or 0)
+
+
+def _plain(error):
+    from rich.markup import escape
+
+    return escape(str(error))

@@ -1,0 +1,142 @@
+"""Throughput counts exactly; RunLog and Progress show what happened."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from rich.console import Console
+from training import compiled, fit
+from zoo import ZOO
+
+import keras_efficient as ke
+from keras_efficient.callbacks.progress import bars
+
+BY_NAME = {specimen.name: specimen for specimen in ZOO}
+masked = pytest.mark.parametrize("name", ["kerashub-bert", "hugging-face-bert"])
+small = pytest.mark.parametrize("name", ["keras-sequential", "tf_keras-functional"])
+MASKS = ("padding_mask", "attention_mask")
+
+
+def batch(specimen, n):
+    """A batch whose text i has 1 + i % 6 real tokens; returns also the number of each."""
+    x, y = specimen.batch(n)
+    lengths = 1 + np.arange(n) % 6
+    mask = next(name for name in MASKS if name in x)
+    x[mask] = (np.arange(6) < lengths[:, None]).astype("int32")
+    return x, y, lengths
+
+
+@masked
+@pytest.mark.parametrize("accumulated", [False, True])
+def test_examples_tokens_and_padding_are_counted_exactly(name, accumulated):
+    specimen = BY_NAME[name]
+    model = compiled(specimen.library, specimen.make())
+    ke.accumulate(model, 2 if accumulated else None)
+    x, y, lengths = batch(specimen, 22)
+    speed = ke.callbacks.Throughput()
+    history = fit(model, x, y, batch_size=4, callbacks=[speed])
+    # Two steps of 4 warm up; 14 examples are left, the last batch has 2.
+    assert speed.examples == 14
+    assert speed.tokens == lengths[8:].sum()
+    assert speed.padding_share == pytest.approx(1 - lengths.sum() / (22 * 6))
+    assert history["examples_per_second"][0] == pytest.approx(speed.examples_per_second)
+    assert history["tokens_per_second"][0] == pytest.approx(speed.tokens_per_second)
+    assert speed.tokens / speed.tokens_per_second == pytest.approx(
+        speed.examples / speed.examples_per_second
+    )
+    times = speed.step_seconds
+    assert 0 < times["p50"] <= times["p95"] <= times["max"] < speed.first_step_seconds
+    assert speed.peak_memory_bytes > 1e8
+    assert "examples/s" in str(speed) and "padding" in str(speed)
+    assert ("train_step" in vars(model)) is accumulated
+
+
+@small
+def test_without_a_mask_there_are_no_tokens(name):
+    specimen = BY_NAME[name]
+    model = compiled(specimen.library, specimen.make())
+    speed = ke.callbacks.Throughput()
+    x, y = specimen.batch(10)
+    history = fit(model, x, y, batch_size=3, epochs=2, callbacks=[speed])
+    assert speed.examples == 20 - 6
+    assert speed.tokens is speed.padding_share is speed.tokens_per_second is None
+    assert "tokens_per_second" not in history
+    assert len(history["examples_per_second"]) == 2
+    assert "train_step" not in vars(model)
+    # The same callback counts the next fit afresh.
+    fit(model, x, y, batch_size=5, epochs=2, callbacks=[speed])
+    assert speed.examples == 10
+
+
+@small
+def test_run_log_has_every_step_and_epoch(name):
+    specimen = BY_NAME[name]
+    rate = ke.schedules.warmup_linear(0.1, warmup_steps=2, total_steps=6)
+    optimizer = ke.optimizers.AdamW(rate, library=specimen.library)
+    model = compiled(specimen.library, specimen.make(), optimizer)
+    x, y = specimen.batch(9)
+    speed = ke.callbacks.Throughput()
+    log = ke.callbacks.RunLog(speed)
+    history = fit(
+        model, x, y, batch_size=3, epochs=2, callbacks=[speed, log], validation_data=(x, y)
+    )
+    assert [entry["step"] for entry in log.steps] == [1, 2, 3, 4, 5, 6]
+    assert [entry["learning_rate"] for entry in log.steps] == pytest.approx(
+        [float(rate(step)) for step in range(1, 7)]
+    )
+    assert all(entry["examples_per_second"] > 0 for entry in log.steps)
+    assert log.steps[2]["loss"] == pytest.approx(history["loss"][0], rel=1e-5)
+    assert [entry["epoch"] for entry in log.epochs] == [1, 2]
+    for key in ("loss", "accuracy", "val_loss"):
+        assert [entry[key] for entry in log.epochs] == pytest.approx(history[key])
+
+
+def test_run_log_without_throughput_and_with_a_constant_rate():
+    specimen = BY_NAME["keras-sequential"]
+    model = compiled("keras", specimen.make())
+    log = ke.callbacks.RunLog()
+    fit(model, *specimen.batch(6), batch_size=3, callbacks=[log])
+    assert [set(entry) for entry in log.steps] == [{"step", "loss", "learning_rate"}] * 2
+    assert log.steps[0]["learning_rate"] == 0.5
+
+
+@small
+def test_progress_draws_fit_and_evaluate(name):
+    specimen = BY_NAME[name]
+    model = compiled(specimen.library, specimen.make())
+    screen = io.StringIO()
+    shared = bars(Console(file=screen, force_terminal=True, width=120))
+    x, y = specimen.batch(9)
+    speed = ke.callbacks.Throughput()
+    progress = ke.callbacks.Progress(shared, speed)
+    with shared:
+        fit(
+            model,
+            x,
+            y,
+            batch_size=3,
+            epochs=2,
+            callbacks=[speed, progress],
+            validation_data=(x, y),
+        )
+        model.evaluate(x, y, batch_size=3, verbose=0, callbacks=[progress])
+    train, evaluate = shared.tasks
+    assert (train.description, train.completed, train.total) == ("train 2/2", 6, 6)
+    assert (evaluate.description, evaluate.completed) == ("evaluate", 3)
+    assert train.finished_time is not None or train.stop_time is not None
+    drawn = screen.getvalue()
+    for text in ("train 2/2", "evaluate", "loss", "accuracy", "ex/s", "steps"):
+        assert text in drawn
+
+
+def test_progress_opens_and_closes_a_display_of_its_own(monkeypatch):
+    screen = io.StringIO()
+    made = bars(Console(file=screen, force_terminal=True, width=120))
+    monkeypatch.setattr("keras_efficient.callbacks.progress.bars", lambda: made)
+    specimen = BY_NAME["keras-sequential"]
+    model = compiled("keras", specimen.make())
+    data = tf.data.Dataset.from_tensor_slices(specimen.batch(6)).batch(3)
+    model.fit(data, verbose=0, callbacks=[ke.callbacks.Progress()])
+    assert not made.live.is_started
+    assert "train 1/1" in screen.getvalue()

@@ -1,0 +1,69 @@
+"""A tiny BERT folder and a small review file."""
+
+import shutil
+
+import pytest
+from command_line import (
+    Exported,
+    finetune_arguments,
+    keras_efficient,
+    review_rows,
+    write_bert,
+    write_reviews,
+)
+
+import keras_efficient as ke
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory):
+    """A tiny Hugging Face BERT folder, with dropout."""
+    return write_bert(tmp_path_factory.mktemp("models") / "bert", dropout=0.1)
+
+
+@pytest.fixture(scope="session")
+def bert_without_dropout(tmp_path_factory):
+    return write_bert(tmp_path_factory.mktemp("models") / "bert", dropout=0.0)
+
+
+@pytest.fixture
+def bert_copy(bert, tmp_path):
+    """A copy of the folder, to spoil."""
+    return shutil.copytree(bert, tmp_path / "bert_copy")
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory):
+    """A CSV file of 60 reviews."""
+    return write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv", review_rows(60))
+
+
+@pytest.fixture(scope="session")
+def run():
+    return keras_efficient
+
+
+@pytest.fixture(scope="session")
+def finetune():
+    """`finetune(data, model, output, **options)` runs the command and returns the outcome."""
+    return lambda *args, **options: keras_efficient(*finetune_arguments(*args, **options))
+
+
+@pytest.fixture
+def exported(monkeypatch):
+    """A list of what runs came to export; an empty version stands for the SavedModel.
+
+    For tests of the training: the real export takes seconds, and has tests of its own.
+    """
+    runs = []
+
+    def export(model, directory, *, sample, facts):
+        version = ke.serving.check_destination(directory)
+        version.mkdir(parents=True)
+        runs.append(Exported(model.get_weights(), facts))
+        return ke.serving.ExportReport(
+            version, 0, 0, 0.0, 0.0, {}, {}, "", accuracy=facts["accuracy"]
+        )
+
+    monkeypatch.setattr(ke, "export", export)
+    return runs

@@ -1,0 +1,378 @@
+"""Bad input: a clear message, exit code 2, and nothing trained or written."""
+
+import collections
+import os
+import shutil
+
+import pytest
+from command_line import bert_arrays, review_rows, versions, write_reviews
+
+import keras_efficient as ke
+
+
+class TrainedError(Exception):
+    """Not a SystemExit: it comes through the command line and fails the test."""
+
+
+@pytest.fixture(autouse=True)
+def no_fit(monkeypatch):
+    """Training raises."""
+    import keras_hub
+    import tf_keras
+
+    def fit(*args, **kwargs):
+        raise TrainedError
+
+    monkeypatch.setattr(keras_hub.models.TextClassifier, "fit", fit)
+    monkeypatch.setattr(tf_keras.Model, "fit", fit)
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Loading a model raises: what is asked for here shows before that."""
+
+    def load(*args, **kwargs):
+        raise TrainedError
+
+    monkeypatch.setattr(ke.models, "load", load)
+
+
+@pytest.fixture
+def output(tmp_path):
+    """An output folder in which nothing may appear."""
+    path = tmp_path / "out" / "reviews"
+    yield path
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_good_input_would_train(library, finetune, reviews, bert, tmp_path):
+    with pytest.raises(TrainedError):
+        finetune(reviews, bert, tmp_path / "out", library=library)
+
+
+def test_good_input_would_load_a_model(no_model, finetune, reviews, bert, output):
+    with pytest.raises(TrainedError):
+        finetune(reviews, bert, output)
+
+
+# The data file.
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_missing_file(suffix, no_model, finetune, tmp_path, bert, output):
+    data = tmp_path / f"nowhere{suffix}"
+    finetune(data, bert, output).refused("data file must exist", data)
+
+
+def test_directory_as_file(no_model, finetune, tmp_path, bert, output):
+    (tmp_path / "reviews.csv").mkdir()
+    finetune(tmp_path / "reviews.csv", bert, output).refused("must be one file", "directory")
+
+
+def test_wrong_suffix(no_model, finetune, tmp_path, bert, output):
+    data = tmp_path / "reviews.xlsx"
+    data.write_text("text,label\ngood,1\nbad,0\n")
+    finetune(data, bert, output).refused(".csv, .tsv, .jsonl", data)
+
+
+FILES = {
+    "empty": ("a.csv", "", ["at least one row", "a.csv, which is empty"]),
+    "only blank lines": ("a.jsonl", "\n \n", ["at least one row", "a.jsonl, which is empty"]),
+    "only a header": ("a.csv", "text,label\n", ["at least one row", "a.csv without any"]),
+    "no text column": ("a.csv", "texts,label\ngood,1\n", ["column 'text'", "'texts', 'label'"]),
+    "no label column": ("a.tsv", "text\tstars\ngood\t1\n", ["column 'label'", "a.tsv, line 1"]),
+    "no label key": (
+        "a.jsonl",
+        '{"text": "good", "label": 1}\n{"text": "bad"}\n',
+        ["column 'label'", "a.jsonl, line 2"],
+    ),
+    "empty text": ("a.csv", "text,label\ngood,1\n  ,0\n", ["empty text '  '", "a.csv, line 3"]),
+    "empty text in JSON": (
+        "a.jsonl",
+        '{"text": "good", "label": 1}\n\n{"text": "", "label": 0}\n',
+        ["empty text ''", "a.jsonl, line 3"],
+    ),
+    "text that is none": (
+        "a.jsonl",
+        '{"text": null, "label": 1}\n',
+        ["must be a string", "NoneType", "a.jsonl, line 1"],
+    ),
+    "empty label": ("a.csv", "text,label\ngood,1\nbad,\n", ["needs a label", "a.csv, line 3"]),
+    "one class": ("a.csv", "text,label\ngood,1\nbad,1\n", ["2 classes", "['1']", "a.csv"]),
+    "too many fields": (
+        "a.csv",
+        'text,label\n"two\nlines",1\nbad, very bad,0\n',
+        ["must have 2 fields", "Received: 3", "a.csv, line 4"],
+    ),
+    "open quote": ("a.csv", 'text,label\ngood,1\n"bad,0\n', ["Quotes", "a.csv, line 3"]),
+    "no JSON": (
+        "a.jsonl",
+        '{"text": "good", "label": 1}\n{"text": bad}\n',
+        ["must be a JSON object", '{"text": bad}', "a.jsonl, line 2"],
+    ),
+    "JSON, but no object": ("a.jsonl", '["good", 1]\n', ["JSON object", "a.jsonl, line 1"]),
+    "other encoding": (
+        "a.csv",
+        "text,label\ngood,1\ncaf\u00e9,0\n".encode("latin-1"),
+        ["UTF-8", "0xe9", "a.csv, line 3"],
+    ),
+    "UTF-16": ("a.csv", "text,label\ngood,1\n".encode("utf-16"), ["UTF-8", "NUL", "a.csv"]),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_bad_file(case, no_model, finetune, tmp_path, bert, output):
+    name, content, parts = FILES[case]
+    data = tmp_path / name
+    data.write_bytes(content if isinstance(content, bytes) else content.encode())
+    finetune(data, bert, output).refused(data, *parts)
+
+
+def test_named_columns_must_exist(no_model, finetune, reviews, bert, output):
+    finetune(reviews, bert, output, text_column="review").refused("'review'", "'text', 'label'")
+    finetune(reviews, bert, output, label_column="txt").refused("'txt'", "line 1")
+    finetune(reviews, bert, output, label_column="text").refused("must differ", "'text'")
+
+
+def test_validation_data_with_an_unseen_label(no_model, finetune, reviews, tmp_path, bert, output):
+    other = write_reviews(tmp_path / "val.csv", [*review_rows(4), ("so so", "neutral")])
+    outcome = finetune(reviews, bert, output, validation_data=other)
+    outcome.refused("'neutral'", "unseen in training", f"{other}, line 6")
+
+
+def test_validation_data_is_read_as_strictly(no_model, finetune, reviews, tmp_path, bert, output):
+    missing = tmp_path / "val.csv"
+    finetune(reviews, bert, output, validation_data=missing).refused("must exist", missing)
+    missing.write_text("text,label\n,negative\n")
+    finetune(reviews, bert, output, validation_data=missing).refused("empty", "val.csv, line 2")
+
+
+def test_label_only_in_the_validation_part(no_model, finetune, tmp_path, bert, output):
+    # The permutation of `split` is public: put the third label where seed 0 holds out.
+    import numpy as np
+
+    rows = review_rows(20)
+    held_out = int(np.random.default_rng(0).permutation(21)[-1])
+    rows.insert(held_out, ("so so", "neutral"))
+    data = write_reviews(tmp_path / "reviews.csv", rows)
+    outcome = finetune(data, bert, output, validation=1, seed=0)
+    outcome.refused("training part", "'neutral'", "--seed")
+
+
+@pytest.mark.parametrize("validation", [60, 1000, 0.001])
+def test_split_that_leaves_a_side_empty(validation, no_model, finetune, reviews, bert, output):
+    outcome = finetune(reviews, bert, output, validation=validation)
+    outcome.refused("Both sides", validation, "60 records", reviews)
+
+
+# The options.
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [
+        ("library", "torch", "keras, tf_keras"),
+        ("precision", "float64", "auto, float32, mixed_bfloat16, mixed_float16"),
+        ("epochs", 0, "must be positive"),
+        ("batch_size", 0, "must be positive"),
+        ("batch_size", -4, "must be positive"),
+        ("microbatch_size", 0, "must be positive"),
+        ("learning_rate", 0, "must be positive"),
+        ("learning_rate", "nan", "must be positive"),
+        ("learning_rate", "inf", "must be positive and finite"),
+        ("validation", 0, "must be positive"),
+        ("validation", -0.1, "must be positive"),
+        ("validation", "inf", "must be positive and finite"),
+        ("validation", 2.5, "whole number of rows"),
+        ("seed", -1, "from 0 to"),
+        ("seed", 2**32, "from 0 to"),
+    ],
+)
+def test_bad_option(option, value, rule, no_model, finetune, reviews, bert, output):
+    outcome = finetune(reviews, bert, output, **{option: value})
+    outcome.refused("--" + option.replace("_", "-"), rule, value)
+
+
+@pytest.mark.parametrize(("option", "value"), [("epochs", "two"), ("batch_size", 2.5)])
+def test_option_of_another_type(option, value, no_model, finetune, reviews, bert, output):
+    outcome = finetune(reviews, bert, output, **{option: value})
+    outcome.refused("--" + option.replace("_", "-"), "valid integer")
+
+
+def test_missing_or_unknown_words(run, reviews, bert, output):
+    run("finetune", reviews, "--output", output).refused("--model")
+    run("finetune", "--model", bert, "--output", output).refused("Missing argument")
+    run("finetune", reviews, "--model", bert, "--output", output, "--epoch").refused("--epoch")
+    run("finetun").refused("finetun")
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@pytest.mark.parametrize("max_length", [33, 2, 0])
+def test_max_length_beyond_the_model(max_length, library, finetune, reviews, bert, output):
+    outcome = finetune(reviews, bert, output, max_length=max_length, library=library)
+    outcome.refused("max_length", "3 to", "32", max_length)
+
+
+# The output.
+
+
+def test_output_under_a_file(no_model, finetune, reviews, bert, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    output = tmp_path / "file" / "reviews"
+    finetune(reviews, bert, output).refused("must be a folder", output, "is a file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_output_that_is_a_file(no_model, finetune, reviews, bert, tmp_path):
+    output = tmp_path / "reviews"
+    output.write_text("mine")
+    finetune(reviews, bert, output).refused("must be a folder", output)
+    assert output.read_text() == "mine"
+
+
+def test_unwritable_output(no_model, finetune, reviews, bert, output, monkeypatch):
+    # Root may write everywhere, whatever the permissions say; so the answer of the system is made.
+    truth, asked = os.access, []
+
+    def access(path, mode):
+        if not mode & os.W_OK:
+            return truth(path, mode)
+        asked.append(str(path))
+        return False
+
+    monkeypatch.setattr(os, "access", access)
+    finetune(reviews, bert, output).refused("must be writable", output)
+    assert asked == [str(output.parent.parent)]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_unwritable_output_for_a_user(no_model, finetune, reviews, bert, tmp_path):
+    tmp_path.chmod(0o500)
+    finetune(reviews, bert, tmp_path / "out").refused("must be writable")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs Linux' /proc")
+def test_output_where_even_root_may_not_write(finetune, reviews, bert):
+    # To root its permissions look fine.
+    finetune(reviews, bert, "/proc/reviews").refused("must be writable", "/proc/reviews")
+
+
+def test_version_that_exists(no_model, finetune, reviews, bert, tmp_path):
+    (tmp_path / "3").mkdir()
+    finetune(reviews, bert, tmp_path / "3").refused("never overwrites", tmp_path / "4")
+    assert not any((tmp_path / "3").iterdir())
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_full_disk(library, finetune, reviews, bert, output, monkeypatch):
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    finetune(reviews, bert, output, library=library).refused("free disk", output, "0.0 MB free")
+
+
+def test_disk_with_room_for_the_model_but_not_the_checkpoint(
+    finetune, reviews, bert, output, monkeypatch
+):
+    weight_bytes = sum(array.nbytes for array in bert_arrays().values())
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 4 * weight_bytes))
+    finetune(reviews, bert, output).refused("free disk", output)
+
+
+# The model.
+
+LIBRARIES = pytest.mark.parametrize("library", ["keras", "tf_keras"])
+
+
+@LIBRARIES
+def test_missing_folder(library, finetune, reviews, tmp_path, output):
+    model = tmp_path / "no_bert"
+    finetune(reviews, model, output, library=library).refused("folder must exist", model)
+
+
+@LIBRARIES
+def test_file_as_model(library, finetune, reviews, bert, output):
+    model = bert / "model.safetensors"
+    finetune(reviews, model, output, library=library).refused("A model is a folder", model)
+
+
+@LIBRARIES
+@pytest.mark.parametrize(
+    ("file", "rule"),
+    [
+        ("model.safetensors", "must hold weights"),
+        ("config.json", "must hold config.json"),
+    ],
+)
+def test_folder_without_a_file(file, rule, library, finetune, reviews, bert_copy, output):
+    (bert_copy / file).unlink()
+    finetune(reviews, bert_copy, output, library=library).refused(rule, bert_copy)
+
+
+@LIBRARIES
+def test_folder_without_tokenizer(library, finetune, reviews, bert_copy, output):
+    (bert_copy / "tokenizer.json").unlink()
+    (bert_copy / "vocab.txt").unlink()
+    outcome = finetune(reviews, bert_copy, output, library=library)
+    outcome.refused("tokenizer.json or vocab.txt", bert_copy)
+
+
+@LIBRARIES
+@pytest.mark.parametrize("damage", ["torn", "empty", "LFS pointer"])
+def test_corrupt_weights(damage, library, finetune, reviews, bert_copy, output):
+    path = bert_copy / "model.safetensors"
+    content = {
+        "torn": path.read_bytes()[:-100],
+        "empty": b"",
+        "LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 90\n",
+    }
+    path.write_bytes(content[damage])
+    finetune(reviews, bert_copy, output, library=library).refused("must be complete", path)
+
+
+@LIBRARIES
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+def test_corrupt_json(file, library, finetune, reviews, bert_copy, output):
+    (bert_copy / file).write_bytes((bert_copy / file).read_bytes()[:-40])
+    finetune(reviews, bert_copy, output, library=library).refused(bert_copy / file, "must be")
+
+
+@LIBRARIES
+def test_weights_of_another_size(library, finetune, reviews, bert_copy, output):
+    from safetensors.numpy import save_file
+
+    arrays = bert_arrays()
+    arrays["pooler.dense.weight"] = arrays["pooler.dense.weight"][:8, :8].copy()
+    save_file(arrays, bert_copy / "model.safetensors")
+    finetune(reviews, bert_copy, output, library=library).refused(bert_copy)
+
+
+@LIBRARIES
+def test_unknown_preset(library, finetune, reviews, output, monkeypatch):
+    # Without a network, so that no server is asked for a name that is nobody's.
+    import huggingface_hub
+    import transformers
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(transformers.utils.hub, "_is_offline_mode", True)
+    outcome = finetune(reviews, "no_such_preset", output, library=library)
+    outcome.refused("'no_such_preset'", "spelling")
+
+
+# --resume.
+
+
+def test_resume_without_checkpoint(finetune, reviews, bert, output):
+    outcome = finetune(reviews, bert, output, resume=True)
+    outcome.refused("must be a checkpoint", output / ".checkpoint", "without --resume")
+
+
+def test_dry_run_of_a_resume_without_checkpoint(finetune, reviews, bert, output):
+    finetune(reviews, bert, output, resume=True, dry_run=True).refused("must be a checkpoint")
+
+
+def test_earlier_versions_stay(finetune, reviews, bert, tmp_path):
+    (tmp_path / "out" / "1").mkdir(parents=True)
+    finetune(reviews, bert, tmp_path / "out", resume=True).refused("must be a checkpoint")
+    assert versions(tmp_path / "out") == ["1"]

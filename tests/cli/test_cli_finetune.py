@@ -1,0 +1,239 @@
+"""`keras-efficient finetune` from file to SavedModel."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import review_rows, versions, write_bert, write_reviews
+
+import keras_efficient as ke
+
+REPORT = {
+    "accuracy",
+    "bytes",
+    "created",
+    "data_fingerprint",
+    "examples_per_second",
+    "facts",
+    "latency_ms",
+    "max_abs_difference",
+    "max_rss_bytes",
+    "seed",
+    "signature",
+    "tolerance",
+    "versions",
+    "weight_bytes",
+}
+
+
+@pytest.fixture(scope="module", params=["keras", "tf_keras"])
+def done(request, finetune, reviews, bert, tmp_path_factory):
+    """(library, output folder, outcome) of one whole run."""
+    output = tmp_path_factory.mktemp("saved_models") / "reviews"
+    outcome = finetune(reviews, bert, output, library=request.param, epochs=2, seed=3)
+    return request.param, output, outcome
+
+
+def test_whole_run_writes_version_1(done):
+    _, output, outcome = done
+    assert outcome.code == 0, outcome
+    # And nothing else: no checkpoint, no scratch.
+    assert [path.name for path in output.iterdir()] == ["1"]
+    assert (output / "1" / "saved_model.pb").stat().st_size > 1000
+    assert "<svg" in (output / "1" / "report.html").read_text()
+
+
+def test_whole_run_reports(done, reviews):
+    library, output, _ = done
+    report = json.loads((output / "1" / "report.json").read_text())
+    assert report.keys() == REPORT
+    assert 0 <= report["accuracy"] <= 1
+    assert report["examples_per_second"] > 0
+    assert report["bytes"] > report["weight_bytes"] > 10_000
+    for batch in ("batch_1", "batch_8"):
+        times = report["latency_ms"][batch]
+        assert 0 < times["median"] <= times["p95"]
+    assert 0 <= report["max_abs_difference"] <= 1e-5
+    assert report["versions"].keys() >= {"python", "tensorflow", "numpy", library}
+    assert report["seed"] == 3
+    training, _ = ke.data.split(ke.data.read_records(reviews), validation=0.1, seed=3)
+    assert report["data_fingerprint"] == training.fingerprint
+    assert report["facts"]["labels"] == ["negative", "positive"]
+    assert report["facts"]["precision"] == "float32"
+
+
+def test_whole_run_prints_a_table(done):
+    _, output, outcome = done
+    report = json.loads((output / "1" / "report.json").read_text())
+    for part in (
+        f"{report['accuracy']:.2%}",
+        "examples/s",
+        "tokens/s",
+        f"{report['bytes'] / 1e6:.1f} MB",
+        f"{report['latency_ms']['batch_1']['median']:.1f} ms median",
+        f"{report['latency_ms']['batch_8']['p95']:.1f} ms p95",
+        f"{report['max_abs_difference']:.1e} largest difference",
+        str(output / "1"),
+        str(output / "1" / "report.html"),
+    ):
+        assert part in outcome.out
+    for part in ("54 to train on, 6 to evaluate on", "negative, positive", "float32: as asked"):
+        assert part in outcome.err
+
+
+def test_exported_model_serves_in_tensorflow_alone(done, bert):
+    import tensorflow as tf
+    from tokenizers import Tokenizer
+
+    library, output, _ = done
+    serve = tf.saved_model.load(str(output / "1")).signatures["serving_default"]
+    ids = Tokenizer.from_file(str(bert / "tokenizer.json")).encode("the film was great").ids
+    names = ke.data.tokenizer.KERASHUB if library == "keras" else ke.data.tokenizer.HUGGING_FACE
+    content = {"ids": ids, "mask": [1] * len(ids), "segments": [0] * len(ids)}
+    logits = serve(**{n: tf.constant([content[key]], tf.int32) for key, n in names.items()})
+    assert np.isfinite(logits["logits"].numpy()).all() and logits["logits"].shape == (1, 2)
+
+
+def test_second_run_writes_version_2(done, finetune, reviews, bert, monkeypatch):
+    library, output, _ = done
+    before = (output / "1" / "saved_model.pb").read_bytes()
+    outcome = finetune(reviews, bert, output, library=library)
+    assert outcome.code == 0 and versions(output) == ["1", "2"]
+    assert str(output / "2") in outcome.out
+    assert (output / "1" / "saved_model.pb").read_bytes() == before
+    shutil.rmtree(output / "2")
+
+
+def test_one_exact_version(finetune, reviews, bert, tmp_path, exported):
+    output = tmp_path / "reviews" / "7"
+    assert finetune(reviews, bert, output).code == 0
+    assert versions(output.parent) == ["7"]
+    assert [path.name for path in output.parent.iterdir()] == ["7"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_dry_run_reads_every_format_and_writes_nothing(
+    library, suffix, finetune, bert, tmp_path, exported
+):
+    data = write_reviews(tmp_path / f"reviews{suffix}", review_rows(30))
+    before = sorted(tmp_path.rglob("*"))
+    outcome = finetune(data, bert, tmp_path / "out", dry_run=True, library=library)
+    assert outcome.code == 0 and "Dry run" in outcome.err
+    assert "27 to train on, 3 to evaluate on; labels negative, positive" in outcome.err
+    assert str(tmp_path / "out" / "1") in outcome.err
+    assert not exported and not outcome.out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_columns_and_validation_data(finetune, bert, tmp_path):
+    data = tmp_path / "stars.jsonl"
+    rows = [{"review": text, "stars": 5 if n == "positive" else 1} for text, n in review_rows(20)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    other = tmp_path / "other.tsv"
+    other.write_text("stars\treview\n1\tdull\n5\tgreat\n5\tfine\n")
+    outcome = finetune(
+        data,
+        bert,
+        tmp_path / "out",
+        text_column="review",
+        label_column="stars",
+        validation_data=other,
+        dry_run=True,
+    )
+    assert outcome.code == 0
+    assert "20 to train on, 3 to evaluate on; labels 1, 5" in outcome.err
+
+
+def test_validation_may_be_a_number_of_rows(finetune, reviews, bert, tmp_path):
+    outcome = finetune(reviews, bert, tmp_path / "out", validation=7, dry_run=True)
+    assert "53 to train on, 7 to evaluate on" in outcome.err
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_microbatches_change_nothing(
+    library, finetune, reviews, bert_without_dropout, tmp_path, exported
+):
+    # Without dropout, whose draws depend on how a batch is cut.
+    for number, microbatch_size in enumerate((None, 3, 8)):
+        outcome = finetune(
+            reviews,
+            bert_without_dropout,
+            tmp_path / str(number),
+            microbatch_size=microbatch_size,
+            library=library,
+        )
+        assert outcome.code == 0
+    plain, *others = exported
+    for other in others:
+        assert other.facts["accuracy"] == plain.facts["accuracy"]
+        for a, b in zip(plain.weights, other.weights, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+    # The weights did move: equal is not all untouched.
+    start, _ = ke.models.load(bert_without_dropout, library=library)
+    moved = [
+        np.abs(a - b).max() for a, b in zip(start.get_weights(), plain.weights, strict=True)
+    ]
+    assert max(moved) > 1e-2
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_seed_decides_everything(library, finetune, reviews, bert, tmp_path, exported):
+    for seed in (1, 1, 2):
+        assert finetune(reviews, bert, tmp_path, seed=seed, library=library).code == 0
+    first, again, other = exported
+    assert first.largest_difference(again) <= 1e-6
+    assert first.largest_difference(other) > 1e-3
+
+
+def test_brackets_are_not_markup(finetune, bert, tmp_path, exported):
+    rows = [(text, {"negative": "[/no]", "positive": "[red]"}[name]) for text, name in review_rows(20)]
+    data = write_reviews(tmp_path / "[bold]reviews.csv", rows)
+    outcome = finetune(data, bert, tmp_path / "[/out]")
+    assert outcome.code == 0
+    assert "labels [/no], [red]" in outcome.err and str(tmp_path / "[/out]") in outcome.err
+    missing = tmp_path / "[/b].csv"
+    finetune(missing, bert, tmp_path / "out").refused(missing)
+
+
+def test_relative_paths_and_home(finetune, reviews, bert, tmp_path, exported, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert finetune(reviews, bert, "~/a").code == 0
+    assert finetune(reviews, bert, "b").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert versions(tmp_path / "a") == versions(tmp_path / "b") == ["1"]
+
+
+def test_help_and_nothing(run):
+    outcome = run("finetune", "--help")
+    assert outcome.code == 0
+    assert all(word in outcome.out for word in ("--resume", "--dry-run", "--microbatch-size"))
+    nothing = run()
+    assert "finetune" in nothing.out + nothing.err and "demo" in nothing.out + nothing.err
+
+
+def test_demo_takes_the_whole_way(run, reviews, tmp_path, monkeypatch, exported):
+    """With stand-ins for the real files: 1,605 reviews are held out of all."""
+    model = write_bert(tmp_path / "minilm", dropout=0.1)
+    config = json.loads((model / "config.json").read_text())
+    data = write_reviews(tmp_path / "movies.tsv", review_rows(1640))
+    monkeypatch.setattr("keras_efficient.data.real.minilm", lambda: model)
+    monkeypatch.setattr("keras_efficient.data.real.movie_reviews", lambda: data)
+    outcome = run("demo", "--output", tmp_path / "out", "--dry-run")
+    # The stand-in has 32 positions, MiniLM 512.
+    outcome.refused("max_length", config["max_position_embeddings"], "128")
+
+
+def test_real_process_prints_its_errors_without_traceback(reviews, tmp_path):
+    command = [Path(sys.executable).with_name("keras-efficient"), "finetune", reviews]
+    command += ["--model", tmp_path / "no_bert", "--output", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.count("Error:") == 1 and "Traceback" not in done.stderr
+    assert str(tmp_path / "no_bert") in done.stderr
+    assert not (tmp_path / "out").exists()

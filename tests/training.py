@@ -1,0 +1,58 @@
+"""What the contract tests share: compile a model, fit it, compare two runs."""
+
+import numpy as np
+from zoo import keras_of
+
+
+def compiled(library, model, optimizer=None, **kwargs):
+    """`model` with SGD, cross-entropy and two metrics, as far as not said otherwise."""
+    keras = keras_of(library)
+    accuracy = keras.metrics.SparseCategoricalAccuracy
+    kwargs = {
+        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "metrics": [accuracy("accuracy")],
+        "weighted_metrics": [accuracy("weighted")],
+        **kwargs,
+    }
+    model.compile(optimizer or keras.optimizers.SGD(0.5), **kwargs)
+    return model
+
+
+def fit(model, x, y=None, sample_weight=None, *, batch_size=12, epochs=1, **kwargs):
+    """Fit in the order of the data; returns the history's dict."""
+    return model.fit(
+        x,
+        y,
+        sample_weight=sample_weight,
+        batch_size=batch_size,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        **kwargs,
+    ).history
+
+
+def assert_same(model, other, atol=1e-5):
+    """The weights of two models agree."""
+    for index, (a, b) in enumerate(zip(model.get_weights(), other.get_weights(), strict=True)):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=f"weight {index}")
+
+
+def assert_same_history(history, other, atol=1e-5):
+    """Two histories have the same entries with the same values."""
+    assert history.keys() == other.keys()
+    for name, values in history.items():
+        np.testing.assert_allclose(values, other[name], rtol=atol, atol=atol, err_msg=name)
+
+
+def moved(before, model):
+    """The largest change of any weight since `before`."""
+    pairs = zip(before, model.get_weights(), strict=True)
+    return max(np.abs(a - b).max() for a, b in pairs if a.size)
+
+
+def sample_weights(n):
+    """Weights that differ much, one of them zero."""
+    weights = np.random.default_rng(1).uniform(0.1, 3.0, n).astype("float32")
+    weights[n // 2] = 0.0
+    return weights
