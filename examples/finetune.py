@@ -50,7 +50,6 @@ model.compile(
     ke.optimizers.AdamW(rate, exclude=ke.optimizers.NO_DECAY, library=model),
     keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     metrics=["accuracy"],
-    jit_compile=False,  # XLA takes minutes to compile this for a CPU
 )
 ke.accumulate(model, microbatch_size=arguments.microbatch_size)
 speed = ke.callbacks.Throughput()

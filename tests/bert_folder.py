@@ -5,8 +5,9 @@ import json
 import numpy as np
 from tokenizers import BertWordPieceTokenizer
 
-WORDS = "the film was very good bad and not a plot with great actors ##s ##ly .".split()
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORDS = ("the", "film", "was", "very", "good", "bad", "and", "not", "a", "plot", "with", "great")
+VOCABULARY = [*SPECIAL, *WORDS, "actors", "##s", "##ly", "."]
 HIDDEN, LAYERS, INNER, POSITIONS = 16, 2, 32, 32
 TEXTS = ["the film was good .", "bad", "a very great plot and great actors , not bad films"]
 

@@ -78,7 +78,7 @@ class Checkpoint(Callback):
             tf.train.Checkpoint(variables=variables).read(
                 str(found / "variables")
             ).assert_consumed()
-        except (tf.errors.OpError, AssertionError, ValueError) as error:
+        except (tf.errors.OpError, AssertionError, ValueError, IndexError) as error:
             raise self._damaged(found, error) from error
         self.epoch, self.step = state["epoch"], state["step"]
 

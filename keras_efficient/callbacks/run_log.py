@@ -36,5 +36,8 @@ class RunLog(Callback):
 
 
 def _rate(optimizer):
-    rate = optimizer.learning_rate
-    return rate(optimizer.iterations) if callable(rate) else rate
+    """The rate of the update just made."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    # tf_keras' `learning_rate` is the last one used, Keras 3's the next one: ask the schedule.
+    schedule = getattr(optimizer, "_learning_rate", None)
+    return schedule(optimizer.iterations - 1) if callable(schedule) else optimizer.learning_rate

@@ -136,6 +136,7 @@ def run(settings):
                     dataset,
                     initial_epoch=first,
                     epochs=last,
+                    steps_per_epoch=batches.steps(dataset, last - first),
                     validation_data=held_out,
                     callbacks=[speed, log, progress, checkpoint],
                     verbose=0,
@@ -191,7 +192,12 @@ class _Batches:
         )
 
     def left(self, checkpoint):
-        """(dataset, first epoch, last epoch) of each `fit` that is left to do."""
+        """(dataset, first epoch, last epoch) of each `fit` that is left to do.
+
+        A dataset holds all its epochs in one iteration. Keras 3, given a dataset of one epoch,
+        starts it twice per epoch and throws one start away, so that a `fit` would train on the
+        orders 0, 2, 4, ... and a resumed one on others.
+        """
         epochs, epoch, step = self.settings.epochs, checkpoint.epoch, checkpoint.step
         dataset = self.epoch(epoch)
         if step >= dataset.stats.batches:
@@ -200,7 +206,12 @@ class _Batches:
             yield dataset.skip(step), epoch, epoch + 1
             epoch += 1
         if epoch < epochs:
-            yield self.epoch(epoch), epoch, epochs
+            yield self.epoch(epoch).repeat(epochs - epoch), epoch, epochs
+
+    @staticmethod
+    def steps(dataset, epochs):
+        """Batches in each epoch of a dataset from `left`."""
+        return int(dataset.cardinality()) // epochs
 
 
 def _read(settings):

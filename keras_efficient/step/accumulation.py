@@ -102,12 +102,12 @@ class _Accumulation:
             flavor.prepare(model, tf.nest.map_structure(_spec_of_any_batch, data))
         flavor.build_optimizer(model)
         variables = list(map(flavor.value, model.trainable_variables))
-        if self.sums is None or not self.sums.fits(variables):
-            self.sums = GradientSums(variables)
         # XLA wants to know every shape.
         static = bool(getattr(model, "jit_compile", False))
+        if self.sums is None or not self.sums.fits(variables, static):
+            self.sums = GradientSums(variables, static=static)
         kind = _CompiledLoss if self.own is None else _OwnStep
-        part = kind(model, flavor, data, self.sums, static, self.own, context)
+        part = kind(model, flavor, data, self.sums, self.own, context)
 
         self.sums.open()
         # The loop waits for `open`: it must be known that sums were begun if a microbatch fails.
@@ -137,9 +137,9 @@ class _CompiledLoss:
     the size they would have in one large batch (float16 cares).
     """
 
-    def __init__(self, model, flavor, data, sums, static, own, context):
+    def __init__(self, model, flavor, data, sums, own, context):
         self.model, self.flavor, self.data, self.context = model, flavor, data, context
-        self.sums, self.static = sums, static
+        self.sums = sums
         self.own = own and tf.__internal__.autograph.tf_convert(own, context)
         self.examples = batch_size(data)
         #: Known once the loop is traced: which variables get a gradient, and whether the sums are
@@ -177,7 +177,7 @@ class _CompiledLoss:
         ]
 
         def add():
-            self.sums.add(gradients, static=self.static)
+            self.sums.add(gradients)
             return scalars
 
         if not self.weighted:

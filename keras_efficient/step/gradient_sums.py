@@ -11,15 +11,16 @@ class GradientSums:
     an embedding's rows), to a variable in place.
 
     An embedding's gradients stay sparse: `read` gives `IndexedSlices` of the touched rows, each
-    once, so that the optimizer does what it does in a plain step. (XLA has no such shapes: there
-    they become dense.)
+    once. (Keras 3's Adam squares the gradients of a repeated row one by one, where it should square
+    their sum; with each row once it does the right thing.)
 
     Args:
         variables: the model's trainable `tf.Variable`s.
+        static: XLA has no tensors of as many rows as were touched: make every gradient dense.
     """
 
-    def __init__(self, variables):
-        self.variables = list(variables)
+    def __init__(self, variables, *, static=False):
+        self.variables, self.static = list(variables), static
         with tf.init_scope():
             self.sums = [_zeros(v.shape, v.dtype) for v in self.variables]
             # Not a constant: TensorFlow would keep a zero tensor of every shape in the graph.
@@ -28,9 +29,9 @@ class GradientSums:
         #: Index of a variable with sparse gradients -> 1.0 for every row that has been touched.
         self.touched = {}
 
-    def fits(self, variables):
-        """Whether these are the sums for `variables` (a layer may have been frozen since)."""
-        return list(map(id, variables)) == list(map(id, self.variables))
+    def fits(self, variables, static):
+        """Whether these sums will do (a layer may have been frozen since, or XLA asked for)."""
+        return static == self.static and list(map(id, variables)) == list(map(id, self.variables))
 
     def open(self):
         """Begin a step. Only after a step that failed half-way is there anything to clear."""
@@ -42,13 +43,13 @@ class GradientSums:
         tf.cond(self.dirty, clear, lambda: False)
         self.dirty.assign(True)
 
-    def add(self, gradients, *, static):
+    def add(self, gradients):
         """Add one gradient per variable: a tensor, `IndexedSlices` or None."""
         for index, (total, gradient) in enumerate(zip(self.sums, gradients, strict=True)):
             if isinstance(gradient, tf.IndexedSlices):
                 values = tf.cast(gradient.values, total.dtype)
                 total.scatter_add(tf.IndexedSlices(values, gradient.indices))
-                if not static:
+                if not self.static:
                     ones = tf.ones_like(gradient.indices, tf.float32)
                     self._rows(index).scatter_update(tf.IndexedSlices(ones, gradient.indices))
             elif gradient is not None:

@@ -253,8 +253,10 @@ def test_unwritable_output_for_a_user(no_model, finetune, reviews, bert, tmp_pat
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs Linux' /proc")
-def test_output_where_even_root_may_not_write(finetune, reviews, bert):
-    # To root its permissions look fine.
+def test_output_where_even_root_may_not_write(finetune, reviews, bert, monkeypatch):
+    # To root its permissions look fine. Its free space is 0, which would show first.
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 10**9))
     finetune(reviews, bert, "/proc/reviews").refused("must be writable", "/proc/reviews")
 
 

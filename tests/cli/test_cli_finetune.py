@@ -98,7 +98,7 @@ def test_exported_model_serves_in_tensorflow_alone(done, bert):
     assert np.isfinite(logits["logits"].numpy()).all() and logits["logits"].shape == (1, 2)
 
 
-def test_second_run_writes_version_2(done, finetune, reviews, bert, monkeypatch):
+def test_second_run_writes_version_2(done, finetune, reviews, bert, exported):
     library, output, _ = done
     before = (output / "1" / "saved_model.pb").read_bytes()
     outcome = finetune(reviews, bert, output, library=library)
@@ -108,11 +108,13 @@ def test_second_run_writes_version_2(done, finetune, reviews, bert, monkeypatch)
     shutil.rmtree(output / "2")
 
 
-def test_one_exact_version(finetune, reviews, bert, tmp_path, exported):
-    output = tmp_path / "reviews" / "7"
-    assert finetune(reviews, bert, output).code == 0
-    assert versions(output.parent) == ["7"]
-    assert [path.name for path in output.parent.iterdir()] == ["7"]
+def test_one_exact_version_at_home(finetune, reviews, bert, tmp_path, exported, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert finetune(reviews, bert, "~/reviews/7").code == 0 and len(exported) == 1
+    # Neither a checkpoint nor a folder called "~".
+    assert [path.name for path in tmp_path.iterdir()] == ["reviews"]
+    assert [path.name for path in (tmp_path / "reviews").iterdir()] == ["7"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
@@ -156,57 +158,49 @@ def test_validation_may_be_a_number_of_rows(finetune, reviews, bert, tmp_path):
 
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_microbatches_change_nothing(
-    library, finetune, reviews, bert_without_dropout, tmp_path, exported
+    library, finetune, reviews, bert, tmp_path, exported, monkeypatch
 ):
-    # Without dropout, whose draws depend on how a batch is cut.
-    for number, microbatch_size in enumerate((None, 3, 8)):
-        outcome = finetune(
-            reviews,
-            bert_without_dropout,
-            tmp_path / str(number),
-            microbatch_size=microbatch_size,
-            library=library,
-        )
+    start, load = [], ke.models.load
+
+    def load_without_dropout(*args, **kwargs):
+        # The draws of dropout depend on how a batch is cut.
+        loaded = load(*args, **kwargs)
+        for layer in loaded.model._flatten_layers():
+            if hasattr(layer, "rate"):
+                layer.rate = 0.0
+        start[:] = loaded.model.get_weights()
+        return loaded
+
+    monkeypatch.setattr(ke.models, "load", load_without_dropout)
+    for size in (None, 3):
+        output = tmp_path / str(size)
+        outcome = finetune(reviews, bert, output, microbatch_size=size, library=library)
         assert outcome.code == 0
-    plain, *others = exported
-    for other in others:
-        assert other.facts["accuracy"] == plain.facts["accuracy"]
-        for a, b in zip(plain.weights, other.weights, strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
-    # The weights did move: equal is not all untouched.
-    start, _ = ke.models.load(bert_without_dropout, library=library)
-    moved = [
-        np.abs(a - b).max() for a, b in zip(start.get_weights(), plain.weights, strict=True)
-    ]
-    assert max(moved) > 1e-2
+    plain, other = exported
+    assert other.facts["accuracy"] == plain.facts["accuracy"]
+    assert plain.largest_difference(other) <= 1e-4
+    # Not just two models that stood still.
+    assert max(np.abs(a - b).max() for a, b in zip(start, plain.weights, strict=True)) > 1e-2
 
 
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
-def test_seed_decides_everything(library, finetune, reviews, bert, tmp_path, exported):
-    for seed in (1, 1, 2):
-        assert finetune(reviews, bert, tmp_path, seed=seed, library=library).code == 0
-    first, again, other = exported
+def test_seed_decides_dropout_too(finetune, reviews, bert, tmp_path, exported):
+    # tf_keras: the interrupted runs of test_cli_resume.py start alike.
+    for _ in range(2):
+        assert finetune(reviews, bert, tmp_path, seed=1).code == 0
+    first, again = exported
     assert first.largest_difference(again) <= 1e-6
-    assert first.largest_difference(other) > 1e-3
 
 
 def test_brackets_are_not_markup(finetune, bert, tmp_path, exported):
-    rows = [(text, {"negative": "[/no]", "positive": "[red]"}[name]) for text, name in review_rows(20)]
+    rows = [
+        (text, {"negative": "[/no]", "positive": "[red]"}[name]) for text, name in review_rows(20)
+    ]
     data = write_reviews(tmp_path / "[bold]reviews.csv", rows)
     outcome = finetune(data, bert, tmp_path / "[/out]")
     assert outcome.code == 0
     assert "labels [/no], [red]" in outcome.err and str(tmp_path / "[/out]") in outcome.err
     missing = tmp_path / "[/b].csv"
     finetune(missing, bert, tmp_path / "out").refused(missing)
-
-
-def test_relative_paths_and_home(finetune, reviews, bert, tmp_path, exported, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    assert finetune(reviews, bert, "~/a").code == 0
-    assert finetune(reviews, bert, "b").code == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
-    assert versions(tmp_path / "a") == versions(tmp_path / "b") == ["1"]
 
 
 def test_help_and_nothing(run):

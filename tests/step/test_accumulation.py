@@ -49,7 +49,8 @@ def run(name, *, data=(34, 12), **split):
 def test_microbatches_equal_one_batch(name):
     plain, history = plain_run(name)
     assert moved(BY_NAME[name].make().get_weights(), plain) > 1e-2
-    for split in SPLITS:
+    # The large models are slow to trace, and see what the others do not in any split.
+    for split in SPLITS[2:] if "bert" in name else SPLITS:
         model, accumulated = run(name, **split)
         assert_same(model, plain)
         assert_same_history(accumulated, history)

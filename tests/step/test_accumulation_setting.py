@@ -190,7 +190,7 @@ def with_unused_layer(library):
 def dense(optimizer):
     """An optimizer class that gets no sparse gradients.
 
-    Keras 3's Adam squares the gradients of a repeated row one by one (test_accumulation_upstream.py).
+    Keras 3's Adam squares the gradients of a repeated row one by one: see the upstream tests.
     """
 
     class Dense(optimizer):
@@ -305,3 +305,18 @@ def test_microbatches_are_a_loop_not_copies(name):
         return sum("MatMul" in node.op or node.op == "Einsum" for node in nodes)
 
     assert products(2) == products(8) > 0
+
+
+@both
+def test_sums_follow_a_change_of_jit_compile(specimen):
+    """Embedding rows are summed sparsely without XLA and densely with it."""
+    x, y = specimen.batch(8)
+    model = ke.accumulate(compiled(specimen.library, specimen.make(), jit_compile=False), 2)
+    plain = compiled(specimen.library, specimen.make())
+    fit(model, x, y, batch_size=8)
+    fit(plain, x, y, batch_size=8)
+    compiled(specimen.library, model, jit_compile=True)
+    compiled(specimen.library, plain)
+    fit(model, x, y, batch_size=8)
+    fit(plain, x, y, batch_size=8)
+    assert_same(model, plain)
