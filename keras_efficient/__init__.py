@@ -4,7 +4,7 @@ Every public name is loaded on first use: importing this package imports neither
 Keras, and changes nothing in the process.
 """
 
-import importlib
+from keras_efficient.lazy import lazily
 
 __version__ = "0.1.0"
 
@@ -17,18 +17,6 @@ _HOMES = {
 _ROOMS = ("callbacks", "data", "flavor", "models", "optimizers", "schedules", "serving", "step")
 
 __all__ = ["__version__", *_HOMES, *_ROOMS]
-
-
-def __getattr__(name: str):
-    if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
-    elif name in _ROOMS:
-        value = importlib.import_module(f"{__name__}.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(
+    __name__, {**_HOMES, **{room: f"{__name__}.{room}" for room in _ROOMS}}
+)

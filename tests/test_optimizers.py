@@ -103,3 +103,28 @@ def test_each_library_refuses_the_others_optimizer(library, other):
 def test_an_unknown_library_is_refused():
     with pytest.raises(ValueError, match="`library` must be one of"):
         ke.optimizers.AdamW(library="torch")
+
+
+def times(gradient, scale):
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(gradient.values * scale, gradient.indices, gradient.dense_shape)
+    return gradient * scale
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_a_repeated_embedding_row_gets_the_square_of_its_sum(library):
+    """Keras 3's own Adam gets this wrong: tests/step/test_accumulation_upstream.py."""
+    keras = keras_of(library)
+    tables = []
+    for gradient in (
+        tf.IndexedSlices(tf.ones((2, 1)), tf.constant([0, 0]), (2, 1)),
+        tf.constant([[2.0], [0.0]]),
+    ):
+        layer = keras.layers.Embedding(2, 1)
+        layer.build((None,))
+        layer.set_weights([np.ones((2, 1), "float32")])
+        optimizer = ke.optimizers.AdamW(0.1, beta_2=0.5, library=library)
+        for scale in (1.0, 3.0):
+            optimizer.apply_gradients([(times(gradient, scale), layer.trainable_variables[0])])
+        tables.append(layer.get_weights()[0])
+    np.testing.assert_allclose(*tables, rtol=0, atol=1e-7)

@@ -1,6 +1,6 @@
 """Callbacks that both `fit`s accept, one per file."""
 
-import importlib
+from keras_efficient.lazy import lazily
 
 _HOMES = {
     "Checkpoint": "keras_efficient.callbacks.checkpoint",
@@ -10,9 +10,4 @@ _HOMES = {
     "Throughput": "keras_efficient.callbacks.throughput",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

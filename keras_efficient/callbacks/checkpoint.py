@@ -33,7 +33,17 @@ class Checkpoint(Callback):
         >>> checkpoint = ke.callbacks.Checkpoint("runs/a")
         >>> if checkpoint.exists():
         ...     checkpoint.restore(model)
-        >>> model.fit(dataset, epochs=3, initial_epoch=checkpoint.epoch, callbacks=[checkpoint])
+        >>> data = ke.data.text(records, tokenizer, batch_size=32, first_epoch=checkpoint.epoch)
+        >>> model.fit(
+        ...     data.repeat(),
+        ...     steps_per_epoch=data.stats.batches,
+        ...     initial_epoch=checkpoint.epoch,
+        ...     epochs=3,
+        ...     callbacks=[checkpoint],
+        ... )
+
+        (A `fit` without `repeat` may start a dataset more than once an epoch, and so pass over
+        orders: Keras 3 does.)
     """
 
     def __init__(self, directory, *, every_steps=None, settings=None):

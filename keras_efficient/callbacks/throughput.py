@@ -38,6 +38,9 @@ class Throughput(Callback):
         >>> print(speed)
     """
 
+    def __init__(self):
+        self._steps = []
+
     def set_model(self, model):
         if model is not self.model:
             self.model = model

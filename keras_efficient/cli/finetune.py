@@ -131,12 +131,12 @@ def run(settings):
     try:
         with ke.callbacks.bars(console) as bars:
             progress = ke.callbacks.Progress(bars, speed)
-            for dataset, first, last in batches.left(checkpoint):
+            for dataset, first, last, steps in batches.left(checkpoint):
                 model.fit(
                     dataset,
                     initial_epoch=first,
                     epochs=last,
-                    steps_per_epoch=batches.steps(dataset, last - first),
+                    steps_per_epoch=steps,
                     validation_data=held_out,
                     callbacks=[speed, log, progress, checkpoint],
                     verbose=0,
@@ -192,26 +192,22 @@ class _Batches:
         )
 
     def left(self, checkpoint):
-        """(dataset, first epoch, last epoch) of each `fit` that is left to do.
+        """(dataset, first epoch, last epoch, steps per epoch) of each `fit` that is left to do.
 
-        A dataset holds all its epochs in one iteration. Keras 3, given a dataset of one epoch,
-        starts it twice per epoch and throws one start away, so that a `fit` would train on the
-        orders 0, 2, 4, ... and a resumed one on others.
+        The datasets have no end: one iteration serves all epochs. Given a finite one, Keras 3
+        starts it twice per epoch, tf_keras twice at first, and a start thrown away is an order
+        thrown away; a resumed run would train on other orders than one that ran through.
         """
         epochs, epoch, step = self.settings.epochs, checkpoint.epoch, checkpoint.step
         dataset = self.epoch(epoch)
-        if step >= dataset.stats.batches:
+        batches = dataset.stats.batches
+        if step >= batches:
             epoch, step = epoch + 1, 0
         if step:
-            yield dataset.skip(step), epoch, epoch + 1
+            yield dataset.skip(step).repeat(), epoch, epoch + 1, batches - step
             epoch += 1
         if epoch < epochs:
-            yield self.epoch(epoch).repeat(epochs - epoch), epoch, epochs
-
-    @staticmethod
-    def steps(dataset, epochs):
-        """Batches in each epoch of a dataset from `left`."""
-        return int(dataset.cardinality()) // epochs
+            yield self.epoch(epoch).repeat(), epoch, epochs, batches
 
 
 def _read(settings):

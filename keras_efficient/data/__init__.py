@@ -9,6 +9,7 @@ from keras_efficient.data.reading import read_records
 from keras_efficient.data.records import Records, require_classes, split
 from keras_efficient.data.text_stats import TextStats
 from keras_efficient.data.tokenizer import HUGGING_FACE, KERASHUB, Tokenizer, as_tokenizer
+from keras_efficient.lazy import lazily
 
 __all__ = [
     "HUGGING_FACE",
@@ -24,16 +25,4 @@ __all__ = [
     "split",
     "text",
 ]
-
-
-def __getattr__(name: str):
-    if name == "text":
-        from keras_efficient.data.text_dataset import text
-
-        globals()["text"] = text
-        return text
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__():
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, {"text": "keras_efficient.data.text_dataset"})

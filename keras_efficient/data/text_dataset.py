@@ -59,7 +59,8 @@ def text(
             each epoch, chosen from the buckets in proportion), and make the batch dimension
             static. Default: False.
         first_epoch: The dataset starts with this epoch of its sequence; give the number of
-            finished epochs when resuming a run. Default: 0.
+            finished epochs when resuming a run, and to `fit` the dataset's `repeat()` with
+            `steps_per_epoch` (without it Keras 3 starts a dataset twice an epoch). Default: 0.
 
     Returns:
         A dataset of (features, labels), or of features alone if there are no labels. Features: a

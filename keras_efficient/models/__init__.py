@@ -1,6 +1,6 @@
 """Get a pretrained Transformer, a task head and its tokenizer."""
 
-import importlib
+from keras_efficient.lazy import lazily
 
 _HOMES = {
     "Loaded": "keras_efficient.models.load_model",
@@ -8,9 +8,4 @@ _HOMES = {
     "load": "keras_efficient.models.load_model",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -61,9 +61,21 @@ def _load_safetensors(model, path):
     arrays = {}
     for shard in folder.shards(path):
         arrays.update(_read(shard))
-    load_pytorch_state_dict_in_tf2_model(
-        model, arrays, tf_inputs=model.dummy_inputs, allow_missing_keys=True
+    _, info = load_pytorch_state_dict_in_tf2_model(
+        model,
+        arrays,
+        tf_inputs=model.dummy_inputs,
+        allow_missing_keys=True,
+        output_loading_info=True,
     )
+    # The head is new, and so may be what feeds it; anything else missing would stay random.
+    fresh = ("classifier", "pre_classifier", "score", "pooler")
+    missing = [name for name in info["missing_keys"] if not set(name.split(".")) & set(fresh)]
+    if missing:
+        raise InputError(
+            f"A weights file must hold every weight of the model. Received: {name_of(path)} "
+            f"without {missing[0]!r} and {len(missing) - 1} others. Download it again."
+        )
 
 
 def _read(shard):

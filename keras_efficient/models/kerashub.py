@@ -6,6 +6,7 @@ import keras
 import keras_hub
 import numpy as np
 from keras_hub.src.utils.keras_utils import gelu_approximate
+from safetensors import SafetensorError
 
 from keras_efficient.data.tokenizer import KERASHUB, Tokenizer
 from keras_efficient.errors import InputError
@@ -23,7 +24,7 @@ def classifier(source, num_labels, seed):
         model = keras_hub.models.TextClassifier.from_preset(
             str(source), num_classes=num_labels, **kwargs
         )
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise InputError(
             f"The model must be a text encoder that KerasHub can load. Received: "
             f"{name_of(source)}, on which it said: {str(error).strip()[:400]}. Check the spelling "

@@ -1,15 +1,10 @@
 """Optimizers with decay exclusions by path, for Keras 3 and tf_keras."""
 
-import importlib
+from keras_efficient.lazy import lazily
 
 _HOMES = {
     "AdamW": "keras_efficient.optimizers.adamw",
     "NO_DECAY": "keras_efficient.optimizers.exclusions",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -3,6 +3,8 @@
 import functools
 import re
 
+import tensorflow as tf
+
 from keras_efficient import flavor as flavors
 
 #: Biases and the scales and offsets of normalisation layers, in Keras 3, Hugging Face and Model
@@ -39,6 +41,14 @@ def excluding(base):
         def _use_weight_decay(self, variable):
             # Both libraries ask about a bare tf.Variable, which in Keras 3 has no path.
             return self._var_key(variable) not in self._kept
+
+        def update_step(self, gradient, variable, *args):
+            # Keras 3's Adam squares the gradients of a repeated embedding row one by one, where it
+            # should square their sum. It updates every row anyway, so dense costs little.
+            sparse = flavor.name == "keras" and isinstance(gradient, tf.IndexedSlices)
+            if sparse and not getattr(gradient, "rows_are_unique", False):
+                gradient = tf.convert_to_tensor(gradient)
+            super().update_step(gradient, variable, *args)
 
         def get_config(self):
             return {**super().get_config(), "exclude": self.exclude.split("\n")}

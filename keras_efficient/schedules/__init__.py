@@ -1,6 +1,6 @@
 """Learning-rate schedules: pure functions of the number of updates made so far."""
 
-import importlib
+from keras_efficient.lazy import lazily
 
 _HOMES = {
     "Schedule": "keras_efficient.schedules.schedule",
@@ -8,9 +8,4 @@ _HOMES = {
     "warmup_linear": "keras_efficient.schedules.warmup",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -3,7 +3,7 @@
 The room is called `serving` because `ke.export` is the verb. Importing it imports no TensorFlow.
 """
 
-import importlib
+from keras_efficient.lazy import lazily
 
 _HOMES = {
     "ExportReport": "keras_efficient.serving.report",
@@ -13,15 +13,4 @@ _HOMES = {
 }
 
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -1,6 +1,6 @@
 """The training step: everything that touches gradients, in one order."""
 
-import importlib
+from keras_efficient.lazy import lazily
 
 _HOMES = {
     "accumulate": "keras_efficient.step.accumulation",
@@ -8,9 +8,4 @@ _HOMES = {
     "Precision": "keras_efficient.step.precision",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

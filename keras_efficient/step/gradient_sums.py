@@ -65,6 +65,7 @@ class GradientSums:
                 values = tf.gather(total, rows)
                 values = values if by is None else values / by
                 sums.append(tf.IndexedSlices(values, rows, tf.shape(total, tf.int64)))
+                sums[-1].rows_are_unique = True
             else:
                 value = total.read_value()
                 sums.append(value if by is None else value / by)

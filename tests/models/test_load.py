@@ -188,6 +188,14 @@ def no_tensors(folder):
     save_file({}, folder / "model.safetensors")
 
 
+def missing_tensor(folder):
+    from safetensors.numpy import save_file
+
+    arrays = bert_folder.arrays()
+    del arrays["encoder.layer.0.attention.self.query.weight"]
+    save_file(arrays, folder / "model.safetensors")
+
+
 def no_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
     (folder / "vocab.txt").unlink()
@@ -204,6 +212,7 @@ def no_tokenizer(folder):
         (torn, "A weights file must be complete"),
         (missing_shard, "A weights file must be complete"),
         (no_tensors, "A weights file must hold tensors"),
+        (missing_tensor, r"encoder\.layer\.0\.attention\.self\.query\.weight"),
         (no_tokenizer, "must hold tokenizer.json or vocab.txt"),
     ],
 )

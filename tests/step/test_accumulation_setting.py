@@ -320,3 +320,16 @@ def test_sums_follow_a_change_of_jit_compile(specimen):
     fit(model, x, y, batch_size=8)
     fit(plain, x, y, batch_size=8)
     assert_same(model, plain)
+
+
+@both
+def test_our_adamw_sees_no_difference(specimen):
+    """Repeated rows and all: embeddings get the same update with and without accumulation."""
+    x, y = specimen.batch(24)
+    models = []
+    for microbatches in (None, 3):
+        optimizer = ke.optimizers.AdamW(1e-2, library=specimen.library)
+        model = compiled(specimen.library, specimen.make(), optimizer)
+        models.append(ke.accumulate(model, microbatches))
+        fit(model, x, y, epochs=2)
+    assert_same(*models)
