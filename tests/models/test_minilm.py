@@ -1,4 +1,4 @@
-"""The real model, from a file of the package index: what the tiny one stands for holds for it too."""
+"""The real model, from a file of the package index: what holds for the tiny one holds for it."""
 
 import numpy as np
 import pytest
