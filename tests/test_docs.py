@@ -197,6 +197,8 @@ def test_options_on_the_pages_exist():
     for command in ("finetune", "demo"):
         shown = command_line.keras_efficient(command, "--help").out
         known |= set(re.findall(r"--[a-z][a-z-]+", shown))
+    for benchmark in ROOT.glob("benchmarks/*.py"):
+        known |= set(re.findall(r'add_argument\("(--[a-z-]+)"', benchmark.read_text()))
     for page in PAGES:
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", page.read_text())) <= known, page
 
