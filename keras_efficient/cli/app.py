@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from keras_efficient.errors import InputError
+from keras_efficient.errors import InputError, VerificationError
 
 app = typer.Typer(
     help="Train a Transformer several times cheaper and ship it several times smaller.",
@@ -81,13 +82,29 @@ def demo(
     from keras_efficient.cli.finetune import Settings, run
     from keras_efficient.data import real
 
-    console = Console(stderr=True)
-    with console.status("Fetching MiniLM and the movie reviews ..."):
+    with Console(stderr=True).status("Fetching MiniLM and the movie reviews ..."):
         model, data = str(real.minilm()), real.movie_reviews()
-    del console
-    validation, max_length, text_column, label_column = 1605, 128, "text", "label"
-    validation_data = None
-    run(Settings(**{name: value for name, value in locals().items() if name in Settings.names()}))
+    run(
+        Settings(
+            data=data,
+            model=model,
+            output=output,
+            text_column="text",
+            label_column="label",
+            validation_data=None,
+            validation=1605,
+            library=library,
+            epochs=epochs,
+            batch_size=batch_size,
+            microbatch_size=microbatch_size,
+            learning_rate=learning_rate,
+            precision=precision,
+            max_length=128,
+            seed=seed,
+            dry_run=dry_run,
+            resume=resume,
+        )
+    )
 
 
 def main(arguments=None):
@@ -98,9 +115,9 @@ def main(arguments=None):
     console = Console(stderr=True)
     try:
         code = command.main(arguments, standalone_mode=False)
-    except InputError as error:
-        console.print(f"[bold red]Error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
-        code = 2
+    except (InputError, VerificationError) as error:
+        console.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        code = 2 if isinstance(error, InputError) else 1
     except Exception as error:
         # Typer's own usage errors know how to show themselves; anything else is a bug of ours.
         if not hasattr(error, "exit_code"):
@@ -109,9 +126,3 @@ def main(arguments=None):
             error.show()
         code = error.exit_code
     sys.exit(code or 0)
-
-
-def _plain(error):
-    from rich.markup import escape
-
-    return escape(str(error))

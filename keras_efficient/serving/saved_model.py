@@ -11,11 +11,11 @@ import tensorflow as tf
 
 import keras_efficient
 from keras_efficient import flavor as flavors
-from keras_efficient.errors import InputError
+from keras_efficient.errors import InputError, VerificationError
 from keras_efficient.serving.destination import check_destination, staged
 from keras_efficient.serving.report import ExportReport, check_facts
 from keras_efficient.serving.signature import Features, flat_outputs, trace
-from keras_efficient.serving.verify import VerificationError, check_reference, compare, run_bare
+from keras_efficient.serving.verify import check_reference, compare, run_bare
 
 #: Allowed difference, relative to the largest output or 1, by whether the model computes in less
 #: than float32.

@@ -9,13 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_efficient.errors import InputError
+from keras_efficient.errors import InputError, VerificationError
 
 _SCRIPT = Path(__file__).with_name("bare.py")
-
-
-class VerificationError(RuntimeError):
-    """An exported model that did not load, or did not compute what the model in memory does."""
 
 
 def run_bare(saved_model, inputs, *, latency=True):

@@ -17,6 +17,7 @@ from command_line import finetune_arguments, review_rows, versions, write_review
 
 import keras_efficient as ke
 from keras_efficient.callbacks.run_log import RunLog
+from keras_efficient.errors import VerificationError
 
 # 54 training reviews in batches of 8.
 STEPS = 7
@@ -80,6 +81,20 @@ def test_interrupted_run_goes_on_as_if_nothing_had_been(
     whole, resumed = exported
     assert whole.largest_difference(resumed) <= 1e-6
     assert whole.facts["accuracy"] == resumed.facts["accuracy"]
+
+
+def test_refused_export_exits_with_1(finetune, reviews, bert, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+
+    def export(*args, **kwargs):
+        raise VerificationError("'logits' of the SavedModel differs by 0.5")
+
+    monkeypatch.setattr(ke, "export", export)
+    outcome = finetune(reviews, bert, output, epochs=1)
+    assert outcome.code == 1
+    assert "Error: 'logits' of the SavedModel differs by 0.5" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert (output / ".checkpoint" / "last").exists()
 
 
 def test_crash_in_export_loses_no_training(

@@ -14,9 +14,8 @@ import tensorflow as tf
 
 import keras_efficient as ke
 from keras_efficient import flavor
-from keras_efficient.errors import InputError
+from keras_efficient.errors import InputError, VerificationError
 from keras_efficient.serving import saved_model
-from keras_efficient.serving.verify import VerificationError
 from tests.zoo import CLASSES, LENGTH, ZOO
 
 SPECIMENS = {specimen.name: specimen for specimen in ZOO}

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_efficient.errors import InputError
+from keras_efficient.errors import InputError, VerificationError
 from keras_efficient.serving import bare, verify
-from keras_efficient.serving.verify import VerificationError, check_reference, compare
+from keras_efficient.serving.verify import check_reference, compare
 
 
 def outputs(*values, dtype="float32"):
