@@ -33,15 +33,15 @@ class Checkpoint(Callback):
         >>> checkpoint = ke.callbacks.Checkpoint("runs/a")
         >>> if checkpoint.exists():
         ...     checkpoint.restore(model)
-        >>> data = ke.data.text(records, tokenizer, batch_size=32, first_epoch=checkpoint.epoch)
         >>> model.fit(
-        ...     data.repeat(),
-        ...     steps_per_epoch=data.stats.batches,
+        ...     dataset.repeat(),
+        ...     steps_per_epoch=2,
         ...     initial_epoch=checkpoint.epoch,
         ...     epochs=3,
         ...     callbacks=[checkpoint],
         ... )
 
+        Let the dataset start at the epoch it resumes: `ke.data.text(..., first_epoch=...)`.
         (A `fit` without `repeat` may start a dataset more than once an epoch, and so pass over
         orders: Keras 3 does.)
     """
