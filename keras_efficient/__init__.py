@@ -11,10 +11,24 @@ __version__ = "0.1.0"
 _HOMES = {
     "InputError": "keras_efficient.errors",
     "accumulate": "keras_efficient.step",
+    "adversarial": "keras_efficient.step",
     "export": "keras_efficient.serving",
+    "find_learning_rate": "keras_efficient.callbacks",
     "mixed_precision": "keras_efficient.step",
+    "remat": "keras_efficient.models",
+    "sam": "keras_efficient.step",
 }
-_ROOMS = ("callbacks", "data", "flavor", "models", "optimizers", "schedules", "serving", "step")
+_ROOMS = (
+    "callbacks",
+    "data",
+    "flavor",
+    "layers",
+    "models",
+    "optimizers",
+    "schedules",
+    "serving",
+    "step",
+)
 
 __all__ = ["__version__", *_HOMES, *_ROOMS]
 __getattr__, __dir__ = lazily(

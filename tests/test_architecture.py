@@ -32,12 +32,13 @@ MAY_IMPORT_LIBRARIES = {
 LEFT = {
     "flavor": set(),
     "data": set(),
-    "models": {"data"},
+    "layers": set(),
+    "models": {"data", "layers"},
     "schedules": set(),
     "optimizers": {"schedules"},
     "step": {"data", "models"},
     "callbacks": {"data", "models", "schedules", "optimizers", "step"},
-    "serving": {"data", "models", "schedules", "optimizers", "step", "callbacks"},
+    "serving": {"data", "layers", "models", "schedules", "optimizers", "step", "callbacks"},
 }
 LEFT["cli"] = {*LEFT, "cli"}
 
