@@ -1,36 +1,42 @@
 """AdamW for both libraries."""
 
-from keras_efficient import flavor as flavors
-from keras_efficient.optimizers.exclusions import excluding
-from keras_efficient.schedules.schedule import Schedule
+from keras_efficient.optimizers.arguments import check, shared
+from keras_efficient.optimizers.steering import make, steered
 
 
+@shared
 def AdamW(
     learning_rate=5e-5,
     *,
     weight_decay=0.01,
-    exclude=(),
     beta_1=0.9,
     beta_2=0.999,
     epsilon=1e-6,
+    exclude=(),
+    groups=(),
+    layerwise_decay=None,
+    global_clipnorm=None,
     library="keras",
 ):
-    """Adam with decoupled weight decay: the library's own `AdamW`, with exclusions by path.
+    """Adam with decoupled weight decay: the library's own `AdamW`, steered by path.
 
-        θ ← θ - η λ θ        for variables that no pattern of `exclude` matches
-        θ ← θ - η m̂ / (√v̂ + ε)
+        m ← β₁ m + (1-β₁) g,  v ← β₂ v + (1-β₂) g²
+        θ ← θ - η λ θ - η √(1-β₂ᵗ) / (1-β₁ᵗ) · m / (√v + ε)
+
+    (Keras adds ε before v is corrected for its start at zero: the paper's ε is ε / √(1-β₂ᵗ) here.)
 
     Args:
-        learning_rate: float, a `ke.schedules` schedule, or the library's own schedule.
+        learning_rate: float, a `ke.schedules` schedule, or the library's own schedule: η.
         weight_decay: float >= 0, λ, relative to the rate.
-        exclude: regular expressions; a variable whose path contains a match does not decay.
-            `ke.optimizers.NO_DECAY` names biases and normalisation layers.
-        beta_1, beta_2, epsilon: as in Keras. (ε = 1e-6 as in BERT, where Keras has 1e-7.)
-        library: "keras" (default) or "tf_keras", or a model: each library's `compile` refuses
-            the other's optimizers.
+        beta_1, beta_2: floats in [0, 1).
+        epsilon: float > 0. (1e-6 as in BERT, where Keras has 1e-7.)
+        {shared}
 
     Returns:
         An instance of a subclass of `keras.optimizers.AdamW` or `tf_keras.optimizers.AdamW`.
+
+    Raises:
+        ValueError, TypeError: an argument is out of its range, or of the wrong library.
 
     Example:
         >>> rate = ke.schedules.warmup_cosine(5e-5, warmup_steps=100, total_steps=2000)
@@ -39,14 +45,24 @@ def AdamW(
     Reference:
         Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization".
     """
-    flavor = flavors.get(library)
-    if isinstance(learning_rate, Schedule):
-        learning_rate = learning_rate.wrap(flavor)
-    return excluding(flavor.keras.optimizers.AdamW)(
+    check("beta_1", beta_1, below=1)
+    check("beta_2", beta_2, below=1)
+    check("epsilon", epsilon, exclusive=True)
+    return make(
+        library,
+        kind,
         learning_rate,
         weight_decay=weight_decay,
-        exclude=exclude,
         beta_1=beta_1,
         beta_2=beta_2,
         epsilon=epsilon,
+        exclude=exclude,
+        groups=groups,
+        layerwise_decay=layerwise_decay,
+        global_clipnorm=global_clipnorm,
     )
+
+
+def kind(flavor):
+    """The class, of a library."""
+    return steered(flavor, "AdamW", "AdamW")
