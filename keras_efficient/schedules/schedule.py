@@ -1,19 +1,20 @@
-"""A learning-rate schedule that belongs to neither Keras, and its wrapper for each."""
-
-import functools
-import importlib
+"""A learning-rate schedule that belongs to neither Keras."""
 
 from keras_efficient import flavor as flavors
+
+#: A function `linear_rate` computes what the schedule `linear` is.
+_SUFFIX = "_rate"
 
 
 class Schedule:
     """A learning rate as a function of the update count.
 
     Args:
-        function: `(step, **arguments) -> rate`, a public function of `keras_efficient.schedules`'
-            modules in TensorFlow operations; `step` is a float32 scalar tensor, counted in
-            optimizer updates from 0.
-        arguments: dict of plain numbers.
+        function: `(step, **arguments) -> rate`, in TensorFlow operations; `step` is a float32
+            scalar tensor, counted in optimizer updates from 0. The functions of this room are
+            called `linear_rate`, `cosine_rate` ... after the public `linear`, `cosine` ... that
+            make schedules of them, and take the same arguments.
+        arguments: dict of plain values, or schedules.
 
     Example:
         >>> schedule = ke.schedules.warmup_linear(1e-3, warmup_steps=10, total_steps=100)
@@ -30,46 +31,55 @@ class Schedule:
         return self.function(tf.cast(step, tf.float32), **self.arguments)
 
     def __repr__(self):
-        arguments = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
-        return f"{self.function.__name__}({arguments})"
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"{self.name}({arguments})"
+
+    @property
+    def name(self):
+        """The name of the function that made this schedule: `ke.schedules.<name>`."""
+        return self.function.__name__.removesuffix(_SUFFIX)
 
     def wrap(self, library):
         """This schedule as a `LearningRateSchedule` of `library` ("keras", "tf_keras").
 
         The optimizers of this package do it themselves. Keras' own take a wrapped schedule:
         `keras.optimizers.SGD(schedule.wrap("keras"))`.
+
+        What it returns has an attribute `scale`, a float32 `tf.Variable` of 1.0 by which the rate
+        is multiplied. Assign to it to lower the rate of a running `fit`: nothing is traced anew.
+        (Under a distribution strategy, wrap inside its scope.)
         """
-        flavor = flavors.get(library)
-        return _wrapper(flavor.keras)(
-            self.function.__module__, self.function.__name__, self.arguments
-        )
+        from keras_efficient.schedules.wrapper import wrapper
 
+        return wrapper(flavors.get(library).keras)(self)
 
-@functools.cache
-def _wrapper(keras):
-    """The `LearningRateSchedule` class of a library, which saves and loads with the model."""
+    def to_config(self):
+        """This schedule as plain values, for JSON."""
+        arguments = {
+            name: value.to_config() if isinstance(value, Schedule) else value
+            for name, value in self.arguments.items()
+        }
+        return {"schedule": self.name, "arguments": arguments}
 
-    @keras.utils.register_keras_serializable(package="keras_efficient")
-    class Wrapped(keras.optimizers.schedules.LearningRateSchedule):
-        def __init__(self, module, function, arguments):
-            super().__init__()
-            if not module.startswith("keras_efficient.schedules."):
-                raise ValueError(
-                    "A saved schedule must name a function of keras_efficient.schedules. "
-                    f"Received: {module}.{function}. Do not load models from sources you do not "
-                    "trust."
-                )
-            self.schedule = Schedule(getattr(importlib.import_module(module), function), arguments)
+    @classmethod
+    def from_config(cls, config):
+        """The schedule of which `config` is the `to_config`.
 
-        def __call__(self, step):
-            return self.schedule(step)
+        Raises:
+            ValueError: it names something that is no function of `keras_efficient.schedules`, or
+                has arguments out of range.
+        """
+        from keras_efficient import schedules
 
-        def get_config(self):
-            function = self.schedule.function
-            return {
-                "module": function.__module__,
-                "function": function.__name__,
-                "arguments": self.schedule.arguments,
-            }
-
-    return Wrapped
+        name = config["schedule"]
+        if name not in schedules.__all__ or name == cls.__name__:
+            raise ValueError(
+                "A saved schedule must name a function of keras_efficient.schedules. Received: "
+                f"{name!r}. If the file is your own, it was saved by another version of the "
+                "package: load the model with compile=False and compile it anew."
+            )
+        arguments = {
+            name: cls.from_config(value) if isinstance(value, dict) else value
+            for name, value in config["arguments"].items()
+        }
+        return getattr(schedules, name)(**arguments)
