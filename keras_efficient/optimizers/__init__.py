@@ -12,7 +12,7 @@ _HOMES = {
     "SGD": "keras_efficient.optimizers.sgd",
     "custom_objects": "keras_efficient.optimizers.loading",
     "describe": "keras_efficient.optimizers.describing",
-    "layer_depths": "keras_efficient.optimizers.layer_depths",
+    "layer_depths": "keras_efficient.optimizers.depths",
 }
 __all__ = list(_HOMES)
 __getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -120,7 +120,10 @@ class Factored(OwnUpdate):
         update = gradient * inverse_root(*moments)
         update /= tf.maximum(tf.ones([], dtype), rms(update) / self.clip_threshold)
         size = tf.maximum(tf.constant(self.epsilon_2, dtype), rms(variable))
-        variable.assign_sub(rate * size * update + rate * self._decay(variable) * variable)
+        update *= size
+        if decay := self._decay(variable):
+            update += decay * variable
+        variable.assign_sub(rate * update)
 
 
 def rms(tensor):

@@ -87,7 +87,9 @@ class Lamb(OwnUpdate):
         v.assign_add((tf.square(gradient) - v) * (1 - self.beta_2))
         m_hat = m / (1 - tf.constant(self.beta_1, dtype) ** self._time(dtype))
         v_hat = v / (1 - tf.constant(self.beta_2, dtype) ** self._time(dtype))
-        update = m_hat / (tf.sqrt(v_hat) + self.epsilon) + self._decay(variable) * variable
+        update = m_hat / (tf.sqrt(v_hat) + self.epsilon)
+        if decay := self._decay(variable):
+            update += decay * variable
         _, rule = self._rule(variable)
         if not rule.excluded:
             rate *= trust_ratio(variable, update)

@@ -13,6 +13,6 @@ def summed(gradient, variable):
     which knows no tensors of as many rows as are different.
     """
     if isinstance(gradient, tf.IndexedSlices):
-        rows = variable.shape[0]
-        gradient = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, rows)
+        values = tf.cast(gradient.values, variable.dtype)
+        return tf.math.unsorted_segment_sum(values, gradient.indices, variable.shape[0])
     return tf.cast(gradient, variable.dtype)

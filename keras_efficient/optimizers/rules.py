@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from keras_efficient.optimizers.arguments import check, is_number
-from keras_efficient.optimizers.layer_depths import layer_depths
+from keras_efficient.optimizers.depths import layer_depths
 
 #: Biases, and the scales and offsets of normalisation layers, in Keras 3, KerasHub, Hugging Face
 #: and Model Garden naming.
