@@ -6,6 +6,7 @@ _HOMES = {
     "Checkpoint": "keras_efficient.callbacks.checkpoint",
     "Progress": "keras_efficient.callbacks.progress",
     "bars": "keras_efficient.callbacks.progress",
+    "find_learning_rate": "keras_efficient.callbacks.learning_rate_finder",
     "RunLog": "keras_efficient.callbacks.run_log",
     "Throughput": "keras_efficient.callbacks.throughput",
 }
