@@ -28,3 +28,8 @@ def custom_objects(library="keras"):
     classes = [module.kind(flavor) for module in (adafactor, adamw, lamb, lion, sgd)]
     classes.append(type(warmup_linear(1.0, warmup_steps=0, total_steps=1).wrap(flavor)))
     return {flavor.keras.utils.get_registered_name(cls): cls for cls in classes}
+
+
+def revive(library, kind, config):
+    """A pickled optimizer."""
+    return custom_objects(library)[f"keras_efficient>{kind}"].from_config(config)

@@ -27,7 +27,7 @@ class Group:
 
     Example:
         >>> head = ke.optimizers.Group(rate_multiplier=10.0, weight_decay=0.0)
-        >>> model.compile(ke.optimizers.AdamW(1e-5, groups={"^dense": head}), loss)
+        >>> model.compile(ke.optimizers.AdamW(1e-5, groups={"dense": head}), loss)
     """
 
     rate_multiplier: float = 1.0

