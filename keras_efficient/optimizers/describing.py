@@ -18,10 +18,9 @@ def describe(model):
 
     Example:
         >>> model.compile(ke.optimizers.AdamW(weight_decay=0.1, exclude="bias$"), loss)
-        >>> print(ke.optimizers.describe(model))
-        rate x  decay  path
-        1       0.1    dense/kernel
-        1       0      dense/bias
+        >>> header, kernel, bias = ke.optimizers.describe(model).splitlines()
+        >>> kernel.split()[:2], bias.split()[:2]
+        (['1', '0.1'], ['1', '0'])
     """
     optimizer = getattr(model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)

@@ -144,7 +144,7 @@ def test_a_trust_ratio_is_1_where_a_norm_is_0(library):
 
 @libraries
 @kinds
-def test_a_repeated_row_counts_with_its_sum(library, kind):
+def test_a_repeated_embedding_row_gets_the_square_of_its_sum(library, kind):
     """In the update, and in the global norm."""
     tables = []
     for gradient in (
