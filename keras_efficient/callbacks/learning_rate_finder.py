@@ -137,9 +137,13 @@ def find_learning_rate(
 
 def smooth(losses, smoothing):
     """Each loss averaged with those before and after it, which does not shift the curve."""
-    index = np.arange(len(losses))
-    weights = float(smoothing) ** np.abs(index[:, None] - index)
-    return weights @ losses / weights.sum(axis=1)
+    count = len(losses)
+    weights = float(smoothing) ** np.abs(np.arange(1 - count, count))
+    total, weight = (
+        np.convolve(values, weights)[count - 1 : 2 * count - 1]
+        for values in (losses, np.ones(count))
+    )
+    return total / weight
 
 
 def steepest(rates, smoothed):
@@ -158,6 +162,7 @@ class _RangeTest(Callback):
     def __init__(self, rates, smoothing):
         self.rates, self.smoothing = rates, smoothing
         self.losses, self.diverged = [], False
+        self.total = self.weight = 0.0
         self.best = np.inf
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -178,10 +183,12 @@ class _RangeTest(Callback):
                 f"loss={loss}. Look for bad numbers in the first batch and in the weights; in "
                 "float16, for overflows."
             )
-        if np.isfinite(loss):
-            smoothed = smooth(np.array([*self.losses, loss]), self.smoothing)[-1]
-            self.best = min(self.best, smoothed)
-        if not np.isfinite(loss) or smoothed > self.best + _RISE * abs(self.best):
+        # What `smooth` gives for the last of the losses so far; no number from a loss that is none.
+        self.total = self.smoothing * self.total + loss
+        self.weight = self.smoothing * self.weight + 1.0
+        smoothed = self.total / self.weight
+        self.best = min(self.best, smoothed)
+        if not smoothed <= self.best + _RISE * abs(self.best):
             self.diverged = True
         else:
             self.losses.append(loss)
