@@ -16,6 +16,8 @@ def layer_depths(paths):
     Layers are told by a numbered part of the path, as KerasHub ("transformer_layer_3"), Hugging
     Face ("layer_._3", "layers.3", "h_._3", "block_._3") and Model Garden ("layer_3") name them;
     embeddings by "embed", "wte" or "wpe". The rest is the head: pooler, classifier, last norm.
+    The number counts: frozen layers, whose variables are not there, keep their place, and depth 1
+    is empty where a model numbers from 1 (KerasHub's ViT).
 
     Args:
         paths: the paths of a model's variables, as `keras.Variable.path` or, in tf_keras, the

@@ -44,9 +44,9 @@ def test_a_schedule_of_the_other_library_is_refused(library, other):
     rate = keras_of(other).optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
     with pytest.raises(TypeError, match=f"own library, {library}.*an object of {other}"):
         ke.optimizers.AdamW(rate, library=library)
+    rate = ke.schedules.warmup_linear(1.0, warmup_steps=1, total_steps=2).wrap(other)
     with pytest.raises(TypeError, match=f"own library, {library}.*an object of {other}"):
-        ke.optimizers.LAMB(ke.schedules.warmup_linear(
-            1.0, warmup_steps=1, total_steps=2).wrap(other), library=library)  # fmt: skip
+        ke.optimizers.LAMB(rate, library=library)
 
 
 @pytest.mark.parametrize("rate", ["1e-5", None, [0.1]])

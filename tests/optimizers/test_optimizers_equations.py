@@ -96,10 +96,10 @@ def test_a_group_has_a_rate_and_a_decay_of_its_own(library, kind):
 @libraries
 @pytest.mark.parametrize("relative_step", [True, False])
 def test_adafactors_constant_rate_falls_only_with_relative_step(library, relative_step):
+    groups = {"kernel": ke.optimizers.Group(0.5)}
     optimizer = ke.optimizers.Adafactor(
-        1.0, relative_step=relative_step, groups={"kernel": ke.optimizers.Group(0.5)},
-        library=library,
-    )  # fmt: skip
+        1.0, relative_step=relative_step, groups=groups, library=library
+    )
     before, after, steps = run(optimizer, library, "float64")
     for name, start, end, gs in zip(SHAPES, before, after, steps, strict=True):
         multiplier = 0.5 if "kernel" in name else 1.0
@@ -169,12 +169,27 @@ def times(gradient, scale):
 
 @libraries
 def test_global_clipnorm_is_passed_on(library):
-    optimizer = ke.optimizers.SGD(1.0, momentum=0.0, global_clipnorm=0.5, library=library)
-    before, _, _ = run(optimizer, library, "float64")
     made, (given, dense) = variables(library, "float64"), gradients("float64")
+    before = [np.array(v) for v in made]
     optimizer = ke.optimizers.SGD(1.0, momentum=0.0, global_clipnorm=0.5, library=library)
     optimizer.apply_gradients(zip(given[0], made, strict=True))
     moves = [b - np.array(v) for b, v in zip(before, made, strict=True)]
     norm = np.sqrt(sum((g**2).sum() for g in dense[0]))
     for move, gradient in zip(moves, dense[0], strict=True):
         np.testing.assert_allclose(move, gradient * 0.5 / norm, atol=1e-7)
+
+
+@libraries
+def test_a_rate_set_in_training_holds_for_all_groups(library):
+    """As `ReduceLROnPlateau` does."""
+    groups = {"bias": ke.optimizers.Group(rate_multiplier=0.5)}
+    optimizer = ke.optimizers.SGD(1.0, momentum=0.0, groups=groups, library=library)
+    made, (given, dense) = variables(library, "float64"), gradients("float64")
+    before = [np.array(v) for v in made]
+    optimizer.build(made)
+    optimizer.learning_rate = 2.0**-6
+    optimizer.apply_gradients(zip(given[0], made, strict=True))
+    for name, b, v, g in zip(SHAPES, before, made, dense[0], strict=True):
+        multiplier = 0.5 if name == "bias" else 1.0
+        np.testing.assert_allclose(b - np.array(v), g * multiplier * 2.0**-6, atol=1e-12)
+    assert float(optimizer.learning_rate) == 2.0**-6
