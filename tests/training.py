@@ -1,5 +1,7 @@
 """What the contract tests share: compile a model, fit it, compare two runs."""
 
+import functools
+
 import numpy as np
 from zoo import keras_of
 
@@ -56,3 +58,26 @@ def sample_weights(n):
     weights = np.random.default_rng(1).uniform(0.1, 3.0, n).astype("float32")
     weights[n // 2] = 0.0
     return weights
+
+
+@functools.cache
+def mirrored(replicas=2):
+    """A strategy of so many replicas, or TensorFlow's default for one.
+
+    The same one for all tests: two MirroredStrategies of a process give their collectives the same
+    keys, and TensorFlow then mixes them up ("Shape mismatch in the collective instance").
+    """
+    import tensorflow as tf
+
+    if replicas == 1:
+        return tf.distribute.get_strategy()
+    devices = [f"CPU:{index}" for index in range(replicas)]
+    return tf.distribute.MirroredStrategy(devices)
+
+
+def batches(x, y, sample_weight=None, *, batch_size):
+    """The data as a `tf.data` pipeline, in order, sharded by example."""
+    import tensorflow as tf
+
+    data = (x, y) if sample_weight is None else (x, y, sample_weight)
+    return tf.data.Dataset.from_tensor_slices(data).batch(batch_size)

@@ -1,7 +1,7 @@
 """What the rest of the package needs to know of a Keras library, and nothing more."""
 
 from abc import ABC, abstractmethod
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -22,11 +22,46 @@ class Forward:
             divides.
         weight: what the library divided the sum of weighted losses by to get `loss`: `EXAMPLES`,
             `SUM`, or a scalar tensor (the number of unmasked tokens, the sum of sample weights).
+        y_pred: the model's outputs.
     """
 
     loss: Any
     extra: Any
     weight: Any
+    y_pred: Any = None
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """The dynamic loss scaling of a compiled optimizer, kept in the library's own variables.
+
+    Attributes:
+        inner: the optimizer that makes the updates.
+        scale: `tf.Variable`, what the loss is multiplied by (a float where it does not change).
+        good_steps: `tf.Variable`, finite steps since the scale last changed; None if it does not.
+        growth_steps: int, after how many of them the scale doubles.
+    """
+
+    inner: Any
+    scale: Any
+    good_steps: Any = None
+    growth_steps: int = 0
+
+    def update(self, finite):
+        """Halve the scale (not below 1) after a step that was not finite, else let it grow."""
+        import tensorflow as tf
+
+        if self.good_steps is None:
+            return
+        good = self.good_steps + 1
+        grown = tf.logical_and(finite, good >= self.growth_steps)
+        larger = tf.where(grown, self.scale * 2.0, self.scale)
+        # Past float32's range it could never come back.
+        larger = tf.where(tf.math.is_finite(larger), larger, self.scale)
+        smaller = tf.maximum(self.scale / 2.0, 1.0)
+        keep = tf.logical_and(finite, tf.logical_not(grown))
+        self.scale.assign(tf.where(finite, larger, smaller))
+        self.good_steps.assign(tf.where(keep, good, tf.zeros_like(good)))
 
 
 def common_weight(weights):
@@ -45,6 +80,25 @@ def common_weight(weights):
     )
 
 
+@contextmanager
+def replaced(owner, **attributes):
+    """A context in which attributes of `owner` have other values.
+
+    (Keras' own `__setattr__`, which would track the values as state, is passed by.)
+    """
+    missing = object()
+    before = {name: vars(owner).get(name, missing) for name in attributes}
+    vars(owner).update(attributes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is missing:
+                del vars(owner)[name]
+            else:
+                vars(owner)[name] = value
+
+
 def flat_logs(logs):
     """`logs` as both `fit`s show them: {"compile_metrics": {"accuracy": a}} is {"accuracy": a}."""
     flat = {}
@@ -60,6 +114,8 @@ class Flavor(ABC):
     name: str
     #: The library itself; its public namespace is the same in both.
     keras: ModuleType
+    #: Whether `optimizer.apply_gradients` expects gradients of the scaled loss.
+    applies_scaled: bool
 
     # --- variables -----------------------------------------------------------------------------
 
@@ -96,9 +152,13 @@ class Flavor(ABC):
     def forward(self, model, data) -> Forward:
         """Run `model` on `data` in training mode and reduce its compiled loss; update its metrics.
 
-        Neither the loss tracker nor the per-output loss trackers move: `track_loss` does that,
-        once per update.
+        The loss is that of this data alone, whatever the number of replicas. The loss tracker does
+        not move: `track_loss` does that, once per update.
         """
+
+    @abstractmethod
+    def from_logits(self, model) -> bool:
+        """Whether the compiled loss takes the model's outputs for logits."""
 
     @abstractmethod
     def has_own_train_step(self, model) -> bool:
@@ -109,18 +169,40 @@ class Flavor(ABC):
         """Whether the model, its compiled loss and its metrics have all their variables."""
 
     def prepare(self, model, data_spec):
-        """Create what `is_ready` misses by tracing one evaluation step. Nothing is executed."""
+        """Create what `is_ready` misses by tracing one evaluation step. Nothing is executed.
+
+        Args:
+            data_spec: nest of specs of a batch, per replica where several train.
+        """
         import tensorflow as tf
 
+        strategy = model.distribute_strategy
+        step = tf.autograph.experimental.do_not_convert(lambda data: model.test_step(data))
+
+        if strategy.num_replicas_in_sync == 1:
+            run = step
+        else:
+            run = tf.autograph.experimental.do_not_convert(lambda d: strategy.run(step, (d,)))
         with tf.init_scope():
-            step = tf.autograph.experimental.do_not_convert(lambda data: model.test_step(data))
-            tf.function(step).get_concrete_function(data_spec)
+            tf.function(run).get_concrete_function(data_spec)
 
     # --- metrics -------------------------------------------------------------------------------
 
     def still_loss(self, model):
         """A context in which the metric called "loss" does not move."""
         return nullcontext()
+
+    @contextmanager
+    def still_metrics(self, model):
+        """A context in which no metric of the model moves."""
+        with ExitStack() as stack:
+            for metric in self.all_metrics(model):
+                stack.enter_context(replaced(metric, update_state=lambda *args, **kwargs: None))
+            yield
+
+    def all_metrics(self, model) -> list:
+        """Every metric of the model, the "loss" and those inside others included."""
+        return list(model.metrics)
 
     @abstractmethod
     def track_loss(self, model, loss, examples):
@@ -146,12 +228,43 @@ class Flavor(ABC):
                 optimizer.build(model.trainable_variables)
 
     @abstractmethod
-    def gradients(self, model, tape, loss, variables) -> list:
-        """The gradients of `loss`, in the form (loss-scaled or not) that `apply` expects."""
+    def loss_scale(self, model) -> LossScale | None:
+        """The dynamic loss scaling of the compiled (and built) optimizer, if it has one."""
 
+    def optimizer(self, model):
+        """The optimizer that makes the updates, out of its loss-scaling wrapper."""
+        return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+    def scale_loss(self, model, loss):
+        """Multiply `loss` as the optimizer's dynamic loss scaling, or its fixed factor, wants."""
+        import tensorflow as tf
+
+        scaling = self.loss_scale(model)
+        return loss if scaling is None else loss * tf.cast(scaling.scale, loss.dtype)
+
+    @abstractmethod
     def apply(self, model, gradients, variables):
-        """One optimizer update."""
-        model.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        """One update with gradients that are summed over replicas, divided and unscaled."""
+
+    # --- replicas ------------------------------------------------------------------------------
+
+    def adaptations(self, model) -> dict:
+        """Attributes of the model that mend what its `fit` does before the training step."""
+        return {}
+
+    @abstractmethod
+    def steps_per_execution(self, model) -> int:
+        """How many steps `fit` wants of one call of the train function."""
+
+    def count_step(self, model):
+        """Do what the library's train function does after every step."""
+        return
+
+    @contextmanager
+    def without_jit(self, model):
+        """A context in which the library does not compile the whole step with XLA."""
+        with replaced(model, _jit_compile=False):
+            yield
 
     # --- a model's own train_step --------------------------------------------------------------
 
@@ -172,30 +285,30 @@ class Flavor(ABC):
         return list(flat_logs(logs))
 
     @contextmanager
-    def recording(self, model, weight):
+    def recording(self, model, weight, penalty=None):
         """A context in which the model's own `train_step` hands over its gradients.
 
-        Yields a `Recording`, whose gradients come multiplied by the scalar `weight`. Inside, the
-        optimizer keeps what it receives instead of updating anything. (MirroredStrategy runs its
-        replicas' threads one at a time between merge calls, and a recorded step makes none.)
+        Yields a `Recording`, whose gradients come multiplied by the scalar `weight` and by the
+        loss scale. Inside, the optimizer keeps what it receives instead of updating anything.
+        (MirroredStrategy runs its replicas' threads one at a time between merge calls, and a
+        recorded step makes none.)
         """
-        optimizer, recording = model.optimizer, Recording(self, model, weight)
+        optimizer, recording = model.optimizer, Recording(self, model, weight, penalty)
         names = [n for n in ("minimize", "apply", "apply_gradients") if hasattr(optimizer, n)]
-        for name in names:
-            # Past Keras' own __setattr__, which would track the attribute.
-            object.__setattr__(optimizer, name, getattr(recording, name))
-        try:
+        methods = {name: getattr(recording, name) for name in names}
+        with replaced(optimizer, **methods), self.unscaled():
             yield recording
-        finally:
-            for name in names:
-                object.__delattr__(optimizer, name)
+
+    @abstractmethod
+    def unscaled(self):
+        """A context in which the library does not divide losses by the number of replicas."""
 
 
 class Recording:
     """The gradients and variables that a model's own `train_step` wanted applied."""
 
-    def __init__(self, flavor, model, weight):
-        self.flavor, self.model, self.weight = flavor, model, weight
+    def __init__(self, flavor, model, weight, penalty=None):
+        self.flavor, self.model, self.weight, self.penalty = flavor, model, weight, penalty
         self.gradients = self.variables = self.loss = None
 
     def minimize(self, loss, var_list, tape=None, **kwargs):
@@ -205,11 +318,13 @@ class Recording:
             tape = tf.GradientTape()
         with tape:
             loss = loss() if callable(loss) else loss
+            if self.penalty is not None:
+                loss += self.penalty()
             # Cheaper than multiplying every gradient.
-            loss *= tf.cast(self.weight, loss.dtype)
-        self.loss = loss
+            self.loss = loss = loss * tf.cast(self.weight, loss.dtype)
+            loss = self.flavor.scale_loss(self.model, loss)
         variables = list(var_list() if callable(var_list) else var_list)
-        self._take(self.flavor.gradients(self.model, tape, loss, variables), variables)
+        self._take(tape.gradient(loss, list(map(self.flavor.value, variables))), variables)
 
     def apply_gradients(self, grads_and_vars, *args, **kwargs):
         gradients, variables = zip(*grads_and_vars, strict=True)
@@ -218,10 +333,19 @@ class Recording:
     def apply(self, grads, trainable_variables=None):
         import tensorflow as tf
 
+        if self.penalty is not None:
+            raise NotImplementedError(
+                "R-Drop adds a term to the loss, so it needs a `train_step` that gives its loss to "
+                "`optimizer.minimize(loss, variables, tape=tape)`. Received one that applies "
+                "gradients. Use Keras' own `train_step`, or `minimize`."
+            )
         if trainable_variables is None:
             trainable_variables = self.model.trainable_variables
+        factor = self.weight
+        if not self.flavor.applies_scaled:
+            factor = self.flavor.scale_loss(self.model, tf.cast(factor, tf.float32))
         self._take(
-            [g if g is None else g * tf.cast(self.weight, g.dtype) for g in grads],
+            [g if g is None else tf.math.scalar_mul(factor, g) for g in grads],
             trainable_variables,
         )
 

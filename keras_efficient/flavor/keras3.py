@@ -1,17 +1,29 @@
 """Keras 3 on the TensorFlow backend, KerasHub included."""
 
 import functools
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import keras
 import tensorflow as tf
 
-from keras_efficient.flavor.base import EXAMPLES, SUM, Flavor, Forward, common_weight
+# `keras.losses` has no public hook for what a loss divides by, nor for its division by replicas.
+from keras.src.losses import loss as _loss_module
+
+from keras_efficient.flavor.base import (
+    EXAMPLES,
+    SUM,
+    Flavor,
+    Forward,
+    LossScale,
+    common_weight,
+    replaced,
+)
 
 
 class Keras3(Flavor):
     name = "keras"
     keras = keras
+    applies_scaled = True
 
     def __init__(self):
         if keras.backend.backend() != "tensorflow":
@@ -41,22 +53,31 @@ class Keras3(Flavor):
 
     def forward(self, model, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y_pred = self.call(model, x, training=True)
-        extra = None
-        if type(model).compute_loss is not keras.Model.compute_loss:
-            loss = model._compute_loss(x, y, y_pred, sample_weight, training=True)
-            weight = EXAMPLES
-        else:
-            added = [model._aggregate_additional_loss(loss) for loss in model.losses]
-            extra = tf.add_n(added) if added else None
-            if model._compile_loss is None:
-                loss, extra, weight = extra, None, EXAMPLES
+        with self.unscaled():
+            y_pred = self.call(model, x, training=True)
+            extra = None
+            if type(model).compute_loss is not keras.Model.compute_loss:
+                loss = model._compute_loss(x, y, y_pred, sample_weight, training=True)
+                weight = EXAMPLES
             else:
-                with _weighing(model._compile_loss.metrics, tf.shape(tf.nest.flatten(x)[0])[0]):
-                    loss = model._compile_loss(y, y_pred, sample_weight)
-                weight = _weight(model._compile_loss, y_pred, sample_weight)
+                added = [model._aggregate_additional_loss(loss) for loss in model.losses]
+                extra = tf.add_n(added) if added else None
+                if model._compile_loss is None:
+                    loss, extra, weight = extra, None, EXAMPLES
+                else:
+                    examples = tf.shape(tf.nest.flatten(x)[0])[0]
+                    trackers = model._compile_loss.metrics
+                    with _weighing(trackers, examples), _reductions() as weights:
+                        loss = model._compile_loss(y, y_pred, sample_weight)
+                    weight = common_weight(weights or [EXAMPLES])
         model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        return Forward(loss, extra, weight)
+        return Forward(loss, extra, weight, y_pred)
+
+    def from_logits(self, model):
+        return any(
+            loss.get_config().get("from_logits")
+            for _, loss, _, _ in model._compile_loss._flat_losses
+        )
 
     def has_own_train_step(self, model):
         return type(model).train_step is not keras.Model.train_step
@@ -68,10 +89,65 @@ class Keras3(Flavor):
     def track_loss(self, model, loss, examples):
         model._loss_tracker.update_state(loss, sample_weight=examples)
 
-    def gradients(self, model, tape, loss, variables):
-        with tape:
-            loss = model.optimizer.scale_loss(loss)
-        return tape.gradient(loss, [self.value(variable) for variable in variables])
+    def all_metrics(self, model):
+        inner = model._compile_loss.metrics if model._compile_loss is not None else []
+        return [*model.metrics, *inner]
+
+    def loss_scale(self, model):
+        optimizer = model.optimizer
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            return LossScale(
+                optimizer.inner_optimizer,
+                optimizer.dynamic_scale.value,
+                optimizer.step_counter.value,
+                optimizer.dynamic_growth_steps,
+            )
+        factor = optimizer.loss_scale_factor
+        # `apply` divides by a fixed factor itself.
+        return None if factor is None else LossScale(optimizer, factor)
+
+    def apply(self, model, gradients, variables):
+        optimizer = self.optimizer(model)
+        factor = optimizer.loss_scale_factor
+        if factor is not None:
+            gradients = [tf.math.scalar_mul(factor, gradient) for gradient in gradients]
+        # Keras sums over replicas itself, after clipping: a sum of what is already summed, once too
+        # often. (Another replica's thread may have come and gone between setting and removing.)
+        vars(optimizer)["_all_reduce_sum_gradients"] = lambda pairs: pairs
+        try:
+            optimizer.apply(gradients, variables)
+        finally:
+            vars(optimizer).pop("_all_reduce_sum_gradients", None)
+
+    def steps_per_execution(self, model):
+        return model.steps_per_execution
+
+    def unscaled(self):
+        identity = {"scale_loss_for_distribution": _same, "unscale_loss_for_distribution": _same}
+        return replaced(_loss_module, **identity)
+
+    def adaptations(self, model):
+        # Keras takes the mean of the first batch over replicas to learn its shape, which fails
+        # when they differ: fit on a first batch of one example (traps 16, 17).
+        plain = model._maybe_symbolic_build
+
+        def build(iterator=None, data_batch=None):
+            if model._distribute_strategy is not None and iterator is not None:
+                for _, _, batches in iterator:
+                    data_batch = tf.nest.map_structure(
+                        lambda value: model.distribute_strategy.experimental_local_results(value)[
+                            0
+                        ],
+                        next(batches),
+                    )
+                    break
+            return plain(data_batch=data_batch)
+
+        return {"_maybe_symbolic_build": build}
+
+
+def _same(value):
+    return value
 
 
 def _seeds(layer):
@@ -85,42 +161,35 @@ def _weighing(trackers, examples):
 
     Keras weighs by the static batch size, which is not known in a loop.
     """
-    updates = [tracker.update_state for tracker in trackers]
-    for tracker, update in zip(trackers, updates, strict=True):
-        # Past Keras' own __setattr__, which would track the attribute.
-        weighing = functools.partial(_update, update, examples)
-        object.__setattr__(tracker, "update_state", weighing)
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
         for tracker in trackers:
-            object.__delattr__(tracker, "update_state")
+            update = functools.partial(_update, tracker.update_state, examples)
+            stack.enter_context(replaced(tracker, update_state=update))
+        yield
 
 
 def _update(update, examples, value, sample_weight=None):
     return update(value, sample_weight=examples)
 
 
-def _weight(compile_loss, y_pred, sample_weight):
-    """What Keras' `reduce_weighted_values` divided by."""
-    weights = []
-    for path, loss, _, _ in compile_loss._flat_losses:
-        output, weighting = y_pred, sample_weight
-        for key in path:
-            output = output[key]
-            if isinstance(sample_weight, list | tuple | dict):
-                weighting = weighting[key]
-        mask = getattr(output, "_keras_mask", None)
-        if loss.reduction in ("sum", "none", None):
-            weights.append(SUM)
-        elif loss.reduction == "mean_with_sample_weight" and weighting is not None:
-            weighting = tf.cast(weighting, tf.float32)
-            if mask is not None:
-                mask = tf.cast(mask, tf.float32)
-                missing = [1] * (len(mask.shape) - len(weighting.shape))
-                weighting = tf.reshape(weighting, [*tf.unstack(tf.shape(weighting)), *missing])
-                weighting *= mask
-            weights.append(tf.reduce_sum(weighting))
-        else:
-            weights.append(EXAMPLES if mask is None else tf.reduce_sum(tf.cast(mask, tf.float32)))
-    return common_weight(weights)
+@contextmanager
+def _reductions():
+    """A context that yields a list of what each loss called inside divides by."""
+    weights, reduce = [], _loss_module.reduce_weighted_values
+
+    def spy(values, sample_weight=None, mask=None, reduction="sum_over_batch_size", dtype=None):
+        weights.append(_weight(sample_weight, mask, _loss_module.standardize_reduction(reduction)))
+        return reduce(values, sample_weight, mask, reduction, dtype)
+
+    with replaced(_loss_module, reduce_weighted_values=spy):
+        yield weights
+
+
+def _weight(sample_weight, mask, reduction):
+    """What Keras' `reduce_weighted_values` divides by."""
+    if reduction in ("sum", "none", None):
+        return SUM
+    if reduction == "mean_with_sample_weight":
+        weight = _loss_module.apply_mask(sample_weight, mask, "float32", reduction)
+        return EXAMPLES if weight is None else tf.reduce_sum(tf.cast(weight, tf.float32))
+    return EXAMPLES if mask is None else tf.reduce_sum(tf.cast(mask, tf.float32))

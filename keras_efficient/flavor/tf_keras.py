@@ -1,16 +1,28 @@
 """tf_keras (Keras 2): Hugging Face TF, TF Model Garden and TF-MOT models."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import tensorflow as tf
 import tf_keras
 
-from keras_efficient.flavor.base import EXAMPLES, SUM, Flavor, Forward, common_weight
+# `tf_keras.losses` has no public hook for what a loss divides by, nor for its division by replicas.
+from tf_keras.src.utils import losses_utils as _losses_utils
+
+from keras_efficient.flavor.base import (
+    EXAMPLES,
+    SUM,
+    Flavor,
+    Forward,
+    LossScale,
+    common_weight,
+    replaced,
+)
 
 
 class TfKeras(Flavor):
     name = "tf_keras"
     keras = tf_keras
+    applies_scaled = False
 
     def value(self, variable):
         # Under a mixed policy layers hold a wrapper that casts on reading.
@@ -31,23 +43,28 @@ class TfKeras(Flavor):
         x, y, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
         y_pred = self.call(model, x, training=True)
         losses = model.compiled_loss
-        if _has_own_compute_loss(model):
-            loss, extra = model.compute_loss(x, y, y_pred, sample_weight), None
-            weight = EXAMPLES
-        else:
-            with self.still_loss(model):
-                extra = tf.add_n(model.losses) if model.losses else None
-                loss = losses(y, y_pred, sample_weight)
+        with self.unscaled():
+            if _has_own_compute_loss(model):
+                loss, extra = model.compute_loss(x, y, y_pred, sample_weight), None
+                weight = EXAMPLES
+            else:
+                with self.still_loss(model), _reductions() as weights:
+                    extra = tf.add_n(model.losses) if model.losses else None
+                    loss = losses(y, y_pred, sample_weight)
                 if loss is None:
                     loss, extra, weight = extra, None, EXAMPLES
                 else:
-                    weight = _weight(losses, y_pred)
+                    weight = common_weight(weights or [EXAMPLES])
         model._validate_target_and_loss(y, loss)
         if type(model).compute_metrics is not tf_keras.Model.compute_metrics:
             model.compute_metrics(x, y, y_pred, sample_weight)
         else:
             model.compiled_metrics.update_state(y, y_pred, sample_weight)
-        return Forward(loss, extra, weight)
+        return Forward(loss, extra, weight, y_pred)
+
+    def from_logits(self, model):
+        losses = tf.nest.flatten(model.compiled_loss._losses)
+        return any(loss.get_config().get("from_logits") for loss in losses if loss is not None)
 
     def has_own_train_step(self, model):
         return type(model).train_step is not tf_keras.Model.train_step
@@ -74,18 +91,60 @@ class TfKeras(Flavor):
         return all(part is None or part.built for part in parts)
 
     def still_loss(self, model):
-        return _still(model.compiled_loss)
+        mean = model.compiled_loss._total_loss_mean
+        return replaced(mean, update_state=lambda *args, **kwargs: None)
 
     def track_loss(self, model, loss, examples):
         # A `compute_loss` of the model's own tracks what it likes, in every microbatch.
         if self.has_own_train_step(model) or not _has_own_compute_loss(model):
             model.compiled_loss._total_loss_mean.update_state(loss, sample_weight=examples)
 
-    def gradients(self, model, tape, loss, variables):
+    def loss_scale(self, model):
         optimizer = model.optimizer
-        # Model Garden's and Hugging Face's optimizers are of the older, "legacy" family.
-        compute = getattr(optimizer, "compute_gradients", None) or optimizer._compute_gradients
-        return [gradient for gradient, _ in compute(loss, variables, tape=tape)]
+        if not isinstance(optimizer, tf_keras.mixed_precision.LossScaleOptimizer):
+            return None
+        if not optimizer.dynamic:
+            return LossScale(optimizer.inner_optimizer, optimizer.initial_scale)
+        state = optimizer._loss_scale
+        return LossScale(
+            optimizer.inner_optimizer,
+            state.current_loss_scale,
+            state.counter,
+            optimizer.dynamic_growth_steps,
+        )
+
+    def apply(self, model, gradients, variables):
+        optimizer, pairs = self.optimizer(model), list(zip(gradients, variables, strict=True))
+        if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+            optimizer.apply_gradients(pairs)
+        elif isinstance(optimizer, tf_keras.optimizers.Optimizer):
+            optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)
+        else:
+            # Model Garden's AdamW leaves clipping to its caller when it does not sum itself.
+            norm = getattr(optimizer, "gradient_clip_norm", 0)
+            if norm > 0:
+                gradients, _ = tf.clip_by_global_norm(gradients, norm)
+                pairs = list(zip(gradients, variables, strict=True))
+            optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
+
+    @contextmanager
+    def recording(self, model, weight, penalty=None):
+        # `result` of a metric synchronises replicas, which a loop cannot do.
+        metrics = model.metrics if tf.distribute.get_strategy().num_replicas_in_sync > 1 else []
+        with super().recording(model, weight, penalty) as recording, ExitStack() as stack:
+            for metric in metrics:
+                stack.enter_context(replaced(metric, result=lambda: tf.constant(0.0)))
+            yield recording
+
+    def steps_per_execution(self, model):
+        steps = model._steps_per_execution
+        return 1 if steps is None else int(steps.numpy())
+
+    def count_step(self, model):
+        model._train_counter.assign_add(1)
+
+    def unscaled(self):
+        return replaced(_losses_utils, scale_loss_for_distribution=lambda value: value)
 
 
 def _has_own_compute_loss(model):
@@ -105,28 +164,17 @@ _TOKEN_LOSSES = {
 
 
 @contextmanager
-def _still(losses):
-    """Keep the "loss" metric of a LossesContainer still while the container is called."""
-    mean = losses._total_loss_mean
-    update = mean.update_state
-    # Past Keras' own __setattr__, which would track the attribute.
-    object.__setattr__(mean, "update_state", lambda *args, **kwargs: None)
-    try:
-        yield
-    finally:
-        object.__setattr__(mean, "update_state", update)
-
-
-def _weight(losses, y_pred):
-    """What tf_keras' `compute_weighted_loss` divided by."""
+def _reductions():
+    """A context that yields a list of what each loss called inside divides by."""
+    weights, apply_mask = [], _losses_utils.apply_valid_mask
     reductions = tf_keras.losses.Reduction
-    weights = []
-    for loss, output in zip(losses._losses, tf.nest.flatten(y_pred), strict=True):
-        if loss is None:
-            continue
-        mask = getattr(output, "_keras_mask", None)
-        if loss.reduction in (reductions.SUM, reductions.NONE):
+
+    def spy(losses, sample_weight, mask, reduction):
+        if reduction in (reductions.SUM, reductions.NONE):
             weights.append(SUM)
         else:
             weights.append(EXAMPLES if mask is None else tf.reduce_sum(tf.cast(mask, tf.float32)))
-    return common_weight(weights)
+        return apply_mask(losses, sample_weight, mask, reduction)
+
+    with replaced(_losses_utils, apply_valid_mask=spy):
+        yield weights

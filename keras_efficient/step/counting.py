@@ -2,18 +2,18 @@
 
 import tensorflow as tf
 
-from keras_efficient.step import hook
+from keras_efficient.step import hook, replicas
 from keras_efficient.step.microbatches import batch_size
-
-#: What KerasHub, Hugging Face and Model Garden call the mask of real tokens.
-MASKS = ("padding_mask", "attention_mask", "input_mask")
+from keras_efficient.step.split import MASKS
 
 
 class Counts:
     """Running totals: `[examples, real tokens, positions]`."""
 
-    def __init__(self):
-        self.totals = tf.Variable([0, 0, 0], dtype=tf.int64, trainable=False)
+    def __init__(self, model):
+        with model.distribute_strategy.scope():
+            self.totals = replicas.variable([0, 0, 0], tf.int64)
+        self.variables = [self.totals]
 
     def __call__(self, data):
         features = data[0] if isinstance(data, tuple | list) else data
@@ -24,16 +24,18 @@ class Counts:
                 tokens = tf.math.count_nonzero(masks[0])
                 positions = tf.size(masks[0], tf.int64)
         counts = [batch_size(features), tokens, positions]
-        self.totals.assign_add(tf.stack([tf.cast(count, tf.int64) for count in counts]))
+        replicas.here(self.totals).assign_add(
+            tf.stack([tf.cast(count, tf.int64) for count in counts])
+        )
 
     def read(self):
         """The totals so far, as a NumPy array."""
-        return self.totals.numpy()
+        return self.totals.read_value().numpy()
 
 
 def attach(model) -> Counts:
     """Count from the next training step of `model` on."""
-    counts = Counts()
+    counts = Counts(model)
     hook.attach(model).observers.append(counts)
     return counts
 

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from keras_efficient import flavor as flavors
+
 _ATTRIBUTE = "_keras_efficient_step"
 
 
@@ -9,30 +11,70 @@ class Hook:
     """What stands in for `model.train_step`, as an attribute of that one model.
 
     The class keeps its own `train_step`, so the model is saved, cloned and pickled as before.
+    While nothing asks for the training step of this package, the model's own runs.
 
     Attributes:
         plain: the step the model had.
-        run: `(data, autograph context) -> logs`, or None for the plain step.
-        observers: functions of a batch, called once per update, in the graph.
+        observers: functions of a batch, called once per step, in the graph.
+        split: how batches are split into microbatches (`split.Split`), or None.
+        window: how many batches make an update (`window.Window`), or None: each makes one.
+        second_pass: what is done with a batch's gradient before a second pass over the batch
+            (`second_pass.SecondPass`), or None.
+        penalty: a term added to the loss of every microbatch (`rdrop.RDrop`), or None.
+        watchers: objects called with an update's `Gradients`, in the graph, before it is applied.
+        after_update: objects called in the graph after an update that was applied.
+        wanted_by: whoever else wants this package's training step.
+
+    Watchers and what comes after an update have a method `build(model)`, called outside of the
+    graph, in the strategy's scope, to create variables.
     """
 
     def __init__(self, model):
-        self.plain = model.train_step
-        self.run = None
-        self.observers = []
+        self.model, self.flavor = model, flavors.of(model)
+        self.observers, self.watchers, self.after_update, self.wanted_by = [], [], [], []
+        self.split = self.window = self.second_pass = self.penalty = None
+        self.plain, self.plain_make = model.train_step, model.make_train_function
+        self._own = None
+
+    @property
+    def own(self):
+        """The training step of this package, for this model."""
+        if self._own is None:
+            from keras_efficient.step.training_step import TrainingStep
+
+            self._own = TrainingStep(self)
+        return self._own
+
+    @property
+    def parts(self):
+        """What asks for the training step of this package."""
+        parts = (self.split, self.window, self.second_pass, self.penalty)
+        others = (*self.watchers, *self.after_update, *self.wanted_by)
+        return [part for part in (*parts, *others) if part is not None]
 
     def __call__(self, data):
         # tf_keras lets AutoGraph convert its step, Keras 3 does not. Our own code needs no
         # conversion, but the user's layers must meet the context they would have met.
         return _step(self, data, tf.__internal__.autograph.control_status_ctx())
 
+    def make_train_function(self, force=False):
+        """Stands in for `model.make_train_function`."""
+        model = self.model
+        if model.train_function is None or force:
+            if not self.parts:
+                self.plain_make(force=force)
+            else:
+                function = self.own.make_train_function()
+                object.__setattr__(model, "train_function", function)
+        return model.train_function
+
 
 @tf.autograph.experimental.do_not_convert
 def _step(hook, data, context):
     for observe in hook.observers:
         observe(data)
-    if hook.run is not None:
-        return hook.run(data, context)
+    if hook.parts:
+        return hook.own(data, context)
     return tf.__internal__.autograph.tf_convert(hook.plain, context)(data)
 
 
@@ -42,20 +84,33 @@ def attach(model) -> Hook:
     if hook is None:
         hook = Hook(model)
         # Past Keras' own __setattr__, which would look for state to track and save.
-        object.__setattr__(model, _ATTRIBUTE, hook)
-        object.__setattr__(model, "train_step", hook)
+        vars(model).update(_attributes(hook))
     model.train_function = None
     return hook
 
 
+def of(model) -> Hook | None:
+    """The model's hook, if it has one."""
+    return vars(model).get(_ATTRIBUTE)
+
+
 def detach_if_idle(model):
     """Give the model its own step back if nothing uses the hook any more."""
-    hook = vars(model).get(_ATTRIBUTE)
+    hook = of(model)
     if hook is None:
         return
     model.train_function = None
-    if hook.run is None and not hook.observers:
-        object.__delattr__(model, _ATTRIBUTE)
-        object.__delattr__(model, "train_step")
+    if not hook.parts and not hook.observers:
+        for name in _attributes(hook):
+            vars(model).pop(name, None)
         if hook.plain != type(model).train_step.__get__(model):
             object.__setattr__(model, "train_step", hook.plain)
+
+
+def _attributes(hook):
+    return {
+        _ATTRIBUTE: hook,
+        "train_step": hook,
+        "make_train_function": hook.make_train_function,
+        **hook.flavor.adaptations(hook.model),
+    }

@@ -24,7 +24,7 @@ def spied(monkeypatch):
         sizes.append(tf.get_static_value(size))
         return sum_over(function, data, size, zeros, **kwargs)
 
-    monkeypatch.setattr("keras_efficient.step.accumulation.sum_over", spy)
+    monkeypatch.setattr("keras_efficient.step.training_step.sum_over", spy)
     return sizes
 
 

@@ -1,0 +1,260 @@
+"""The one training step, in its one order.
+
+Split the replica's batch into microbatches; forward and backward each; sum weighted gradients and
+weights; one all-reduce of both; divide once; unscale; one finite check for all replicas; clip and
+update (the optimizer's part); what follows an update (masks, moving averages); metrics.
+"""
+
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from keras_efficient.flavor.base import EXAMPLES, SUM
+from keras_efficient.step import out_of_memory, replicas
+from keras_efficient.step.gradient_sums import GradientSums
+from keras_efficient.step.microbatch import CompiledLoss, OwnStep
+from keras_efficient.step.microbatches import sum_over
+from keras_efficient.step.split import Split
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The gradients of an update, the same on all replicas.
+
+    Attributes:
+        values: list of tensors and `IndexedSlices` (each row once).
+        variables: the model's variables they belong to.
+        totals: dict of what was summed over all microbatches of all replicas: "weight",
+            "examples", "microbatches" and, if asked for, "square_norms" (of the microbatches' own
+            mean gradients).
+    """
+
+    values: list
+    variables: list
+    totals: dict
+
+
+class TrainingStep:
+    """The training step of one model."""
+
+    def __init__(self, hook):
+        self.hook, self.model, self.flavor = hook, hook.model, hook.flavor
+        self.sums = self.jit = self.skipped = None
+        self.halvings = 0
+        #: Known once a microbatch is traced: which variables get a gradient, and what the loss
+        #: divides by.
+        self.reached, self.kind = [], None
+
+    # --- outside of the graph ------------------------------------------------------------------
+
+    @property
+    def split(self):
+        return self.hook.split or Split(microbatches=1)
+
+    @property
+    def several(self):
+        """Whether several replicas train."""
+        return self.model.distribute_strategy.num_replicas_in_sync > 1
+
+    def make_train_function(self):
+        """What `fit` calls with an iterator for every step."""
+        self.jit = bool(getattr(self.model, "jit_compile", False))
+        if self.split.auto:
+            return out_of_memory.retrying(self)
+        if not self.several:
+            self.hook.plain_make(force=True)
+            return self.model.train_function
+        # XLA cannot compile what replicas do together: only the microbatches are compiled.
+        with self.flavor.without_jit(self.model):
+            self.hook.plain_make(force=True)
+            function = self.model.train_function
+
+        def train_function(iterator):
+            self.prepare(getattr(iterator, "element_spec", None))
+            with self.flavor.without_jit(self.model):
+                return function(iterator)
+
+        return train_function
+
+    def prepare(self, data_spec):
+        """Create all variables. With several replicas this has to happen outside of them."""
+        model, flavor = self.model, self.flavor
+        with model.distribute_strategy.scope():
+            if not flavor.is_ready(model):
+                flavor.prepare(model, data_spec)
+            flavor.build_optimizer(model)
+            variables = list(map(flavor.value, model.trainable_variables))
+            # XLA wants to know every shape.
+            if self.sums is None or not self.sums.fits(variables, self.static):
+                self.sums = GradientSums(variables, static=self.static)
+                with tf.init_scope():
+                    self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False)
+                    self.applying = replicas.variable(0)
+                    self.halved = tf.Variable(self.halvings, trainable=False)
+            with tf.init_scope():
+                for part in (*self.hook.watchers, *self.hook.after_update):
+                    part.build(model)
+
+    @property
+    def static(self):
+        """Whether XLA compiles the microbatches."""
+        return bool(getattr(self.model, "jit_compile", False)) if self.jit is None else self.jit
+
+    # --- in the graph, in every replica --------------------------------------------------------
+
+    def __call__(self, data, context):
+        """One step on one batch; returns its logs."""
+        hook = self.hook
+        if replicas.count() == 1:
+            self.prepare(tf.nest.map_structure(_spec_of_any_batch, data))
+        microbatch = self.microbatch(data, context)
+        totals = self.accumulate(microbatch, data)
+        if hook.window is None:
+            if hook.second_pass is None:
+                self.update(totals)
+            else:
+                self.update_twice(totals, data, context)
+        else:
+            hook.window.add(totals)
+            replicas.when(hook.window.complete(), self.update_window)
+        return microbatch.logs(totals)
+
+    def microbatch(self, data, context, quiet=False):
+        """What is done with every microbatch of `data`."""
+        kind = OwnStep if self.flavor.has_own_train_step(self.model) else CompiledLoss
+        return kind(self, data, context, quiet)
+
+    def accumulate(self, microbatch, data):
+        """Forward and backward over all microbatches; the gradients go to `sums`."""
+        halvings = self.halvings if self.static else self.halved.read_value()
+        size = self.split.size_of(microbatch.examples, halvings)
+
+        def run(data):
+            with tf.control_dependencies([self.sums.open()]):
+                return sum_over(microbatch, data, size, microbatch.zeros(), static=self.static)
+
+        if self.static and replicas.count() > 1:
+            run = tf.function(run, jit_compile=True, autograph=False)
+        # (The unit is no sum.)
+        return {**run(data), "unit": microbatch.unit}
+
+    def update(self, totals):
+        """Apply the gradients summed so far."""
+        self.apply(self.reduced(totals))
+        with tf.control_dependencies([totals["weight"]]):
+            self.sums.close()
+
+    def update_window(self):
+        """Apply the gradients of the batches of a window."""
+        self.update(self.hook.window.totals())
+        self.hook.window.restart()
+
+    def update_twice(self, totals, data, context):
+        """Take the gradients at the weights, move the weights, take them again, move back."""
+        second_pass = self.hook.second_pass
+        first = self.reduced(totals)
+        with tf.control_dependencies([totals["weight"]]):
+            self.sums.close()
+        values = list(map(self.flavor.value, first.variables))
+        restore = second_pass.move(values, first.values, self.paths(first.variables))
+        again = self.accumulate(self.microbatch(data, context, quiet=True), data)
+        second = self.reduced(again)
+        with tf.control_dependencies([again["weight"]]):
+            restore()
+            self.sums.close()
+        combined = second_pass.combine(first.values, second.values)
+        self.apply(Gradients(combined, first.variables, second.totals))
+
+    def paths(self, variables):
+        return list(map(self.flavor.path, variables))
+
+    def reduced(self, totals) -> Gradients:
+        """The gradients of the sums: over all replicas, divided, unscaled."""
+        variables = self.model.trainable_variables
+        # A variable that no microbatch reached gets no update at all, as in a plain step.
+        pairs = [
+            (sums, variable)
+            for sums, variable, reached in zip(
+                self.sums.read(), variables, self.reached, strict=True
+            )
+            if reached
+        ]
+        sums, variables = map(list, zip(*pairs, strict=True))
+        unit, divisor = totals["unit"], None
+        totals = {name: value for name, value in totals.items() if name not in ("unit", "loss")}
+        totals["weight"] *= unit
+        if replicas.count() > 1:
+            if self.kind is not SUM:
+                sums = [tf.math.scalar_mul(tf.cast(unit, s.dtype), s) for s in sums]
+            names = list(totals)
+            summed = replicas.all_sum([*sums, *totals.values()])
+            sums = [_unique_rows(s) for s in summed[: len(sums)]]
+            totals = dict(zip(names, summed[len(sums) :], strict=True))
+            unit = 1.0
+        if self.kind is not SUM and not self.whole:
+            weight = totals["weight"] if self.split.normalise is True else self.split.normalise
+            divisor = weight / unit
+        scaling = self.flavor.loss_scale(self.model)
+        if scaling is not None:
+            divisor = scaling.scale * (1.0 if divisor is None else divisor)
+        if divisor is not None:
+            factor = tf.math.divide_no_nan(1.0, divisor)
+            sums = [tf.math.scalar_mul(tf.cast(factor, s.dtype), s) for s in sums]
+        for gradient in sums:
+            if isinstance(gradient, tf.IndexedSlices):
+                gradient.rows_are_unique = True
+        return Gradients(sums, variables, totals)
+
+    @property
+    def whole(self):
+        """Whether the weights of a batch are known to sum up to one unit."""
+        alone = replicas.count() == 1 and self.hook.window is None
+        return alone and self.kind is EXAMPLES and self.split.normalise is True
+
+    def apply(self, gradients):
+        """One update, unless a loss scale let a gradient overflow."""
+        for watch in self.hook.watchers:
+            watch(gradients)
+        self.variables = gradients.variables
+        scaling = self.flavor.loss_scale(self.model)
+        if scaling is None or scaling.good_steps is None:
+            self.apply_now(gradients.values)
+            return
+        finite = tf.reduce_all(
+            [tf.reduce_all(tf.math.is_finite(_values(g))) for g in gradients.values]
+        )
+        replicas.when(finite, self.apply_now, gradients.values)
+        scaling.update(finite)
+        self.skipped.assign(self.skipped + tf.cast(tf.logical_not(finite), tf.int64))
+
+    def apply_now(self, values):
+        """The optimizer's update, and what follows it."""
+        if self.split.auto:
+            # From here on a batch cannot be done again.
+            with tf.control_dependencies([replicas.here(self.applying).assign(1)]):
+                values = [
+                    tf.nest.map_structure(tf.identity, v, expand_composites=True) for v in values
+                ]
+        self.flavor.apply(self.model, values, self.variables)
+        for follow in self.hook.after_update:
+            follow()
+
+
+def _values(gradient):
+    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+
+
+def _unique_rows(gradient):
+    """`IndexedSlices` with every row once; anything else as it is."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    rows, places = tf.unique(gradient.indices)
+    values = tf.math.unsorted_segment_sum(gradient.values, places, tf.shape(rows)[0])
+    return tf.IndexedSlices(values, rows, gradient.dense_shape)
+
+
+def _spec_of_any_batch(tensor):
+    spec = tf.type_spec_from_value(tensor)
+    if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
+        return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
+    return spec
