@@ -131,15 +131,13 @@ class Keras3(Flavor):
         # when they differ: fit on a first batch of one example (traps 16, 17).
         plain = model._maybe_symbolic_build
 
+        def of_one_replica(value):
+            return model.distribute_strategy.experimental_local_results(value)[0]
+
         def build(iterator=None, data_batch=None):
             if model._distribute_strategy is not None and iterator is not None:
                 for _, _, batches in iterator:
-                    data_batch = tf.nest.map_structure(
-                        lambda value: model.distribute_strategy.experimental_local_results(value)[
-                            0
-                        ],
-                        next(batches),
-                    )
+                    data_batch = tf.nest.map_structure(of_one_replica, next(batches))
                     break
             return plain(data_batch=data_batch)
 

@@ -20,9 +20,9 @@ def retrying(step):
     strategy = model.distribute_strategy
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         raise ValueError(
-            "microbatch_size='auto' needs one process: a worker that runs out of memory cannot make "
-            "the others try again. Received: a MultiWorkerMirroredStrategy. Find the size on one "
-            "worker first, then give it as an int."
+            "microbatch_size='auto' needs one process: a worker that runs out of memory cannot "
+            "make the others try again. Received: a MultiWorkerMirroredStrategy. Find the size on "
+            "one worker first, then give it as an int."
         )
 
     def one_step(data):

@@ -103,9 +103,10 @@ def tokens(x, y=None, sample_weight=None):
         counted = tf.cast(masks[0] != 0, tf.float32)
     else:
         raise ValueError(
-            "weight='tokens' needs int labels [examples, tokens] (padded with -100) or a mask among "
-            f"the features, called one of {MASKS}. Received: labels {labels!r} and features "
-            f"{sorted(x) if isinstance(x, dict) else x!r}. Give a function of (x, y, sample_weight)."
+            "weight='tokens' needs int labels [examples, tokens] (padded with -100) or a mask "
+            f"among the features, called one of {MASKS}. Received: labels {labels!r} and features "
+            f"{sorted(x) if isinstance(x, dict) else x!r}. Give a function of (x, y, "
+            "sample_weight)."
         )
     if sample_weight is not None and sample_weight.shape.rank == counted.shape.rank:
         counted *= tf.cast(sample_weight, tf.float32)
