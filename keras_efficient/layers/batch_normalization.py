@@ -38,10 +38,10 @@ def MaskedBatchNormalization(
       normalisation. Slices that follow each other cannot share statistics, and replicas may not
       talk inside a loop.
 
-    `trainable = False` runs the layer in inference mode, as in Keras. Keras' own
-    BatchNormalization takes a mask as well, but gives NaN for a batch without a real token, fails
-    in the loop of an accumulated step on several replicas when synchronised, and is not
-    synchronised by default.
+    `trainable = False` runs the layer in inference mode, as in Keras. The libraries' own
+    BatchNormalization takes a mask as well; but a batch without a real token draws its averages to
+    zero; Keras 3's forgets `synchronized` where there is a mask, and tf_keras' then fails in the
+    loop of an accumulated step on several replicas.
 
     Args:
         library: "keras" or "tf_keras", or a model of it: whose layer to make.

@@ -1,0 +1,414 @@
+"""Batch normalisation over real tokens: the arithmetic, both libraries, loops, two replicas."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from zoo import keras_of
+
+import keras_efficient as ke
+from keras_efficient.layers.moments import masked_moments, masked_sums, moments_of_sums
+
+both = pytest.mark.parametrize("library", ["keras", "tf_keras"])
+
+
+def batch(seed=0, shape=(4, 5, 3)):
+    rng = np.random.default_rng(seed)
+    mask = rng.random(shape[:-1]) < 0.6
+    mask[0, 0] = True
+    return rng.normal(2, 3, shape).astype("float32"), mask
+
+
+def weights_of(layer):
+    return {w.name.split("/")[-1].removesuffix(":0"): w.numpy() for w in layer.weights}
+
+
+# --- the arithmetic ------------------------------------------------------------------------------
+
+
+def test_moments_are_those_of_the_real_tokens():
+    x, mask = batch()
+    mean, variance, count = masked_moments(x, mask)
+    np.testing.assert_allclose(mean, x[mask].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(variance, x[mask].var(0), rtol=1e-5)
+    assert count == mask.sum()
+
+
+def test_moments_without_a_mask():
+    x, _ = batch()
+    mean, variance, count = masked_moments(x)
+    np.testing.assert_allclose(mean, x.mean((0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(variance, x.var((0, 1)), rtol=1e-5)
+    assert count == 20
+
+
+def test_moments_of_sums_of_parts():
+    x, mask = batch()
+    sums = masked_sums(x[:1], mask[:1]) + masked_sums(x[1:], mask[1:])
+    for a, b in zip(moments_of_sums(sums), masked_moments(x, mask), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "function", [masked_moments, lambda x, m: moments_of_sums(masked_sums(x, m))]
+)
+def test_moments_of_nothing_are_zero(function):
+    x, _ = batch()
+    for value in function(x * np.nan, np.zeros(x.shape[:2])):
+        assert not np.any(value)
+
+
+def test_moments_of_half_precision_are_float32():
+    x = tf.cast(tf.fill([1, 4000, 1], 30.0), tf.float16)
+    mean, variance, count = masked_moments(x, tf.ones([1, 4000]))
+    assert {mean.dtype, variance.dtype, count.dtype} == {tf.float32}
+    assert (mean.numpy(), variance.numpy(), count.numpy()) == ([30.0], [0.0], 4000)
+
+
+def test_a_mask_of_another_rank_is_refused():
+    with pytest.raises(ValueError, match=r"`mask` must say for each position.*attention mask"):
+        masked_moments(np.ones((2, 3, 4)), np.ones((2, 3, 3)))
+
+
+# --- the layer -----------------------------------------------------------------------------------
+
+
+@both
+def test_layer_is_the_formula(library):
+    x, mask = batch()
+    layer = ke.layers.MaskedBatchNormalization(library=library, momentum=0.9, epsilon=1e-3)
+    out = layer(x, mask=mask, training=True)
+    mean, variance = x[mask].mean(0), x[mask].var(0)
+    np.testing.assert_allclose(out, (x - mean) / np.sqrt(variance + 1e-3), rtol=1e-4, atol=1e-5)
+    moved = weights_of(layer)
+    np.testing.assert_allclose(moved["moving_mean"], 0.1 * mean, rtol=1e-4)
+    np.testing.assert_allclose(moved["moving_variance"], 0.9 + 0.1 * variance, rtol=1e-4)
+    expected = (x - moved["moving_mean"]) / np.sqrt(moved["moving_variance"] + 1e-3)
+    np.testing.assert_allclose(layer(x, mask=mask, training=False), expected, rtol=1e-4, atol=1e-5)
+    assert set(moved) == {"gamma", "beta", "moving_mean", "moving_variance"}
+
+
+@both
+def test_padding_does_not_matter(library):
+    x, mask = batch()
+    other = np.where(mask[..., None], x, np.inf).astype("float32")
+    layer = ke.layers.MaskedBatchNormalization(library=library)
+    twin = ke.layers.MaskedBatchNormalization(library=library)
+    out, same = (one(v, mask=mask, training=True) for one, v in ((layer, x), (twin, other)))
+    np.testing.assert_allclose(np.asarray(out)[mask], np.asarray(same)[mask], rtol=1e-5)
+    for a, b in zip(layer.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@both
+def test_padding_gets_no_gradient_through_the_statistics(library):
+    x, mask = batch()
+    layer = ke.layers.MaskedBatchNormalization(library=library)
+    value = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(value)
+        out = layer(value, mask=mask, training=True)
+        loss = tf.reduce_sum(tf.where(mask[..., None], out**3, 0.0))
+    gradient = tape.gradient(loss, value).numpy()
+    assert np.abs(gradient[mask]).min() > 0
+    assert not gradient[~mask].any()
+
+
+@both
+def test_without_a_mask_it_is_keras_own(library):
+    keras = keras_of(library)
+    x, _ = batch()
+    options = {"momentum": 0.8, "epsilon": 1e-2}
+    ours = ke.layers.MaskedBatchNormalization(library=library, **options)
+    own = keras.layers.BatchNormalization(**options)
+    results = []
+    for layer in (ours, own):
+        value = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(value)
+            out = layer(value, training=True)
+            loss = tf.reduce_sum(out**3)
+        results.append([out, tape.gradient(loss, value), layer(value, training=False)])
+        results[-1] += layer.get_weights()
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+@both
+def test_the_mask_comes_with_the_input(library):
+    layers = keras_of(library).layers
+    ids = np.array([[1, 2, 0], [3, 0, 0]])
+    embed = layers.Embedding(5, 2, mask_zero=True)
+    x = embed(tf.constant(ids))
+    implicit = ke.layers.MaskedBatchNormalization(library=library)
+    explicit = ke.layers.MaskedBatchNormalization(library=library)
+    out = implicit(x, training=True)
+    np.testing.assert_allclose(
+        out, explicit(tf.identity(x), mask=tf.constant(ids > 0), training=True), rtol=1e-5
+    )
+    # And goes on with the output.
+    np.testing.assert_array_equal(out._keras_mask, ids > 0)
+
+
+@both
+def test_a_batch_without_a_real_token(library):
+    x, mask = batch()
+    layer = ke.layers.MaskedBatchNormalization(library=library)
+    layer(x, mask=mask, training=True)
+    before = layer.get_weights()
+    value = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(value)
+        out = layer(value, mask=np.zeros_like(mask), training=True)
+    np.testing.assert_allclose(out, layer(x, training=False), rtol=1e-5)
+    assert np.isfinite(tape.gradient(out, value)).all()
+    for a, b in zip(before, layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@both
+def test_upstream_a_batch_without_a_real_token_moves_the_averages(library):
+    x, mask = batch()
+    own = keras_of(library).layers.BatchNormalization(center=False, scale=False)
+    own(x, mask=np.zeros_like(mask), training=True)
+    mean, variance = own.get_weights()
+    assert not mean.any()
+    assert (variance < 1).all()
+
+
+@both
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision(library, dtype):
+    x, mask = batch()
+    x = (x * 1000).astype("float32")
+    layer = ke.layers.MaskedBatchNormalization(library=library, dtype=dtype)
+    out = layer(x, mask=mask, training=True)
+    assert out.dtype == layer.compute_dtype != "float32"
+    assert np.isfinite(np.asarray(tf.cast(out, tf.float32))).all()
+    assert {weight.dtype for weight in layer.get_weights()} == {np.dtype("float32")}
+
+
+@both
+def test_frozen_is_inference(library):
+    x, mask = batch()
+    layer = ke.layers.MaskedBatchNormalization(library=library, center=False, scale=False)
+    layer.trainable = False
+    out = layer(x, mask=mask, training=True)
+    np.testing.assert_allclose(out, layer(x, training=False))
+    assert set(weights_of(layer)) == {"moving_mean", "moving_variance"}
+
+
+@both
+def test_errors(library):
+    with pytest.raises(ValueError, match=r"`momentum` must be in \[0, 1\)"):
+        ke.layers.MaskedBatchNormalization(library=library, momentum=1.0)
+    with pytest.raises(ValueError, match=r"`epsilon` greater than 0"):
+        ke.layers.MaskedBatchNormalization(library=library, epsilon=0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'momentun'"):
+        ke.layers.MaskedBatchNormalization(library=library, momentun=0.9)
+    layer = ke.layers.MaskedBatchNormalization(library=library)
+    with pytest.raises(ValueError, match="`mask` must say"):
+        layer(np.ones((2, 3, 4), "float32"), mask=np.ones((2, 3, 3)), training=True)
+
+
+# --- in models -----------------------------------------------------------------------------------
+
+
+def model_of(library, **options):
+    keras = keras_of(library)
+    layers = keras.layers
+    ids = layers.Input((None,), dtype="int32")
+    x = layers.Embedding(9, 4, mask_zero=True)(ids)
+    x = ke.layers.MaskedBatchNormalization(library=library, momentum=0.5, name="bn", **options)(x)
+    model = keras.Model(ids, layers.Dense(2)(layers.GlobalMaxPooling1D()(x)))
+    rng = np.random.default_rng(0)
+    model.layers[1].set_weights([rng.normal(0, 1, (9, 4))])
+    model.compile(
+        keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    return model
+
+
+IDS = np.array([[1, 2, 3], [4, 5, 0], [0, 0, 0], [0, 0, 0], [6, 0, 0], [7, 8, 0]], "int32")
+
+
+@both
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_save_load_and_fit(library, jit_compile, tmp_path):
+    keras = keras_of(library)
+    model = model_of(library, scale=False)
+    model.compile(keras.optimizers.SGD(0.1), model.loss, jit_compile=jit_compile)
+    model.fit(IDS[[0, 1, 4]], np.array([0, 1, 1]), batch_size=3, epochs=3, verbose=0)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = keras.models.load_model(path, custom_objects=ke.layers.custom_objects(library))
+    np.testing.assert_allclose(loaded.predict(IDS, verbose=0), model.predict(IDS, verbose=0))
+    config = loaded.get_layer("bn").get_config()
+    assert (config["momentum"], config["scale"], config["synchronized"]) == (0.5, False, True)
+
+
+def test_a_fresh_process_loads_with_custom_objects(tmp_path):
+    path = tmp_path / "model.keras"
+    model_of("keras").save(path)
+    code = (
+        "import sys, keras, keras_efficient as ke; "
+        "keras.models.load_model(sys.argv[1], custom_objects=ke.layers.custom_objects())"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True)
+
+
+@both
+def test_under_accumulation_it_is_ghost_normalisation(library):
+    """Each slice moves the averages once, one without a real token does not."""
+    model = model_of(library)
+    table = model.layers[1].get_weights()[0]
+    mean, variance = np.zeros(4), np.ones(4)
+    for rows in (IDS[:2], IDS[4:]):
+        tokens = table[rows[rows > 0]]
+        mean = 0.5 * mean + 0.5 * tokens.mean(0)
+        variance = 0.5 * variance + 0.5 * tokens.var(0)
+    ke.accumulate(model, 3)
+    history = model.fit(IDS, np.array([0, 1, 0, 1, 0, 1]), batch_size=6, shuffle=False, verbose=0)
+    moved = weights_of(model.get_layer("bn"))
+    np.testing.assert_allclose(moved["moving_mean"], mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(moved["moving_variance"], variance, rtol=1e-4)
+    assert np.isfinite(history.history["loss"]).all()
+
+
+@both
+def test_with_remat_the_averages_move_once(library):
+    models = []
+    for remat in (False, True):
+        model = model_of(library)
+        if remat:
+            ke.remat(model, "^bn$")
+        model.layers[-1].set_weights([np.ones((4, 2)), np.ones(2)])
+        model.fit(IDS, np.array([0, 1, 0, 1, 0, 1]), batch_size=3, shuffle=False, verbose=0)
+        models.append(model.get_layer("bn").get_weights())
+    for a, b in zip(*models, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+# --- two replicas --------------------------------------------------------------------------------
+
+REPLICAS = """
+import sys
+import numpy as np, tensorflow as tf
+import keras_efficient as ke
+
+library, where = sys.argv[1:]
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+rng = np.random.default_rng(0)
+x = rng.normal(2, 3, (6, 5, 3)).astype("float32")
+# Very different numbers of real tokens on the two replicas.
+mask = np.arange(5) < np.array([5, 5, 5, 1, 1, 2])[:, None]
+target = rng.normal(size=x.shape).astype("float32")
+halves = [slice(0, 3), slice(3, 6)]
+
+
+def run(layer, x, mask, target):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        out = layer(x, mask=mask, training=True)
+        loss = tf.reduce_sum(tf.where(mask[..., None], out * target, 0.0))
+    return out, tape.gradient(loss, x)
+
+
+single = ke.layers.MaskedBatchNormalization(library=library, momentum=0.5)
+expected = run(single, *map(tf.constant, (x, mask, target)))
+with strategy.scope():
+    layer = ke.layers.MaskedBatchNormalization(library=library, momentum=0.5)
+    layer.build((None, None, 3))
+
+
+def value(array):
+    def of(context):
+        part = halves[context.replica_id_in_sync_group]
+        return tf.constant(array[part])
+    return strategy.experimental_distribute_values_from_function(of)
+
+
+def in_loop(layer, x, mask, target):
+    # One example at a time, as a step with microbatches has it.
+    def body(i, outs):
+        s = slice(i, i + 1)
+        out, gradient = run(layer, x[s], mask[s], target[s])
+        return i + 1, outs.write(i, out[0])
+    outs = tf.TensorArray(tf.float32, 3)
+    return tf.while_loop(lambda i, outs: i < 3, body, (0, outs))[1].stack(), x
+
+
+@tf.function
+def step(x, mask, target):
+    return strategy.run(run if where == "step" else in_loop, (layer, x, mask, target))
+
+
+if where == "upstream":
+    keras = ke.flavor.get(library).keras
+    with strategy.scope():
+        layer = keras.layers.BatchNormalization(synchronized=True)
+        layer.build((None, None, 3))
+    if library == "keras":
+        where = "step"
+        out, _ = step(*map(value, (x, mask, target)))
+        out = np.concatenate([v.numpy() for v in strategy.experimental_local_results(out)])
+        # Each replica's own statistics.
+        half = x[:3] - x[:3][mask[:3]].mean(0)
+        np.testing.assert_allclose(out[:3] * half > 0, True)
+        assert np.abs(out - expected[0].numpy()).max() > 0.1
+        print("ok")
+    else:
+        where = "loop"
+        try:
+            step(*map(value, (x, mask, target)))
+        except RuntimeError as error:
+            assert "merge_call" in str(error), error
+            print("ok")
+    sys.exit()
+
+out, gradient = (
+    np.concatenate([v.numpy() for v in strategy.experimental_local_results(r)])
+    for r in step(*map(value, (x, mask, target)))
+)
+weights = {w.name.split("/")[-1].removesuffix(":0"): w for w in layer.weights}
+averages = [np.asarray(weights[n].numpy()) for n in ("moving_mean", "moving_variance")]
+if where == "step":
+    np.testing.assert_allclose(out, expected[0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(gradient, expected[1], rtol=1e-3, atol=1e-4)
+    known = {w.name.split("/")[-1].removesuffix(":0"): w.numpy() for w in single.weights}
+    np.testing.assert_allclose(averages[0], known["moving_mean"], rtol=1e-3)
+    np.testing.assert_allclose(averages[1], known["moving_variance"], rtol=1e-3)
+else:
+    means = []
+    for half in halves:
+        mean, variance = np.zeros(3), np.ones(3)
+        for i in range(half.start, half.stop):
+            tokens = x[i][mask[i]]
+            y = (x[i] - tokens.mean(0)) / np.sqrt(tokens.var(0) + 1e-3)
+            np.testing.assert_allclose(out[i], y, rtol=1e-3, atol=1e-4)
+            mean = 0.5 * mean + 0.5 * tokens.mean(0)
+            variance = 0.5 * variance + 0.5 * tokens.var(0)
+        means.append([mean, variance])
+    np.testing.assert_allclose(averages, np.mean(means, 0), rtol=1e-3)
+# get_weights, as checkpoints and exports read it.
+np.testing.assert_allclose(layer.get_weights()[-1], averages[1], rtol=1e-6)
+print("ok")
+"""
+
+
+@both
+@pytest.mark.parametrize("where", ["step", "loop", "upstream"])
+def test_two_replicas(library, where):
+    """In a step they are one big batch; in a loop each normalises its own slices.
+
+    Upstream: with a mask, Keras 3's BatchNormalization is not synchronised, and tf_keras' fails in
+    the loop.
+    """
+    command = [sys.executable, "-c", REPLICAS, library, where]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip().endswith("ok")
