@@ -59,6 +59,7 @@ def MaskedBatchNormalization(
         ValueError: a number out of its range; in a call, a mask of another rank.
 
     Example:
+        >>> import numpy as np
         >>> layer = ke.layers.MaskedBatchNormalization(momentum=0.9)
         >>> x = np.array([[[1.0], [3.0], [99.0]]], "float32")
         >>> layer(x, mask=np.array([[1, 1, 0]]), training=True)[0, :2, 0].numpy().round(3).tolist()

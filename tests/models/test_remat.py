@@ -4,6 +4,10 @@ Dropout is checked by a layer whose gradient is its loss if, and only if, both p
 """
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,6 +154,46 @@ def test_masks_go_through(library):
     np.testing.assert_allclose(out, same, rtol=1e-6)
     for a, b in zip(expected, received, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+MIRRORED = """
+import sys
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+import keras_efficient as ke
+from training import assert_same, compiled
+from zoo import ZOO
+
+specimen = next(s for s in ZOO if s.name == sys.argv[1])
+models = []
+for remat in (False, True):
+    with strategy.scope():
+        model = specimen.make()
+        compiled(specimen.library, model, metrics=[], weighted_metrics=[])
+    if remat:
+        ke.remat(model, "dense|attention")
+    data = tf.data.Dataset.from_tensor_slices(specimen.batch(24)).batch(12)
+    model.fit(data, verbose=0)
+    models.append(model)
+assert_same(*models, atol=1e-6)
+"""
+
+
+@pytest.mark.parametrize("name", ["keras-functional", "tf_keras-functional"])
+def test_weights_are_the_same_on_two_replicas(name):
+    tests = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", MIRRORED, name],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 # --- random draws and state ----------------------------------------------------------------------
