@@ -3,7 +3,13 @@
 from keras_efficient.lazy import lazily
 
 _HOMES = {
+    "AdaptOnPlateau": "keras_efficient.callbacks.adapt_on_plateau",
+    "BatchSizeSchedule": "keras_efficient.callbacks.batch_size_schedule",
     "Checkpoint": "keras_efficient.callbacks.checkpoint",
+    "EMA": "keras_efficient.callbacks.moving_average",
+    "GradientNoiseScale": "keras_efficient.callbacks.gradient_noise_scale",
+    "GradientNorm": "keras_efficient.callbacks.gradient_norm",
+    "LossScale": "keras_efficient.callbacks.loss_scale",
     "Progress": "keras_efficient.callbacks.progress",
     "bars": "keras_efficient.callbacks.progress",
     "find_learning_rate": "keras_efficient.callbacks.learning_rate_finder",

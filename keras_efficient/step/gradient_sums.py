@@ -40,8 +40,11 @@ class GradientSums:
         """Whether these sums will do (a layer may have been frozen since, or XLA asked for)."""
         return static == self.static and list(map(id, variables)) == list(map(id, self.variables))
 
-    def open(self):
-        """Begin an update. Only after a step that failed half-way is there anything to clear."""
+    def open(self, first=True):
+        """Begin a batch; `first`, whether it is the first of its update.
+
+        Only after a step that failed half-way is there anything to clear.
+        """
         dirty = replicas.here(self.dirty)
 
         def clear():
@@ -51,7 +54,7 @@ class GradientSums:
                 here.assign(tf.zeros_like(here))
             return False
 
-        tf.cond(dirty > 0, clear, lambda: False)
+        tf.cond(tf.logical_and(first, dirty > 0), clear, lambda: False)
         dirty.assign(1)
         # What comes next waits for this: it must be known that sums were begun if it fails.
         return dirty.read_value()

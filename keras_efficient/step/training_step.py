@@ -56,9 +56,26 @@ class TrainingStep:
         """Whether several replicas train."""
         return self.model.distribute_strategy.num_replicas_in_sync > 1
 
+    @property
+    def skipped_steps(self):
+        """How many updates a loss scale has let overflow, and so skipped."""
+        return 0 if self.skipped is None else int(self.skipped.numpy())
+
+    @property
+    def sums_up(self):
+        """Whether the loss is a sum over examples (known once a microbatch is traced)."""
+        return self.kind is SUM
+
     def make_train_function(self):
         """What `fit` calls with an iterator for every step."""
         self.jit = bool(getattr(self.model, "jit_compile", False))
+        if self.hook.window is not None and (self.split.auto or self.hook.second_pass):
+            again = "microbatch_size='auto'" if self.split.auto else "a second pass (SAM, FGM)"
+            raise ValueError(
+                "An update of several batches cannot look at them again. Received: "
+                f"{type(self.hook.window.owner).__name__} with {again}. Give the microbatch size "
+                "as an int, or make the dataset's batches larger and leave the callback out."
+            )
         if self.split.auto:
             return out_of_memory.retrying(self)
         if not self.several:
@@ -129,8 +146,11 @@ class TrainingStep:
         halvings = self.halvings if self.static else self.halved.read_value()
         size = self.split.size_of(microbatch.examples, halvings)
 
+        window = self.hook.window
+
         def run(data):
-            with tf.control_dependencies([self.sums.open()]):
+            first = True if window is None else window.opens()
+            with tf.control_dependencies([self.sums.open(first)]):
                 return sum_over(microbatch, data, size, microbatch.zeros(), static=self.static)
 
         if self.static and replicas.count() > 1:

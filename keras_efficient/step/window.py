@@ -11,16 +11,18 @@ class Window:
     """Batches that make one update together.
 
     Attributes:
+        owner: the callback that sets how many.
         batches: `tf.Variable`, int32, how many batches make an update. Changing it needs no new
             trace; it counts from the next batch on.
     """
 
-    def __init__(self, model, batches=1):
-        self.model = model
+    def __init__(self, model, owner, batches=1):
+        self.model, self.owner = model, owner
         with model.distribute_strategy.scope():
             self.batches = tf.Variable(batches, dtype=tf.int32, trainable=False)
             self._seen = replicas.variable(0)
             self._unit = replicas.variable(0.0)
+            self._flush = None
             self._totals = {name: replicas.variable(0.0) for name in _NAMES}
 
     @property
@@ -32,7 +34,7 @@ class Window:
     def unit(self, unit):
         """One unit for all batches of the window: that of the first."""
         here = replicas.here(self._unit)
-        unit = tf.where(replicas.here(self._seen) == 0, unit, here)
+        unit = tf.where(self.opens(), unit, here)
         here.assign(unit)
         return unit
 
@@ -41,6 +43,10 @@ class Window:
         for name in set(_NAMES) & set(totals):
             replicas.here(self._totals[name]).assign_add(totals[name])
         replicas.here(self._seen).assign_add(1)
+
+    def opens(self):
+        """Whether the next batch is the first of a window."""
+        return replicas.here(self._seen) == 0
 
     def complete(self):
         return replicas.here(self._seen).read_value() >= self.batches
@@ -62,21 +68,35 @@ class Window:
         parts = self.model.distribute_strategy.experimental_local_results(self._seen)
         if int(parts[0].numpy()) == 0:
             return
-        step = hook.of(self.model).own
-        strategy = self.model.distribute_strategy
-        update = tf.autograph.experimental.do_not_convert(lambda: step.update_window())
-        tf.function(lambda: strategy.run(update), autograph=False)()
+        if self._flush is None:
+            strategy, update = self.model.distribute_strategy, hook.of(self.model).own.update_window
+            update = tf.autograph.experimental.do_not_convert(update)
+            self._flush = tf.function(lambda: strategy.run(update), autograph=False)
+        self._flush()
 
 
-def attach(model) -> Window:
-    """The window of the model's training step, made if there is none."""
+def attach(model, owner) -> Window:
+    """The window of the model's training step, made if there is none; `owner` sets its size.
+
+    Raises:
+        ValueError: another owner sets it already.
+    """
     step = hook.attach(model)
-    if step.window is None:
-        step.window = Window(model)
+    present = step.window and step.window.owner
+    # (One of the same kind is of an earlier `fit`, which was interrupted.)
+    if present is not None and type(present) is not type(owner):
+        raise ValueError(
+            "One callback sets how many batches make an update. Received: "
+            f"{type(owner).__name__} beside {type(present).__name__}. Give `fit` one of them."
+        )
+    if present is not owner:
+        step.window = Window(model, owner)
     return step.window
 
 
-def detach(model):
+def detach(model, owner):
     """Let every batch make an update again."""
-    hook.attach(model).window = None
-    hook.detach_if_idle(model)
+    step = hook.of(model)
+    if step is not None and step.window is not None and step.window.owner is owner:
+        step.window = None
+        hook.detach_if_idle(model)
