@@ -250,11 +250,11 @@ class TrainingStep:
     def apply_now(self, values):
         """The optimizer's update, and what follows it."""
         if self.split.auto:
-            # From here on a batch cannot be done again.
-            with tf.control_dependencies([replicas.here(self.applying).assign(1)]):
-                values = [
-                    tf.nest.map_structure(tf.identity, v, expand_composites=True) for v in values
-                ]
+            # From here on, when all microbatches are done, the batch cannot be done again.
+            with tf.control_dependencies(tf.nest.flatten(values, expand_composites=True)):
+                begun = replicas.here(self.applying).assign(1)
+            with tf.control_dependencies([begun]):
+                values = tf.nest.map_structure(tf.identity, values, expand_composites=True)
         self.flavor.apply(self.model, values, self.variables)
         for follow in self.hook.after_update:
             follow()
