@@ -112,5 +112,42 @@ class GradientSums:
             total.assign(tf.fill(total.shape, zero), read_value=False)
 
 
+class OneGradient:
+    """The gradients of a batch that is its own microbatch, in the place of `GradientSums`.
+
+    Nothing is summed, so nothing is copied.
+    """
+
+    def __init__(self, variables, *, static=False):
+        self.variables, self.static = list(variables), static
+        self.gradients = None
+
+    fits = GradientSums.fits
+
+    def open(self, first=True):
+        return tf.no_op()
+
+    def add(self, gradients):
+        self.gradients = gradients
+
+    def read(self):
+        gradients = self.gradients
+        if self.static:
+            return [g if g is None else tf.convert_to_tensor(g) for g in gradients]
+        return list(map(unique_rows, gradients))
+
+    def close(self):
+        self.gradients = None
+
+
+def unique_rows(gradient):
+    """`IndexedSlices` with every row once, summed; anything else as it is."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    rows, places = tf.unique(gradient.indices)
+    values = tf.math.unsorted_segment_sum(gradient.values, places, tf.shape(rows)[0])
+    return tf.IndexedSlices(values, rows, gradient.dense_shape)
+
+
 def _zeros(shape, dtype):
     return replicas.variable(tf.zeros(shape, dtype))

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 import tensorflow as tf
 
 from keras_efficient.flavor.base import EXAMPLES, SUM, flat_logs
+from keras_efficient.step.gradient_sums import unique_rows
 from keras_efficient.step.microbatches import batch_size
 
 
@@ -96,6 +97,10 @@ class CompiledLoss:
         if step.kind is SUM or step.kind is EXAMPLES:
             return add()
         # A slice without a single counted token has a loss of 0/0.
+        if step.at_once:
+            gradients = [_where(weight > 0, gradient) for gradient in gradients]
+            scalars["loss"] = _where(weight > 0, scalars["loss"])
+            return add()
         return tf.cond(weight > 0, add, self.zeros)
 
     def logs(self, totals):
@@ -170,14 +175,19 @@ def square_norm(gradients):
     squares = []
     for gradient in gradients:
         if isinstance(gradient, tf.IndexedSlices):
-            if not getattr(gradient, "rows_are_unique", False):
-                rows, places = tf.unique(gradient.indices)
-                gradient = tf.math.unsorted_segment_sum(gradient.values, places, tf.shape(rows)[0])
-            else:
-                gradient = gradient.values
+            unique = getattr(gradient, "rows_are_unique", False)
+            gradient = (gradient if unique else unique_rows(gradient)).values
         if gradient is not None:
             squares.append(tf.reduce_sum(tf.square(tf.cast(gradient, tf.float32))))
     return tf.add_n(squares)
+
+
+def _where(condition, value):
+    """`value`, or zeros."""
+    if isinstance(value, tf.IndexedSlices):
+        values = _where(condition, value.values)
+        return tf.IndexedSlices(values, value.indices, value.dense_shape)
+    return value if value is None else tf.where(condition, value, tf.zeros_like(value))
 
 
 def _as(term, like):

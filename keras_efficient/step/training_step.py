@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_efficient.flavor.base import EXAMPLES, SUM
 from keras_efficient.step import out_of_memory, replicas
-from keras_efficient.step.gradient_sums import GradientSums
+from keras_efficient.step.gradient_sums import GradientSums, OneGradient, unique_rows
 from keras_efficient.step.microbatch import CompiledLoss, OwnStep
 from keras_efficient.step.microbatches import sum_over
 from keras_efficient.step.split import Split
@@ -50,6 +50,11 @@ class TrainingStep:
     @property
     def split(self):
         return self.hook.split or Split(microbatches=1)
+
+    @property
+    def at_once(self):
+        """Whether a batch is known to be one microbatch, and never an empty one."""
+        return self.split.microbatches == 1 and self.hook.window is None and not self.several
 
     @property
     def several(self):
@@ -102,8 +107,10 @@ class TrainingStep:
             flavor.build_optimizer(model)
             variables = list(map(flavor.value, model.trainable_variables))
             # XLA wants to know every shape.
-            if self.sums is None or not self.sums.fits(variables, self.static):
-                self.sums = GradientSums(variables, static=self.static)
+            kind = OneGradient if self.at_once else GradientSums
+            if type(self.sums) is not kind or not self.sums.fits(variables, self.static):
+                self.sums = kind(variables, static=self.static)
+            if self.skipped is None:
                 with tf.init_scope():
                     self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False)
                     self.applying = replicas.variable(0)
@@ -143,9 +150,10 @@ class TrainingStep:
 
     def accumulate(self, microbatch, data):
         """Forward and backward over all microbatches; the gradients go to `sums`."""
+        if self.at_once:
+            return {**microbatch(data), "unit": microbatch.unit}
         halvings = self.halvings if self.static else self.halved.read_value()
         size = self.split.size_of(microbatch.examples, halvings)
-
         window = self.hook.window
 
         def run(data):
@@ -208,7 +216,7 @@ class TrainingStep:
                 sums = [tf.math.scalar_mul(tf.cast(unit, s.dtype), s) for s in sums]
             names = list(totals)
             summed = replicas.all_sum([*sums, *totals.values()])
-            sums = [_unique_rows(s) for s in summed[: len(sums)]]
+            sums = [unique_rows(s) for s in summed[: len(sums)]]
             totals = dict(zip(names, summed[len(sums) :], strict=True))
             unit = 1.0
         if self.kind is not SUM and not self.whole:
@@ -262,15 +270,6 @@ class TrainingStep:
 
 def _values(gradient):
     return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-
-
-def _unique_rows(gradient):
-    """`IndexedSlices` with every row once; anything else as it is."""
-    if not isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    rows, places = tf.unique(gradient.indices)
-    values = tf.math.unsorted_segment_sum(gradient.values, places, tf.shape(rows)[0])
-    return tf.IndexedSlices(values, rows, gradient.dense_shape)
 
 
 def _spec_of_any_batch(tensor):
