@@ -60,13 +60,23 @@ class Hook:
     def make_train_function(self, force=False):
         """Stands in for `model.make_train_function`."""
         model = self.model
-        if model.train_function is None or force:
+        if model.train_function in (None, _stale) or force:
             if not self.parts:
-                self.plain_make(force=force)
+                self.plain_make(force=True)
             else:
                 function = self.own.make_train_function()
                 object.__setattr__(model, "train_function", function)
         return model.train_function
+
+
+def _stale(iterator):
+    """The train function of a model whose step has changed, until `fit` makes a new one."""
+    raise RuntimeError(
+        "The training step cannot change while `fit` runs. Received: a call of ke.accumulate, "
+        "ke.sam or the like from within it (a callback?). Call it before `fit`, or between two. "
+        "What may change in `fit` is set by BatchSizeSchedule, AdaptOnPlateau and "
+        "microbatch_size='auto'."
+    )
 
 
 @tf.autograph.experimental.do_not_convert
@@ -85,7 +95,7 @@ def attach(model) -> Hook:
         hook = Hook(model)
         # Past Keras' own __setattr__, which would look for state to track and save.
         vars(model).update(_attributes(hook))
-    model.train_function = None
+    object.__setattr__(model, "train_function", _stale)
     return hook
 
 
@@ -99,8 +109,9 @@ def detach_if_idle(model):
     hook = of(model)
     if hook is None:
         return
-    model.train_function = None
+    object.__setattr__(model, "train_function", _stale)
     if not hook.parts and not hook.observers:
+        model.train_function = None
         for name in _attributes(hook):
             vars(model).pop(name, None)
         if hook.plain != type(model).train_step.__get__(model):

@@ -8,14 +8,19 @@ import tensorflow as tf
 from keras_efficient.flavor.base import replaced
 
 
-def symmetric_divergence(one, other, from_logits):
+def symmetric_divergence(one, other, from_logits, mask=None):
     """(KL(p‖q) + KL(q‖p)) / 2 of two predictions `[..., classes]`, averaged over the rest.
 
     A single output per example ([..., 1]) is taken for a logit or probability of two classes.
+    Where there is a `mask` `[...]`, the mean is over what it leaves.
     """
     logs = [_log_probabilities(tf.cast(p, tf.float32), from_logits) for p in (one, other)]
     p, q = map(tf.exp, logs)
-    return 0.5 * tf.reduce_mean(tf.reduce_sum((p - q) * (logs[0] - logs[1]), -1))
+    divergence = 0.5 * tf.reduce_sum((p - q) * (logs[0] - logs[1]), -1)
+    if mask is None:
+        return tf.reduce_mean(divergence)
+    mask = tf.cast(mask, tf.float32)
+    return tf.math.divide_no_nan(tf.reduce_sum(divergence * mask), tf.reduce_sum(mask))
 
 
 def _log_probabilities(prediction, from_logits):
@@ -54,7 +59,10 @@ class RDrop:
         terms = []
         for output in tf.nest.flatten(y_pred):
             one, other = tf.split(output, 2)
-            terms.append(symmetric_divergence(one, other, from_logits))
+            # As the loss does: padding has nothing to agree about.
+            mask = getattr(output, "_keras_mask", None)
+            mask = None if mask is None else tf.split(mask, 2)[0]
+            terms.append(symmetric_divergence(one, other, from_logits, mask))
         return self.alpha * tf.add_n(terms)
 
     @contextmanager

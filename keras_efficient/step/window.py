@@ -23,6 +23,8 @@ class Window:
             self._seen = replicas.variable(0)
             self._unit = replicas.variable(0.0)
             self._flush = None
+            #: Whether a step was traced with it: then it is of an earlier `fit`, if found by another.
+            self.used = False
             self._totals = {name: replicas.variable(0.0) for name in _NAMES}
 
     @property
@@ -40,16 +42,22 @@ class Window:
 
     def add(self, totals):
         """One more batch, whose gradients are in the sums."""
+        self.used = True
         for name in set(_NAMES) & set(totals):
             replicas.here(self._totals[name]).assign_add(totals[name])
         replicas.here(self._seen).assign_add(1)
+
+    @property
+    def seen(self):
+        """How many batches are in it, the same on all replicas."""
+        return replicas.here(self._seen).read_value()
 
     def opens(self):
         """Whether the next batch is the first of a window."""
         return replicas.here(self._seen) == 0
 
     def complete(self):
-        return replicas.here(self._seen).read_value() >= self.batches
+        return self.seen >= self.batches
 
     def totals(self):
         """The totals of the window's batches, as `TrainingStep.reduced` takes them."""
@@ -76,21 +84,20 @@ class Window:
 
 
 def attach(model, owner) -> Window:
-    """The window of the model's training step, made if there is none; `owner` sets its size.
+    """A new window in the model's training step, of one batch; `owner` sets its size.
 
     Raises:
         ValueError: another owner sets it already.
     """
     step = hook.attach(model)
     present = step.window and step.window.owner
-    # (One of the same kind is of an earlier `fit`, which was interrupted.)
-    if present is not None and type(present) is not type(owner):
+    # (One that was used is of an earlier `fit`, which was interrupted, maybe within a window.)
+    if present is not None and type(present) is not type(owner) and not step.window.used:
         raise ValueError(
             "One callback sets how many batches make an update. Received: "
             f"{type(owner).__name__} beside {type(present).__name__}. Give `fit` one of them."
         )
-    if present is not owner:
-        step.window = Window(model, owner)
+    step.window = Window(model, owner)
     return step.window
 
 

@@ -96,6 +96,25 @@ def test_the_last_setting_counts_before_and_after_compile_and_fit(specimen, monk
 
 
 @both
+def test_a_call_from_within_fit_is_refused_and_one_after_it_counts(specimen, monkeypatch):
+    class Meddler(ke.flavor.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            ke.accumulate(self.model, microbatch_size=2)
+
+    sizes = spied(monkeypatch)
+    model = ke.accumulate(compiled(specimen.library, specimen.make()), microbatch_size=3)
+    x, y = specimen.batch(12)
+    with pytest.raises(RuntimeError, match="cannot change while `fit` runs"):
+        fit(model, x, y, batch_size=6, callbacks=[Meddler()])
+    fit(model, x, y)
+    assert sizes[-1] == 2
+    # And what Keras has besides `fit`.
+    ke.accumulate(model, microbatch_size=4)
+    model.train_on_batch(x, y)
+    assert sizes[-1] == 4
+
+
+@both
 @pytest.mark.parametrize("setting", [{"steps_per_execution": 2}, {"run_eagerly": True}])
 def test_other_ways_to_run_a_step(specimen, setting):
     def run(k):
