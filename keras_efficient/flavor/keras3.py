@@ -86,8 +86,11 @@ class Keras3(Flavor):
         parts = [*model._flatten_layers(), model._compile_metrics, model._compile_loss]
         return all(part is None or part.built for part in parts)
 
+    def loss_tracker(self, model):
+        return model._loss_tracker
+
     def track_loss(self, model, loss, examples):
-        model._loss_tracker.update_state(loss, sample_weight=examples)
+        self.loss_tracker(model).update_state(loss, sample_weight=examples)
 
     def all_metrics(self, model):
         inner = model._compile_loss.metrics if model._compile_loss is not None else []

@@ -90,14 +90,13 @@ class TfKeras(Flavor):
         parts = [*model._flatten_layers(), model.compiled_loss, model.compiled_metrics]
         return all(part is None or part.built for part in parts)
 
-    def still_loss(self, model):
-        mean = model.compiled_loss._total_loss_mean
-        return replaced(mean, update_state=lambda *args, **kwargs: None)
+    def loss_tracker(self, model):
+        return model.compiled_loss._total_loss_mean
 
     def track_loss(self, model, loss, examples):
         # A `compute_loss` of the model's own tracks what it likes, in every microbatch.
         if self.has_own_train_step(model) or not _has_own_compute_loss(model):
-            model.compiled_loss._total_loss_mean.update_state(loss, sample_weight=examples)
+            self.loss_tracker(model).update_state(loss, sample_weight=examples)
 
     def loss_scale(self, model):
         optimizer = model.optimizer

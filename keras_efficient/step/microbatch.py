@@ -136,12 +136,13 @@ class OwnStep(CompiledLoss):
         weight = weight / self.unit
         penalty, term = self.step.hook.penalty, None
         with ExitStack() as stack:
+            seen = []
             if self.quiet:
                 stack.enter_context(self.flavor.still_metrics(self.model))
             elif self.weighted:
                 # The metric called "loss" would take every microbatch for equal, and the 0/0 of one
                 # without a counted token.
-                stack.enter_context(self.flavor.still_loss(self.model))
+                seen = stack.enter_context(self.flavor.still_loss(self.model))
             doubled = part
             if penalty is not None:
                 doubled = penalty.doubled(part)
@@ -151,8 +152,12 @@ class OwnStep(CompiledLoss):
         by_id = dict(zip(map(id, recording.variables), recording.gradients, strict=True))
         gradients = [by_id.get(id(v)) for v in self.model.trainable_variables]
         scalars = {f"own {n}": tf.cast(logs[n], tf.float32) * weight for n in self.means}
-        if self.weighted:
-            scalars["loss"] = tf.reduce_sum(tf.cast(recording.loss, tf.float32))
+        loss = recording.loss
+        if loss is None and seen:
+            loss = seen[-1] * tf.cast(weight, seen[-1].dtype)
+        self.tracks = self.weighted and loss is not None
+        if self.tracks:
+            scalars["loss"] = tf.reduce_sum(tf.cast(loss, tf.float32))
         return self.add(gradients, weight, examples, {"loss": 0.0, **scalars})
 
     @property
@@ -161,7 +166,7 @@ class OwnStep(CompiledLoss):
 
     def logs(self, totals):
         weight = totals["weight"]
-        if self.weighted:
+        if self.tracks:
             # With weight 1: that of a loss of shape [1], as transformers' token losses have it.
             self.flavor.track_loss(self.model, tf.math.divide_no_nan(totals["loss"], weight), 1)
         logs = self.flavor.metrics_result(self.model)
