@@ -111,9 +111,9 @@ def test_trap_4_keras_takes_a_schedule_step_per_microbatch():
 
 
 def test_trap_5_keras_moves_its_average_of_weights_at_every_microbatch():
-    """Two updates, and then `fit` puts the average in the weights' place."""
+    """Three updates, after which `fit` puts the average in the weights' place."""
     keras = keras_of("keras")
-    x = np.ones((8, 2), "float32")
+    x = np.ones((12, 2), "float32")
 
     def run(batch_size, k=None, **kwargs):
         model = linear("keras")
@@ -125,8 +125,8 @@ def test_trap_5_keras_moves_its_average_of_weights_at_every_microbatch():
 
     plain, ours = run(4), run(4, k=4)
     theirs = run(1, gradient_accumulation_steps=4)
-    assert ours == plain == -1.5
-    # Closer to the last weights, -2, or to those before: it moved four times, not once.
+    # The average of -1, -2 and -3: ((-1 - 2) / 2 - 3) / 2.
+    assert ours == plain == -2.25
     assert abs(theirs - plain) > 0.1
 
 
