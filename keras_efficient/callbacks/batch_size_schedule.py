@@ -44,7 +44,7 @@ class BatchSizeSchedule(Callback):
 
     def set_model(self, model):
         self.model, self._flavor = model, flavors.of(model)
-        self._window = window.attach(model, self)
+        self._window, self.batches = window.attach(model, self), None
 
     def on_train_batch_begin(self, batch, logs=None):
         updates = int(self._flavor.optimizer(self.model).iterations.numpy())

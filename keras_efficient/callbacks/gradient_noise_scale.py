@@ -91,7 +91,7 @@ class GradientNoiseScale(Callback):
     def build(self, model):
         """Called by the training step before it is traced."""
         if self._state is None:
-            #: |G|², tr Σ, updates, microbatches and examples of the last update
+            #: |G|², tr Σ, updates, microbatches of the last update, examples per batch
             self._state = tf.Variable([0.0] * 5, trainable=False)
 
     def __call__(self, gradients):
@@ -109,6 +109,8 @@ class GradientNoiseScale(Callback):
             examples,
         )
         past = tf.where(state[2] > 0, self.smoothing, 0.0)
+        # (An update at an epoch's end may be of fewer batches than asked for.)
+        batches = 1.0 if self._window is None else tf.cast(self._window.seen, tf.float32)
         known = tf.logical_and(microbatches > 1, tf.math.is_finite(squared + variance))
         new = tf.stack(
             [
@@ -116,10 +118,10 @@ class GradientNoiseScale(Callback):
                 past * state[1] + (1.0 - past) * variance,
                 state[2] + 1.0,
                 microbatches,
-                examples,
+                past * state[4] + (1.0 - past) * examples / batches,
             ]
         )
-        skipped = tf.stack([state[0], state[1], state[2], microbatches, examples])
+        skipped = tf.stack([state[0], state[1], state[2], microbatches, state[4]])
         state.assign(tf.where(known, new, skipped))
 
     @property
@@ -131,7 +133,7 @@ class GradientNoiseScale(Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         _, _, updates, microbatches, _ = self._state.numpy()
-        alone = self._window is None and self._step.window is None
+        alone = self._step.window is None or self._step.window is self._window
         if microbatches == 1 and alone and not updates:
             raise InputError(
                 "The gradient noise scale compares microbatches with the whole batch. Received: "
@@ -153,10 +155,9 @@ class GradientNoiseScale(Callback):
 
     def _adapt(self):
         _, _, updates, _, examples = self._state.numpy()
-        self._adapted = updates
-        value, batch = self.value, examples / self.batches
-        if value == value and batch:
-            wanted = min(value / batch, float(self.max_batches))
+        self._adapted, value = updates, self.value
+        if value == value and examples:
+            wanted = min(value / examples, float(self.max_batches))
             self.batches = max(1, min(round(wanted), self.max_batches))
             self._window.batches.assign(self.batches)
 

@@ -68,7 +68,8 @@ class LossScale(Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         skipped = self._step.own.skipped_steps
-        new = skipped - self._seen
+        # (A step that was set up anew counts from 0.)
+        new = skipped - self._seen if skipped >= self._seen else skipped
         self._seen = skipped
         self.overflows += new
         self._in_a_row = self._in_a_row + new if new else 0

@@ -61,10 +61,13 @@ class EMA(Callback):
 
     def on_train_begin(self, logs=None):
         self._training = True
-        plain = self.model.evaluate
+        plain = type(self.model).evaluate.__get__(self.model)
 
-        # A callback is not told when validation fails: swap around the whole of it.
+        # A callback is not told when validation fails: swap around the whole of it. Nor is it told
+        # when `fit` fails: what is not asked for by `fit` is left alone.
         def evaluate(*args, **kwargs):
+            if not kwargs.get("_use_cached_eval_dataset"):
+                return plain(*args, **kwargs)
             with self.averaged():
                 return plain(*args, **kwargs)
 

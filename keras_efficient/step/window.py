@@ -21,11 +21,12 @@ class Window:
         with model.distribute_strategy.scope():
             self.batches = tf.Variable(batches, dtype=tf.int32, trainable=False)
             self._seen = replicas.variable(0)
-            self._unit = replicas.variable(0.0)
+            dtype = hook.attach(model).own.dtype
+            self._unit = replicas.variable(0.0, dtype)
             self._flush = None
-            #: Whether a step was traced with it: then it is of an earlier `fit`, if found by another.
+            #: Whether a step was traced with it: who finds it then, finds one of an earlier `fit`.
             self.used = False
-            self._totals = {name: replicas.variable(0.0) for name in _NAMES}
+            self._totals = {name: replicas.variable(0.0, dtype) for name in _NAMES}
 
     @property
     def variables(self):
