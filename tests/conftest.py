@@ -6,7 +6,7 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import tensorflow as tf  # noqa: E402
+import tensorflow as tf
 
 # Two devices for tests with replicas; it has to be said before TensorFlow starts.
 tf.config.set_logical_device_configuration(

@@ -60,13 +60,17 @@ def sample_weights(n):
     return weights
 
 
-@functools.cache
 def mirrored(replicas=2):
     """A strategy of so many replicas, or TensorFlow's default for one.
 
     The same one for all tests: two MirroredStrategies of a process give their collectives the same
     keys, and TensorFlow then mixes them up ("Shape mismatch in the collective instance").
     """
+    return _strategy(replicas)
+
+
+@functools.cache
+def _strategy(replicas):
     import tensorflow as tf
 
     if replicas == 1:

@@ -116,6 +116,8 @@ class Flavor(ABC):
     keras: ModuleType
     #: Whether `optimizer.apply_gradients` expects gradients of the scaled loss.
     applies_scaled: bool
+    #: Whether `fit` shows the sum of what replicas log, else the mean.
+    sums_logs: bool
 
     # --- variables -----------------------------------------------------------------------------
 

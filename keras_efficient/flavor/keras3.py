@@ -24,6 +24,7 @@ class Keras3(Flavor):
     name = "keras"
     keras = keras
     applies_scaled = True
+    sums_logs = False
 
     def __init__(self):
         if keras.backend.backend() != "tensorflow":
@@ -191,6 +192,6 @@ def _weight(sample_weight, mask, reduction):
     if reduction in ("sum", "none", None):
         return SUM
     if reduction == "mean_with_sample_weight":
-        weight = _loss_module.apply_mask(sample_weight, mask, "float32", reduction)
-        return EXAMPLES if weight is None else tf.reduce_sum(tf.cast(weight, tf.float32))
+        weight = _loss_module.apply_mask(sample_weight, mask, "float64", reduction)
+        return EXAMPLES if weight is None else tf.reduce_sum(weight)
     return EXAMPLES if mask is None else tf.reduce_sum(tf.cast(mask, tf.float32))

@@ -23,6 +23,7 @@ class TfKeras(Flavor):
     name = "tf_keras"
     keras = tf_keras
     applies_scaled = False
+    sums_logs = True
 
     def value(self, variable):
         # Under a mixed policy layers hold a wrapper that casts on reading.

@@ -28,19 +28,23 @@ class CompiledLoss:
         self.model, self.flavor = step.model, step.flavor
         self.examples = batch_size(data)
         window = step.hook.window
-        #: Float32 scalar, what weights are multiples of.
-        self.unit = tf.cast(tf.maximum(self.examples, 1), tf.float32)
+        #: Scalar, what weights are multiples of.
+        self.unit = tf.cast(tf.maximum(self.examples, 1), step.dtype)
+        #: Whether it is here that what is added once per update (a regulariser) is added to a loss
+        #: that sums: the first replica has examples if any has, and the first batch of a window.
+        self.adds = tf.equal(tf.distribute.get_replica_context().replica_id_in_sync_group, 0)
         if window is not None:
+            self.adds = tf.logical_and(self.adds, window.opens())
             self.unit = window.unit(self.unit)
         self.step.reached = [False] * len(self.model.trainable_variables)
 
     def zeros(self):
         names = ["weight", "loss", "examples", "microbatches"]
         names += ["square_norms"] if self._measures else []
-        return {name: tf.constant(0.0) for name in names}
+        return {name: tf.zeros([], self.step.dtype) for name in names}
 
     def __call__(self, part):
-        examples = tf.cast(batch_size(part), tf.float32)
+        examples = tf.cast(batch_size(part), self.step.dtype)
         penalty = self.step.hook.penalty
         with ExitStack() as stack:
             if self.quiet:
@@ -54,13 +58,15 @@ class CompiledLoss:
             times = 1.0 if penalty is None else 2.0
             given = self.step.split.weight_of(part, examples)
             if given is not None:
-                weight, self.step.kind = given / self.unit, "given"
+                weight = tf.cast(given, self.step.dtype) / self.unit
+                self.step.kind = "given"
             elif kind is EXAMPLES or kind is SUM:
                 weight, self.step.kind = examples / self.unit, kind
             else:
-                weight, self.step.kind = kind / times / self.unit, "counted"
+                weight = tf.cast(kind, self.step.dtype) / times / self.unit
+                self.step.kind = "counted"
             if self.step.kind is SUM:
-                share = weight / tf.distribute.get_strategy().num_replicas_in_sync
+                share = tf.where(self.adds, weight, tf.zeros_like(weight))
                 loss = loss / times
                 for added, factor in ((term, examples), (extra, share)):
                     loss = loss if added is None else loss + added * tf.cast(factor, added.dtype)
@@ -70,7 +76,7 @@ class CompiledLoss:
             scaled = self.flavor.scale_loss(self.model, loss)
         variables = list(map(self.flavor.value, self.model.trainable_variables))
         gradients = tape.gradient(scaled, variables)
-        return self.add(gradients, weight, examples, {"loss": tf.cast(loss, tf.float32)})
+        return self.add(gradients, weight, examples, {"loss": loss})
 
     @property
     def _measures(self):
@@ -87,12 +93,13 @@ class CompiledLoss:
         scalars = {**scalars, "weight": weight, "examples": examples, "microbatches": 1.0}
         if self._measures:
             # Of the slice's mean gradient: without its weight, and without the loss scale.
-            scale = self.flavor.scale_loss(self.model, tf.cast(weight, tf.float32))
-            scalars["square_norms"] = tf.math.divide_no_nan(square_norm(gradients), scale**2)
+            scale = self.flavor.scale_loss(self.model, weight)
+            square = tf.cast(square_norm(gradients), scale.dtype)
+            scalars["square_norms"] = tf.math.divide_no_nan(square, scale**2)
 
         def add():
             step.sums.add(gradients)
-            return {name: tf.cast(scalars[name], tf.float32) for name in self.zeros()}
+            return {name: tf.cast(scalars[name], step.dtype) for name in self.zeros()}
 
         if step.kind is SUM or step.kind is EXAMPLES:
             return add()
@@ -125,15 +132,16 @@ class OwnStep(CompiledLoss):
         self.means = [name for name in self.names if name not in metrics]
 
     def zeros(self):
-        return {**super().zeros(), **{f"own {name}": tf.constant(0.0) for name in self.means}}
+        zero = tf.zeros([], self.step.dtype)
+        return {**super().zeros(), **{f"own {name}": zero for name in self.means}}
 
     def __call__(self, part):
-        examples = tf.cast(batch_size(part), tf.float32)
+        examples = tf.cast(batch_size(part), self.step.dtype)
         weight = self.step.split.weight_of(part, examples)
         if weight is None:
             weight = self.flavor.own_weight(self.model, part)
             weight = examples if weight is EXAMPLES else weight
-        weight = weight / self.unit
+        weight = tf.cast(weight, self.step.dtype) / self.unit
         penalty, term = self.step.hook.penalty, None
         with ExitStack() as stack:
             seen = []
@@ -151,13 +159,13 @@ class OwnStep(CompiledLoss):
             logs = flat_logs(self.own(doubled))
         by_id = dict(zip(map(id, recording.variables), recording.gradients, strict=True))
         gradients = [by_id.get(id(v)) for v in self.model.trainable_variables]
-        scalars = {f"own {n}": tf.cast(logs[n], tf.float32) * weight for n in self.means}
+        scalars = {f"own {n}": tf.cast(logs[n], weight.dtype) * weight for n in self.means}
         loss = recording.loss
         if loss is None and seen:
             loss = seen[-1] * tf.cast(weight, seen[-1].dtype)
         self.tracks = self.weighted and loss is not None
         if self.tracks:
-            scalars["loss"] = tf.reduce_sum(tf.cast(loss, tf.float32))
+            scalars["loss"] = tf.reduce_sum(loss)
         return self.add(gradients, weight, examples, {"loss": 0.0, **scalars})
 
     @property
@@ -170,6 +178,8 @@ class OwnStep(CompiledLoss):
             # With weight 1: that of a loss of shape [1], as transformers' token losses have it.
             self.flavor.track_loss(self.model, tf.math.divide_no_nan(totals["loss"], weight), 1)
         logs = self.flavor.metrics_result(self.model)
+        if self.flavor.sums_logs:
+            weight *= tf.distribute.get_strategy().num_replicas_in_sync
         for name in self.means:
             logs[name] = tf.math.divide_no_nan(totals[f"own {name}"], weight)
         return {name: logs[name] for name in self.names}

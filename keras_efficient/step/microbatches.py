@@ -35,12 +35,22 @@ def sum_over(function, data, size, zeros, *, static=False):
     examples = batch_size(data)
 
     def plus(sums, start, stop):
-        part = tf.nest.map_structure(lambda t: None if t is None else t[start:stop], data)
+        part = tf.nest.map_structure(lambda t: None if t is None else cut(t, start, stop), data)
         return tf.nest.map_structure(tf.add, sums, function(part))
+
+    def cut(tensor, start, stop):
+        if not static:
+            return tensor[start:stop]
+        # XLA would take `start:stop` for anything up to the whole batch, and compute all of it. (It
+        # compiles a turn even if none is made: no slice may be larger than the batch.)
+        count = tf.minimum(size, examples) if stop is None else stop - start
+        rest = tf.shape(tensor)[1:]
+        begin = tf.concat([[start], tf.zeros_like(rest)], 0)
+        return tf.slice(tensor, begin, tf.concat([[count], rest], 0))
 
     def turn(index, sums):
         start = index * size
-        stop = start + size if static else tf.minimum(start + size, examples)
+        stop = None if static else tf.minimum(start + size, examples)
         return index + 1, plus(sums, start, stop)
 
     turns = examples // size if static else -(-examples // size)

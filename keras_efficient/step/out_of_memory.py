@@ -27,7 +27,7 @@ def retrying(step):
 
     def one_step(data):
         outputs = strategy.run(step.hook, args=(data,))
-        return tf.nest.map_structure(lambda value: _mean(strategy, value), outputs)
+        return tf.nest.map_structure(lambda value: _shown(flavor, strategy, value), outputs)
 
     def traced():
         if model.run_eagerly:
@@ -101,6 +101,10 @@ class _State:
         variables = [v for v in flavor.state(model) if not v.trainable]
         for metric in flavor.all_metrics(model):
             variables += map(flavor.value, metric.variables)
+        # What an optimizer counts waits for no gradient, so a failed step has counted.
+        optimizer = flavor.optimizer(model)
+        owned = optimizer.variables() if callable(optimizer.variables) else optimizer.variables
+        variables += [v for v in map(flavor.value, owned) if v.shape.rank == 0]
         for observer in step.hook.observers:
             variables += getattr(observer, "variables", [])
         unique = {id(variable): variable for variable in variables}
@@ -129,9 +133,11 @@ def _examples(strategy, data):
     return max(int(batch_size(part)) for part in parts)
 
 
-def _mean(strategy, value):
+def _shown(flavor, strategy, value):
     values = strategy.experimental_local_results(value)
-    return values[0] if len(values) == 1 else tf.reduce_mean(tf.stack(values), 0)
+    if len(values) == 1:
+        return values[0]
+    return (tf.reduce_sum if flavor.sums_logs else tf.reduce_mean)(tf.stack(values), 0)
 
 
 def _tensor(value):

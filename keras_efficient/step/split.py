@@ -1,6 +1,7 @@
 """How a batch is split into microbatches, and how much each of them counts."""
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import tensorflow as tf
@@ -43,7 +44,7 @@ class Split:
                 f"sample_weight). Received: {self.weight!r}. None takes what the loss itself "
                 "divides by."
             )
-        number = isinstance(self.normalise, int | float) and self.normalise > 0
+        number = isinstance(self.normalise, Real) and self.normalise > 0
         if self.normalise is not True and (not number or isinstance(self.normalise, bool)):
             raise ValueError(
                 "`normalise` must be True (divide by the sum of weights) or a positive number to "
@@ -73,7 +74,7 @@ class Split:
         return max(1, size) if known else tf.maximum(1, size)
 
     def weight_of(self, data, examples):
-        """How much a slice counts, a float32 scalar, or None where the loss is to tell."""
+        """How much a slice counts, a scalar, or None where the loss is to tell."""
         if self.weight is None:
             return None
         if self.weight == "examples":
@@ -82,7 +83,7 @@ class Split:
             (*data, None, None)[:3] if isinstance(data, tuple) else (data, None, None)
         )
         weigh = tokens if self.weight == "tokens" else self.weight
-        return tf.cast(weigh(x, y, sample_weight), tf.float32)
+        return tf.convert_to_tensor(weigh(x, y, sample_weight))
 
 
 def tokens(x, y=None, sample_weight=None):
@@ -100,7 +101,7 @@ def tokens(x, y=None, sample_weight=None):
     if labels is not None and labels.dtype.is_integer and labels.shape.rank == 2:
         counted = tf.cast(labels != IGNORED, tf.float32)
     elif masks:
-        counted = tf.cast(masks[0] != 0, tf.float32)
+        counted = tf.cast(tf.cast(masks[0], tf.bool), tf.float32)
     else:
         raise ValueError(
             "weight='tokens' needs int labels [examples, tokens] (padded with -100) or a mask "

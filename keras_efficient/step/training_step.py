@@ -24,7 +24,7 @@ class Gradients:
     Attributes:
         values: list of tensors and `IndexedSlices` (each row once).
         variables: the model's variables they belong to.
-        totals: dict of what was summed over all microbatches of all replicas: "weight",
+        totals: dict of what was summed over all microbatches of all replicas: "weight", "loss",
             "examples", "microbatches" and, if asked for, "square_norms" (of the microbatches' own
             mean gradients).
     """
@@ -32,6 +32,10 @@ class Gradients:
     values: list
     variables: list
     totals: dict
+
+
+#: Totals that are no multiples of a unit.
+_COUNTS = ("examples", "microbatches", "square_norms")
 
 
 class TrainingStep:
@@ -55,6 +59,12 @@ class TrainingStep:
     def at_once(self):
         """Whether a batch is known to be one microbatch, and never an empty one."""
         return self.split.microbatches == 1 and self.hook.window is None and not self.several
+
+    @property
+    def dtype(self):
+        """What weights and totals are kept in."""
+        dtypes = {variable.dtype for variable in self.model.trainable_variables}
+        return tf.float64 if dtypes & {"float64", tf.float64} else tf.float32
 
     @property
     def several(self):
@@ -133,14 +143,13 @@ class TrainingStep:
             self.prepare(tf.nest.map_structure(_spec_of_any_batch, data))
         microbatch = self.microbatch(data, context)
         totals = self.accumulate(microbatch, data)
-        if hook.window is None:
-            if hook.second_pass is None:
-                self.update(totals)
-            else:
-                self.update_twice(totals, data, context)
-        else:
+        if hook.window is not None:
             hook.window.add(totals)
             replicas.when(hook.window.complete(), self.update_window)
+        elif hook.second_pass is not None:
+            totals = self.update_twice(totals, data, context)
+        else:
+            totals = self.update(totals)
         return microbatch.logs(totals)
 
     def microbatch(self, data, context, quiet=False):
@@ -167,10 +176,12 @@ class TrainingStep:
         return {**run(data), "unit": microbatch.unit}
 
     def update(self, totals):
-        """Apply the gradients summed so far."""
-        self.apply(self.reduced(totals))
+        """Apply the gradients summed so far; returns the totals over replicas."""
+        gradients = self.reduced(totals)
+        self.apply(gradients)
         with tf.control_dependencies([totals["weight"]]):
             self.sums.close()
+        return gradients.totals
 
     def update_window(self):
         """Apply the gradients of the batches of a window."""
@@ -192,6 +203,7 @@ class TrainingStep:
             self.sums.close()
         combined = second_pass.combine(first.values, second.values)
         self.apply(Gradients(combined, first.variables, second.totals))
+        return first.totals
 
     def paths(self, variables):
         return list(map(self.flavor.path, variables))
@@ -208,9 +220,11 @@ class TrainingStep:
             if reached
         ]
         sums, variables = map(list, zip(*pairs, strict=True))
-        unit, divisor = totals["unit"], None
-        totals = {name: value for name, value in totals.items() if name not in ("unit", "loss")}
-        totals["weight"] *= unit
+        totals, unit, divisor = dict(totals), totals["unit"], None
+        del totals["unit"]
+        for name in totals:
+            summed_as_it_is = name in _COUNTS or (name == "loss" and self.kind is SUM)
+            totals[name] *= 1.0 if summed_as_it_is else unit
         if replicas.count() > 1:
             if self.kind is not SUM:
                 sums = [tf.math.scalar_mul(tf.cast(unit, s.dtype), s) for s in sums]
@@ -221,10 +235,11 @@ class TrainingStep:
             unit = 1.0
         if self.kind is not SUM and not self.whole:
             weight = totals["weight"] if self.split.normalise is True else self.split.normalise
-            divisor = weight / unit
+            divisor = tf.cast(weight, self.dtype) / unit
         scaling = self.flavor.loss_scale(self.model)
         if scaling is not None:
-            divisor = scaling.scale * (1.0 if divisor is None else divisor)
+            scale = tf.cast(scaling.scale, self.dtype)
+            divisor = scale if divisor is None else scale * divisor
         if divisor is not None:
             factor = tf.math.divide_no_nan(1.0, divisor)
             sums = [tf.math.scalar_mul(tf.cast(factor, s.dtype), s) for s in sums]

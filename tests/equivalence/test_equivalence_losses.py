@@ -23,9 +23,6 @@ import keras_efficient as ke
 
 both = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 TEXTS = 11
-LOGS_OF_REPLICAS = pytest.mark.xfail(
-    strict=True, reason="the loss is averaged over replicas by examples, not by tokens"
-)
 
 
 def check(library, make, *dataset, loss=None, rate=0.3, history=True, **kwargs):
@@ -75,7 +72,6 @@ def test_masks(library):
     check(library, make, texts(), labels((TEXTS, LENGTH)), loss=crossentropy(), history=False)
 
 
-@LOGS_OF_REPLICAS
 @both
 def test_logged_loss_of_masked_tokens(library):
     def make():
@@ -104,7 +100,6 @@ def test_sums(library, weighted):
     check(library, make, *dataset, loss=crossentropy(reduction="sum"), rate=0.05, history=False)
 
 
-@pytest.mark.xfail(strict=True, reason="the share of a replica without examples is missing")
 @both
 def test_sums_with_a_regulariser_and_a_replica_without_examples(library):
     def make():

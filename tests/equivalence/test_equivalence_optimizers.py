@@ -152,18 +152,7 @@ def float64():
     everywhere("float32")
 
 
-FLOAT32_WEIGHTS = pytest.mark.xfail(
-    strict=True, reason="sums of weights, and what gradients are multiplied by, are float32"
-)
-ONE_DTYPE = pytest.mark.xfail(
-    strict=True, reason="float64 gradients and float32 weights do not fit into one all-reduce"
-)
-
-
-@pytest.mark.parametrize(
-    ("replicas", "k"),
-    [pytest.param(1, 4, marks=FLOAT32_WEIGHTS), pytest.param(2, 4, marks=ONE_DTYPE)],
-)
+@pytest.mark.parametrize(("replicas", "k"), [(1, 4), (2, 4)])
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_five_updates_in_float64(library, replicas, k, float64):
     assert tagger(library).weights[0].dtype == "float64"

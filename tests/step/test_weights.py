@@ -166,7 +166,6 @@ def test_tokens_are_what_the_mask_keeps_where_labels_are_per_text(name):
     assert float(tokens({name: mask}, tf.constant([0, 1]))) == 3
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="a bool is compared with 0")
 def test_tokens_of_a_bool_mask():
     assert float(tokens({"padding_mask": tf.constant([[True, False]])}, tf.constant([0]))) == 1
 
