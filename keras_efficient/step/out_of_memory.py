@@ -59,6 +59,15 @@ def retrying(step):
                     state.restore()
                     _halve(step, _examples(strategy, data), error)
                     run = traced() if step.static else run
+                except tf.errors.OpError as error:
+                    if "Collective ops is aborted" not in str(error):
+                        raise
+                    raise RuntimeError(
+                        "One replica ran out of memory while the others waited for it in an "
+                        "all-reduce, and TensorFlow cannot go on after that: start again with "
+                        "microbatch_size as an int. Received: microbatch_size='auto', which was at "
+                        f"{step.split.size_of(_examples(strategy, data), step.halvings)} examples."
+                    ) from error
             if step.halvings > before:
                 _warn(step, before, _examples(strategy, data))
             flavor.count_step(model)
@@ -109,6 +118,7 @@ class _State:
             variables += getattr(observer, "variables", [])
         unique = {id(variable): variable for variable in variables}
         step.applying.assign(0)
+        self.dirty = model.distribute_strategy.experimental_local_results(step.sums.dirty)
         self.parts = [
             part
             for variable in unique.values()
@@ -119,6 +129,9 @@ class _State:
     def restore(self):
         for part, value in zip(self.parts, self.values, strict=True):
             part.assign(value)
+        # A replica may have been stopped while it emptied its sums, having said that it had.
+        for dirty in self.dirty:
+            dirty.assign(1)
 
 
 def _largest(step, variable):
