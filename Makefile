@@ -9,7 +9,7 @@ demo: $(VENV)/.base
 	$(BIN)/keras-efficient demo $(DEMO)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
