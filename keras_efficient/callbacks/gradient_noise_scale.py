@@ -81,8 +81,7 @@ class GradientNoiseScale(Callback):
     def set_model(self, model):
         self.model = model
         self._step = hook.attach(model)
-        if self not in self._step.watchers:
-            self._step.watchers.append(self)
+        self._step.join(self, self._step.watchers)
         if self.max_batches is not None:
             self._window = window.attach(model, self)
             self._window.batches.assign(self.batches)
@@ -162,7 +161,7 @@ class GradientNoiseScale(Callback):
             self._window.batches.assign(self.batches)
 
     def on_train_end(self, logs=None):
-        self._step.watchers.remove(self)
+        self._step.leave(self)
         if self._window is not None:
             self._window.flush()
             window.detach(self.model, self)

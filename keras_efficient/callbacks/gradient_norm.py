@@ -35,8 +35,7 @@ class GradientNorm(Callback):
     def set_model(self, model):
         self.model = model
         step = hook.attach(model)
-        if self not in step.watchers:
-            step.watchers.append(self)
+        step.join(self, step.watchers)
 
     def build(self, model):
         """Called by the training step before it is traced."""
@@ -62,5 +61,5 @@ class GradientNorm(Callback):
             logs["gradient_norm_max"] = max(self._norms)
 
     def on_train_end(self, logs=None):
-        hook.attach(self.model).watchers.remove(self)
+        hook.attach(self.model).leave(self)
         hook.detach_if_idle(self.model)

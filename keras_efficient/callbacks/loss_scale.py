@@ -48,8 +48,7 @@ class LossScale(Callback):
     def set_model(self, model):
         self.model = model
         step = hook.attach(model)
-        if self not in step.wanted_by:
-            step.wanted_by.append(self)
+        step.join(self, step.wanted_by)
         self._step, self._seen = step, step.own.skipped_steps
 
     @property
@@ -89,5 +88,5 @@ class LossScale(Callback):
             logs["loss_scale"], logs["overflows"] = self.scale, self.overflows
 
     def on_train_end(self, logs=None):
-        self._step.wanted_by.remove(self)
+        self._step.leave(self)
         hook.detach_if_idle(self.model)

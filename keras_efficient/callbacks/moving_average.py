@@ -56,8 +56,7 @@ class EMA(Callback):
     def set_model(self, model):
         self.model, self._flavor = model, flavors.of(model)
         step = hook.attach(model)
-        if self not in step.after_update:
-            step.after_update.append(self)
+        step.join(self, step.after_update)
 
     def on_train_begin(self, logs=None):
         self._training = True
@@ -94,7 +93,7 @@ class EMA(Callback):
             )
 
     def _detach(self):
-        hook.attach(self.model).after_update.remove(self)
+        hook.attach(self.model).leave(self)
         hook.detach_if_idle(self.model)
 
     # --- in the training step ------------------------------------------------------------------

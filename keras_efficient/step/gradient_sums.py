@@ -84,13 +84,15 @@ class GradientSums:
 
     def close(self):
         """End an update: everything is zero again."""
+        done = self._fill(index for index in range(len(self.sums)) if index not in self.sparse)
         for index in self.sparse:
             zeros = self._rows(index, zero=True)
-            replicas.here(self.sums[index]).scatter_update(zeros)
-            touched = replicas.here(self.touched[index])
-            touched.assign(tf.zeros_like(touched))
-        self._fill(index for index in range(len(self.sums)) if index not in self.sparse)
-        replicas.here(self.dirty).assign(0)
+            total, touched = (replicas.here(v[index]) for v in (self.sums, self.touched))
+            done.append(total.scatter_update(zeros))
+            done.append(touched.assign(tf.zeros_like(touched)))
+        # Only then: a step that fails in between leaves something to clear.
+        with tf.control_dependencies([operation for operation in done if operation is not None]):
+            replicas.here(self.dirty).assign(0)
 
     def _rows(self, index, zero=False):
         """The touched rows of a sum, or zeros in their place."""
@@ -104,12 +106,15 @@ class GradientSums:
         return tf.IndexedSlices(values, rows, tf.shape(total, tf.int64))
 
     def _fill(self, indices):
+        """Zeros for the dense sums of these indices; returns the operations."""
+        done = []
         for index in indices:
             total = replicas.here(self.sums[index])
             # Wait for the variable's update, or TensorFlow makes all the zeros long before it.
             with tf.control_dependencies([self.variables[index].read_value()]):
                 zero = tf.cast(replicas.here(self.zero).read_value(), total.dtype)
-            total.assign(tf.fill(total.shape, zero), read_value=False)
+            done.append(total.assign(tf.fill(total.shape, zero), read_value=False))
+        return done
 
 
 class OneGradient:

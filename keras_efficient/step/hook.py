@@ -34,7 +34,33 @@ class Hook:
         self.observers, self.watchers, self.after_update, self.wanted_by = [], [], [], []
         self.split = self.window = self.second_pass = self.penalty = None
         self.plain, self.plain_make = model.train_step, model.make_train_function
-        self._own = None
+        self._own, self._joined = None, []
+
+    def join(self, callback, *groups):
+        """Let a callback take part in the coming `fit`.
+
+        Args:
+            groups: the lists above that it goes into; none for the owner of a window.
+        """
+        for group in groups:
+            if callback not in group:
+                group.append(callback)
+        self._joined.append(callback)
+
+    def leave(self, callback):
+        """Let a callback take part no longer."""
+        for group in (self.watchers, self.after_update, self.wanted_by):
+            if callback in group:
+                group.remove(callback)
+
+    def _drop_leftovers(self):
+        """Forget the callbacks of an earlier `fit` that was interrupted before it could end."""
+        for group in (self.watchers, self.after_update, self.wanted_by):
+            for callback in [c for c in group if c not in self._joined]:
+                group.remove(callback)
+        if self.window is not None and self.window.owner not in self._joined:
+            self.window = None
+        self._joined = []
 
     @property
     def own(self):
@@ -59,7 +85,9 @@ class Hook:
 
     def make_train_function(self, force=False):
         """Stands in for `model.make_train_function`."""
-        model = self.model
+        model, before = self.model, self.parts
+        self._drop_leftovers()
+        force = force or len(self.parts) < len(before)
         if model.train_function in (None, _stale) or force:
             if not self.parts:
                 self.plain_make(force=True)

@@ -99,6 +99,7 @@ def attach(model, owner) -> Window:
             f"{type(owner).__name__} beside {type(present).__name__}. Give `fit` one of them."
         )
     step.window = Window(model, owner)
+    step.join(owner)
     return step.window
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from training import assert_same, batches, compiled, mirrored, moved, sample_weights
+from training import assert_same, batches, compiled, fit, mirrored, moved, sample_weights
 from zoo import Specimen, _sequential, keras_of
 
 import keras_efficient as ke
@@ -160,3 +160,28 @@ def test_detach_is_for_the_owner_alone():
     window.detach(model, owner)
     assert hook.of(model) is None
     window.detach(model, owner)
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_an_interrupted_fit_leaves_nothing_to_the_next(library):
+    """Neither the window nor the watchers and averages of callbacks that are not given again."""
+
+    class Interrupt(ke.flavor.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    keras = keras_of(library)
+    model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x, y = np.ones((8, 2), "float32"), np.ones((8, 1), "float32")
+    callbacks = [
+        ke.callbacks.BatchSizeSchedule({0: 4}),
+        ke.callbacks.GradientNorm(),
+        ke.callbacks.EMA(),
+        Interrupt(),
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, x, y, batch_size=2, callbacks=callbacks)
+    fit(model, x, y, batch_size=2)
+    assert int(model.optimizer.iterations.numpy()) == 4
+    assert vars(model)["_keras_efficient_step"].parts == []
