@@ -60,23 +60,21 @@ def sample_weights(n):
     return weights
 
 
+@functools.cache
 def mirrored(replicas=2):
     """A strategy of so many replicas, or TensorFlow's default for one.
 
-    The same one for all tests: two MirroredStrategies of a process give their collectives the same
-    keys, and TensorFlow then mixes them up ("Shape mismatch in the collective instance").
+    Its replicas are summed on one device, without TensorFlow's collectives: those of two strategies
+    in one process get the same keys and are mixed up ("Shape mismatch in the collective instance"),
+    and a step that fails leaves them broken for the rest of the process. Tests with the
+    collectives have a process of their own.
     """
-    return _strategy(replicas)
-
-
-@functools.cache
-def _strategy(replicas):
     import tensorflow as tf
 
     if replicas == 1:
         return tf.distribute.get_strategy()
     devices = [f"CPU:{index}" for index in range(replicas)]
-    return tf.distribute.MirroredStrategy(devices)
+    return tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice())
 
 
 def batches(x, y, sample_weight=None, *, batch_size):
