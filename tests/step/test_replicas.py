@@ -49,9 +49,9 @@ def test_one_all_reduce_per_update(specimen, k, reductions):
         sparse = [isinstance(gradient, tf.IndexedSlices) for gradient in gradients]
         # The table comes first.
         assert sparse == [True] + [False] * (len(sparse) - 1)
-        # Σ of weights, and the counts of examples and microbatches.
+        # Σ of weights and of losses, and the counts of examples and microbatches.
         totals = values[len(gradients) :]
-        assert [total.shape.rank for total in totals] == [0, 0, 0]
+        assert [total.shape.rank for total in totals] == [0, 0, 0, 0]
 
 
 def test_no_all_reduce_on_one_device(reductions):
