@@ -47,6 +47,10 @@ class Hook:
                 group.append(callback)
         self._joined.append(callback)
 
+    def takes_part(self, callback):
+        """Whether a callback has joined the coming `fit`."""
+        return any(callback is joined for joined in self._joined)
+
     def leave(self, callback):
         """Let a callback take part no longer."""
         for group in (self.watchers, self.after_update, self.wanted_by):

@@ -15,6 +15,18 @@ def batch_size(data):
     return tf.shape(first)[0] if known is None else known
 
 
+def spec_of_any_batch(data):
+    """The specs of a nest of tensors, with any number of examples."""
+
+    def any_batch(value):
+        spec = tf.type_spec_from_value(value)
+        if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
+            return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
+        return spec
+
+    return tf.nest.map_structure(any_batch, data)
+
+
 def sum_over(function, data, size, zeros, *, static=False):
     """Σ function(slice) over the slices of `size` consecutive examples of `data`.
 

@@ -4,7 +4,7 @@ import warnings
 
 import tensorflow as tf
 
-from keras_efficient.step.microbatches import batch_size
+from keras_efficient.step.microbatches import batch_size, spec_of_any_batch
 
 
 def retrying(step):
@@ -48,7 +48,7 @@ def retrying(step):
                     raise
                 return outputs
             data = tf.nest.map_structure(_tensor, data)
-            step.prepare(_spec(data))
+            step.prepare(spec_of_any_batch(data))
             before = step.halvings
             while True:
                 state = _State(step)
@@ -160,13 +160,3 @@ def _tensor(value):
     if value is None or isinstance(value, tf.distribute.DistributedValues | tf.RaggedTensor):
         return value
     return tf.convert_to_tensor(value)
-
-
-def _spec(data):
-    def any_batch(value):
-        spec = tf.type_spec_from_value(value)
-        if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
-            return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
-        return spec
-
-    return tf.nest.map_structure(any_batch, data)

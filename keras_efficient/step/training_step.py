@@ -13,7 +13,7 @@ from keras_efficient.flavor.base import EXAMPLES, SUM
 from keras_efficient.step import out_of_memory, replicas
 from keras_efficient.step.gradient_sums import GradientSums, OneGradient, unique_rows
 from keras_efficient.step.microbatch import CompiledLoss, OwnStep
-from keras_efficient.step.microbatches import sum_over
+from keras_efficient.step.microbatches import spec_of_any_batch, sum_over
 from keras_efficient.step.split import Split
 
 
@@ -140,7 +140,7 @@ class TrainingStep:
         """One step on one batch; returns its logs."""
         hook = self.hook
         if replicas.count() == 1:
-            self.prepare(tf.nest.map_structure(_spec_of_any_batch, data))
+            self.prepare(spec_of_any_batch(data))
         microbatch = self.microbatch(data, context)
         totals = self.accumulate(microbatch, data)
         if hook.window is not None:
@@ -194,8 +194,10 @@ class TrainingStep:
         first = self.reduced(totals)
         with tf.control_dependencies([totals["weight"]]):
             self.sums.close()
-        values = list(map(self.flavor.value, first.variables))
-        restore = second_pass.move(values, first.values, self.paths(first.variables))
+        values, paths = (
+            list(map(f, first.variables)) for f in (self.flavor.value, self.flavor.path)
+        )
+        restore = second_pass.move(values, first.values, paths)
         again = self.accumulate(self.microbatch(data, context, quiet=True), data)
         second = self.reduced(again)
         with tf.control_dependencies([again["weight"]]):
@@ -204,9 +206,6 @@ class TrainingStep:
         combined = second_pass.combine(first.values, second.values)
         self.apply(Gradients(combined, first.variables, second.totals))
         return first.totals
-
-    def paths(self, variables):
-        return list(map(self.flavor.path, variables))
 
     def reduced(self, totals) -> Gradients:
         """The gradients of the sums: over all replicas, divided, unscaled."""
@@ -285,10 +284,3 @@ class TrainingStep:
 
 def _values(gradient):
     return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-
-
-def _spec_of_any_batch(tensor):
-    spec = tf.type_spec_from_value(tensor)
-    if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
-        return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
-    return spec

@@ -24,8 +24,6 @@ class Window:
             dtype = hook.attach(model).own.dtype
             self._unit = replicas.variable(0.0, dtype)
             self._flush = None
-            #: Whether a step was traced with it: who finds it then, finds one of an earlier `fit`.
-            self.used = False
             self._totals = {name: replicas.variable(0.0, dtype) for name in _NAMES}
 
     @property
@@ -43,7 +41,6 @@ class Window:
 
     def add(self, totals):
         """One more batch, whose gradients are in the sums."""
-        self.used = True
         for name in set(_NAMES) & set(totals):
             replicas.here(self._totals[name]).assign_add(totals[name])
         replicas.here(self._seen).assign_add(1)
@@ -92,8 +89,8 @@ def attach(model, owner) -> Window:
     """
     step = hook.attach(model)
     present = step.window and step.window.owner
-    # (One that was used is of an earlier `fit`, which was interrupted, maybe within a window.)
-    if present is not None and type(present) is not type(owner) and not step.window.used:
+    # (One that does not take part is of an earlier `fit`, which was interrupted.)
+    if present is not owner and step.takes_part(present):
         raise ValueError(
             "One callback sets how many batches make an update. Received: "
             f"{type(owner).__name__} beside {type(present).__name__}. Give `fit` one of them."
