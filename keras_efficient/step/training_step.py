@@ -100,9 +100,13 @@ class TrainingStep:
         with self.flavor.without_jit(self.model):
             self.hook.plain_make(force=True)
             function = self.model.train_function
+        prepared = False
 
         def train_function(iterator):
-            self.prepare(getattr(iterator, "element_spec", None))
+            nonlocal prepared
+            if not prepared:
+                self.prepare(getattr(iterator, "element_spec", None))
+                prepared = True
             with self.flavor.without_jit(self.model):
                 return function(iterator)
 
