@@ -17,10 +17,12 @@ _HOMES = {
     "mixed_precision": "keras_efficient.step",
     "remat": "keras_efficient.models",
     "sam": "keras_efficient.step",
+    "strategy": "keras_efficient.distribute",
 }
 _ROOMS = (
     "callbacks",
     "data",
+    "distribute",
     "flavor",
     "layers",
     "models",

@@ -37,9 +37,10 @@ LEFT = {
     "schedules": set(),
     "optimizers": {"schedules"},
     "step": {"data", "models"},
-    "callbacks": {"data", "models", "schedules", "optimizers", "step"},
-    "serving": {"data", "layers", "models", "schedules", "optimizers", "step", "callbacks"},
+    "distribute": set(),
+    "callbacks": {"data", "models", "schedules", "optimizers", "step", "distribute"},
 }
+LEFT["serving"] = {*LEFT, "serving"}
 LEFT["cli"] = {*LEFT, "cli"}
 
 

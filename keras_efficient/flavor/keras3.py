@@ -1,13 +1,19 @@
 """Keras 3 on the TensorFlow backend, KerasHub included."""
 
 import functools
+import tempfile
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import keras
 import tensorflow as tf
 
+# There are no public hooks for `fit` on several workers (see `serve_workers`).
+from keras.src.backend.tensorflow import trainer as _trainer
+
 # `keras.losses` has no public hook for what a loss divides by, nor for its division by replicas.
 from keras.src.losses import loss as _loss_module
+from keras.src.saving import saving_api as _saving_api
 
 from keras_efficient.flavor.base import (
     EXAMPLES,
@@ -131,21 +137,84 @@ class Keras3(Flavor):
         return replaced(_loss_module, **identity)
 
     def adaptations(self, model):
-        # Keras takes the mean of the first batch over replicas to learn its shape, which fails
-        # when they differ: fit on a first batch of one example (traps 16, 17).
-        plain = model._maybe_symbolic_build
+        build = model._maybe_symbolic_build
+        return {"_maybe_symbolic_build": functools.partial(_build_of_one_replica, model, build)}
 
-        def of_one_replica(value):
-            return model.distribute_strategy.experimental_local_results(value)[0]
+    def serve_workers(self, strategy_class):
+        """Let models made under strategies of this class train on several workers (trap 17).
 
-        def build(iterator=None, data_batch=None):
-            if model._distribute_strategy is not None and iterator is not None:
-                for _, _, batches in iterator:
-                    data_batch = tf.nest.map_structure(of_one_replica, next(batches))
-                    break
-            return plain(data_batch=data_batch)
+        Three of Keras' functions are replaced, once, and do what they did for all other models:
+        the build before the first step, the reduction of what replicas return, and saving.
+        """
+        if strategy_class in _served:
+            return
+        _served.append(strategy_class)
+        plain_build, plain_reduce = _Trainer._maybe_symbolic_build, _trainer.reduce_per_replica
 
-        return {"_maybe_symbolic_build": build}
+        def build(model, iterator=None, data_batch=None):
+            plain = plain_build.__get__(model)
+            if not isinstance(model._distribute_strategy, strategy_class):
+                return plain(iterator=iterator, data_batch=data_batch)
+            return _build_of_one_replica(model, plain, iterator, data_batch)
+
+        def reduce(values, strategy, reduction):
+            if not isinstance(strategy, strategy_class) or reduction not in _MEANS:
+                return plain_reduce(values, strategy, reduction)
+            return _mean_over_workers(values, strategy)
+
+        _Trainer._maybe_symbolic_build, _trainer.reduce_per_replica = build, reduce
+        for name in ("save_model", "save_weights"):
+            plain = getattr(_saving_api, name)
+            setattr(_saving_api, name, functools.partial(_save_once, plain, strategy_class))
+
+
+#: Classes of strategies whose models Keras' own `fit` has been adapted to.
+_served = []
+#: How `fit` and `evaluate` reduce what replicas log.
+_MEANS = ("auto", "mean")
+_Trainer = _trainer.TensorFlowTrainer
+
+
+def _build_of_one_replica(model, plain, iterator=None, data_batch=None):
+    """Keras' `_maybe_symbolic_build`, from this process's first replica's share of a batch.
+
+    Keras takes the mean of the first batch over replicas to learn its shape, which fails when they
+    differ, as on a first batch of one example, and over workers (traps 16, 17).
+    """
+    strategy = model._distribute_strategy
+    if strategy is not None and iterator is not None:
+        for _, _, batches in iterator:
+            first = next(batches)
+            data_batch = tf.nest.map_structure(
+                lambda value: strategy.experimental_local_results(value)[0], first
+            )
+            break
+    return plain(data_batch=data_batch)
+
+
+def _mean_over_workers(values, strategy):
+    """The mean over all replicas of a nest of scalars, summed over the wire at once."""
+    leaves = [strategy.experimental_local_results(v) for v in tf.nest.flatten(values)]
+    means = tf.stack([tf.add_n([tf.cast(v, tf.float32) for v in of]) / len(of) for of in leaves])
+    means = tf.unstack(strategy.reduce("SUM", means, axis=None) / len(strategy.cluster))
+    return tf.nest.pack_sequence_as(values, means)
+
+
+def _save_once(plain, strategy_class, model, filepath, *args, **kwargs):
+    """Keras' `save_model` or `save_weights`: by all workers, and only the first one's stays.
+
+    (All take part, since reading what is summed over replicas needs all; trap 21.)
+    """
+    strategy = getattr(model, "_distribute_strategy", None)
+    if not isinstance(strategy, strategy_class):
+        return plain(model, filepath, *args, **kwargs)
+    if strategy.cluster.index == 0:
+        plain(model, filepath, *args, **kwargs)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            plain(model, Path(folder) / Path(filepath).name, *args, **kwargs)
+    # Whoever reads the file next finds it whole.
+    strategy.wait_for_all()
 
 
 def _same(value):
