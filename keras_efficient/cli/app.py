@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from keras_efficient.cli.passing_on import PassingOn
 from keras_efficient.errors import InputError, VerificationError
 
 app = typer.Typer(
@@ -107,8 +108,76 @@ def demo(
     )
 
 
+@app.command(cls=PassingOn)
+def launch(
+    program: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SCRIPT | -m MODULE  [ARGS...]", help="What to start; its own options follow."
+        ),
+    ],
+    workers: Annotated[
+        int | None, typer.Option(help="Workers on this machine, or of Ray or Kubernetes.")
+    ] = None,
+    hosts: Annotated[
+        str | None, typer.Option(help="host:port,host:port: workers there, by ssh.")
+    ] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Write a batch script.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Start through Ray Train.")] = False,
+    kubernetes: Annotated[
+        str | None, typer.Option(metavar="IMAGE", help="Write a TFJob for Kubeflow.")
+    ] = None,
+    max_restarts: Annotated[
+        int | None,
+        typer.Option(help="Start all again after a failure; default: 0, with --slurm no limit."),
+    ] = None,
+    grace: Annotated[
+        float | None, typer.Option(help="Seconds from SIGTERM to SIGKILL; default: 30.")
+    ] = None,
+    gpus_per_worker: Annotated[int | None, typer.Option(help="Default: all it can see.")] = None,
+    threads_per_worker: Annotated[
+        int | None, typer.Option(help="CPU threads; default: all cores for each worker.")
+    ] = None,
+    log_dir: Annotated[
+        Path | None, typer.Option(help="One file per worker and attempt goes here.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Of the first local worker; default: free ones.")
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(help="Interpreter of the workers; default: this one.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(help="Slurm: machines.")] = None,
+    tasks_per_node: Annotated[
+        int | None, typer.Option(help="Slurm: workers on each machine; default: 1.")
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="Slurm: limit, such as 2:00:00.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm: where to run.")] = None,
+    name: Annotated[str | None, typer.Option(help="Kubernetes: name of the job.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="Kubernetes: where to run.")] = None,
+    volume_claim: Annotated[
+        str | None, typer.Option(help="Kubernetes: claim to mount at /checkpoints.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Slurm, Kubernetes: file to write; default: print it.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be started, start nothing.")
+    ] = False,
+):
+    """Start a script in several workers, which find each other through TF_CONFIG."""
+    options = {**locals(), "program": tuple(program)}
+    from keras_efficient.cli.launch import Settings
+    from keras_efficient.cli.launch import launch as start
+
+    raise typer.Exit(start(Settings(**options)))
+
+
 def main(arguments=None):
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
+
+    `launch` ends with the exit code of the first worker that failed.
+    """
     # TensorFlow's start-up notes would bury ours.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     command = typer.main.get_command(app)
