@@ -13,6 +13,9 @@ from keras.src.backend.tensorflow import trainer as _trainer
 
 # `keras.losses` has no public hook for what a loss divides by, nor for its division by replicas.
 from keras.src.losses import loss as _loss_module
+
+# Nor for the seed generator of functions that are given none.
+from keras.src.random import seed_generator as _seed_generator
 from keras.src.saving import saving_api as _saving_api
 
 from keras_efficient.flavor.base import (
@@ -49,6 +52,11 @@ class Keras3(Flavor):
     def state(self, model):
         seeds = [v for layer in model._flatten_layers() for v in _seeds(layer)]
         return [*self.weights(model), *map(self.value, seeds)]
+
+    def random_state(self, model):
+        # What functions of `keras.random` draw from that are given no seed.
+        with model.distribute_strategy.scope():
+            return [_seed_generator.global_seed_generator().state.value]
 
     def set_policy(self, layer, policy):
         layer.dtype_policy = policy
@@ -176,20 +184,22 @@ _Trainer = _trainer.TensorFlowTrainer
 
 
 def _build_of_one_replica(model, plain, iterator=None, data_batch=None):
-    """Keras' `_maybe_symbolic_build`, from this process's first replica's share of a batch.
+    """Keras' `_maybe_symbolic_build`, from the specification of a replica's share of a batch.
 
     Keras takes the mean of the first batch over replicas to learn its shape, which fails when they
-    differ, as on a first batch of one example, and over workers (traps 16, 17).
+    differ, as on a first batch of one example, and over workers (traps 16, 17). And the iterator it
+    starts for that moves a reshuffled dataset on to its second order.
     """
-    strategy = model._distribute_strategy
-    if strategy is not None and iterator is not None:
-        for _, _, batches in iterator:
-            first = next(batches)
-            data_batch = tf.nest.map_structure(
-                lambda value: strategy.experimental_local_results(value)[0], first
-            )
-            break
+    if model._distribute_strategy is not None and iterator is not None:
+        specification = iterator._distributed_dataset.element_spec
+        data_batch = tf.nest.map_structure(_of_one_replica, specification)
     return plain(data_batch=data_batch)
+
+
+def _of_one_replica(spec):
+    spec = getattr(spec, "_value_specs", (spec,))[0]
+    # (Keras' None.)
+    return None if isinstance(spec, tf.OptionalSpec) else spec
 
 
 def _mean_over_workers(values, strategy):
