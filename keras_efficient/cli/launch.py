@@ -133,9 +133,8 @@ def launch(settings):
     if way == "slurm":
         from keras_efficient.distribute.launching.slurm import sbatch_script
 
-        text = sbatch_script(
-            job, settings.nodes, settings.tasks_per_node or 1, settings.time, settings.partition
-        )
+        tasks = 1 if settings.tasks_per_node is None else settings.tasks_per_node
+        text = sbatch_script(job, settings.nodes, tasks, settings.time, settings.partition)
         return _write(text, settings.write)
     if way == "kubernetes":
         from keras_efficient.distribute.launching.kubernetes import tfjob

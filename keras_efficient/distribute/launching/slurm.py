@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import PurePosixPath
 
 from keras_efficient.distribute.launching.job import at_least
 from keras_efficient.errors import InputError
@@ -31,13 +32,15 @@ code=$?
 if [ "$code" -eq 143 ] && [ -z "$told" ]; then
   if [ "$SECONDS" -lt {shortest} ]; then
     echo "Not queued again: it ended within {shortest} s of its start, so the next would too." >&2
-  elif {limit}; then
-    echo "Not queued again: it was {restarts} times, the limit of --max-restarts." >&2
-  else
+{limit}  else
     scontrol requeue "$SLURM_JOB_ID"
   fi
 fi
 exit "$code"
+"""
+
+_LIMIT = """  elif [ "${{SLURM_RESTART_COUNT:-0}}" -ge {restarts} ]; then
+    echo "Not queued again: it was {restarts} times, the limit of --max-restarts." >&2
 """
 
 
@@ -68,8 +71,9 @@ def sbatch_script(job, nodes, tasks_per_node=1, time=None, partition=None):
             "--partition must be the name of a partition, or several with commas. Received: "
             f"{partition!r}. `sinfo` lists them."
         )
+    name = job.program[1] if job.program[0] == "-m" else PurePosixPath(job.program[0]).name
     options = {
-        "job-name": re.sub(r"[^\w.-]", "_", job.program[-1 if job.program[0] == "-m" else 0]),
+        "job-name": re.sub(r"[^\w.-]", "_", name),
         "nodes": nodes,
         "ntasks-per-node": tasks_per_node,
         "cpus-per-task": job.threads_per_worker,
@@ -90,6 +94,5 @@ def sbatch_script(job, nodes, tasks_per_node=1, time=None, partition=None):
         step=step,
         program=shlex.join(job.command),
         shortest=_SHORTEST,
-        restarts=restarts,
-        limit="false" if restarts is None else f'[ "${{SLURM_RESTART_COUNT:-0}}" -ge {restarts} ]',
+        limit="" if restarts is None else _LIMIT.format(restarts=restarts),
     )
