@@ -58,7 +58,7 @@ def test_what_the_workers_run():
     assert container["name"] == "tensorflow"
     assert container["image"] == "registry.example/train:1"
     assert container["command"] == ["python", "-u", "jobs/my_train.py", "--epochs", "3"]
-    assert container["resources"] == {"limits": {"nvidia.com/gpu": 2, "cpu": 4}}
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": "2", "cpu": "4"}}
     assert {"name": "OMP_NUM_THREADS", "value": "4"} in container["env"]
     (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
     assert mount == {"name": volume["name"], "mountPath": "/checkpoints"}

@@ -56,9 +56,9 @@ def tfjob(job, image, workers, name=None, namespace=None, volume_claim=None):
     }
     limits = {}
     if job.gpus_per_worker:
-        limits["nvidia.com/gpu"] = job.gpus_per_worker
+        limits["nvidia.com/gpu"] = str(job.gpus_per_worker)
     if job.threads_per_worker:
-        limits["cpu"] = job.threads_per_worker
+        limits["cpu"] = str(job.threads_per_worker)
     if limits:
         container["resources"] = {"limits": limits}
     pod = {
