@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from keras_efficient.errors import InputError
 
 #: What a TPU VM has.
 _LOCAL_TPU = Path("/dev/accel0")
+#: How long a TPU's address may take to answer.
+_TPU_SECONDS = 10.0
 
 KINDS = ("auto", "one", "mirrored", "multi_worker", "tpu")
 
@@ -213,9 +216,14 @@ def _tpu(name):
         name = "local"
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        for address in resolver.cluster_spec().as_dict().get("worker", ()):
+            # (TensorFlow would wait for an address at which nobody is.)
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), _TPU_SECONDS).close()
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    except (ValueError, tf.errors.OpError) as error:
+    # (The resolver asks Google's metadata server and its API, with all that can fail there.)
+    except (ValueError, OSError, RuntimeError, ImportError, tf.errors.OpError) as error:
         raise InputError(
             "'tpu' needs a TPU that can be found. Received: "
             f"{(str(error).splitlines() or [type(error).__name__])[0]}. Give its name as `tpu`, or "

@@ -108,7 +108,10 @@ def _from_tf_config(text):
     try:
         config = json.loads(text)
         jobs, task = config.get("cluster") or {}, config.get("task") or {}
-        jobs = {job: list(addresses) for job, addresses in jobs.items()}
+        kind, index = task.get("type"), task.get("index")
+        if any(isinstance(addresses, str) for addresses in jobs.values()):
+            raise TypeError("addresses must be a list")
+        jobs = {job: list(addresses) for job, addresses in jobs.items() if addresses}
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(
             'TF_CONFIG must be JSON: {"cluster": {"worker": ["host:port", ...]}, "task": {"type": '
@@ -117,15 +120,18 @@ def _from_tf_config(text):
     if not jobs:
         return None
     others = sorted(set(jobs) - {"chief", "worker"})
-    kind = task.get("type")
-    if others or kind not in jobs:
+    if others or kind not in list(jobs):
         raise InputError(
             'TF_CONFIG may name a "chief" and "worker"s, and a task of one of them. Received: '
             f"cluster {sorted(jobs)}, task {kind!r}. Parameter servers and evaluators take no part "
             "in synchronous training: leave them out."
         )
     chiefs, workers = jobs.get("chief", []), jobs.get("worker", [])
-    index = task.get("index")
+    if len(chiefs) > 1:
+        raise InputError(
+            f"TF_CONFIG may name one chief. Received: {', '.join(map(str, chiefs))}. Make the "
+            'others "worker"s.'
+        )
     here = jobs[kind]
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(here):
         raise InputError(

@@ -7,12 +7,16 @@ whether all fit together. Then the ports are given to TensorFlow.
 
 import contextlib
 import json
+import os
+import selectors
 import socket
 import time
 
 from keras_efficient.errors import InputError
 
 _LONGEST_MESSAGE = 65536
+#: How long the first worker waits for another one to take the answer.
+_FAREWELL_SECONDS = 5.0
 
 
 def meet(cluster, facts, timeout):
@@ -42,50 +46,102 @@ def _own_port(cluster):
     port = int(cluster.address.rpartition(":")[2])
     try:
         # (All interfaces: the name by which others know this machine may not be one it has.)
-        return socket.create_server(("", port), backlog=len(cluster))
+        return socket.create_server(("", port), backlog=max(128, len(cluster)))
     except OSError as error:
         raise InputError(
             f"A worker's port must be free. Received: worker {cluster.index} at {cluster.address}, "
-            f"whose port is taken ({error.strerror}). Is a worker of that index running already, "
-            "or one of an earlier run left over? Stop it, or choose another port in "
-            f"{cluster.source}."
+            f"whose port cannot be had ({os.strerror(error.errno)}). Is a worker of that "
+            "index running already, or one of an earlier run left over? Stop it, or choose another "
+            f"port in {cluster.source}."
         ) from error
 
 
 def _receive_all(cluster, server, hello, deadline, timeout):
     """The first worker's part: hear everyone, tell everyone."""
-    guests, trouble = {}, None
+    guests, refused, trouble = {}, [], None
     with contextlib.ExitStack() as stack:
-        while len(guests) < len(cluster) - 1 and trouble is None:
+        callers = stack.enter_context(selectors.DefaultSelector())
+        server.setblocking(False)
+        callers.register(server, selectors.EVENT_READ)
+        while trouble is None and len(guests) < len(cluster) - 1:
             left = deadline - time.monotonic()
-            missing = [i for i in range(1, len(cluster)) if i not in guests]
             if left <= 0:
+                missing = [i for i in range(1, len(cluster)) if i not in guests]
                 trouble = _missing(cluster, missing, timeout)
-                break
-            server.settimeout(left)
-            try:
-                connection, (host, *_) = server.accept()
-            except TimeoutError:
-                continue
-            stack.enter_context(connection)
-            connection.settimeout(max(1.0, min(10.0, left)))
-            said = _read(connection)
-            # (A port scanner, or a health check.)
-            if not isinstance(said, dict) or not {"index", "workers", "facts"} <= set(said):
-                continue
-            trouble = _differ(cluster, hello, said, guests, host)
-            guests.setdefault(said["index"], []).append(connection)
-        for connection in (c for group in guests.values() for c in group):
+            for key, _ in callers.select(max(0.0, left)):
+                if key.fileobj is server:
+                    with contextlib.suppress(OSError):
+                        caller = _Caller(*server.accept())
+                        stack.enter_context(caller.connection)
+                        callers.register(caller.connection, selectors.EVENT_READ, caller)
+                    continue
+                caller = key.data
+                if not caller.is_worker_after_reading():
+                    callers.unregister(caller.connection)
+                    caller.connection.close()
+                    guests = {i: guest for i, guest in guests.items() if guest is not caller}
+                elif caller.said:
+                    wrong = _differ(cluster, hello, caller, guests)
+                    trouble = trouble or wrong
+                    if wrong:
+                        refused.append(caller)
+                    else:
+                        guests[caller.said["index"]] = caller
+        for guest in (*guests.values(), *refused):
             with contextlib.suppress(OSError):
-                connection.sendall(json.dumps({"trouble": trouble}).encode() + b"\n")
+                guest.connection.settimeout(_FAREWELL_SECONDS)
+                guest.connection.sendall(json.dumps({"trouble": trouble}).encode() + b"\n")
+        for guest in (*guests.values(), *refused):
+            with contextlib.suppress(OSError):
                 # They close first: the port is then free at once.
-                connection.recv(1)
+                guest.connection.recv(1)
     if trouble:
         raise InputError(trouble)
 
 
-def _differ(cluster, mine, said, guests, host):
+class _Caller:
+    """Someone who has connected to the first worker: another one, or a stranger.
+
+    None of them is waited for alone: a port scanner, or a health check, may never say a word.
+
+    Attributes:
+        said: dict, a worker's introduction, or None as long as it is not complete.
+    """
+
+    def __init__(self, connection, address):
+        connection.setblocking(False)
+        self.connection, self.host, self.said = connection, address[0], None
+        self._heard = b""
+
+    def is_worker_after_reading(self):
+        """Read what is there; whether this can be, or is, a worker that has not hung up."""
+        try:
+            part = self.connection.recv(_LONGEST_MESSAGE)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self._heard += part
+        if not part or self.said or len(self._heard) > _LONGEST_MESSAGE:
+            return False
+        if self._heard.endswith(b"\n"):
+            self.said = _introduction(self._heard)
+            return self.said is not None
+        return True
+
+
+def _introduction(line):
+    """What a worker says first, or None if no worker says that."""
+    said = _parsed(line)
+    if not isinstance(said, dict) or not isinstance(said.get("index"), int):
+        return None
+    fits = isinstance(said.get("workers"), list) and isinstance(said.get("facts"), dict)
+    return said if fits else None
+
+
+def _differ(cluster, mine, caller, guests):
     """What is wrong with a worker's introduction, or None."""
+    said, host = caller.said, caller.host
     index, theirs = said["index"], said["facts"]
     if said["workers"] != mine["workers"]:
         return (
@@ -93,7 +149,7 @@ def _differ(cluster, mine, said, guests, host):
             f"{mine['workers']} on worker 0, {said['workers']} on worker {index} ({host}). Give "
             "all the same, in the same order."
         )
-    if index == 0 or index in guests:
+    if index in guests or not 0 < index < len(cluster):
         return (
             f"Every worker must have an index of its own. Received: two with index {index}, the "
             f"second from {host}. Number the workers from 0."
@@ -117,7 +173,9 @@ def _introduce(cluster, hello, deadline, timeout):
                 first.sendall(json.dumps(hello).encode() + b"\n")
                 # It answers when it has heard all, or has waited as long as this one.
                 first.settimeout(left + 10)
-                heard = _read(first)
+                heard, reason = _read(first), "it hung up"
+        except TimeoutError:
+            reason = "no answer"
         except OSError as error:
             reason = error.strerror or str(error) or type(error).__name__
         else:
@@ -125,7 +183,6 @@ def _introduce(cluster, hello, deadline, timeout):
                 if heard["trouble"]:
                     raise InputError(heard["trouble"])
                 return
-            reason = "it hung up"
         time.sleep(min(0.2, max(0.0, left)))
     raise InputError(
         f"The first worker must be reachable within {timeout:g} seconds. Received: {reason} from "
@@ -146,12 +203,16 @@ def _missing(cluster, missing, timeout):
 def _read(connection):
     """One line of JSON, or None."""
     data = b""
+    while not data.endswith(b"\n") and len(data) < _LONGEST_MESSAGE:
+        part = connection.recv(4096)
+        if not part:
+            break
+        data += part
+    return _parsed(data)
+
+
+def _parsed(line):
     try:
-        while not data.endswith(b"\n") and len(data) < _LONGEST_MESSAGE:
-            part = connection.recv(4096)
-            if not part:
-                break
-            data += part
-        return json.loads(data)
-    except (OSError, ValueError):
+        return json.loads(line)
+    except (ValueError, RecursionError):
         return None
