@@ -114,6 +114,12 @@ def test_a_log_folder_that_is_a_file(path):
     ended.refused("--log-dir must be a folder that can be written to")
 
 
+def test_a_log_file_that_is_a_folder(path, tmp_path):
+    (tmp_path / "logs/worker-0.attempt-0.log").mkdir(parents=True)
+    ended = launch("--workers", 1, "--log-dir", tmp_path / "logs", path)
+    ended.refused("--log-dir must be a folder that can be written to", "Is a directory")
+
+
 def test_a_file_is_written_once_all_is_well(tmp_path, monkeypatch):
     """The other side of it: good options write the file, and print nothing."""
     in_path(tmp_path, monkeypatch)

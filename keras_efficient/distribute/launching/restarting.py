@@ -65,6 +65,8 @@ def _make(folder):
         return
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
+        # Found now, and not when the first worker runs.
+        open(Path(folder) / "worker-0.attempt-0.log", "ab").close()
     except OSError as error:
         raise InputError(
             f"--log-dir must be a folder that can be written to. Received: {str(folder)!r} "

@@ -1,6 +1,10 @@
 """The signals that stop the launcher."""
 
 import signal
+import time
+
+#: Signals so close in time are one: `timeout` and a closing terminal send theirs twice.
+_TOGETHER = 1.0
 
 
 class Signals:
@@ -8,12 +12,13 @@ class Signals:
 
     Attributes:
         received: the first one's number, or None.
-        count: how many there were.
+        count: how many there were, those within a second of the first left out.
     """
 
     def __init__(self):
         self.received = None
         self.count = 0
+        self._first = None
         self._before = {}
 
     def __enter__(self):
@@ -28,5 +33,8 @@ class Signals:
             signal.signal(number, handler)
 
     def _receive(self, number, frame):
-        self.received = self.received or number
+        if self.received is None:
+            self.received, self._first = number, time.monotonic()
+        elif time.monotonic() - self._first < _TOGETHER:
+            return
         self.count += 1
