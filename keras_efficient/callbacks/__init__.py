@@ -13,6 +13,8 @@ _HOMES = {
     "Progress": "keras_efficient.callbacks.progress",
     "bars": "keras_efficient.callbacks.progress",
     "find_learning_rate": "keras_efficient.callbacks.learning_rate_finder",
+    "EXIT_PREEMPTED": "keras_efficient.callbacks.preemption",
+    "Resume": "keras_efficient.callbacks.resuming",
     "RunLog": "keras_efficient.callbacks.run_log",
     "Throughput": "keras_efficient.callbacks.throughput",
 }

@@ -47,6 +47,9 @@ class AdaptOnPlateau(Callback):
         is what `keras.callbacks.ReduceLROnPlateau` does, for float rates only.
     """
 
+    #: What `Resume` saves.
+    resumes = ("scale", "batches", "_best", "_waited")
+
     def __init__(
         self,
         monitor="val_loss",

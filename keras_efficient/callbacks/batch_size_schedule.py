@@ -36,6 +36,9 @@ class BatchSizeSchedule(Callback):
         Smith et al. 2018, "Don't Decay the Learning Rate, Increase the Batch Size".
     """
 
+    #: What `Resume` saves.
+    resumes = ("batches",)
+
     def __init__(self, batches_per_update):
         if not callable(batches_per_update):
             batches_per_update = _steps(batches_per_update)

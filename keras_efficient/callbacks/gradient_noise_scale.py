@@ -68,6 +68,9 @@ class GradientNoiseScale(Callback):
     #: The training step then measures every microbatch's gradient.
     square_norms = True
 
+    #: What `Resume` saves.
+    resumes = ("batches", "_state", "_adapted")
+
     def __init__(self, smoothing=0.9, *, max_batches=None, every_updates=50):
         if not 0 <= smoothing < 1:
             raise ValueError(f"`smoothing` must be in [0, 1). Received: {smoothing!r}.")

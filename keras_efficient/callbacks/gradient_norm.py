@@ -29,6 +29,9 @@ class GradientNorm(Callback):
         Pascanu et al. 2013, "On the difficulty of training recurrent neural networks".
     """
 
+    #: What `Resume` saves.
+    resumes = ("_norm", "_norms")
+
     def __init__(self):
         self._norm, self._norms = None, []
 

@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
-from keras_efficient.callbacks.restoring import chain, restored
+from keras_efficient.callbacks.restoring import restored
+from keras_efficient.callbacks.run_state import build_optimizer, chain
 from keras_efficient.flavor import Callback
 
 #: The loss has diverged when it is this many times the best: 4, with the usual positive losses.
@@ -269,11 +270,7 @@ def _build(model, data):
                 f"{model.name!r} without weights, and data of type {type(data).__name__}, which "
                 "does not tell its shapes. Call the model once on a batch."
             )
-        optimizer = model.optimizer
-        if hasattr(optimizer, "_create_all_weights"):
-            optimizer._create_all_weights(model.trainable_variables)
-        else:
-            flavor.build_optimizer(model)
+        build_optimizer(model)
 
 
 def _spec(data):

@@ -39,6 +39,9 @@ class LossScale(Callback):
         Micikevicius et al. 2018, "Mixed Precision Training", section 3.2.
     """
 
+    #: What `Resume` saves.
+    resumes = ("overflows", "_in_a_row", "_seen")
+
     def __init__(self, patience=32):
         if type(patience) is not int or patience < 1:
             raise ValueError(f"`patience` must be a positive int. Received: {patience!r}.")

@@ -47,6 +47,9 @@ class EMA(Callback):
         `keras.callbacks.SwapEMAWeights` it always swaps back, after `predict` too (trap 19).
     """
 
+    #: What `Resume` saves.
+    resumes = ("averages",)
+
     def __init__(self, decay=0.999, *, warm_up=True):
         if not 0 < decay < 1:
             raise ValueError(f"`decay` must be between 0 and 1. Received: {decay!r}.")

@@ -2,9 +2,7 @@
 
 from contextlib import contextmanager
 
-import tensorflow as tf
-
-from keras_efficient import flavor as flavors
+from keras_efficient.callbacks import run_state
 
 _MISSING = object()
 #: What `fit` leaves on a model besides variables.
@@ -20,7 +18,7 @@ def restored(model, variables=()):
     be built. The copies are in the host's memory. tf_keras draws dropout from a state that
     nobody can read: it goes on from where it was.
     """
-    everything = [*_state(model), *variables]
+    everything = [*run_state.of_model(model).values(), *variables]
     everything = list({id(variable): variable for variable in everything}.values())
     values = [variable.numpy() for variable in everything]
     attributes = {name: vars(model).get(name, _MISSING) for name in _ATTRIBUTES}
@@ -38,24 +36,3 @@ def restored(model, variables=()):
                 object.__setattr__(model, name, value)
             elif name in vars(model):
                 object.__delattr__(model, name)
-
-
-def chain(optimizer):
-    """The optimizer, and those inside it (LossScaleOptimizer), from outside in."""
-    while optimizer is not None:
-        yield optimizer
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-
-
-def _state(model):
-    flavor = flavors.of(model)
-    variables = [*flavor.state(model)]
-    for optimizer in chain(model.optimizer):
-        own = optimizer.variables
-        variables += map(flavor.value, own() if callable(own) else own)
-        # tf_keras: the rate last used, and the state of the loss scale, are not among them.
-        variables += [v for v in vars(optimizer).values() if isinstance(v, tf.Variable)]
-        variables += getattr(getattr(optimizer, "_loss_scale", None), "_weights", {}).values()
-    variables += [flavor.value(v) for metric in model.metrics for v in metric.variables]
-    counter = getattr(model, "_train_counter", None)
-    return [*variables, *([] if counter is None else [counter])]

@@ -15,6 +15,9 @@ class RunLog(Callback):
         epochs: list of dicts: epoch (from 1) and the epoch's logs (loss, accuracy, val_loss ...).
     """
 
+    #: What `Resume` saves.
+    resumes = ("steps", "epochs")
+
     def __init__(self, throughput=None):
         self.throughput = throughput
         self.steps, self.epochs = [], []

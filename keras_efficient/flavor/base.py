@@ -138,6 +138,17 @@ class Flavor(ABC):
         """`weights`, and what else a layer changes in training (Keras 3's random seeds)."""
         return self.weights(model)
 
+    def random_state(self, model) -> list:
+        """The variables, not in `state`, that decide what a training step draws at random.
+
+        To be called before the training step is traced: it may have to make them.
+        """
+        return []
+
+    def forget_random_state(self, model):
+        """Let layers draw again as before `random_state`."""
+        return
+
     # --- layers --------------------------------------------------------------------------------
 
     @abstractmethod

@@ -5,6 +5,9 @@ from contextlib import ExitStack, contextmanager
 import tensorflow as tf
 import tf_keras
 
+# What Dropout draws from is not public.
+from tf_keras.src.backend import RandomGenerator
+
 # `tf_keras.losses` has no public hook for what a loss divides by, nor for its division by replicas.
 from tf_keras.src.utils import losses_utils as _losses_utils
 
@@ -31,6 +34,24 @@ class TfKeras(Flavor):
 
     def path(self, variable):
         return variable.name.removesuffix(":0")
+
+    def random_state(self, model):
+        # Dropout draws from a state inside TensorFlow's kernels, which nobody can read. A
+        # `tf.random.Generator` has a variable; tf_keras keeps it out of weights and checkpoints.
+        with model.distribute_strategy.scope():
+            generators = _generators(model)
+            for generator in generators:
+                if generator._rng_type == generator.RNG_LEGACY_STATEFUL:
+                    generator._rng_type, generator._built = generator.RNG_STATEFUL, False
+                    vars(generator)["_keras_efficient_legacy"] = True
+                generator._maybe_init()
+        return [g._generator.state for g in generators if g._generator is not None]
+
+    def forget_random_state(self, model):
+        for generator in _generators(model):
+            if vars(generator).pop("_keras_efficient_legacy", False):
+                generator._rng_type = generator.RNG_LEGACY_STATEFUL
+                generator._generator = None
 
     def set_policy(self, layer, policy):
         layer._set_dtype_policy(policy)
@@ -149,6 +170,12 @@ class TfKeras(Flavor):
 
 def _has_own_compute_loss(model):
     return type(model).compute_loss is not tf_keras.Model.compute_loss
+
+
+def _generators(model):
+    """What the layers of a model (Dropout and its like) draw random numbers from."""
+    found = [getattr(layer, "_random_generator", None) for layer in model._flatten_layers()]
+    return [g for g in found if isinstance(g, RandomGenerator)]
 
 
 def _casts(variable):

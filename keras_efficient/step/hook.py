@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
+from keras_efficient.flavor import Callback
 
 _ATTRIBUTE = "_keras_efficient_step"
 
@@ -16,11 +17,14 @@ class Hook:
     Attributes:
         plain: the step the model had.
         observers: functions of a batch, called once per step, in the graph.
+        around: callbacks with a method `around(train_function)`, which gives `fit` another train
+            function to call in its place.
         split: how batches are split into microbatches (`split.Split`), or None.
         window: how many batches make an update (`window.Window`), or None: each makes one.
         second_pass: what is done with a batch's gradient before a second pass over the batch
             (`second_pass.SecondPass`), or None.
         penalty: a term added to the loss of every microbatch (`rdrop.RDrop`), or None.
+        signal: what processes tell each other with an update (`signal.Signal`), or None.
         watchers: objects called with an update's `Gradients`, in the graph, before it is applied.
         after_update: objects called in the graph after an update that was applied.
         wanted_by: whoever else wants this package's training step.
@@ -31,8 +35,9 @@ class Hook:
 
     def __init__(self, model):
         self.model, self.flavor = model, flavors.of(model)
-        self.observers, self.watchers, self.after_update, self.wanted_by = [], [], [], []
-        self.split = self.window = self.second_pass = self.penalty = None
+        self.observers, self.around = [], []
+        self.watchers, self.after_update, self.wanted_by = [], [], []
+        self.split = self.window = self.second_pass = self.penalty = self.signal = None
         self.plain, self.plain_make = model.train_step, model.make_train_function
         self._own, self._joined = None, []
 
@@ -53,18 +58,25 @@ class Hook:
 
     def leave(self, callback):
         """Let a callback take part no longer."""
-        for group in (self.watchers, self.after_update, self.wanted_by):
+        for group in self._groups:
             if callback in group:
                 group.remove(callback)
 
     def _drop_leftovers(self):
         """Forget the callbacks of an earlier `fit` that was interrupted before it could end."""
-        for group in (self.watchers, self.after_update, self.wanted_by):
-            for callback in [c for c in group if c not in self._joined]:
-                group.remove(callback)
+        for group in self._groups:
+            # (An observer need not be a callback: it is then detached by who attached it.)
+            leftovers = [c for c in group if c not in self._joined]
+            for callback in leftovers:
+                if group is not self.observers or isinstance(callback, Callback):
+                    group.remove(callback)
         if self.window is not None and self.window.owner not in self._joined:
             self.window = None
         self._joined = []
+
+    @property
+    def _groups(self):
+        return (self.observers, self.around, self.watchers, self.after_update, self.wanted_by)
 
     @property
     def own(self):
@@ -89,15 +101,18 @@ class Hook:
 
     def make_train_function(self, force=False):
         """Stands in for `model.make_train_function`."""
-        model, before = self.model, self.parts
+        model, before = self.model, [*self.parts, *self.observers, *self.around]
         self._drop_leftovers()
-        force = force or len(self.parts) < len(before)
+        force = force or len([*self.parts, *self.observers, *self.around]) < len(before)
         if model.train_function in (None, _stale) or force:
             if not self.parts:
                 self.plain_make(force=True)
+                function = model.train_function
             else:
                 function = self.own.make_train_function()
-                object.__setattr__(model, "train_function", function)
+            for callback in self.around:
+                function = callback.around(function)
+            object.__setattr__(model, "train_function", function)
         return model.train_function
 
 
@@ -142,7 +157,7 @@ def detach_if_idle(model):
     if hook is None:
         return
     object.__setattr__(model, "train_function", _stale)
-    if not hook.parts and not hook.observers:
+    if not hook.parts and not hook.observers and not hook.around:
         model.train_function = None
         for name in _attributes(hook):
             vars(model).pop(name, None)

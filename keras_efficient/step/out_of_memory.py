@@ -35,10 +35,10 @@ def retrying(step):
         jit = step.static and not step.several
         return tf.function(one_step, reduce_retracing=True, autograph=False, jit_compile=jit)
 
-    run = traced()
+    run, prepared = traced(), False
 
     def train_function(iterator):
-        nonlocal run
+        nonlocal run, prepared
         outputs = None
         for _ in range(flavor.steps_per_execution(model)):
             try:
@@ -48,7 +48,9 @@ def retrying(step):
                     raise
                 return outputs
             data = tf.nest.map_structure(_tensor, data)
-            step.prepare(spec_of_any_batch(data))
+            if not prepared:
+                step.prepare(spec_of_any_batch(data))
+                prepared = True
             before = step.halvings
             while True:
                 state = _State(step)

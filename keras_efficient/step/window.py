@@ -27,8 +27,10 @@ class Window:
             self._totals = {name: replicas.variable(0.0, dtype) for name in _NAMES}
 
     @property
-    def variables(self):
-        return [self._seen, self._unit, *self._totals.values()]
+    def state(self):
+        """`{name: variable}` of all that is in it, besides the sums of gradients."""
+        counts = {"batches": self.batches, "seen": self._seen, "unit": self._unit}
+        return {**counts, **{f"total_{name}": v for name, v in self._totals.items()}}
 
     # --- in the graph, in every replica --------------------------------------------------------
 

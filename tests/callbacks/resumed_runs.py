@@ -1,0 +1,126 @@
+"""What the tests of `Resume` share: a run that is stopped, and the same run started again."""
+
+import numpy as np
+import tensorflow as tf
+from training import compiled, mirrored
+from zoo import CLASSES, LENGTH, VOCABULARY, Specimen, keras_of
+
+import keras_efficient as ke
+
+IDS = Specimen("ids", "keras", None, lambda x: x)
+
+
+class Stop(Exception):
+    """A kill, as far as one can be had within a process."""
+
+
+class Watch(ke.flavor.Callback):
+    """Notes the loss and the updates of every step that is trained; stops at one of them."""
+
+    def __init__(self, at=None):
+        self.at, self.losses, self.updates, self.calls = at, {}, [], 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.calls += 1
+        self.losses[self.epoch, batch] = np.asarray(logs["loss"]).item()
+        self.updates.append(int(ke.flavor.of(self.model).optimizer(self.model).iterations.numpy()))
+        if (self.epoch, batch) == self.at:
+            raise Stop
+
+
+def model_of(library, dropout=0.3):
+    """A small model with dropout and running statistics."""
+    keras = keras_of(library)
+    layers = keras.layers
+    parts = [
+        layers.Input((LENGTH,), dtype="int32"),
+        layers.Embedding(VOCABULARY, 8),
+        layers.Dropout(dropout),
+        layers.GlobalAveragePooling1D(),
+        layers.BatchNormalization(),
+        layers.Dense(CLASSES, dtype="float32"),
+    ]
+    return keras.Sequential(parts)
+
+
+def plain(model):
+    return model
+
+
+def dataset(examples=23, size=4):
+    """Finite, of a ragged last batch, in another order at every epoch."""
+    data = tf.data.Dataset.from_tensor_slices(IDS.batch(examples))
+    return data.shuffle(examples).batch(size)
+
+
+def held_out():
+    return tf.data.Dataset.from_tensor_slices(IDS.batch(9, seed=1)).batch(4)
+
+
+class Case:
+    """A script: all that a run is made of, made anew at every start."""
+
+    def __init__(self, library, verb=plain, callbacks=tuple, data=dataset, **kwargs):
+        self.library, self.verb, self.callbacks, self.data = library, verb, callbacks, data
+        self.replicas = kwargs.pop("replicas", 1)
+        self.compile = kwargs.pop("compile", {})
+        self.model, self.resume = kwargs.pop("model", model_of), kwargs.pop("resume", {})
+        self.validation = kwargs.pop("validation", None)
+        self.fit = {"epochs": 3, "verbose": 0, **kwargs}
+
+    def start(self, directory, at=None, seed=0, **kwargs):
+        """Run the script; the model, its history, what was watched, and its callbacks."""
+        keras = keras_of(self.library)
+        keras.utils.set_random_seed(seed)
+        keras.backend.clear_session()
+        rate = ke.schedules.warmup_cosine(0.05, warmup_steps=2, total_steps=30)
+        with mirrored(self.replicas).scope():
+            optimizer = ke.optimizers.AdamW(rate, library=self.library)
+            model = compiled(self.library, self.model(self.library), optimizer, **self.compile)
+        model = self.verb(model) or model
+        watch, others = Watch(at), list(self.callbacks())
+        resume = ke.callbacks.Resume(directory, **{"every_steps": 2, **self.resume})
+        callbacks = [resume, watch, *others]
+        data = self.data()
+        data = dict(data) if isinstance(data, dict) else {"x": data}
+        if self.validation is not None:
+            data["validation_data"] = self.validation()
+        try:
+            model.fit(**data, **{**self.fit, **kwargs}, callbacks=callbacks)
+        except Stop:
+            pass
+        return Run(model, watch, resume, others)
+
+
+class Run:
+    def __init__(self, model, watch, resume, others):
+        self.model, self.watch, self.resume, self.others = model, watch, resume, others
+        self.history = model.history.history
+        self.epochs = model.history.epoch
+
+
+def assert_goes_on(case, folder, at, whole):
+    """Stopped after step `at` and started again, a run is the `whole` one to the last bit."""
+    stopped = case.start(folder, at)
+    saved = stopped.resume.epoch, stopped.resume.step
+    again = case.start(folder)
+    assert again.watch.losses.items() <= whole.watch.losses.items()
+    first = min(again.watch.losses)
+    assert first[0] == saved[0]
+    # Every step was trained: those up to the save by the first, the others by the second.
+    assert {**stopped.watch.losses, **again.watch.losses} == whole.watch.losses
+    # And none twice, as far as the optimizer knows.
+    assert again.watch.updates == whole.watch.updates[-len(again.watch.updates) :]
+    assert len(again.watch.updates) == again.watch.calls
+    assert_equal(again, whole)
+    return again
+
+
+def assert_equal(run, whole):
+    assert run.history == whole.history, (run.history, whole.history)
+    assert run.epochs == whole.epochs
+    for a, b in zip(run.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)

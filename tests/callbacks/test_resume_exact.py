@@ -1,0 +1,92 @@
+"""A run that was stopped and started again is the uninterrupted run, to the last bit."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from resumed_runs import IDS, Case, Stop, Watch, assert_equal, assert_goes_on, dataset, held_out
+from training import assert_same_history
+from zoo import keras_of
+
+import keras_efficient as ke
+
+libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
+
+
+def three(model):
+    return ke.accumulate(model, microbatches=3)
+
+
+def float16(library):
+    """A model under mixed_float16; the policy is put back."""
+    ke.mixed_precision("mixed_float16", library=library)
+    try:
+        from resumed_runs import model_of
+
+        return model_of(library)
+    finally:
+        ke.mixed_precision("float32", library=library)
+
+
+def averaging():
+    return ke.callbacks.EMA(0.8), ke.callbacks.LossScale()
+
+
+def growing():
+    return ke.callbacks.BatchSizeSchedule({0: 2, 1: 4, 3: 3}), ke.callbacks.GradientNorm()
+
+
+def endless():
+    return dataset().repeat()
+
+
+def unseen():
+    """Of an unknown number of batches."""
+    return dataset().filter(lambda *batch: True)
+
+
+def arrays():
+    x, y = IDS.batch(23)
+    return {"x": x, "y": y, "batch_size": 4, "shuffle": True}
+
+
+def generated():
+    def batches():
+        while True:
+            yield tuple(map(tf.constant, IDS.batch(4, seed=int(np.random.randint(1000)))))
+
+    return batches()
+
+
+CASES = {
+    "plain step": {},
+    "accumulate": {"verb": three},
+    "sam": {"verb": lambda model: ke.sam(model, 0.05)},
+    
+    "float16": {"model": float16, "callbacks": averaging, "validation": held_out},
+    "window": {"callbacks": growing, "validation": held_out},
+    "two replicas": {"replicas": 2, "validation": held_out},
+    "two replicas, window": {"replicas": 2, "callbacks": growing},
+    "two replicas, float16": {"replicas": 2, "model": float16, "callbacks": averaging},
+    "several per call": {"compile": {"steps_per_execution": 3}},
+    "endless": {"data": endless, "steps_per_epoch": 5},
+    "endless, several per call": {
+        "data": endless,
+        "steps_per_epoch": 5,
+        "compile": {"steps_per_execution": 2},
+    },
+    "unknown size": {"data": unseen, "validation": held_out},
+    "arrays": {"data": arrays},
+    "generator": {"data": generated, "steps_per_epoch": 5},
+    "eager": {"compile": {"run_eagerly": True}, "epochs": 2},
+}
+
+
+@libraries
+@pytest.mark.parametrize("name", CASES)
+def test_goes_on_to_the_last_bit(name, library, tmp_path):
+    case = Case(library, **CASES[name])
+    whole = case.start(tmp_path / "whole")
+    steps = sorted(whole.watch.losses)
+    # In the middle of a later epoch, where an epoch's save is the last or one within it.
+    for index in (len(steps) // 2, len(steps) - 2):
+        assert_goes_on(case, tmp_path / str(index), steps[index], whole)
