@@ -1,5 +1,6 @@
 """TensorFlow's strategy for several workers, as `ke.strategy` hands it out."""
 
+import numpy as np
 import tensorflow as tf
 
 from keras_efficient.distribute.sharding import share
@@ -31,6 +32,22 @@ class Workers(tf.distribute.MultiWorkerMirroredStrategy):
     def experimental_distribute_dataset(self, dataset, options=None):
         """See `tf.distribute.Strategy`; the batches are those of one process."""
         return super().experimental_distribute_dataset(share(dataset), options)
+
+    def gather_arrays(self, arrays):
+        """Each NumPy array of a list as `[workers, ...]`, from all workers in their order.
+
+        The shapes and dtypes must be the same everywhere. One collective carries them all.
+        """
+        data = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+        words = np.frombuffer(data + bytes(-len(data) % 4), np.int32)
+        rows = self.gather(tf.constant(words[None]), axis=0).numpy()
+        gathered, start = [], 0
+        for array in map(np.asarray, arrays):
+            parts = [row.tobytes()[start : start + array.nbytes] for row in rows]
+            shape = (len(rows), *array.shape)
+            gathered.append(np.frombuffer(b"".join(parts), array.dtype).reshape(shape))
+            start += array.nbytes
+        return gathered
 
     def wait_for_all(self):
         """Return when every worker has come here."""

@@ -231,8 +231,11 @@ class TrainingStep:
         if replicas.count() > 1:
             if self.kind is not SUM:
                 sums = [tf.math.scalar_mul(tf.cast(unit, s.dtype), s) for s in sums]
-            names = list(totals)
-            summed = replicas.all_sum([*sums, *totals.values()])
+            signal, names = self.hook.signal, list(totals)
+            words = [] if signal is None else [signal.word(self.dtype)]
+            summed = replicas.all_sum([*sums, *totals.values(), *words])
+            if signal is not None:
+                signal.hear(summed.pop())
             sums = [unique_rows(s) for s in summed[: len(sums)]]
             totals = dict(zip(names, summed[len(sums) :], strict=True))
             unit = 1.0
