@@ -8,7 +8,7 @@ import psutil
 import pytest
 from launching import PATIENCE, alive, finish, launch, pids, script, start, until
 
-from keras_efficient.distribute.launching import restarting
+from keras_efficient.distribute.launching import attempt, restarting
 from keras_efficient.distribute.launching.addresses import free_addresses
 from keras_efficient.distribute.launching.job import Job
 from keras_efficient.distribute.launching.worker import plan
@@ -89,6 +89,19 @@ sys.exit(3 if task else 0)
     assert ended.code == 3
     child = int((tmp_path / "child").read_text())
     until(lambda: not alive(child), "a worker's child stayed behind")
+
+
+def test_a_failure_that_is_reported_late_is_not_missed(tmp_path, monkeypatch, capsys):
+    """A worker may be gone before the launcher hears how it ended."""
+
+    class Slow(attempt.queue.SimpleQueue):
+        def put(self, process):
+            time.sleep(0.5)
+            super().put(process)
+
+    monkeypatch.setattr(attempt.queue, "SimpleQueue", Slow)
+    job = Job(program=(str(script(tmp_path, "sys.exit(3 * task)")),))
+    assert restarting.run(job, lambda n: plan(job, free_addresses(2), restart=n)) == 3
 
 
 # Signals to the launcher.

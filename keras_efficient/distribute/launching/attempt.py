@@ -64,9 +64,12 @@ def attempt(job, workers, signals, output, restart=0):
 
 def _watch(made, job, signals, ended, output):
     kill_at = abandon_at = None
-    while any(process.running for process in made.processes):
+    # Counted as they are taken from the queue: one that is gone may have failed.
+    awaited = len(made.processes)
+    while awaited:
         try:
             process = ended.get(timeout=_POLL)
+            awaited -= 1
         except queue.Empty:
             process = None
         now = time.monotonic()
@@ -79,10 +82,10 @@ def _watch(made, job, signals, ended, output):
                     f"({job.grace:g} s until they are killed)"
                 )
         if kill_at is None and (made.failed or signals.received):
-            if signals.received:
+            others = _numbers(p for p in made.processes if p.running)
+            if signals.received and others:
                 output.note(
-                    f"received {signal.Signals(signals.received).name}; "
-                    f"{_numbers(p for p in made.processes if p.running)} may save and stop "
+                    f"received {signal.Signals(signals.received).name}; {others} may save and stop "
                     f"({job.grace:g} s until killed; a second signal kills at once)"
                 )
             # SIGTERM whatever was received: on it a worker saves.
@@ -90,7 +93,8 @@ def _watch(made, job, signals, ended, output):
             kill_at = now + job.grace
         impatient = signals.count > (0 if made.failed else 1)
         if kill_at is not None and abandon_at is None and (now >= kill_at or impatient):
-            output.note(f"killing {_numbers(p for p in made.processes if p.running)}")
+            if others := _numbers(p for p in made.processes if p.running):
+                output.note(f"killing {others}")
             _signal(made.processes, signal.SIGKILL)
             abandon_at = now + _KILLED
         if abandon_at is not None and now >= abandon_at:
