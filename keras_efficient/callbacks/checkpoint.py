@@ -8,6 +8,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
+from keras_efficient.callbacks.saved_runs import check_settings, sync
 from keras_efficient.errors import InputError
 from keras_efficient.flavor import Callback
 
@@ -16,7 +17,8 @@ class Checkpoint(Callback):
     """Save weights and optimizer every so many updates and at every epoch's end.
 
     A save is written beside the last one and renamed over it: a run killed while saving keeps the
-    one before. Only plain variables and a little JSON are stored.
+    one before. Only plain variables and a little JSON are stored. `Resume` does more, by itself:
+    this one leaves it to the script where the data starts.
 
     Args:
         directory: where to keep the checkpoint.
@@ -72,17 +74,7 @@ class Checkpoint(Callback):
             state = json.loads((found / "state.json").read_text())
         except ValueError as error:
             raise self._damaged(found, error) from error
-        differing = {
-            name: (state["settings"].get(name), value)
-            for name, value in self.settings.items()
-            if state["settings"].get(name) != value
-        }
-        if differing:
-            listed = "; ".join(f"{n}: was {a!r}, now {b!r}" for n, (a, b) in differing.items())
-            raise InputError(
-                f"A run resumes with the settings it was started with. Received: {listed}. "
-                "Resume with the same settings, or start anew without --resume."
-            )
+        check_settings(state["settings"], self.settings)
         try:
             variables = _variables(model)
             tf.train.Checkpoint(variables=variables).read(
@@ -129,6 +121,7 @@ class Checkpoint(Callback):
         tf.train.Checkpoint(variables=_variables(self.model)).write(str(new / "variables"))
         state = {"epoch": epoch, "step": step, "settings": self.settings}
         (new / "state.json").write_text(json.dumps(state))
+        sync(new)
         # Two renames, and `_find` knows the name in between. Without a "last", the save before was
         # killed there, and ".old" is all there is.
         if (self.directory / "last").exists():

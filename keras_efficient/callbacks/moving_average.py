@@ -70,6 +70,10 @@ class EMA(Callback):
         def evaluate(*args, **kwargs):
             if not kwargs.get("_use_cached_eval_dataset"):
                 return plain(*args, **kwargs)
+            # An update that a `BatchSizeSchedule` has left to make is one of the trained weights.
+            open_window = getattr(hook.of(self.model), "window", None)
+            if open_window is not None:
+                open_window.flush()
             with self.averaged():
                 return plain(*args, **kwargs)
 

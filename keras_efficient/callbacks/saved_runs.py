@@ -141,10 +141,9 @@ class SavedRuns:
             state = json.loads(json.dumps(state))
             with open(partial / _STATE, "w") as file:
                 json.dump({**state, "checksum": _digest(state)}, file)
-                _flush(file)
-            sync_folder(partial)
+            sync(partial)
             os.rename(partial, target)
-            sync_folder(self.directory)
+            _sync(self.directory)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -166,7 +165,7 @@ class SavedRuns:
             state = json.loads((path / _STATE).read_text())
             checksum = state.pop("checksum")
             whole = checksum == _digest(state)
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise Damaged(f"{_STATE} cannot be read: {type(error).__name__}") from error
         if not whole:
             raise Damaged(f"{_STATE} is not as it was written")
@@ -207,9 +206,14 @@ def check_settings(then, now):
         )
 
 
-def sync_folder(path):
-    """Have the names in a folder on the disk."""
-    # (Windows cannot open one.)
+def sync(folder):
+    """Have a folder and the files in it on the disk, not only in the machine's memory."""
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
+
+
+def _sync(path):
+    # (Windows cannot open a folder.)
     with suppress(PermissionError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -255,13 +259,7 @@ def _write_arrays(path, specs, read):
             file.write(block)
             digest.update(block)
             size += len(block)
-        _flush(file)
     return digest.hexdigest(), size
-
-
-def _flush(file):
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _digest(state):

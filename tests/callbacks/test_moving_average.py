@@ -205,3 +205,14 @@ def test_an_export_inside_holds_the_averages(tmp_path, monkeypatch):
     ((found,),) = [outputs.values() for outputs in served]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert np.abs(expected - model.predict(x, verbose=0)).max() > 1e-4
+
+
+@libraries
+def test_an_update_left_at_validation_is_made_with_the_trained_weights(library):
+    """Not with the averaged ones, from which it would be lost when they are swapped back."""
+    weights = []
+    for extra in ([], [EMA(0.5)]):
+        model, growth = made(library), ke.callbacks.BatchSizeSchedule({0: 5})
+        train(model, [*extra, growth], validation_data=data())
+        weights.append(model.get_weights())
+    assert_close(weights[1], weights[0], 0)

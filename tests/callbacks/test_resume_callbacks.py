@@ -1,0 +1,298 @@
+"""What other callbacks remember, complete runs, and the end that a scheduler orders."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+from resumed_runs import IDS, Case, assert_equal, dataset, held_out, model_of
+from training import compiled
+from zoo import keras_of
+
+import keras_efficient as ke
+from keras_efficient.callbacks import callback_state
+from keras_efficient.errors import InputError
+
+libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
+
+
+def remembering(library, folder):
+    """Callbacks of a library that end a run early or lower the rate, by what they remember."""
+    callbacks = keras_of(library).callbacks
+    return lambda: [
+        callbacks.EarlyStopping("val_loss", patience=2, restore_best_weights=True),
+        callbacks.ModelCheckpoint(
+            str(folder / "best.weights.h5"), save_best_only=True, save_weights_only=True
+        ),
+        ke.callbacks.RunLog(),
+    ]
+
+
+@libraries
+def test_a_run_stops_early_at_the_same_epoch(library, tmp_path):
+    """Its validation loss rises from the first epoch on."""
+    case = Case(library, callbacks=remembering(library, tmp_path), validation=held_out, epochs=9)
+    whole = case.start(tmp_path / "whole")
+    stopper, saver, log = whole.others
+    epochs = len(whole.epochs)
+    assert 2 < epochs < 9 and stopper.stopped_epoch == epochs - 1
+    for at in [(1, 1), (epochs - 1, 3)]:
+        folder = tmp_path / str(at)
+        case.start(folder, at)
+        again = case.start(folder)
+        assert_equal(again, whole)
+        assert again.others[0].stopped_epoch == stopper.stopped_epoch
+        assert again.others[0].best == stopper.best
+        assert again.others[1].best == saver.best
+        assert again.others[2].steps == log.steps and again.others[2].epochs == log.epochs
+        # It is complete, although epochs were left.
+        done = case.start(folder)
+        assert not done.watch.losses
+        assert_equal(done, whole)
+
+
+@libraries
+def test_the_rate_is_lowered_at_the_same_epoch(library, tmp_path):
+    adapting = [
+        lambda: [ke.callbacks.AdaptOnPlateau("val_loss", patience=0, batch_factor=2)],
+        lambda: [ke.callbacks.AdaptOnPlateau("val_accuracy", patience=1, min_delta=1.0)],
+    ]
+    for index, callbacks in enumerate(adapting):
+        case = Case(library, callbacks=callbacks, validation=held_out, epochs=4)
+        whole = case.start(tmp_path / f"whole {index}")
+        assert whole.history["learning_rate_scale"][-1] < 1
+        case.start(tmp_path / str(index), (2, 3))
+        assert_equal(case.start(tmp_path / str(index)), whole)
+
+
+@libraries
+def test_a_complete_run_is_not_trained_again(library, tmp_path, capsys):
+    ema = lambda: [ke.callbacks.EMA(0.8)]  # noqa: E731
+    drawn = []
+
+    def counted():
+        def note(*batch):
+            import tensorflow as tf
+
+            return tf.py_function(lambda: drawn.append(1) or 0, [], tf.int32), batch
+
+        return dataset().map(note).map(lambda _, batch: batch)
+
+    case = Case(library, callbacks=ema, validation=held_out, data=counted)
+    whole = case.start(tmp_path / "a")
+    drawn.clear()
+    again = case.start(tmp_path / "a")
+    assert not again.watch.calls and not drawn
+    assert_equal(again, whole)
+    for a, b in zip(again.others[0].averages, whole.others[0].averages, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert "is complete after 2 epochs" in capsys.readouterr().out
+    # With more epochs it goes on, as if they had been asked for at first.
+    longer = case.start(tmp_path / "b", epochs=3)
+    more = case.start(tmp_path / "a", epochs=3)
+    assert min(more.watch.losses) == (2, 0)
+    assert_equal(more, longer)
+    # With fewer there is nothing to do.
+    assert not case.start(tmp_path / "a", epochs=2).watch.losses
+
+
+def test_data_that_ends_before_the_epochs_do(tmp_path):
+    """tf_keras stops then; Keras 3 starts a finite dataset again."""
+    case = Case("tf_keras", data=lambda: dataset().repeat(2), steps_per_epoch=6, epochs=4)
+    whole = case.start(tmp_path / "a")
+    again = case.start(tmp_path / "a")
+    assert (min(whole.watch.losses), max(whole.watch.losses)) == ((0, 0), (1, 5))
+    assert not again.watch.losses
+    for a, b in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# --- what callbacks remember, by itself ----------------------------------------------------------
+
+
+class Remembers(ke.flavor.Callback):
+    resumes = ("value", "missing")
+
+    def __init__(self, value):
+        self.value = value
+
+
+def test_plain_data_and_arrays_come_back():
+    array = np.arange(3.0)
+    value = [1, None, "a", True, {2: array, "b": [np.float32(0.5), float("inf")]}, (1, 2)]
+    state, arrays, unsavable = callback_state.state_of([Remembers(value), Remembers(1)])
+    assert not unsavable
+    others = [Remembers(0), Remembers(0)]
+    assert callback_state.restore(others, state, arrays) == {}
+    assert others[0].value[:4] == value[:4] and others[0].value[5] == [1, 2]
+    np.testing.assert_array_equal(others[0].value[4][2], array)
+    assert others[0].value[4]["b"] == [0.5, float("inf")] and others[1].value == 1
+
+
+def test_what_cannot_be_saved_is_said_once(tmp_path):
+    case = Case("keras", callbacks=lambda: [Remembers(object())])
+    with pytest.warns(UserWarning, match=r"Received others in Remembers.0.value") as caught:
+        case.start(tmp_path / "a")
+    assert sum("are left out" in str(w.message) for w in caught) == 1
+
+
+def test_other_callbacks_are_named(tmp_path):
+    Case("keras").start(tmp_path / "a", (1, 3))
+    case = Case("keras", callbacks=lambda: [Remembers(1)])
+    with pytest.warns(UserWarning, match=r"and are now \['History.0', 'Remembers.0'\]"):
+        case.start(tmp_path / "a")
+
+
+@libraries
+def test_the_list_of_callbacks_is_found(library):
+    """Both libraries' `CallbackList` calls `set_model` with itself as `self`, in `callbacks`.
+
+    If it does so no longer: find it some other way in `callback_state.list_of`, from the frames of
+    `fit` for instance, where it is the local variable `callbacks`.
+    """
+
+    class Finds(ke.flavor.Callback):
+        def set_model(self, model):
+            self.model, self.found = model, callback_state.list_of(self)
+
+        def on_train_begin(self, logs=None):
+            self.same = self.found.callbacks
+            # What `fit` calls from now on.
+            self.found.callbacks = [self]
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.begun = True
+
+    finds, other = Finds(), Remembers(1)
+    other.on_epoch_begin = None
+    model = compiled(library, model_of(library), jit_compile=False)
+    model.fit(*IDS.batch(4), callbacks=[other, finds], verbose=0)
+    assert isinstance(finds.found, keras_of(library).callbacks.CallbackList) and finds.begun
+    assert finds.same[:2] == [other, finds]
+
+
+# --- SIGTERM -------------------------------------------------------------------------------------
+
+
+class Terminates(ke.flavor.Callback):
+    """Has the process terminated at the n-th call of a hook."""
+
+    def __init__(self, hook, call, times=1):
+        self.left = call
+
+        def called(*args, **kwargs):
+            self.left -= 1
+            if self.left == 0:
+                for _ in range(times):
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        setattr(self, hook, called)
+
+    def _listens(self, mode):
+        return True
+
+
+#: The hook, its call, and how many of the twelve steps are left to do.
+MOMENTS = {
+    "within an epoch": ("on_train_batch_end", 9, 3),
+    "at an epoch's last batch": ("on_train_batch_end", 6, 6),
+    "at an epoch's end": ("on_epoch_end", 1, 6),
+    "in validation": ("on_test_batch_end", 2, 6),
+    "in the second validation": ("on_test_batch_begin", 5, 0),
+    "at the end": ("on_train_end", 1, 0),
+}
+
+
+@libraries
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_terminated_run_saves_itself(moment, library, tmp_path, capsys):
+    """Nothing is lost but the validation that was going on; EMA's averages are not saved as
+    weights, nor a validation's metrics as those of the epoch."""
+    before = signal.getsignal(signal.SIGTERM)
+    hook, call, left = MOMENTS[moment]
+    kills = []
+
+    def callbacks():
+        growth = ke.callbacks.BatchSizeSchedule({0: 4})
+        return [ke.callbacks.EMA(0.8), growth, *kills]
+
+    case = Case(library, callbacks=callbacks, validation=held_out, resume={"every_steps": None})
+    whole = case.start(tmp_path / "whole")
+    kills.append(Terminates(hook, call))
+    with pytest.raises(SystemExit) as exit:
+        case.start(tmp_path / "a")
+    assert exit.value.code == ke.callbacks.EXIT_PREEMPTED == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "Stopped by SIGTERM" in capsys.readouterr().out
+    kills.clear()
+    again = case.start(tmp_path / "a")
+    assert again.watch.losses.items() <= whole.watch.losses.items()
+    assert len(again.watch.losses) == left
+    assert_equal(again, whole)
+
+
+def test_a_run_terminated_while_it_draws_again(tmp_path):
+    """SIGTERM within the replay: what is on the disk stands."""
+    case = Case("keras")
+    whole = case.start(tmp_path / "whole")
+    case.start(tmp_path / "a", (1, 3))
+    present = sorted(path.name for path in (tmp_path / "a").iterdir())
+    drawn = []
+
+    def terminating():
+        import tensorflow as tf
+
+        def note():
+            drawn.append(1)
+            if len(drawn) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return 0
+
+        def noted(*batch):
+            return tf.py_function(note, [], tf.int32), batch
+
+        return dataset().map(noted).map(lambda _, batch: batch)
+
+    with pytest.raises(SystemExit) as exit:
+        Case("keras", data=terminating).start(tmp_path / "a")
+    assert exit.value.code == 143
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == present
+    assert_equal(case.start(tmp_path / "a"), whole)
+
+
+def test_a_terminated_run_on_a_full_disk_says_so(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    case = Case("keras", callbacks=lambda: [Terminates("on_train_batch_end", 3)])
+    with (
+        pytest.warns(UserWarning, match="could not be saved"),
+        pytest.raises(SystemExit, match="could not be written: what was trained") as exit,
+    ):
+        case.start(tmp_path / "a")
+    assert isinstance(exit.value.code, str)
+
+
+def test_sigterm_after_a_fit_that_failed_is_not_swallowed(tmp_path):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        Case("keras").start(tmp_path / "a", (0, 1))
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(heard) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_the_next_fit_of_a_stopped_model_is_its_own(tmp_path):
+    """What a stopped `fit` leaves behind takes no part any more."""
+    case = Case("keras", callbacks=lambda: [ke.callbacks.EMA(0.8)])
+    stopped = case.start(tmp_path / "a", (1, 3))
+    with pytest.raises(InputError, match="must see the data"):
+        Case("keras", data=lambda: dataset(7)).start(tmp_path / "a")
+    history = stopped.model.fit(dataset(), validation_data=held_out(), verbose=0).history
+    assert "val_loss" in history
+    assert len(list((tmp_path / "a").iterdir())) == 2

@@ -1,0 +1,357 @@
+"""What `Resume` writes, and what it does when it cannot write or finds something else."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import warnings
+
+import numpy as np
+import pytest
+import safetensors
+import tensorflow as tf
+from resumed_runs import IDS, Case, assert_equal, dataset, model_of
+from training import compiled
+
+import keras_efficient as ke
+from keras_efficient.callbacks import run_state, saved_runs
+from keras_efficient.errors import InputError
+
+CASE = Case("keras")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of two epochs of six steps, and its folder."""
+    folder = tmp_path_factory.mktemp("whole") / "a"
+    return CASE.start(folder), folder
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """The folder of a run that was stopped at its 12th step, with saves after 8 and 10."""
+    folder = tmp_path / "a"
+    CASE.start(folder, (1, 5))
+    return folder
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_kept(whole, stopped, tmp_path):
+    assert names(whole[1]) == ["step-00000012", "step-00000012-epoch-0002"]
+    assert names(stopped) == ["step-00000008", "step-00000010"]
+    CASE.start(tmp_path / "b", (1, 3))
+    assert names(tmp_path / "b") == ["step-00000006-epoch-0001", "step-00000008"]
+    one = Case("keras", resume={"keep": 1, "every_steps": None})
+    one.start(tmp_path / "c", (1, 3))
+    assert names(tmp_path / "c") == ["step-00000006-epoch-0001"]
+    three = Case("keras", resume={"keep": 3, "every_steps": 5})
+    three.start(tmp_path / "d")
+    assert names(tmp_path / "d") == [
+        "step-00000006-epoch-0001",
+        "step-00000010",
+        "step-00000012-epoch-0002",
+    ]
+
+
+def test_the_files_are_plain(stopped):
+    state = json.loads((stopped / "step-00000010/state.json").read_text())
+    assert (state["epoch"], state["step"], state["total"]) == (1, 4, 10)
+    assert state["versions"]["tensorflow"] == tf.__version__
+    with safetensors.safe_open(stopped / "step-00000010/arrays.safetensors", "np") as file:
+        assert file.get_tensor("weights.0").shape == (50, 8)
+
+
+def test_half_precision_is_kept(tmp_path):
+    runs = saved_runs.SavedRuns(tmp_path)
+    dtypes = ("bfloat16", "float16", "float64", "int8", "uint64", "bool")
+    arrays = {n: np.ones((2, 3), tf.as_dtype(n).as_numpy_dtype) for n in dtypes}
+    arrays |= {"empty": np.zeros((0, 2), "float32"), "scalar": np.array(3, "int64")}
+    specs = {name: (a.shape, a.dtype) for name, a in arrays.items()}
+    runs.write("step-00000001", specs, arrays.__getitem__, {"inf": float("inf"), "ints": {2: 1}})
+    loaded = runs.load("step-00000001")
+    assert loaded.state["inf"] == float("inf")
+    for name, array in arrays.items():
+        assert loaded.arrays[name].dtype == array.dtype
+        np.testing.assert_array_equal(loaded.arrays[name], array)
+
+
+DAMAGE = {
+    "arrays cut": lambda path: cut(path / "arrays.safetensors", 0.5),
+    "arrays cut by one": lambda path: cut(path / "arrays.safetensors", -1),
+    "arrays empty": lambda path: cut(path / "arrays.safetensors", 0),
+    "a byte of the arrays": lambda path: flip(path / "arrays.safetensors"),
+    "no arrays": lambda path: (path / "arrays.safetensors").unlink(),
+    "a byte of the state": lambda path: flip(path / "state.json"),
+    "state cut": lambda path: cut(path / "state.json", 0.9),
+    "state empty": lambda path: cut(path / "state.json", 0),
+    "state of nothing": lambda path: (path / "state.json").write_text("[]"),
+    "no state": lambda path: (path / "state.json").unlink(),
+}
+
+
+def cut(file, share):
+    data = file.read_bytes()
+    file.write_bytes(data[: share if share < 0 else int(len(data) * share)])
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_save_is_found(how, whole, tmp_path):
+    folder = tmp_path / "a"
+    shutil.copytree(whole[1], folder)
+    DAMAGE[how](folder / "step-00000012")
+    with pytest.raises(saved_runs.Damaged):
+        saved_runs.SavedRuns(folder).load("step-00000012")
+
+
+def test_the_save_before_a_damaged_one_is_taken(whole, stopped):
+    flip(stopped / "step-00000010/arrays.safetensors")
+    with pytest.warns(UserWarning, match=r"step-00000010' is damaged .* passed over"):
+        again = CASE.start(stopped)
+    assert min(again.watch.losses) == (1, 2)
+    assert_equal(again, whole[0])
+    assert names(stopped) == names(whole[1])
+
+
+def test_a_run_without_a_whole_save_does_not_start_anew(stopped):
+    for name in names(stopped):
+        DAMAGE["no arrays"](stopped / name)
+    with (
+        pytest.warns(UserWarning, match="is damaged"),
+        pytest.raises(InputError, match="resumes from a save that is whole"),
+    ):
+        CASE.start(stopped)
+
+
+def test_what_killed_writers_leave_is_removed(stopped, whole):
+    (stopped / ".partial-step-00000012-99").mkdir()
+    (stopped / ".partial-step-00000012-99/arrays.safetensors").write_text("half")
+    assert_equal(CASE.start(stopped), whole[0])
+    assert names(stopped) == names(whole[1])
+
+
+# --- disks that are full -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["fsync", "rename", "mkdir"])
+def test_training_goes_on_if_the_disk_is_full(place, whole, tmp_path, monkeypatch):
+    real, calls = getattr(os, place), []
+
+    def full(path, *args, **kwargs):
+        # The first save and the last ones work.
+        calls.append(path)
+        mine = place == "fsync" or ".partial" in str(path)
+        if mine and 4 < len(calls) < 14:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, place, full)
+    with pytest.warns(UserWarning, match=r"could not be saved .* No space left") as caught:
+        run = CASE.start(tmp_path / "a")
+    assert sum("could not be saved" in str(w.message) for w in caught) == 1
+    assert_equal(run, whole[0])
+    assert not list((tmp_path / "a").glob(".partial*"))
+    for name in names(tmp_path / "a"):
+        saved_runs.SavedRuns(tmp_path / "a").load(name)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A filesystem of 64 kB: room for a few saves of 14 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a small filesystem cannot be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up(small_disk, whole):
+    folder = small_disk / "a"
+
+    class Filler(ke.flavor.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 0:
+                free = shutil.disk_usage(small_disk).free
+                (small_disk / "ballast").write_bytes(bytes(free - 8192))
+
+    case = Case("keras", callbacks=lambda: [Filler()])
+    with pytest.warns(UserWarning, match="could not be saved"):
+        case.start(folder, (1, 5))
+    assert names(folder) == ["step-00000004", "step-00000006"]
+    (small_disk / "ballast").unlink()
+    again = CASE.start(folder)
+    assert min(again.watch.losses) == (1, 0)
+    assert_equal(again, whole[0])
+
+
+def test_too_small_a_disk_is_refused_before_training(tmp_path, monkeypatch):
+    usage = shutil._ntuple_diskusage(100, 90, 10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match=r"keeps 2 checkpoints needs .* MB of free disk"):
+        CASE.start(tmp_path / "a")
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def test_folders_that_will_not_do(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"saved in a folder. Received: .* is a file"):
+        CASE.start(tmp_path / "file/a")
+    with pytest.raises(InputError, match=r"in a folder of its own. Received: .* holds 'file'"):
+        CASE.start(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match="folder must be writable"):
+        CASE.start(tmp_path / "a")
+
+
+@pytest.mark.parametrize("kwargs", [{"every_steps": 0}, {"every_steps": True}, {"keep": 0}])
+def test_numbers_out_of_range(kwargs):
+    with pytest.raises(ValueError, match=r"must be an int >= 1. Received"):
+        ke.callbacks.Resume("a", **kwargs)
+
+
+def test_settings_that_are_not_json():
+    with pytest.raises(ValueError, match="`settings` must be a dict of numbers, strings"):
+        ke.callbacks.Resume("a", settings={"data": object()})
+
+
+def test_other_settings_are_refused(tmp_path):
+    Case("keras", resume={"settings": {"rate": 1, "shape": (1, 2)}}).start(tmp_path / "a", (1, 3))
+    with pytest.raises(InputError, match=r"started with. Received: rate: was 1, now 2"):
+        Case("keras", resume={"settings": {"rate": 2, "shape": (1, 2)}}).start(tmp_path / "a")
+
+
+def other_model(library):
+    model = model_of(library)
+    keras = ke.flavor.of(model).keras
+    return keras.Sequential([*model.layers, keras.layers.Dense(3)])
+
+
+def test_another_model_is_refused(stopped):
+    with pytest.raises(InputError, match=r"was started with. Received: .* is missing"):
+        Case("keras", model=other_model).start(stopped)
+
+
+def test_another_size_is_refused(stopped, monkeypatch):
+    monkeypatch.setattr("resumed_runs.VOCABULARY", 60)
+    with pytest.raises(InputError, match=r"was float32\[50, 8\], now float32\[60, 8\]"):
+        CASE.start(stopped)
+
+
+def test_another_step_is_refused(stopped):
+    with pytest.raises(InputError, match=r"step.skipped is missing"):
+        Case("keras", verb=lambda model: ke.accumulate(model, 2)).start(stopped)
+
+
+def unseeded():
+    data = tf.data.Dataset.from_tensor_slices(IDS.batch(23))
+    return data.shuffle(23, seed=int.from_bytes(os.urandom(4), "little")).batch(4)
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_other_data_is_refused(library, tmp_path):
+    case = Case(library, data=unseeded)
+    case.start(tmp_path / "a", (1, 3))
+    with pytest.raises(InputError, match=r"must see the data .* Seed the shuffling"):
+        case.start(tmp_path / "a")
+    trusting = Case(library, data=unseeded, resume={"check_data": False})
+    assert min(trusting.start(tmp_path / "a").watch.losses) == (1, 2)
+
+
+def test_less_data_is_refused(stopped):
+    with pytest.raises(InputError, match=r"must see the data .* ended at step 2 of epoch 2"):
+        Case("keras", data=lambda: dataset(8)).start(stopped)
+
+
+def test_another_first_epoch_is_refused(stopped):
+    with pytest.raises(InputError, match="with the `initial_epoch` it was started with"):
+        CASE.start(stopped, initial_epoch=1)
+
+
+def test_other_steps_per_call_are_refused(stopped):
+    with pytest.raises(InputError, match="with the `steps_per_execution` it was started with"):
+        Case("keras", compile={"steps_per_execution": 3}).start(stopped)
+
+
+def test_another_format_is_refused(stopped, monkeypatch):
+    monkeypatch.setattr(saved_runs, "FORMAT", 2)
+    with pytest.raises(InputError, match="version that knows its format"):
+        CASE.start(stopped)
+
+
+def test_a_fit_without_a_list_is_refused(stopped, monkeypatch):
+    monkeypatch.setattr(ke.callbacks.callback_state, "list_of", lambda callback: None)
+    with pytest.raises(InputError, match="must find the list in which `fit` keeps its callbacks"):
+        CASE.start(stopped)
+
+
+@pytest.mark.parametrize("method", ["evaluate", "predict"])
+def test_only_fit_resumes(method, tmp_path):
+    model = compiled("keras", model_of("keras"))
+    resume = ke.callbacks.Resume(tmp_path / "a")
+    with pytest.raises(InputError, match="Resume is a callback of `fit`"):
+        getattr(model, method)(IDS.batch(4)[0], callbacks=[resume], verbose=0)
+    assert "train_step" not in vars(model)
+
+
+def test_a_model_is_left_as_it_was(whole):
+    model = whole[0].model
+    assert not {"evaluate", "train_step", "make_train_function"} & set(vars(model))
+
+
+# --- another number of replicas ------------------------------------------------------------------
+
+
+def in_order():
+    # (A strategy starts iterators of its own, and each start shuffles anew.)
+    return tf.data.Dataset.from_tensor_slices(IDS.batch(23)).batch(4)
+
+
+@pytest.mark.parametrize("replicas", [(1, 2), (2, 1)])
+def test_another_number_of_replicas(replicas, tmp_path):
+    options = {"model": lambda library: model_of(library, 0), "data": in_order}
+    before, after = (Case("keras", replicas=n, **options) for n in replicas)
+    whole = before.start(tmp_path / "whole")
+    before.start(tmp_path / "a", (1, 3))
+    message = f"saved with {replicas[0]} replicas and goes on with {replicas[1]}"
+    with pytest.warns(UserWarning, match=message):
+        again = after.start(tmp_path / "a")
+    # Running statistics are each replica's own, so nearly.
+    assert again.history.keys() == whole.history.keys()
+    assert again.history["accuracy"][0] == whole.history["accuracy"][0]
+
+
+def test_sums_are_divided_anew():
+    with tf.distribute.get_strategy().scope():
+        total = tf.Variable(
+            0,
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
+        )
+    parts = run_state._shared(total, np.array([5, 6]), 3, False)
+    assert parts.sum() == 11 and parts.shape == (3,)
+    assert run_state._shared(total, np.array([5, 5]), 3, True).tolist() == [5, 5, 5]
+
+
+def test_no_warning_in_an_ordinary_run(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CASE.start(tmp_path / "a", (1, 3), shuffle=False)
+        CASE.start(tmp_path / "a", shuffle=False)
