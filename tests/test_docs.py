@@ -194,7 +194,7 @@ def test_options_in_the_readme_are_those_of_finetune():
 def test_options_on_the_pages_exist():
     # Those of TensorFlow's saved_model_cli.
     known = {"--dir", "--tag_set", "--signature_def", "--inputs"}
-    for command in ("finetune", "demo"):
+    for command in ("finetune", "demo", "launch"):
         shown = command_line.keras_efficient(command, "--help").out
         known |= set(re.findall(r"--[a-z][a-z-]+", shown))
     for benchmark in ROOT.glob("benchmarks/*.py"):

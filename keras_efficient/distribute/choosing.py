@@ -3,8 +3,10 @@
 import contextlib
 import os
 import random
+import signal
 import socket
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -205,6 +207,10 @@ def _multi_worker(cluster, communication, start_timeout, gpus, seed):
         workers = Workers(cluster, communication.options)
     except RuntimeError as error:
         raise _too_late(error) from error
+    # TensorFlow has put a handler of its own below Python's, which keeps SIGTERM from ending a
+    # script that has none.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
     # tf_keras needs no help; Keras 3 on another backend has no `fit` for it.
     with contextlib.suppress(ImportError):
         flavors.get("keras").serve_workers(Workers)

@@ -175,4 +175,12 @@ def _from_slurm():
             f"A Slurm step must have as many tasks as it says. Received: {count} tasks, and "
             f"{len(workers)} on the nodes {hosts} with {tasks}. Start the script with srun."
         )
-    return Cluster(tuple(workers), rank, f"Slurm job {job}")
+    cluster = Cluster(tuple(workers), rank, f"Slurm job {job}")
+    node = [node for node, here in enumerate(tasks) for _ in range(here)][rank]
+    if os.environ.get("SLURM_NODEID", str(node)) != str(node):
+        raise InputError(
+            f"Slurm must fill one node after the other. Received: task {rank} on node "
+            f"{os.environ['SLURM_NODEID']} instead of {node}. Start the script with srun "
+            "--distribution=block."
+        )
+    return cluster

@@ -173,7 +173,10 @@ class Keras3(Flavor):
         _Trainer._maybe_symbolic_build, _trainer.reduce_per_replica = build, reduce
         for name in ("save_model", "save_weights"):
             plain = getattr(_saving_api, name)
-            setattr(_saving_api, name, functools.partial(_save_once, plain, strategy_class))
+            once = functools.wraps(plain)(functools.partial(_save_once, plain, strategy_class))
+            for module in (_saving_api, keras.saving, keras.models):
+                if hasattr(module, name):
+                    setattr(module, name, once)
 
 
 #: Classes of strategies whose models Keras' own `fit` has been adapted to.

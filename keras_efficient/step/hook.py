@@ -39,6 +39,7 @@ class Hook:
         self.watchers, self.after_update, self.wanted_by = [], [], []
         self.split = self.window = self.second_pass = self.penalty = self.signal = None
         self.plain, self.plain_make = model.train_step, model.make_train_function
+        self.plain_make_test = model.make_test_function
         self._own, self._joined = None, []
 
     def join(self, callback, *groups):
@@ -115,6 +116,26 @@ class Hook:
             object.__setattr__(model, "train_function", function)
         return model.train_function
 
+    def make_test_function(self, force=False):
+        """Stands in for `model.make_test_function`.
+
+        (XLA cannot compile what replicas do together.)
+        """
+        model = self.model
+        if model.distribute_strategy.num_replicas_in_sync == 1:
+            return self.plain_make_test(force=force)
+        if model.test_function is None or force:
+            with self.flavor.without_jit(model):
+                self.plain_make_test(force=True)
+            function = model.test_function
+
+            def test_function(iterator):
+                with self.flavor.without_jit(model):
+                    return function(iterator)
+
+            object.__setattr__(model, "test_function", test_function)
+        return model.test_function
+
 
 def _stale(iterator):
     """The train function of a model whose step has changed, until `fit` makes a new one."""
@@ -142,6 +163,7 @@ def attach(model) -> Hook:
         hook = Hook(model)
         # Past Keras' own __setattr__, which would look for state to track and save.
         vars(model).update(_attributes(hook))
+        object.__setattr__(model, "test_function", None)
     object.__setattr__(model, "train_function", _stale)
     return hook
 
@@ -158,7 +180,7 @@ def detach_if_idle(model):
         return
     object.__setattr__(model, "train_function", _stale)
     if not hook.parts and not hook.observers and not hook.around:
-        model.train_function = None
+        model.train_function = model.test_function = None
         for name in _attributes(hook):
             vars(model).pop(name, None)
         if hook.plain != type(model).train_step.__get__(model):
@@ -170,5 +192,6 @@ def _attributes(hook):
         _ATTRIBUTE: hook,
         "train_step": hook,
         "make_train_function": hook.make_train_function,
+        "make_test_function": hook.make_test_function,
         **hook.flavor.adaptations(hook.model),
     }

@@ -239,6 +239,17 @@ def test_slurm_jobs_have_different_ports_below_the_ephemeral_ones(slurm):
     assert all(1024 < port < 32768 - 64 for port in some)
 
 
+def test_slurm_tasks_dealt_out_in_turn_are_refused(slurm):
+    with pytest.raises(ke.InputError, match="Slurm must fill one node after the other"):
+        slurm(
+            SLURM_STEP_NODELIST="n[1-2]",
+            SLURM_STEP_TASKS_PER_NODE="2(x2)",
+            SLURM_STEP_NUM_TASKS="4",
+            SLURM_PROCID="1",
+            SLURM_NODEID="1",
+        )
+
+
 def test_slurm_of_one_task(slurm):
     cluster = slurm(
         SLURM_STEP_NODELIST="login",

@@ -1,0 +1,162 @@
+"""Two worker processes: XLA, signals, a worker that hangs, and folders that are not shared."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from workers import configs, run, start
+
+
+def fit(library, steps=None, folder=None, ready=None):
+    """Train a small model; `ready` is a file that is made when training has begun."""
+    import training
+    import zoo
+
+    import keras_efficient as ke
+
+    strategy = ke.strategy("auto", start_timeout=120)
+    (specimen,) = (s for s in zoo.ZOO if s.name == f"{library}-functional")
+    x, y = specimen.batch(21)
+    with strategy.scope():
+        model = training.compiled(library, specimen.make())
+    ke.accumulate(model, 2)
+    callbacks = [ke.callbacks.Resume(folder)] if folder else []
+    if ready:
+
+        class Ready(ke.flavor.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                Path(ready).touch()
+
+        callbacks.append(Ready())
+    data = training.batches(x, y, batch_size=10)
+    if steps:
+        data = data.repeat()
+    model.fit(data, steps_per_epoch=steps, callbacks=callbacks, shuffle=False, verbose=0)
+    return model.evaluate(data, return_dict=True, verbose=0), model.get_weights()
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_xla_compiles_the_microbatches_and_evaluation_goes_on_without(library):
+    (results, weights), (its_results, its_weights) = run(fit_compiled, library)
+    ((alone, its), *_) = run(fit_compiled, library, count=1)
+    assert results == its_results
+    assert results == pytest.approx(alone, abs=1e-5)
+    for here, there, one in zip(weights, its_weights, its, strict=True):
+        assert (here == there).all()
+        assert abs(here - one).max() < 1e-5
+
+
+def fit_compiled(library):
+    """Train a model that XLA compiles quickly (attention takes a minute on a CPU)."""
+    import numpy as np
+    import training
+    import zoo
+
+    import keras_efficient as ke
+
+    strategy = ke.strategy("auto", start_timeout=120)
+    layers = zoo.keras_of(library).layers
+    with strategy.scope():
+        model = zoo.keras_of(library).Sequential(
+            [layers.Input((4,)), layers.Dense(8, activation="relu"), layers.Dense(3)]
+        )
+        rng = np.random.default_rng(0)
+        model.set_weights([rng.normal(0, 0.3, w.shape) for w in model.get_weights()])
+        training.compiled(library, model, jit_compile=True)
+    ke.accumulate(model, 2)
+    x, y = rng.normal(size=(21, 4)).astype("float32"), rng.integers(0, 3, 21)
+    data = training.batches(x, y, batch_size=10)
+    model.fit(data, validation_data=data, shuffle=False, verbose=0)
+    return model.evaluate(data, return_dict=True, verbose=0), model.get_weights()
+
+
+def ended(process, seconds):
+    """The exit code, or None if it has not ended by then."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return process.poll()
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two workers that train until they are stopped, and a function to start them."""
+    processes = []
+
+    def begin(library="keras"):
+        arguments = (library, 10**6, None, str(tmp_path / "ready"))
+        processes.extend(start(fit, arguments, tmp_path, configs(2)))
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "ready").exists():
+            codes = [process.poll() for process in processes]
+            assert codes == [None, None] and time.monotonic() < deadline, (
+                tmp_path / "log0"
+            ).read_text()[-3000:]
+            time.sleep(0.1)
+        return processes
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_sigterm_ends_a_script_that_does_not_catch_it(pair):
+    """TensorFlow's coordination puts a handler below Python's, which swallows it."""
+    for process in pair():
+        process.send_signal(signal.SIGTERM)
+        assert ended(process, 60) == -signal.SIGTERM
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_worker_that_hangs_is_noticed(pair, tmp_path, frozen):
+    """By TensorFlow's heartbeat: measured 9 to 10 seconds after it froze."""
+    processes = pair()
+    processes[frozen].send_signal(signal.SIGSTOP)
+    assert ended(processes[1 - frozen], 90) not in (None, 0)
+    log = (tmp_path / f"log{1 - frozen}").read_text()
+    assert "aborted" in log or "nhealthy" in log or "UNAVAILABLE" in log or "Unavailable" in log
+
+
+def test_workers_that_do_not_share_the_folder_are_told(tmp_path):
+    folder = tmp_path / "apart"
+    folder.mkdir()
+    run(fit, "keras", None, str(folder / "shared"))
+    messages = run(resume_elsewhere, str(folder))
+    assert all("All workers must see the same saved runs" in message for message in messages)
+    assert all("step 3, none" in message for message in messages)
+
+
+def resume_elsewhere(folder):
+    import keras_efficient as ke
+
+    index = ke.distribute.Cluster.from_environment().index
+    try:
+        fit("keras", folder=f"{folder}/{('shared', 'another')[index]}")
+    except ke.InputError as error:
+        return str(error)
+
+
+def test_plain_strategies_of_several_workers_are_refused():
+    messages = run(resume_plain)
+    assert all("needs a strategy that knows their cluster" in message for message in messages)
+
+
+def resume_plain():
+    import numpy as np
+    import tensorflow as tf
+    import tf_keras
+
+    import keras_efficient as ke
+
+    with tf.distribute.MultiWorkerMirroredStrategy().scope():
+        model = tf_keras.Sequential([tf_keras.layers.Input((2,)), tf_keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+    try:
+        model.fit(
+            np.ones((4, 2)), np.ones((4, 1)), verbose=0, callbacks=[ke.callbacks.Resume("none")]
+        )
+    except ke.InputError as error:
+        return str(error)
