@@ -76,9 +76,8 @@ def check(library, how, times, seed, whole, tmp_path):
         assert len(lines(log)) <= STEPS + 4 * times, done
 
 
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
-def test_killed(library, whole, tmp_path):
-    check(library, signal.SIGKILL, 2, 1, whole, tmp_path)
+def test_killed(whole, tmp_path):
+    check("keras", signal.SIGKILL, 2, 1, whole, tmp_path)
 
 
 def test_terminated(whole, tmp_path):
