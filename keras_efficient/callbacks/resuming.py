@@ -12,10 +12,12 @@ from keras_efficient.callbacks import callback_state, run_snapshot, run_state
 from keras_efficient.callbacks.preemption import EXIT_PREEMPTED, Preemption
 from keras_efficient.callbacks.saved_runs import Damaged, SavedRuns, check_settings
 from keras_efficient.distribute import is_chief
+from keras_efficient.distribute.workers import Workers
 from keras_efficient.errors import InputError
 from keras_efficient.flavor import Callback
 from keras_efficient.step import hook
 from keras_efficient.step.data_check import DataCheck
+from keras_efficient.step.signal import Signal
 
 
 class _Preempted(BaseException):
@@ -101,6 +103,11 @@ class Resume(Callback):
         self._list = callback_state.list_of(self)
         step = hook.attach(model)
         step.join(self, step.around, *([step.observers] if self.check_data else []))
+        self._workers = _workers_of(model)
+        if self._workers is not None:
+            # Workers tell each other to stop in this package's step.
+            step.join(self, step.wanted_by)
+            step.signal = Signal(model)
         self._check, self._draw = DataCheck(model), None
         self._preemption = Preemption(model)
 
@@ -111,6 +118,7 @@ class Resume(Callback):
         if _is_chief():
             self.saved_runs.check()
         self._target = self._newest()
+        self._compare()
         members = self._list.callbacks if self._list is not None else [self]
         self._others = [callback for callback in members if callback is not self]
         if self._target is not None:
@@ -193,7 +201,8 @@ class Resume(Callback):
         self._only_in_fit("predict")
 
     def on_test_batch_end(self, batch, logs=None):
-        if self._should_stop():
+        # (Several workers stop at a step of training, at which all of them hear of it.)
+        if self._workers is None and self._should_stop():
             # Whatever has been swapped for the validation (EMA's averages) is swapped back first.
             raise _Preempted
 
@@ -249,6 +258,21 @@ class Resume(Callback):
                 "at the disk; delete the folder to start anew."
             )
         return None
+
+    def _compare(self):
+        """See to it that all workers go on from the same checkpoint."""
+        if self._workers is None:
+            return
+        state = self._target.state if self._target is not None else {"total": -1, "epoch": -1}
+        own = np.array([state["total"], state["epoch"]], np.int64)
+        (found,) = self._workers.gather_arrays([own])
+        if (found != own).any():
+            listed = ", ".join("none" if total < 0 else f"step {total}" for total, _ in found)
+            raise InputError(
+                "All workers must see the same saved runs, those that the first one writes. "
+                f"Received: {str(self.saved_runs.directory)!r}, in which they see: {listed}. "
+                "Give a folder on a file system they share."
+            )
 
     def _plan(self):
         """Find out what there is to do after the checkpoint that was found."""
@@ -406,12 +430,19 @@ class Resume(Callback):
     # --- ending --------------------------------------------------------------------------------
 
     def _should_stop(self):
-        """Whether the run is to save itself and end."""
-        # (Here several workers would agree.)
-        return self._preemption.received
+        """Whether the run is to save itself and end: all workers or none."""
+        if self._workers is None:
+            return self._preemption.received
+        signal = hook.of(self.model).signal
+        if self._preemption.received:
+            signal.say()
+        return signal.heard
 
     def _stop(self, saved=True):
         """End the process."""
+        if self._workers is not None:
+            # The first one to go would take the others for failed.
+            self._workers.wait_for_all()
         self._close()
         if not saved:
             raise SystemExit(
@@ -429,6 +460,7 @@ class Resume(Callback):
             if self._evaluate.before is not None:
                 vars(model)["evaluate"] = self._evaluate.before
         hook.attach(model).leave(self)
+        hook.of(model).signal = None
         self._flavor.forget_random_state(model)
         hook.detach_if_idle(model)
 
@@ -453,6 +485,8 @@ class Resume(Callback):
                 return plain(*args, **kwargs)
             if self._target is not None:
                 return {}
+            if self._workers is not None:
+                return plain(*args, **kwargs)
             # The epoch's, which a validation resets.
             metrics = run_snapshot.metrics_of(model)
             try:
@@ -475,6 +509,18 @@ class Resume(Callback):
 
 def _is_chief():
     return is_chief()
+
+
+def _workers_of(model):
+    """The strategy of several workers that a model trains under, or None."""
+    strategy = model.distribute_strategy
+    several = getattr(strategy.extended, "_in_multi_worker_mode", lambda: False)()
+    if several and not isinstance(strategy, Workers):
+        raise InputError(
+            "Resume on several workers needs a strategy that knows their cluster. Received: "
+            f"{type(strategy).__name__}. Make the model in the scope of ke.strategy('auto')."
+        )
+    return strategy if several else None
 
 
 def _say(line):

@@ -39,7 +39,7 @@ def metrics_of(model) -> dict:
 
 
 def take(model, callbacks, metrics=None) -> Snapshot:
-    """The state of `model`, of its optimizer and step, and of `callbacks`.
+    """The state of `model`, of its optimizer and step, and of `callbacks`; for all workers to call.
 
     Args:
         metrics: dict, what `metrics_of` gave, in place of what the metrics are now.
@@ -49,6 +49,7 @@ def take(model, callbacks, metrics=None) -> Snapshot:
     variables |= {name: v for name, v in arrays.items() if isinstance(v, tf.Variable)}
     arrays = {name: a for name, a in arrays.items() if name not in variables} | (metrics or {})
     held = run_state.Variables(model.distribute_strategy, variables)
+    held.gather()
     specs = held.specs() | {name: (array.shape, array.dtype) for name, array in arrays.items()}
     state = {
         "replicas": model.distribute_strategy.num_replicas_in_sync,

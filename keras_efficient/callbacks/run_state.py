@@ -107,18 +107,28 @@ class Variables:
 
     def __init__(self, strategy, variables):
         self.strategy, self.variables = strategy, variables
+        self.cluster = getattr(strategy, "cluster", None)
         self.stacked = {name: self._differs(name, v) for name, v in variables.items()}
+        self._gathered = {}
 
     def parts(self, variable):
-        """The variable's component on each replica."""
-        # (Here several workers would gather theirs.)
+        """The variable's component on each replica of this process."""
         return self.strategy.experimental_local_results(variable)
+
+    def gather(self):
+        """Get what other workers' replicas hold, before the first `read`: all must call this."""
+        names = [name for name in self.variables if self.stacked[name]]
+        if self.cluster is None or not names:
+            return
+        own = [np.stack([p.numpy() for p in self.parts(self.variables[name])]) for name in names]
+        for name, array in zip(names, self.strategy.gather_arrays(own), strict=True):
+            self._gathered[name] = array.reshape(-1, *array.shape[2:])
 
     def specs(self) -> dict:
         """`{name: (shape, NumPy dtype)}` of what `read` gives."""
         return {
             name: (
-                (*([len(self.parts(v))] if self.stacked[name] else []), *v.shape),
+                (*([self.strategy.num_replicas_in_sync] if self.stacked[name] else []), *v.shape),
                 np.dtype(v.dtype.as_numpy_dtype),
             )
             for name, v in self.variables.items()
@@ -131,6 +141,8 @@ class Variables:
         return int(sum(sizes))
 
     def read(self, name) -> np.ndarray:
+        if name in self._gathered:
+            return self._gathered[name]
         parts = self.parts(self.variables[name])
         if not self.stacked[name]:
             return parts[0].numpy()
@@ -139,28 +151,30 @@ class Variables:
     def assign(self, name, value) -> int | None:
         """Set a variable to what `read` gave; the number of replicas then, if it was another."""
         variable, value = self.variables[name], np.asarray(value)
-        parts = self.parts(variable)
+        parts, replicas = self.parts(variable), self.strategy.num_replicas_in_sync
         if value.ndim == variable.shape.rank:
             # One replica's value, or one for all.
-            value = value[None] if self.stacked[name] else np.stack([value] * len(parts))
-        replicas = len(value)
-        if replicas != len(parts):
-            value = _shared(variable, value, len(parts), name in _SAME)
-        for part, its in zip(parts, value, strict=True):
+            value = value[None] if self.stacked[name] else np.stack([value] * replicas)
+        saved = len(value)
+        if saved != replicas:
+            value = _shared(variable, value, replicas, name in _SAME)
+        first = 0 if self.cluster is None else self.cluster.index * len(parts)
+        for part, its in zip(parts, value[first : first + len(parts)], strict=True):
             part.assign(its)
-        return None if replicas == len(parts) else replicas
+        return None if saved == replicas else saved
 
     def _differs(self, name, variable):
         """Whether replicas may hold different values."""
-        parts = self.parts(variable)
-        if len(parts) == 1:
+        if self.strategy.num_replicas_in_sync == 1:
             return False
         if variable.synchronization == tf.VariableSynchronization.ON_READ:
             return True
         # Keras 3's running statistics and seeds are copies that nothing keeps equal.
         if variable.trainable or not name.startswith(("weights.", "random.")):
             return False
-        first, *others = (part.numpy() for part in parts)
+        if self.cluster is not None:
+            return True
+        first, *others = (part.numpy() for part in self.parts(variable))
         return not all(np.array_equal(first, other) for other in others)
 
 
