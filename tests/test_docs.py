@@ -89,7 +89,7 @@ def test_python_on_a_page_runs(page, here, quick_export):
 def test_the_diff_is_short_and_runs(here, quick_export):
     import keras
 
-    (diff,) = blocks(README, "diff")
+    diff, *_ = blocks(README, "diff")
     lines = diff.splitlines()
     assert len(lines) <= 10
     assert {line[0] for line in lines} <= set("+- ")
@@ -197,8 +197,8 @@ def test_options_on_the_pages_exist():
     for command in ("finetune", "demo", "launch"):
         shown = command_line.keras_efficient(command, "--help").out
         known |= set(re.findall(r"--[a-z][a-z-]+", shown))
-    for benchmark in ROOT.glob("benchmarks/*.py"):
-        known |= set(re.findall(r'add_argument\("(--[a-z-]+)"', benchmark.read_text()))
+    for script in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")):
+        known |= set(re.findall(r'add_argument\("(--[a-z-]+)"', script.read_text()))
     for page in PAGES:
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", page.read_text())) <= known, page
 
