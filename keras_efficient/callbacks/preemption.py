@@ -16,13 +16,14 @@ class Preemption:
 
     Args:
         model: the model whose `fit` is to be told.
+        wanted: function that says whether that `fit` is one that listens.
 
     Attributes:
         received: bool.
     """
 
-    def __init__(self, model):
-        self.model, self.received = model, False
+    def __init__(self, model, wanted):
+        self.model, self.wanted, self.received = model, wanted, False
         self._before = None
 
     def listen(self):
@@ -44,7 +45,7 @@ class Preemption:
 
     def _note(self, number, frame):
         before = self._before
-        if _in_fit(frame, self.model):
+        if _in_fit(frame, self.model) and self.wanted():
             self.received = True
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             return

@@ -10,8 +10,7 @@ import keras_efficient
 from keras_efficient import flavor as flavors
 from keras_efficient.callbacks import callback_state, run_snapshot, run_state
 from keras_efficient.callbacks.preemption import EXIT_PREEMPTED, Preemption
-from keras_efficient.callbacks.saved_runs import Damaged, SavedRuns, check_settings
-from keras_efficient.distribute import is_chief
+from keras_efficient.callbacks.saved_runs import Damaged, SavedRuns, check_dtypes, check_settings
 from keras_efficient.distribute.workers import Workers
 from keras_efficient.errors import InputError
 from keras_efficient.flavor import Callback
@@ -109,13 +108,14 @@ class Resume(Callback):
             step.join(self, step.wanted_by)
             step.signal = Signal(model)
         self._check, self._draw = DataCheck(model), None
-        self._preemption = Preemption(model)
+        self._writes = self._workers is None or self._workers.cluster.index == 0
+        self._preemption = Preemption(model, self._takes_part)
 
     def on_train_begin(self, logs=None):
         self._training, self._ready = True, False
-        self._first, self._logs, self._evaluate = None, {}, None
+        self._first, self._logs, self._evaluate, self._cut_short = None, {}, None, False
         self._epoch = self._step = self._total = 0
-        if _is_chief():
+        if self._writes:
             self.saved_runs.check()
         self._target = self._newest()
         self._compare()
@@ -188,6 +188,7 @@ class Resume(Callback):
                     callback.on_epoch_begin(self._epoch)
                 self._arrive()
             return
+        self._cut_short = bool(self.model.stop_training)
         if self._should_stop():
             self._stop(self._save(self._epoch, self._step))
         if self.every_steps and self._total >= self._due:
@@ -215,7 +216,9 @@ class Resume(Callback):
                 self._data_ended()
             return
         ends = epoch + 1 >= self.params["epochs"] or self.model.stop_training
-        done = self._save(epoch + 1, 0, complete=bool(ends))
+        # An epoch that was cut short goes on where it was, should `fit` be given more of them.
+        place = (epoch, self._step) if self._cut_short else (epoch + 1, 0)
+        done = self._save(*place, complete=bool(ends))
         if self._should_stop():
             self._stop(done)
 
@@ -231,7 +234,10 @@ class Resume(Callback):
             self._arrive()
         for callback in others:
             callback.on_train_end(logs)
-        stop = self._should_stop()
+        stop = self._preemption.received
+        if self._workers is not None:
+            # After the last update there is no other for them to hear it with.
+            stop = self._workers.agree(stop, any)
         self._close()
         if stop:
             self._stop()
@@ -306,8 +312,10 @@ class Resume(Callback):
             else:
                 run_state.build_optimizer(model)
                 self._flavor.random_state(model)
-        if _is_chief():
-            held = run_state.Variables(model.distribute_strategy, run_state.of_run(model))
+        held = run_state.Variables(model.distribute_strategy, run_state.of_run(model))
+        check_dtypes(held.specs())
+        # (A run that is complete is not saved again.)
+        if self._writes and not (self._target is not None and self._finished):
             self.saved_runs.check_room(held.bytes, self.keep)
 
     def _draw_again(self, iterator):
@@ -398,7 +406,7 @@ class Resume(Callback):
         }
         name = f"step-{self._total:08d}" + (f"-epoch-{epoch:04d}" if step == 0 else "")
         try:
-            if _is_chief():
+            if self._writes:
                 self.saved_runs.write(name, taken.specs, taken.read, state)
                 self.saved_runs.prune(name, self.keep)
         except OSError as error:
@@ -441,8 +449,8 @@ class Resume(Callback):
     def _stop(self, saved=True):
         """End the process."""
         if self._workers is not None:
-            # The first one to go would take the others for failed.
-            self._workers.wait_for_all()
+            # All with one code, and at one time: who goes first lets the others fail.
+            saved = self._workers.agree(saved, all)
         self._close()
         if not saved:
             raise SystemExit(
@@ -497,6 +505,11 @@ class Resume(Callback):
         evaluate.before = before
         self._evaluate = vars(model)["evaluate"] = evaluate
 
+    def _takes_part(self):
+        """Whether the `fit` that runs is one with this callback."""
+        step = hook.of(self.model)
+        return step is not None and self in step.around
+
     def _only_in_fit(self, name):
         if not self._training:
             hook.attach(self.model).leave(self)
@@ -505,10 +518,6 @@ class Resume(Callback):
                 f"Resume is a callback of `fit`. Received: {name}(callbacks=[Resume]). Leave it "
                 "out there."
             )
-
-
-def _is_chief():
-    return is_chief()
 
 
 def _workers_of(model):

@@ -1,5 +1,7 @@
 """Keep what a run report shows: every step and epoch of a `fit`."""
 
+import tensorflow as tf
+
 from keras_efficient.flavor import Callback
 
 
@@ -27,7 +29,7 @@ class RunLog(Callback):
         entry = {
             "step": int(optimizer.iterations.numpy()),
             "loss": float((logs or {}).get("loss", "nan")),
-            "learning_rate": float(_rate(optimizer)),
+            "learning_rate": float(tf.convert_to_tensor(_rate(optimizer)).numpy()),
         }
         if self.throughput is not None:
             entry.update(self.throughput.last_step)

@@ -132,6 +132,7 @@ class SavedRuns:
                 return
             shutil.rmtree(target)
         self.directory.mkdir(parents=True, exist_ok=True)
+        _sync(self.directory.parent)
         partial = self.directory / f"{_PARTIAL}{name}-{os.getpid()}"
         try:
             partial.mkdir()
@@ -148,7 +149,7 @@ class SavedRuns:
             shutil.rmtree(partial, ignore_errors=True)
 
     def prune(self, newest, keep):
-        """Delete the checkpoints before the last `keep`, and the damaged ones after `newest`."""
+        """Delete all but `newest` and the `keep - 1` before it."""
         names = self.names()
         upto = [name for name in names if _key(name) <= _key(newest)]
         for name in {*names} - {*upto[-keep:]}:
@@ -203,6 +204,20 @@ def check_settings(then, now):
             f"A run resumes with the settings it was started with. Received: {listed}. "
             "Resume with the same settings, or start anew: without --resume on the command line, "
             "in another folder elsewhere."
+        )
+
+
+def check_dtypes(specs):
+    """Refuse what a file of arrays cannot hold.
+
+    Raises:
+        InputError: a dtype is not one of NumPy's numbers, bool or bfloat16.
+    """
+    wrong = [f"{name} ({dtype})" for name, (_, dtype) in specs.items() if dtype.name not in _CODES]
+    if wrong:
+        raise InputError(
+            f"A saved run holds variables of these dtypes: {', '.join(_CODES)}. Received: "
+            f"{', '.join(wrong[:3])}. Keep other things out of what training changes."
         )
 
 

@@ -23,6 +23,9 @@ _LOCAL_TPU = Path("/dev/accel0")
 #: How long a TPU's address may take to answer.
 _TPU_SECONDS = 10.0
 
+#: {cluster: its strategy} in this process.
+_made = {}
+
 KINDS = ("auto", "one", "mirrored", "multi_worker", "tpu")
 
 
@@ -202,6 +205,9 @@ def _multi_worker(cluster, communication, start_timeout, gpus, seed):
         "TensorFlow": tf.__version__,
         "seed": seed,
     }
+    if cluster in _made:
+        # A process has one server, which listens at its port already.
+        return _made[cluster]
     meet(cluster, facts, start_timeout)
     try:
         workers = Workers(cluster, communication.options)
@@ -211,9 +217,11 @@ def _multi_worker(cluster, communication, start_timeout, gpus, seed):
     # script that has none.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
-    # tf_keras needs no help; Keras 3 on another backend has no `fit` for it.
-    with contextlib.suppress(ImportError):
-        flavors.get("keras").serve_workers(Workers)
+    for library in flavors.LIBRARIES:
+        # (Keras 3 on another backend has no `fit` for it.)
+        with contextlib.suppress(ImportError):
+            flavors.get(library).serve_workers(Workers)
+    _made[cluster] = workers
     return workers
 
 

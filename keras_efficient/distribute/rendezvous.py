@@ -46,7 +46,11 @@ def _own_port(cluster):
     port = int(cluster.address.rpartition(":")[2])
     try:
         # (All interfaces: the name by which others know this machine may not be one it has.)
-        return socket.create_server(("", port), backlog=max(128, len(cluster)))
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        return socket.create_server(
+            ("", port), family=family, dualstack_ipv6=both, backlog=max(128, len(cluster))
+        )
     except OSError as error:
         raise InputError(
             f"A worker's port must be free. Received: worker {cluster.index} at {cluster.address}, "
@@ -110,7 +114,9 @@ class _Caller:
 
     def __init__(self, connection, address):
         connection.setblocking(False)
-        self.connection, self.host, self.said = connection, address[0], None
+        # (A socket for both has IPv4 in this form.)
+        host = address[0].removeprefix("::ffff:")
+        self.connection, self.host, self.said = connection, host, None
         self._heard = b""
 
     def is_worker_after_reading(self):

@@ -51,6 +51,7 @@ class Workers(tf.distribute.MultiWorkerMirroredStrategy):
             start += array.nbytes
         return gathered
 
-    def wait_for_all(self):
-        """Return when every worker has come here."""
-        self._rows(tf.zeros([1, 1], tf.int32)).numpy()
+    def agree(self, value, rule) -> bool:
+        """What `rule` (`any` or `all`) makes of every worker's bool."""
+        (values,) = self.gather_arrays([np.array([bool(value)])])
+        return bool(rule(values.ravel()))

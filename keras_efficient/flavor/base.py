@@ -1,8 +1,11 @@
 """What the rest of the package needs to know of a Keras library, and nothing more."""
 
+import functools
+import tempfile
 from abc import ABC, abstractmethod
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -107,6 +110,33 @@ def flat_logs(logs):
     return flat
 
 
+def _save_once(plain, strategy_class, model, filepath, *args, **kwargs):
+    """A library's `save_model` or `save_weights`: by all workers, and only the first one's stays.
+
+    (All take part, since reading what is summed over replicas needs all.)
+    """
+    strategy = getattr(model, "distribute_strategy", None)
+    if not isinstance(strategy, strategy_class):
+        return plain(model, filepath, *args, **kwargs)
+    failure = None
+    with tempfile.TemporaryDirectory() as folder:
+        if strategy.cluster.index > 0:
+            filepath = str(Path(folder) / Path(filepath).name)
+        try:
+            plain(model, filepath, *args, **kwargs)
+        except Exception as error:
+            failure = error
+    # Whoever reads the file next finds it whole; and a failure is that of all.
+    whole = strategy.agree(failure is None, all)
+    if failure is not None:
+        raise failure
+    if not whole:
+        raise RuntimeError(
+            "A model is saved by all workers. Received: another worker's failure, which its output "
+            "shows. Mend that."
+        )
+
+
 class Flavor(ABC):
     """A Keras library seen through the few differences that matter here."""
 
@@ -118,6 +148,11 @@ class Flavor(ABC):
     applies_scaled: bool
     #: Whether `fit` shows the sum of what replicas log, else the mean.
     sums_logs: bool
+    #: The module whose `save_model` and `save_weights` the methods of a model call.
+    saving: ModuleType
+
+    def __init__(self):
+        self._served = []
 
     # --- variables -----------------------------------------------------------------------------
 
@@ -286,6 +321,21 @@ class Flavor(ABC):
         """A context in which the library does not compile the whole step with XLA."""
         with replaced(model, _jit_compile=False):
             yield
+
+    def serve_workers(self, strategy_class):
+        """Let models made under strategies of this class be saved on several workers (trap 21).
+
+        The library's functions are replaced, once, and do what they did for all other models.
+        """
+        if strategy_class in self._served:
+            return
+        self._served.append(strategy_class)
+        for name in ("save_model", "save_weights"):
+            plain = getattr(self.saving, name)
+            once = functools.wraps(plain)(functools.partial(_save_once, plain, strategy_class))
+            for module in (self.saving, self.keras.saving, self.keras.models):
+                if hasattr(module, name):
+                    setattr(module, name, once)
 
     # --- a model's own train_step --------------------------------------------------------------
 

@@ -1,9 +1,7 @@
 """Keras 3 on the TensorFlow backend, KerasHub included."""
 
 import functools
-import tempfile
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -34,8 +32,10 @@ class Keras3(Flavor):
     keras = keras
     applies_scaled = True
     sums_logs = False
+    saving = _saving_api
 
     def __init__(self):
+        super().__init__()
         if keras.backend.backend() != "tensorflow":
             raise ImportError(
                 "keras_efficient works with Keras 3 on the TensorFlow backend. Received the "
@@ -149,14 +149,13 @@ class Keras3(Flavor):
         return {"_maybe_symbolic_build": functools.partial(_build_of_one_replica, model, build)}
 
     def serve_workers(self, strategy_class):
-        """Let models made under strategies of this class train on several workers (trap 17).
+        """Let models made under strategies of this class train on several workers too (trap 17).
 
-        Three of Keras' functions are replaced, once, and do what they did for all other models:
-        the build before the first step, the reduction of what replicas return, and saving.
+        That takes the build before the first step, and the reduction of what replicas return.
         """
-        if strategy_class in _served:
+        if strategy_class in self._served:
             return
-        _served.append(strategy_class)
+        super().serve_workers(strategy_class)
         plain_build, plain_reduce = _Trainer._maybe_symbolic_build, _trainer.reduce_per_replica
 
         def build(model, iterator=None, data_batch=None):
@@ -171,16 +170,8 @@ class Keras3(Flavor):
             return _mean_over_workers(values, strategy)
 
         _Trainer._maybe_symbolic_build, _trainer.reduce_per_replica = build, reduce
-        for name in ("save_model", "save_weights"):
-            plain = getattr(_saving_api, name)
-            once = functools.wraps(plain)(functools.partial(_save_once, plain, strategy_class))
-            for module in (_saving_api, keras.saving, keras.models):
-                if hasattr(module, name):
-                    setattr(module, name, once)
 
 
-#: Classes of strategies whose models Keras' own `fit` has been adapted to.
-_served = []
 #: How `fit` and `evaluate` reduce what replicas log.
 _MEANS = ("auto", "mean")
 _Trainer = _trainer.TensorFlowTrainer
@@ -211,23 +202,6 @@ def _mean_over_workers(values, strategy):
     means = tf.stack([tf.add_n([tf.cast(v, tf.float32) for v in of]) / len(of) for of in leaves])
     means = tf.unstack(strategy.reduce("SUM", means, axis=None) / len(strategy.cluster))
     return tf.nest.pack_sequence_as(values, means)
-
-
-def _save_once(plain, strategy_class, model, filepath, *args, **kwargs):
-    """Keras' `save_model` or `save_weights`: by all workers, and only the first one's stays.
-
-    (All take part, since reading what is summed over replicas needs all; trap 21.)
-    """
-    strategy = getattr(model, "_distribute_strategy", None)
-    if not isinstance(strategy, strategy_class):
-        return plain(model, filepath, *args, **kwargs)
-    if strategy.cluster.index == 0:
-        plain(model, filepath, *args, **kwargs)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            plain(model, Path(folder) / Path(filepath).name, *args, **kwargs)
-    # Whoever reads the file next finds it whole.
-    strategy.wait_for_all()
 
 
 def _same(value):

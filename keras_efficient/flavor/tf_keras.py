@@ -8,6 +8,9 @@ import tf_keras
 # What Dropout draws from is not public.
 from tf_keras.src.backend import RandomGenerator
 
+# Nor one for where a model's `save` goes (see `serve_workers`).
+from tf_keras.src.saving import saving_api as _saving_api
+
 # `tf_keras.losses` has no public hook for what a loss divides by, nor for its division by replicas.
 from tf_keras.src.utils import losses_utils as _losses_utils
 
@@ -27,6 +30,7 @@ class TfKeras(Flavor):
     keras = tf_keras
     applies_scaled = False
     sums_logs = True
+    saving = _saving_api
 
     def value(self, variable):
         # Under a mixed policy layers hold a wrapper that casts on reading.

@@ -5,6 +5,8 @@ import datetime
 import math
 import platform
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -72,6 +74,15 @@ def export(model, directory, *, sample, facts=None, tolerance=None, latency=True
         >>> report.directory.name, list(report.signature["outputs"])
         ('1', ['outputs'])
     """
+    cluster = getattr(getattr(model, "distribute_strategy", None), "cluster", None)
+    if cluster is not None and cluster.index > 0:
+        # Several workers train one model: the first one's export is the one that stays.
+        with tempfile.TemporaryDirectory() as folder:
+            return _export(model, Path(folder) / "model", sample, facts, tolerance, latency)
+    return _export(model, directory, sample, facts, tolerance, latency)
+
+
+def _export(model, directory, sample, facts, tolerance, latency):
     flavor = _check_model(model)
     weights = flavor.weights(model)
     weight_bytes = sum(_bytes(variable) for variable in weights)

@@ -34,7 +34,8 @@ class Signal:
 
     def word(self, dtype):
         """What this replica adds to the sum."""
-        return tf.cast(replicas.here(self._said), dtype)
+        # (Read: the collective takes no variable.)
+        return tf.cast(replicas.here(self._said).read_value(), dtype)
 
     def hear(self, sum_of_words):
         """Take the sum over all replicas."""

@@ -1,16 +1,18 @@
 """What other callbacks remember, complete runs, and the end that a scheduler orders."""
 
+import json
 import os
 import signal
 
 import numpy as np
 import pytest
-from resumed_runs import IDS, Case, assert_equal, dataset, held_out, model_of
+from resumed_runs import IDS, Case, Stop, Watch, assert_equal, dataset, held_out, model_of
 from training import compiled
 from zoo import keras_of
 
 import keras_efficient as ke
 from keras_efficient.callbacks import callback_state
+from keras_efficient.callbacks.saved_runs import check_dtypes
 from keras_efficient.errors import InputError
 
 LIBRARIES = ("keras", "tf_keras")
@@ -306,3 +308,76 @@ def test_the_next_fit_of_a_stopped_model_is_its_own(tmp_path):
     history = stopped.model.fit(dataset(), validation_data=held_out(), verbose=0).history
     assert "val_loss" in history
     assert len(list((tmp_path / "a").iterdir())) == 2
+
+
+def test_a_lonely_run_among_workers_saves_itself(monkeypatch, tmp_path):
+    """As under `srun`, where every task has a run of its own: the model's strategy decides."""
+    workers = ["127.0.0.1:1", "127.0.0.1:2"]
+    task = {"type": "worker", "index": 1}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": workers}, "task": task}))
+    model = compiled("keras", model_of("keras"))
+    resume = ke.callbacks.Resume(tmp_path / "run")
+    model.fit(dataset(), verbose=0, callbacks=[resume])
+    assert resume.exists()
+
+
+class Short(ke.flavor.Callback):
+    """Stops in the middle of an epoch, as TerminateOnNaN does."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 2:
+            self.model.stop_training = True
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_an_epoch_that_was_cut_short_goes_on_with_more_epochs(library, tmp_path):
+    for epochs, callbacks in ((1, [Short()]), (2, [])):
+        watch = Watch()
+        keras_of(library).utils.set_random_seed(0)
+        model = compiled(library, model_of(library))
+        callbacks = [watch, *callbacks, ke.callbacks.Resume(tmp_path / "run")]
+        model.fit(dataset(), epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
+    # Six batches in an epoch: three of the first were left.
+    assert list(watch.losses) == [(0, 3), (0, 4), (0, 5), *((1, batch) for batch in range(6))]
+
+
+class Terminated(ke.flavor.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_in_a_later_fit_without_it_is_not_swallowed(tmp_path):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        model = compiled("keras", model_of("keras"))
+        callbacks = [Watch((0, 1)), ke.callbacks.Resume(tmp_path / "run")]
+        with pytest.raises(Stop):
+            model.fit(dataset(), verbose=0, callbacks=callbacks)
+        model.fit(dataset(), steps_per_epoch=2, verbose=0, callbacks=[Terminated()])
+        assert len(heard) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_what_no_file_of_arrays_holds_is_left_out(tmp_path):
+    class Names(ke.flavor.Callback):
+        resumes = ("names", "pairs", "best")
+        names, pairs, best = np.array(["a", "b"]), {(1, 2): 3}, 1.0
+
+    model = compiled("keras", model_of("keras"))
+    with pytest.warns(UserWarning, match="Names.0.names, Names.0.pairs"):
+        model.fit(dataset(), verbose=0, callbacks=[Names(), ke.callbacks.Resume(tmp_path / "run")])
+
+
+def test_variables_that_no_file_of_arrays_holds_are_refused_at_once():
+    specs = {"weights.0": ((2,), np.dtype("complex64"))}
+    with pytest.raises(ke.InputError, match="A saved run holds variables of these dtypes"):
+        check_dtypes(specs)
+
+
+def test_a_subclass_remembers_what_its_base_does():
+    class Mine(keras_of("keras").callbacks.EarlyStopping):
+        resumes = ("mine",)
+
+    assert {"mine", "wait", "best"} <= set(callback_state.names(Mine()))

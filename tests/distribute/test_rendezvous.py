@@ -393,3 +393,8 @@ def test_a_worker_whose_words_come_in_pieces_is_heard():
             time.sleep(0.01)
         assert trouble(slow) is None
     assert_all_met(meeting, 1)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_workers_meet_over_ipv6():
+    assert_all_met(together([f"[::1]:{port}" for port in workers.free_ports(2)]), 2)

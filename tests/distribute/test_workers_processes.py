@@ -160,3 +160,105 @@ def resume_plain():
         )
     except ke.InputError as error:
         return str(error)
+
+
+def everyday(library, folder):
+    """What scripts do besides training, with a model that has no embedding."""
+    import os
+
+    import numpy as np
+    import training
+    import zoo
+
+    import keras_efficient as ke
+
+    strategy = ke.strategy("auto", start_timeout=120)
+    assert ke.strategy("auto") is strategy, "a second call gives the same one"
+    index, layers, said = strategy.cluster.index, zoo.keras_of(library).layers, []
+    with strategy.scope():
+        model = zoo.keras_of(library).Sequential([layers.Input((4,)), layers.Dense(3)])
+        training.compiled(library, model)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(21, 4)).astype("float32"), rng.integers(0, 3, 21)
+    data = training.batches(x, y, batch_size=10)
+    try:
+        model.fit(data, verbose=0, callbacks=[ke.callbacks.Checkpoint(f"{folder}/checkpoint")])
+    except ke.InputError as error:
+        said.append(str(error))
+    log = ke.callbacks.RunLog()
+    model.fit(data, epochs=2, shuffle=False, verbose=0, callbacks=[log])
+    model.save(f"{folder}/model.keras")
+    model.save_weights(f"{folder}/all.weights.h5")
+    ke.export(model, f"{folder}/export", sample=x[:2], latency=False)
+
+    class Late(ke.flavor.Callback):
+        """The second worker hears of its end when all updates are made."""
+
+        def on_test_begin(self, logs=None):
+            if index == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    run = [ke.callbacks.Resume(f"{folder}/run"), Late()]
+    try:
+        model.fit(data, validation_data=data, shuffle=False, verbose=0, callbacks=run)
+    except SystemExit as stop:
+        said.append(stop.code)
+    # Last: a worker that failed while others read leaves the collectives broken.
+    try:
+        model.save_weights(f"{folder}/{'model.keras/' * (index == 0)}no.weights.h5")
+    except Exception as error:
+        said.append(f"{type(error).__name__}: {error}")
+    return said, [step["learning_rate"] for step in log.steps], model.get_weights()
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_what_scripts_do_besides_training(library, tmp_path):
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    for said, rates, _ in run(everyday, library, str(folder)):
+        refused, code, _ = said
+        assert "Checkpoint is for one process" in refused
+        assert rates == pytest.approx([0.5] * 6)
+        assert code == 143
+    written = {path.name for path in folder.iterdir()}
+    assert written == {"model.keras", "all.weights.h5", "export", "run"}
+    assert [path.name for path in (folder / "export").iterdir()] == ["1"]
+    assert [path.name for path in (folder / "run").iterdir()] == ["step-00000003-epoch-0001"]
+    import zoo
+
+    zoo.keras_of(library).models.load_model(folder / "model.keras")
+
+
+def many_steps(library, steps):
+    """Train with several steps per call, on two devices and TensorFlow's collectives."""
+    import tensorflow as tf
+
+    halves = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
+    import training
+    import zoo
+
+    import keras_efficient as ke
+
+    specimen = next(s for s in zoo.ZOO if s.library == library)
+    with ke.strategy("mirrored").scope():
+        model = training.compiled(library, specimen.make(), steps_per_execution=steps)
+    ke.accumulate(model, 2)
+    data = training.batches(*specimen.batch(32), batch_size=8)
+    try:
+        model.fit(data, shuffle=False, verbose=0)
+    except tf.errors.InvalidArgumentError as error:
+        return str(error)
+    return model.get_weights()
+
+
+def test_many_steps_per_call_of_tf_keras_on_replicas():
+    (one,), (many,) = (run(many_steps, "tf_keras", steps, count=1) for steps in (1, 2))
+    for a, b in zip(one, many, strict=True):
+        assert abs(a - b).max() < 1e-6
+
+
+def test_upstream_keras_3_still_cannot_make_many_steps_per_call_on_replicas():
+    """With TensorFlow's collectives, whoever's step it is. (docs/distributed.md says so.)"""
+    (error,) = run(many_steps, "keras", 2, count=1)
+    assert "You must feed a value for placeholder" in error

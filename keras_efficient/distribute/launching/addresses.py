@@ -63,9 +63,7 @@ def parse_hosts(text):
     parts = [part.strip() for part in text.split(",")]
     addresses, hosts = [], []
     for part in parts:
-        found = re.fullmatch(
-            r"(?:([^@\s-][^@\s]*)@)?(\[[0-9a-fA-F:.]+\]|[^-:@\s][^:@\s]*):(\d+)", part
-        )
+        found = _ADDRESS.fullmatch(part)
         if not found or not 0 < int(found[3]) < 65536:
             raise InputError(
                 "Each of --hosts must be host:port with a port from 1 to 65535. Received: "
