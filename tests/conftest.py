@@ -1,12 +1,22 @@
 """Puts `tests/` on the path, for `zoo`, `training` and `bert_folder`."""
 
 import os
+import signal
+import sys
 
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
+
+# A shell lets what it starts in the background ignore these, and children inherit that.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # Two devices for tests with replicas; it has to be said before TensorFlow starts.
 tf.config.set_logical_device_configuration(
@@ -23,3 +33,11 @@ def _leave_the_choice_of_keras_alone():
         os.environ.pop("TF_USE_LEGACY_KERAS", None)
     else:
         os.environ["TF_USE_LEGACY_KERAS"] = before
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_precision_alone():
+    """What the command line sets for its process would change what every later test computes in."""
+    yield
+    for library in {"keras", "tf_keras"} & set(sys.modules):
+        sys.modules[library].mixed_precision.set_global_policy("float32")

@@ -110,7 +110,9 @@ def survive(undisturbed, folder, kills, rng):
 
 @pytest.mark.slow
 def test_a_job_whose_workers_are_killed_ends_as_if_nothing_had_been(undisturbed, tmp_path):
-    survive(undisturbed, tmp_path / "job", [*KILLS], random.Random(0))
+    # The libraries share the work.
+    kills = [kill for kill in KILLS if (kill[1] == 0) == (undisturbed[0] == "keras")]
+    survive(undisturbed, tmp_path / "job", kills, random.Random(0))
 
 
 @pytest.mark.skipif(not LONG, reason="the long form takes half an hour: KERAS_EFFICIENT_LONG=1")
