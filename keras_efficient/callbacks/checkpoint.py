@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient.callbacks.saved_runs import check_settings, sync
+from keras_efficient.distribute.cluster import cluster_of
 from keras_efficient.errors import InputError
 from keras_efficient.flavor import Callback
 
@@ -85,7 +86,7 @@ class Checkpoint(Callback):
         self.epoch, self.step = state["epoch"], state["step"]
 
     def set_model(self, model):
-        if hasattr(model.distribute_strategy, "cluster"):
+        if cluster_of(model) is not None:
             raise InputError(
                 "Checkpoint is for one process: several workers would write the same files. "
                 "Received: a model under ke.strategy on several workers. Use ke.callbacks.Resume."

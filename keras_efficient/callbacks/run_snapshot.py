@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient.callbacks import callback_state, run_state
+from keras_efficient.distribute.cluster import cluster_of
 from keras_efficient.errors import InputError
 from keras_efficient.step import hook
 
@@ -75,7 +76,7 @@ def put(model, callbacks, saved):
     variables = run_state.of_run(model, window_open="step.dirty" in arrays)
     variables |= callback_state.restore(callbacks, state["callbacks"], arrays)
     _check_fit(variables, arrays, saved.path)
-    cluster = getattr(model.distribute_strategy, "cluster", None)
+    cluster = cluster_of(model)
     if cluster is None or cluster.index == 0:
         # (What only writes may be with the first worker alone.)
         _check_callbacks(callbacks, state["callbacks"])

@@ -104,6 +104,11 @@ def is_chief() -> bool:
     return cluster is None or cluster.index == 0
 
 
+def cluster_of(model) -> Cluster | None:
+    """The cluster whose workers train `model` together, or None: one process does."""
+    return getattr(getattr(model, "distribute_strategy", None), "cluster", None)
+
+
 def _from_tf_config(text):
     try:
         config = json.loads(text)

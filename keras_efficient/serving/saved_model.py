@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import keras_efficient
 from keras_efficient import flavor as flavors
+from keras_efficient.distribute.cluster import cluster_of
 from keras_efficient.errors import InputError, VerificationError
 from keras_efficient.serving.destination import check_destination, staged
 from keras_efficient.serving.report import ExportReport, check_facts
@@ -74,7 +75,7 @@ def export(model, directory, *, sample, facts=None, tolerance=None, latency=True
         >>> report.directory.name, list(report.signature["outputs"])
         ('1', ['outputs'])
     """
-    cluster = getattr(getattr(model, "distribute_strategy", None), "cluster", None)
+    cluster = cluster_of(model)
     if cluster is not None and cluster.index > 0:
         # Several workers train one model: the first one's export is the one that stays.
         with tempfile.TemporaryDirectory() as folder:
