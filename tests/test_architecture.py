@@ -36,7 +36,10 @@ LEFT = {
     "models": {"data", "layers"},
     "schedules": set(),
     "optimizers": {"schedules"},
-    "step": {"data", "models"},
+    "parametrize": {"models"},
+    "step": {"data", "models", "parametrize"},
+    "compress": {"models", "parametrize", "step"},
+    "tuning": {"models", "parametrize", "step"},
     "distribute": set(),
     "callbacks": {"data", "models", "schedules", "optimizers", "step", "distribute"},
 }

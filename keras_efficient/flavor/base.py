@@ -137,6 +137,51 @@ def _save_once(plain, strategy_class, model, filepath, *args, **kwargs):
         )
 
 
+class Store:
+    """A layer that has no call, only variables with names: what transforms of weights keep.
+
+    Each library's class of it is a layer. A file without them leaves them as they are.
+    """
+
+    def variable(self, name, shape, initial, *, trainable=False, dtype="float32", regularizer=None):
+        """Make a variable; the strategy's scope is the caller's.
+
+        Args:
+            name: str, unique in this store; no "/".
+            initial: array or number it starts with.
+        """
+        import numpy as np
+
+        if name in self.named:
+            raise ValueError(f"Variable {name!r} exists.")
+        value = np.broadcast_to(np.asarray(initial), tuple(shape))
+        made = self._make(name, tuple(shape), value, trainable, dtype, regularizer)
+        self.named[name] = made
+        return made
+
+    def save_own_variables(self, store):
+        for name, variable in self.named.items():
+            store[name] = variable.numpy()
+        for name, value in self.saved_too().items():
+            store[name] = value
+
+    def load_own_variables(self, store):
+        names = set(store.keys())
+        for name, variable in self.named.items():
+            if name in names:
+                variable.assign(store[name][()] if hasattr(store[name], "dims") else store[name])
+        self.loaded({name: store[name] for name in names - set(self.named)})
+
+    @staticmethod
+    def saved_too() -> dict:
+        """Arrays by name that are saved with the variables."""
+        return {}
+
+    @staticmethod
+    def loaded(others: dict):
+        """Take what was `saved_too`."""
+
+
 class Flavor(ABC):
     """A Keras library seen through the few differences that matter here."""
 
@@ -189,6 +234,65 @@ class Flavor(ABC):
     @abstractmethod
     def set_policy(self, layer, policy: str):
         """Change the dtype policy of a built layer; its variables stay as they are."""
+
+    # --- views of weights (`parametrize`) -------------------------------------------------------
+
+    #: Class of a `Store`, a layer of this library.
+    store: type
+
+    @abstractmethod
+    def attributes(self, layer) -> dict:
+        """`{attribute: variable}` of the layer's own variables, by the name its `call` reads."""
+
+    @abstractmethod
+    def adopt(self, layer, name: str, child):
+        """Make `child` a layer inside `layer`, which is built."""
+
+    @abstractmethod
+    def release(self, layer, name: str):
+        """Undo `adopt`."""
+
+    @abstractmethod
+    def remove_variable(self, layer, variable):
+        """Let a layer own a variable no longer."""
+
+    @abstractmethod
+    def autocast(self, tensor):
+        """`tensor` in the dtype that the layer being called computes in, as a variable's would."""
+
+    @abstractmethod
+    def set_trainable(self, layer, variable, trainable: bool):
+        """Freeze one of a layer's own variables, or let it train; the layer is a viewed one."""
+
+    @abstractmethod
+    def is_trainable(self, layer, variable) -> bool:
+        """Whether a training step moves the variable (if the model does not freeze the layer)."""
+
+    @abstractmethod
+    def saved_order(self, layer) -> list:
+        """The layer's own variables in the order in which `save_own_variables` numbers them."""
+
+    def viewed(self) -> dict:
+        """What else a class of viewed layers needs: `{attribute: value}`."""
+        return {}
+
+    def renew(self, model):
+        """Let a compiled model see its weights anew: functions are traced again.
+
+        An optimizer that was built for other trainable variables starts its state anew, but not
+        its count of updates.
+        """
+        for name in ("train_function", "test_function", "predict_function"):
+            if getattr(model, name, None) is not None:
+                object.__setattr__(model, name, None)
+        optimizer = getattr(model, "optimizer", None)
+        while optimizer is not None:
+            self._renew_optimizer(optimizer, model)
+            optimizer = getattr(optimizer, "inner_optimizer", None)
+
+    @abstractmethod
+    def _renew_optimizer(self, optimizer, model):
+        """Unbuild an optimizer that was built for other variables than the model trains now."""
 
     # --- calling a model -----------------------------------------------------------------------
 

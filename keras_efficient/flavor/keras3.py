@@ -6,6 +6,9 @@ from contextlib import ExitStack, contextmanager
 import keras
 import tensorflow as tf
 
+# What variables are cast to inside a layer's call is not public.
+from keras.src import backend as _backend
+
 # There are no public hooks for `fit` on several workers (see `serve_workers`).
 from keras.src.backend.tensorflow import trainer as _trainer
 
@@ -22,12 +25,38 @@ from keras_efficient.flavor.base import (
     Flavor,
     Forward,
     LossScale,
+    Store,
     common_weight,
     replaced,
 )
 
 
+class _Store(Store, keras.layers.Layer):
+    def __init__(self, name):
+        super().__init__(name=name, dtype="float32")
+        vars(self)["named"] = {}
+        self.built = True
+
+    def _make(self, name, shape, value, trainable, dtype, regularizer):
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=lambda shape, dtype: tf.cast(value, dtype),
+            trainable=trainable,
+            dtype=dtype,
+            regularizer=regularizer,
+        )
+
+    def add_weight(self, **kwargs):
+        self._tracker.unlock()
+        try:
+            return super().add_weight(**kwargs)
+        finally:
+            self._tracker.lock()
+
+
 class Keras3(Flavor):
+    store = _Store
     name = "keras"
     keras = keras
     applies_scaled = True
@@ -60,6 +89,58 @@ class Keras3(Flavor):
 
     def set_policy(self, layer, policy):
         layer.dtype_policy = policy
+
+    def attributes(self, layer):
+        found = {}
+        for name, value in vars(layer).items():
+            if isinstance(value, keras.Variable):
+                # Dense has `_kernel`, and a property `kernel` that its call reads.
+                public = name.lstrip("_")
+                found[
+                    public if isinstance(getattr(type(layer), public, None), property) else name
+                ] = value
+        return found
+
+    def adopt(self, layer, name, child):
+        locked = layer._tracker.locked
+        layer._tracker.unlock()
+        setattr(layer, name, child)
+        if locked:
+            layer._tracker.lock()
+
+    def release(self, layer, name):
+        child = vars(layer)[name]
+        object.__delattr__(layer, name)
+        layer._tracker.untrack(child)
+
+    def remove_variable(self, layer, variable):
+        layer._untrack_variable(variable)
+
+    def autocast(self, tensor):
+        scope = _backend.get_autocast_scope()
+        return tensor if scope is None else scope.maybe_cast(tensor)
+
+    def set_trainable(self, layer, variable, trainable):
+        variable.trainable = trainable
+
+    def is_trainable(self, layer, variable):
+        return variable.trainable
+
+    def saved_order(self, layer):
+        return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+    def _renew_optimizer(self, optimizer, model):
+        if not optimizer.built or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            return
+        wanted = [id(v) for v in model.trainable_variables]
+        if [id(v) for v in optimizer._trainable_variables] == wanted:
+            return
+        kept = [optimizer.iterations, getattr(optimizer, "_learning_rate", None)]
+        for variable in list(optimizer._variables):
+            if all(variable is not k for k in kept):
+                optimizer._untrack_variable(variable)
+        optimizer._trainable_variables, optimizer._trainable_variables_indices = [], {}
+        optimizer.built = False
 
     def call(self, model, inputs, training):
         if model._call_has_training_arg:

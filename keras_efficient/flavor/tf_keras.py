@@ -8,6 +8,9 @@ import tf_keras
 # What Dropout draws from is not public.
 from tf_keras.src.backend import RandomGenerator
 
+# Nor what a layer's variables are cast to.
+from tf_keras.src.mixed_precision import autocast_variable as _autocast
+
 # Nor one for where a model's `save` goes (see `serve_workers`).
 from tf_keras.src.saving import saving_api as _saving_api
 
@@ -20,12 +23,32 @@ from keras_efficient.flavor.base import (
     Flavor,
     Forward,
     LossScale,
+    Store,
     common_weight,
     replaced,
 )
 
 
+class _Store(Store, tf_keras.layers.Layer):
+    def __init__(self, name):
+        super().__init__(name=name, dtype="float32")
+        object.__setattr__(self, "named", {})
+        self.built = True
+
+    def _make(self, name, shape, value, trainable, dtype, regularizer):
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=lambda shape, dtype: tf.cast(value, dtype),
+            trainable=trainable,
+            dtype=dtype,
+            regularizer=regularizer,
+            experimental_autocast=False,
+        )
+
+
 class TfKeras(Flavor):
+    store = _Store
     name = "tf_keras"
     keras = tf_keras
     applies_scaled = False
@@ -59,6 +82,53 @@ class TfKeras(Flavor):
 
     def set_policy(self, layer, policy):
         layer._set_dtype_policy(policy)
+
+    def attributes(self, layer):
+        own = {id(v) for v in self.saved_order(layer)}
+        return {name: value for name, value in vars(layer).items() if id(value) in own}
+
+    def adopt(self, layer, name, child):
+        setattr(layer, name, child)
+
+    def release(self, layer, name):
+        delattr(layer, name)
+
+    def remove_variable(self, layer, variable):
+        for group in (layer._trainable_weights, layer._non_trainable_weights):
+            group[:] = [v for v in group if v is not variable]
+
+    def autocast(self, tensor):
+        dtype = getattr(_autocast._autocast_dtype, "dtype", None)
+        return tensor if dtype is None or not tensor.dtype.is_floating else tf.cast(tensor, dtype)
+
+    def set_trainable(self, layer, variable, trainable):
+        # A `tf.Variable` cannot be changed, and in another list of the layer's it would be saved
+        # in another order: see `viewed`.
+        frozen = vars(layer)[_FROZEN] = vars(layer).get(_FROZEN, set()) - {id(variable)}
+        if not trainable:
+            frozen.add(id(variable))
+
+    def is_trainable(self, layer, variable):
+        own = any(variable is v for v in layer._trainable_weights)
+        return own and id(variable) not in vars(layer).get(_FROZEN, ())
+
+    def saved_order(self, layer):
+        return [*layer._trainable_weights, *layer._non_trainable_weights]
+
+    def viewed(self):
+        return {"trainable_weights": _unfrozen, "non_trainable_weights": _frozen, "weights": _all}
+
+    def _renew_optimizer(self, optimizer, model):
+        built = getattr(optimizer, "_built", False)
+        if not built or not isinstance(optimizer, tf_keras.optimizers.Optimizer):
+            return
+        wanted = [optimizer._var_key(v) for v in model.trainable_variables]
+        if list(optimizer._index_dict) == wanted:
+            return
+        kept = [optimizer.iterations, getattr(optimizer, "_learning_rate", None)]
+        optimizer._variables[:] = [v for v in optimizer._variables if any(v is k for k in kept)]
+        optimizer._index_dict = {}
+        optimizer._built = False
 
     def call(self, model, inputs, training):
         if model._expects_training_arg:
@@ -170,6 +240,34 @@ class TfKeras(Flavor):
 
     def unscaled(self):
         return replaced(_losses_utils, scale_loss_for_distribution=lambda value: value)
+
+
+#: Attribute of a viewed layer: the ids of its variables that do not train.
+_FROZEN = "_keras_efficient_frozen"
+
+
+def _of_super(layer, name):
+    return getattr(super(type(layer), layer), name)
+
+
+@property
+def _unfrozen(layer):
+    frozen = vars(layer).get(_FROZEN, ())
+    return [v for v in _of_super(layer, "trainable_weights") if id(v) not in frozen]
+
+
+@property
+def _frozen(layer):
+    frozen = vars(layer).get(_FROZEN, ())
+    stuck = [v for v in _of_super(layer, "trainable_weights") if id(v) in frozen]
+    return [*stuck, *_of_super(layer, "non_trainable_weights")]
+
+
+@property
+def _all(layer):
+    # In the order they had before any was frozen: arrays of `get_weights` stay where they were.
+    ordered = [*_of_super(layer, "trainable_weights"), *_of_super(layer, "non_trainable_weights")]
+    return list({id(v): v for v in ordered}.values())
 
 
 def _has_own_compute_loss(model):

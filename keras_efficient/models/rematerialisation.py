@@ -9,6 +9,7 @@ from tensorflow.python.eager import record
 from tensorflow.python.framework import op_callbacks
 
 from keras_efficient import flavor as flavors
+from keras_efficient.models.paths import layer_paths
 from keras_efficient.models.replay import converted, replay
 
 
@@ -80,7 +81,7 @@ def remat(model, layers=None) -> Rematerialised:
             "A model must be built before its layers can be chosen: they may not exist yet. "
             f"Received: {type(model).__name__} {model.name!r}, not built. Call it on a batch first."
         )
-    inside = dict(_paths(model))
+    inside = dict(layer_paths(model))
     chosen = _outermost(_choose(model, inside, layers))
     for layer in inside.values():
         if _recomputed(layer):
@@ -93,16 +94,6 @@ def remat(model, layers=None) -> Rematerialised:
 
 
 # --- which layers --------------------------------------------------------------------------------
-
-
-def _paths(parent, prefix="", seen=None):
-    """`(path, layer)` of every layer inside a model, once."""
-    seen = set() if seen is None else seen
-    for layer in parent._flatten_layers(recursive=False, include_self=False):
-        if id(layer) not in seen:
-            seen.add(id(layer))
-            yield prefix + layer.name, layer
-            yield from _paths(layer, f"{prefix}{layer.name}/", seen)
 
 
 def _choose(model, inside, layers):

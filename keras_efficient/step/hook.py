@@ -26,6 +26,7 @@ class Hook:
         penalty: a term added to the loss of every microbatch (`rdrop.RDrop`), or None.
         signal: what processes tell each other with an update (`signal.Signal`), or None.
         watchers: objects called with an update's `Gradients`, in the graph, before it is applied.
+        upkeep: what looks after transforms of weights (`upkeep.Upkeep`), or None.
         after_update: objects called in the graph after an update that was applied.
         wanted_by: whoever else wants this package's training step.
 
@@ -38,6 +39,7 @@ class Hook:
         self.observers, self.around = [], []
         self.watchers, self.after_update, self.wanted_by = [], [], []
         self.split = self.window = self.second_pass = self.penalty = self.signal = None
+        self.upkeep = None
         self.plain, self.plain_make = model.train_step, model.make_train_function
         self.plain_make_test = model.make_test_function
         self._own, self._joined = None, []
@@ -91,7 +93,7 @@ class Hook:
     @property
     def parts(self):
         """What asks for the training step of this package."""
-        parts = (self.split, self.window, self.second_pass, self.penalty)
+        parts = (self.split, self.window, self.second_pass, self.penalty, self.upkeep)
         others = (*self.watchers, *self.after_update, *self.wanted_by)
         return [part for part in (*parts, *others) if part is not None]
 
@@ -106,15 +108,20 @@ class Hook:
         self._drop_leftovers()
         force = force or len([*self.parts, *self.observers, *self.around]) < len(before)
         if model.train_function in (None, _stale) or force:
-            if not self.parts:
-                self.plain_make(force=True)
-                function = model.train_function
-            else:
-                function = self.own.make_train_function()
-            for callback in self.around:
-                function = callback.around(function)
-            object.__setattr__(model, "train_function", function)
+            self.remake()
         return model.train_function
+
+    def remake(self):
+        """Trace the step anew; also between two steps of a `fit`, for what trains has changed."""
+        model = self.model
+        if not self.parts:
+            self.plain_make(force=True)
+            function = model.train_function
+        else:
+            function = self.own.make_train_function()
+        for callback in self.around:
+            function = callback.around(function)
+        object.__setattr__(model, "train_function", function)
 
     def make_test_function(self, force=False):
         """Stands in for `model.make_test_function`.

@@ -130,8 +130,14 @@ class TrainingStep:
                     self.applying = replicas.variable(0)
                     self.halved = tf.Variable(self.halvings, trainable=False)
             with tf.init_scope():
-                for part in (*self.hook.watchers, *self.hook.after_update):
+                for part in (*self.hook.watchers, *self.followers):
                     part.build(model)
+
+    @property
+    def followers(self):
+        """What comes after an update: weights are masked before anyone averages them."""
+        upkeep = self.hook.upkeep
+        return [*([] if upkeep is None else [upkeep]), *self.hook.after_update]
 
     @property
     def static(self):
@@ -145,6 +151,13 @@ class TrainingStep:
         hook = self.hook
         if replicas.count() == 1:
             self.prepare(spec_of_any_batch(data))
+        if hook.upkeep is not None:
+            with hook.upkeep.training():
+                return self.step(data, context)
+        return self.step(data, context)
+
+    def step(self, data, context):
+        hook = self.hook
         microbatch = self.microbatch(data, context)
         totals = self.accumulate(microbatch, data)
         if hook.window is not None:
@@ -262,6 +275,8 @@ class TrainingStep:
 
     def apply(self, gradients):
         """One update, unless a loss scale let a gradient overflow."""
+        if self.hook.upkeep is not None:
+            self.hook.upkeep.watch(gradients)
         for watch in self.hook.watchers:
             watch(gradients)
         self.variables = gradients.variables
@@ -285,7 +300,7 @@ class TrainingStep:
             with tf.control_dependencies([begun]):
                 values = tf.nest.map_structure(tf.identity, values, expand_composites=True)
         self.flavor.apply(self.model, values, self.variables)
-        for follow in self.hook.after_update:
+        for follow in self.followers:
             follow()
 
 

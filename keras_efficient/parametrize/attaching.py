@@ -1,0 +1,111 @@
+"""Attach transforms to the weights of a model, find them, and take them off."""
+
+from keras_efficient import flavor as flavors
+from keras_efficient.models.paths import layer_paths
+from keras_efficient.parametrize.view import Chain, make_view, view_of
+
+
+def views(model) -> list:
+    """The `View`s of a model's layers, each once, in the order of the layers."""
+    inside = [model, *(layer for _, layer in layer_paths(model))]
+    return [view for layer in inside if (view := view_of(layer)) is not None]
+
+
+def chains(model) -> list:
+    """The `Chain`s of a model's weights, each once."""
+    found = {id(c): c for view in views(model) for c in view.chains.values()}
+    return list(found.values())
+
+
+def transforms(model, kind=object) -> list:
+    """The transforms of a class on a model's weights, each once."""
+    return [t for chain in chains(model) for t in chain.transforms if isinstance(t, kind)]
+
+
+def chain_of(weight) -> Chain | None:
+    """The chain of a weight, if it has one."""
+    view = view_of(weight.layer)
+    return None if view is None else view.chains.get(weight.attribute)
+
+
+def transform_of(weight, name):
+    """The weight's transform of this name, or None."""
+    chain = chain_of(weight)
+    found = [t for t in chain.transforms if t.name == name] if chain is not None else []
+    return found[0] if found else None
+
+
+def attach(model, pairs):
+    """See weights through one more transform each.
+
+    Args:
+        model: the model they are in; traced functions are dropped.
+        pairs: list of `(Weight, Transform)`, each transform new.
+
+    Raises:
+        ValueError: a weight has a transform of this name already.
+    """
+    check_free(pairs)
+    flavor = flavors.of(model)
+    with model.distribute_strategy.scope():
+        for weight, transform in pairs:
+            for layer, _ in weight.owners:
+                make_view(layer, flavor)
+            chain = chain_of(weight) or Chain(weight, view_of(weight.layer))
+            # Its variables come before it is seen through them.
+            transform.attach(weight, chain.owner)
+            chain.add(transform)
+    flavor.renew(model)
+
+
+def check_free(pairs):
+    """Refuse a weight that has such a transform already, before anything is attached."""
+    for weight, transform in pairs:
+        if transform_of(weight, transform.name) is not None:
+            raise ValueError(
+                f"A weight can have one transform of each kind. Received: {transform.name!r} for "
+                f"{weight.path!r}, which has one. Fold it with ke.merge(model) first, or choose "
+                "other weights with `layers=`."
+            )
+
+
+def detach(model, removed):
+    """Take transforms off their weights; the weights beneath stay as they are."""
+    for chain in chains(model):
+        for transform in list(chain.transforms):
+            if any(transform is r for r in removed):
+                chain.remove(transform)
+    flavors.of(model).renew(model)
+
+
+def freeze(model, weights, trainable=False):
+    """Let weights train no longer, or again (`trainable=True`); the model is traced anew.
+
+    Args:
+        weights: list of `Weight`s, of any kind. Those that do not train stay as they are, and will
+            not be let train again by `merge`.
+    """
+    flavor = flavors.of(model)
+    for weight in weights:
+        for layer, _ in weight.owners:
+            if trainable:
+                view = view_of(layer)
+                kept = [w for w in view.frozen if w.variable is not weight.variable] if view else []
+                if view is None or len(kept) == len(view.frozen):
+                    continue
+                flavor.set_trainable(layer, weight.variable, True)
+                view.frozen = kept
+                view.refresh()
+            elif flavor.is_trainable(layer, weight.variable):
+                view = make_view(layer, flavor)
+                view.frozen = [*view.frozen, weight]
+                view.refresh()
+                flavor.set_trainable(layer, weight.variable, False)
+    flavor.renew(model)
+
+
+def keepers(model) -> list:
+    """Whoever has something to do after an update, each once."""
+    found = [t.keeper for t in transforms(model)]
+    found += [getattr(part, "keeper", None) for view in views(model) for part in view.calls]
+    return list({id(keeper): keeper for keeper in found if keeper is not None}.values())

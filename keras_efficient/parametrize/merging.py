@@ -1,0 +1,123 @@
+"""Fold the chains of a model into plain weights, for good or for a while."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from keras_efficient import flavor as flavors
+from keras_efficient.parametrize.attaching import chains, freeze, views
+from keras_efficient.parametrize.weights import check_built
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `merge` did.
+
+    Attributes:
+        folded: dict of a weight's path to what was folded into it.
+        dropped: tuple of what has no plain form and computes no longer, by layer.
+    """
+
+    folded: dict
+    dropped: tuple = ()
+
+    def __str__(self):
+        lines = [f"merged: {len(self.folded)} weights are plain again"]
+        lines += [f"  {path}: {', '.join(names)}" for path, names in self.folded.items()]
+        lines += [f"  no plain form, taken off: {what}" for what in self.dropped]
+        return "\n".join(lines)
+
+
+def merge(model) -> Merged:
+    """Fold every transform into plain weights: the model is again what it was before, outside.
+
+    Each weight gets the value it was seen with (masked, clustered, rounded, with its low-rank
+    delta); layers have their original classes back, frozen weights train again, and the transforms'
+    variables are gone. Outputs stay the same, to float rounding. The rounding of activations
+    (`ke.quantize_aware(activation_bits=8)`) has no plain form: it is taken off, and the report
+    says so; export before merging to keep its ranges.
+
+    Args:
+        model: a model with transforms.
+
+    Returns:
+        A `Merged`, to print.
+
+    Raises:
+        ValueError: the model has no transforms; it has adapters or prefixes, which are no function
+            of a weight; or another strategy's scope is entered than the model was made under.
+
+    Example:
+        >>> report = ke.lora(model, rank=2)
+        >>> print(ke.merge(model))  # doctest: +ELLIPSIS
+        merged: ...
+    """
+    check_built(model, "ke.merge")
+    if not views(model):
+        raise ValueError(
+            f"ke.merge folds transforms into weights. Received: {model.name!r}, which has none. "
+            "Apply ke.prune, ke.lora or the like first, or leave ke.merge out."
+        )
+    check_strategy(model, "ke.merge")
+    stuck = [
+        f"{part.name} of {view.layer.name!r}"
+        for view in views(model)
+        for part in view.calls
+        if not part.droppable
+    ]
+    if stuck:
+        raise ValueError(
+            "ke.merge folds functions of a weight. Received: a model with "
+            f"{', '.join(stuck[:3])}{', ...' if len(stuck) > 3 else ''}, which are none. ke.export "
+            "writes the model with them; the report's `remove()` takes them off."
+        )
+    folded = {}
+    for chain in chains(model):
+        folded[chain.weight.path] = tuple(t.describe() for t in chain.transforms)
+        value = chain.value()
+        for transform in list(chain.transforms):
+            chain.remove(transform)
+        chain.weight.value.assign(value)
+    dropped = []
+    for view in views(model):
+        for part in list(view.calls):
+            dropped.append(f"{part.describe()} of {view.layer.name!r}")
+            view.detach(part)
+    freeze(model, [weight for view in views(model) for weight in view.frozen], trainable=True)
+    return Merged(folded, tuple(dropped))
+
+
+def check_strategy(model, verb):
+    """Refuse to change a model's variables under a strategy that is not theirs."""
+    own, here = model.distribute_strategy, tf.distribute.get_strategy()
+    if tf.distribute.has_strategy() and here is not own:
+        raise ValueError(
+            f"{verb} must run under the strategy that the model was made under. Received: a model "
+            f"of {type(own).__name__} inside the scope of another {type(here).__name__}. Leave the "
+            "`with strategy.scope()` block first."
+        )
+
+
+@contextmanager
+def folded(model):
+    """A context in which the weights' variables have the values seen, and layers read them so.
+
+    Afterwards everything is as it was. Adapters, prefixes and ranges of activations stay.
+    """
+    before = []
+    try:
+        for chain in chains(model):
+            if chain.transforms:
+                before.append((chain, chain.transforms, chain.weight.value.numpy()))
+                value = chain.value()
+                chain.transforms = []
+                chain.weight.value.assign(value)
+        yield
+    finally:
+        for chain, transforms, value in before:
+            chain.transforms = transforms
+            chain.weight.value.assign(value)
+        # (Functions traced meanwhile see plain weights.)
+        if before:
+            flavors.of(model).renew(model)
