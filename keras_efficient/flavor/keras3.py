@@ -38,7 +38,7 @@ class _Store(Store, keras.layers.Layer):
         self.built = True
 
     def _make(self, name, shape, value, trainable, dtype, regularizer):
-        return self.add_weight(
+        variable = self.add_weight(
             name=name,
             shape=shape,
             initializer=lambda shape, dtype: tf.cast(value, dtype),
@@ -46,6 +46,8 @@ class _Store(Store, keras.layers.Layer):
             dtype=dtype,
             regularizer=regularizer,
         )
+        variable._path = f"{self.prefix}/{name}"
+        return variable
 
     def add_weight(self, **kwargs):
         self._tracker.unlock()

@@ -36,8 +36,9 @@ class _Store(Store, tf_keras.layers.Layer):
         self.built = True
 
     def _make(self, name, shape, value, trainable, dtype, regularizer):
+        # (HDF5 files want names that differ.)
         return self.add_weight(
-            name=name,
+            name=f"{self.prefix}/{name}",
             shape=shape,
             initializer=lambda shape, dtype: tf.cast(value, dtype),
             trainable=trainable,

@@ -11,7 +11,7 @@ _HOMES = {
     "Weight": "keras_efficient.parametrize.weights",
     "attach": "keras_efficient.parametrize.attaching",
     "detach": "keras_efficient.parametrize.attaching",
-    "folded": "keras_efficient.parametrize.merging",
+    "folded": "keras_efficient.parametrize.plain",
     "merge": "keras_efficient.parametrize.merging",
     "select": "keras_efficient.parametrize.weights",
     "summary": "keras_efficient.parametrize.summarising",

@@ -1,20 +1,9 @@
-"""Attach transforms to the weights of a model, find them, and take them off."""
+"""Attach transforms to the weights of a model, and take them off."""
 
 from keras_efficient import flavor as flavors
-from keras_efficient.models.paths import layer_paths
+from keras_efficient.parametrize.finding import chains, views
+from keras_efficient.parametrize.plain import save_plainly
 from keras_efficient.parametrize.view import Chain, make_view, view_of
-
-
-def views(model) -> list:
-    """The `View`s of a model's layers, each once, in the order of the layers."""
-    inside = [model, *(layer for _, layer in layer_paths(model))]
-    return [view for layer in inside if (view := view_of(layer)) is not None]
-
-
-def chains(model) -> list:
-    """The `Chain`s of a model's weights, each once."""
-    found = {id(c): c for view in views(model) for c in view.chains.values()}
-    return list(found.values())
 
 
 def transforms(model, kind=object) -> list:
@@ -46,16 +35,16 @@ def attach(model, pairs):
         ValueError: a weight has a transform of this name already.
     """
     check_free(pairs)
-    flavor = flavors.of(model)
     with model.distribute_strategy.scope():
         for weight, transform in pairs:
             for layer, _ in weight.owners:
-                make_view(layer, flavor)
+                make_view(weight, layer)
             chain = chain_of(weight) or Chain(weight, view_of(weight.layer))
             # Its variables come before it is seen through them.
             transform.attach(weight, chain.owner)
             chain.add(transform)
-    flavor.renew(model)
+    save_plainly(model)
+    flavors.of(model).renew(model)
 
 
 def check_free(pairs):
@@ -97,7 +86,7 @@ def freeze(model, weights, trainable=False):
                 view.frozen = kept
                 view.refresh()
             elif flavor.is_trainable(layer, weight.variable):
-                view = make_view(layer, flavor)
+                view = make_view(weight, layer)
                 view.frozen = [*view.frozen, weight]
                 view.refresh()
                 flavor.set_trainable(layer, weight.variable, False)

@@ -1,12 +1,12 @@
-"""Fold the chains of a model into plain weights, for good or for a while."""
+"""Fold the chains of a model into plain weights, for good."""
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import tensorflow as tf
 
-from keras_efficient import flavor as flavors
-from keras_efficient.parametrize.attaching import chains, freeze, views
+from keras_efficient.parametrize.attaching import freeze
+from keras_efficient.parametrize.finding import chains, views
+from keras_efficient.parametrize.plain import save_as_before
 from keras_efficient.parametrize.weights import check_built
 
 
@@ -85,6 +85,7 @@ def merge(model) -> Merged:
             dropped.append(f"{part.describe()} of {view.layer.name!r}")
             view.detach(part)
     freeze(model, [weight for view in views(model) for weight in view.frozen], trainable=True)
+    save_as_before(model)
     return Merged(folded, tuple(dropped))
 
 
@@ -97,27 +98,3 @@ def check_strategy(model, verb):
             f"of {type(own).__name__} inside the scope of another {type(here).__name__}. Leave the "
             "`with strategy.scope()` block first."
         )
-
-
-@contextmanager
-def folded(model):
-    """A context in which the weights' variables have the values seen, and layers read them so.
-
-    Afterwards everything is as it was. Adapters, prefixes and ranges of activations stay.
-    """
-    before = []
-    try:
-        for chain in chains(model):
-            if chain.transforms:
-                before.append((chain, chain.transforms, chain.weight.value.numpy()))
-                value = chain.value()
-                chain.transforms = []
-                chain.weight.value.assign(value)
-        yield
-    finally:
-        for chain, transforms, value in before:
-            chain.transforms = transforms
-            chain.weight.value.assign(value)
-        # (Functions traced meanwhile see plain weights.)
-        if before:
-            flavors.of(model).renew(model)

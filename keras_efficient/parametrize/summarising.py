@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_efficient import flavor as flavors
-from keras_efficient.parametrize.attaching import chain_of, views
+from keras_efficient.parametrize.attaching import chain_of
+from keras_efficient.parametrize.finding import views
 from keras_efficient.parametrize.weights import all_weights, check_built
 
 

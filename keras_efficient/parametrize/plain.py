@@ -1,0 +1,78 @@
+"""A model with transforms as the plain model that computes the same, for a while."""
+
+import functools
+from contextlib import contextmanager
+
+from keras_efficient import flavor as flavors
+from keras_efficient.parametrize.finding import chains, views
+
+#: Methods that write a whole model, of which a reader makes a plain one.
+_SAVING = ("save", "save_pretrained")
+
+
+@contextmanager
+def folded(model):
+    """A context in which the weights' variables have the values seen, and layers read them so.
+
+    Afterwards everything is as it was. Adapters, prefixes and ranges of activations stay.
+    """
+    before = []
+    try:
+        for chain in chains(model):
+            if chain.transforms:
+                before.append((chain, chain.transforms, chain.weight.value.numpy()))
+                value = chain.value()
+                chain.transforms = []
+                chain.weight.value.assign(value)
+        yield
+    finally:
+        for chain, transforms, value in before:
+            chain.transforms = transforms
+            chain.weight.value.assign(value)
+        # (Functions traced meanwhile see plain weights.)
+        if before:
+            flavors.of(model).renew(model)
+
+
+@contextmanager
+def plain(model):
+    """A context in which the model has no transforms at all, but computes the same.
+
+    Raises:
+        NotImplementedError: it has adapters or the like, without which it would compute otherwise.
+    """
+    found = views(model)
+    for view in found:
+        view.check_plain()
+    with folded(model):
+        for view in found:
+            view.hide()
+        try:
+            yield
+        finally:
+            for view in found:
+                view.show()
+
+
+def save_plainly(model):
+    """Let the methods that write a whole model write the plain one that computes the same.
+
+    (A `.keras` file holds it anyway, by whichever function it is written: see `View`. Keras' older
+    formats would hold the weights beneath.)
+    """
+    for name in _SAVING:
+        if hasattr(model, name) and name not in vars(model):
+            method = getattr(model, name)
+            vars(model)[name] = functools.wraps(method)(functools.partial(_saved, model, method))
+
+
+def save_as_before(model):
+    """Undo `save_plainly`."""
+    for name in _SAVING:
+        if getattr(vars(model).get(name), "func", None) is _saved:
+            del vars(model)[name]
+
+
+def _saved(model, method, *args, **kwargs):
+    with plain(model):
+        return method(*args, **kwargs)
