@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from keras_efficient.compress.selecting import kth_largest
 from keras_efficient.compress.tf_mot import tf_mot
 from keras_efficient.parametrize.attaching import chain_of
 from keras_efficient.parametrize.transform import MASK, Transform
@@ -47,12 +48,10 @@ class Mask(Transform):
             return value * mask
         return _moved(value, mask, self.scores)
 
-    def magnitudes(self):
+    def importance(self):
         """What decides: the larger, the longer a number is kept. As a matrix."""
         if self.scores is not None:
-            scores = replicas.here(self.scores).read_value()
-            # (TF-MOT takes absolute values.)
-            return self.weight.matrix(scores - tf.reduce_min(scores))
+            return self.weight.matrix(replicas.here(self.scores).read_value())
         chain = chain_of(self.weight)
         value = chain.value(chain.transforms[: chain.transforms.index(self)])
         return tf.cast(tf.abs(self.weight.matrix(value)), tf.float32)
@@ -68,7 +67,9 @@ class Mask(Transform):
         base.assign(base.read_value() * tf.cast(replicas.here(self.mask).read_value(), base.dtype))
 
     def describe(self):
-        return f"mask {self.keeper.pattern.text} {self.target:.0%}"
+        movement = self.keeper.movement
+        share = "by scores" if movement is not None and movement.soft else f"{self.target:.0%}"
+        return f"mask {self.keeper.pattern.text} {share}"
 
 
 @tf.custom_gradient
@@ -91,12 +92,14 @@ class Movement:
     Args:
         soft: False (default): the top share of each weight's scores is kept, the share by the
             schedule. True: those with sigmoid(score) above `threshold` are, and `penalty` times
-            the mean of all sigmoids joins the loss, which is what makes weights sparse.
+            the mean sigmoid of every weight joins the loss, which is what makes weights sparse.
         threshold: float in (0, 0.5), of `soft`. Default 0.1.
         penalty: float > 0, of `soft`. Default 10.
-        scale: float > 0, a score is so many times its variable. An optimizer such as AdamW moves a
-            variable by about its learning rate per update whatever the gradient, so this is what
-            gives scores a rate of their own. Default 500, for rates about 5e-5.
+        scale: float > 0, of `soft`: a score is so many times its variable, which gets the score's
+            gradient. An optimizer such as AdamW moves a variable by about its learning rate per
+            update whatever the gradient, so this is what gives scores a rate of their own (the
+            order of scores, which decides otherwise, does not depend on it). Default 500, for
+            rates about 5e-5: 90 updates in a row from kept, at a score of 0, to pruned.
 
     Raises:
         ValueError: a number out of its range.
@@ -123,7 +126,13 @@ class Movement:
 
     def regularizer(self, weight):
         """The term of the loss that makes a weight's scores fall."""
-        return lambda scores: self.penalty * tf.reduce_mean(tf.sigmoid(self.scale * scores))
+        def penalty(scores):
+            scores = tf.convert_to_tensor(scores)
+            # The gradient is by the score, as that of the rest of the loss is.
+            scores += tf.stop_gradient((self.scale - 1) * scores)
+            return self.penalty * tf.reduce_mean(tf.sigmoid(scores))
+
+        return penalty
 
 
 class Masks:
@@ -135,6 +144,11 @@ class Masks:
         scope: "layer": each weight has its target; "global": all together.
         movement: `Movement`, by which scores decide, or None.
         last: int or None, the update at which the masks reach their targets for good.
+
+    Attributes:
+        masks: list of `Mask`s.
+        step: int64 `tf.Variable`, the updates so far.
+        held: uint8 `tf.Variable`, 1 where the masks are to move no more.
     """
 
     def __init__(self, pattern, schedule, scope, movement, last):
@@ -150,6 +164,7 @@ class Masks:
         self.masks = masks
         # (With the variables of the first mask.)
         self.step = masks[0].variable("updates", (), 0, dtype="int64")
+        self.held = masks[0].variable("held", (), 0, dtype="uint8")
         start = tf.constant(0, tf.int64)
         if bool(self.schedule(masks[0].target)(start)[0]) or self.last == 0:
             tf.distribute.get_strategy().run(self._begin)
@@ -168,6 +183,7 @@ class Masks:
         if self.last is not None:
             # TF-MOT's frequency need not hit the last step (trap 22); and from there on masks stay.
             due = (due & (now < self.last)) | tf.equal(now, self.last)
+        due &= tf.equal(replicas.here(self.held).read_value(), 0)
         tf.cond(due, self._update_all, lambda: False)
         # An update makes pruned weights dense again (trap 23).
         if self.movement is None:
@@ -187,6 +203,16 @@ class Masks:
         for mask in self.masks:
             mask.apply()
 
+    def hold(self):
+        """Let the masks stay as they are from now on; called outside of the graph."""
+        self.held.assign(1)
+
+    def sparsity(self) -> float:
+        """The share of zeros in all masks; called outside of the graph."""
+        sizes = [mask.weight.size for mask in self.masks]
+        zeros = [size - np.count_nonzero(m.mask.numpy()) for m, size in zip(self.masks, sizes)]
+        return sum(zeros) / sum(sizes)
+
     def update(self, step):
         """Choose what is kept at this step, by TF-MOT's `pruning_impl.Pruning`."""
         if self.movement is not None and self.movement.soft:
@@ -197,44 +223,66 @@ class Masks:
             self._update_together(step)
             return
         for mask in self.masks:
-            pruning = self._pruning(self.schedule(mask.target), step)
-            mask.set(pruning._maybe_update_block_mask(mask.magnitudes())[1])
+            pruning = self._pruning(mask.target, step)
+            values = self._positive(mask.importance())
+            mask.set(pruning._maybe_update_block_mask(values)[1])
 
     def _update_together(self, step):
         sizes = [mask.weight.size for mask in self.masks]
-        flat = tf.concat([tf.reshape(mask.magnitudes(), [-1]) for mask in self.masks], 0)
-        pruning = self._pruning(self.schedule(self.masks[0].target), step)
-        kept = pruning._update_mask(flat)[1]
+        flat = tf.concat([tf.reshape(mask.importance(), [-1]) for mask in self.masks], 0)
+        kept = self._pruning(self.masks[0].target, step)._update_mask(self._positive(flat))[1]
         for mask, part in zip(self.masks, tf.split(kept, sizes), strict=True):
             mask.set(tf.reshape(part, mask.weight.matrix_shape))
 
-    def _pruning(self, schedule, step):
+    def _positive(self, values):
+        """Scores from 0 up, in the same order: TF-MOT takes absolute values."""
+        return values if self.movement is None else values - tf.reduce_min(values)
+
+    def _pruning(self, target, step):
         pattern = self.pattern
         zeros = None if pattern.group is None else (pattern.group - pattern.kept, pattern.group)
-        return _exact_pruning()(lambda: step, [], schedule, pattern.block, "AVG", zeros)
+        schedule = self.schedule(target)
+        made = _exact_pruning()(lambda: step, [], schedule, pattern.block, "AVG", zeros)
+        made.target, made.last = target, self.last
+        return made
 
 
 def _exact_pruning():
     pruning_impl = tf_mot("sparsity.keras.pruning_impl")
 
     class Exact(pruning_impl.Pruning):
-        """TF-MOT's, but with equal magnitudes told apart.
+        """TF-MOT's, but with equal magnitudes told apart, and without a sort.
 
         Its mask keeps all that reach the threshold: where many are equal (zeros, clusters), too
-        many. Here the first of those give way.
+        many. Here the first of those give way. From the last update on the count is that of the
+        target itself, not of its float32.
+
+        Attributes:
+            target: float.
+            last: int or None.
         """
 
         def _update_mask(self, weights):
-            threshold, mask = super()._update_mask(weights)
-            sparsity = self._pruning_schedule(self._step_fn())[1]
-            size = tf.cast(tf.size(weights), tf.float32)
-            kept = tf.maximum(tf.round(size * (1 - sparsity)), 1)
-            surplus = tf.cast(tf.math.count_nonzero(mask), tf.int32) - tf.cast(kept, tf.int32)
-            flat = tf.reshape(mask, [-1])
-            equal = tf.reshape(tf.abs(weights) <= threshold, [-1]) & (flat > 0)
-            late = equal & (tf.cumsum(tf.cast(equal, tf.int32)) <= surplus)
-            flat = tf.where(late, tf.zeros_like(flat), flat)
-            return threshold, tf.reshape(flat, tf.shape(weights))
+            flat = tf.reshape(tf.cast(tf.abs(weights), tf.float32), [-1])
+            kept = self._kept(flat.shape[0])
+            threshold = kth_largest(flat, kept)
+            mask = flat >= threshold
+            surplus = tf.math.count_nonzero(mask, dtype=tf.int32) - kept
+
+            def told_apart():
+                equal = tf.equal(flat, threshold)
+                return mask & ~(equal & (tf.cumsum(tf.cast(equal, tf.int32)) <= surplus))
+
+            mask = tf.cond(surplus > 0, told_apart, lambda: mask)
+            return threshold, tf.reshape(tf.cast(mask, weights.dtype), tf.shape(weights))
+
+        def _kept(self, size):
+            step = self._step_fn()
+            share = 1 - self._pruning_schedule(step)[1]
+            kept = tf.cast(tf.round(tf.cast(size, tf.float32) * share), tf.int32)
+            if self.last is not None:
+                kept = tf.where(step >= self.last, round(size * (1 - self.target)), kept)
+            return tf.maximum(kept, 1)
 
     return Exact
 

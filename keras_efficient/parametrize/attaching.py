@@ -38,7 +38,7 @@ def attach(model, pairs):
     with model.distribute_strategy.scope():
         for weight, transform in pairs:
             for layer, _ in weight.owners:
-                make_view(weight, layer)
+                make_view(layer, weight.flavor, weight.layer_path)
             chain = chain_of(weight) or Chain(weight, view_of(weight.layer))
             # Its variables come before it is seen through them.
             transform.attach(weight, chain.owner)
@@ -86,7 +86,7 @@ def freeze(model, weights, trainable=False):
                 view.frozen = kept
                 view.refresh()
             elif flavor.is_trainable(layer, weight.variable):
-                view = make_view(weight, layer)
+                view = make_view(layer, weight.flavor, weight.layer_path)
                 view.frozen = [*view.frozen, weight]
                 view.refresh()
                 flavor.set_trainable(layer, weight.variable, False)

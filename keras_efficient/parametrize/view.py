@@ -206,13 +206,14 @@ def view_of(layer) -> View | None:
     return vars(layer).get(_VIEW)
 
 
-def make_view(weight, layer=None) -> View:
-    """The view of the layer of a weight (or of another owner of it), made if there is none.
+def make_view(layer, flavor, path=None) -> View:
+    """The layer's view, made if there is none; the strategy's scope is the caller's.
 
-    The strategy's scope is the caller's.
+    Args:
+        path: str, of the layer in its model, by which its transforms' variables are named.
+            Default: its name.
     """
-    layer = weight.layer if layer is None else layer
-    return view_of(layer) or View(layer, weight.flavor, weight.path.rpartition("/")[0])
+    return view_of(layer) or View(layer, flavor, layer.name if path is None else path)
 
 
 @functools.cache

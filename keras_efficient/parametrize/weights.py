@@ -38,6 +38,10 @@ class Weight:
         return self.owners[0][0]
 
     @property
+    def layer_path(self) -> str:
+        return self.path.rpartition("/")[0]
+
+    @property
     def attribute(self):
         return self.owners[0][1]
 
