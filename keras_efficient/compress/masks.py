@@ -126,6 +126,7 @@ class Movement:
 
     def regularizer(self, weight):
         """The term of the loss that makes a weight's scores fall."""
+
         def penalty(scores):
             scores = tf.convert_to_tensor(scores)
             # The gradient is by the score, as that of the rest of the loss is.
@@ -209,9 +210,8 @@ class Masks:
 
     def sparsity(self) -> float:
         """The share of zeros in all masks; called outside of the graph."""
-        sizes = [mask.weight.size for mask in self.masks]
-        zeros = [size - np.count_nonzero(m.mask.numpy()) for m, size in zip(self.masks, sizes)]
-        return sum(zeros) / sum(sizes)
+        masks = [mask.mask.numpy() for mask in self.masks]
+        return 1 - sum(map(np.count_nonzero, masks)) / sum(map(np.size, masks))
 
     def update(self, step):
         """Choose what is kept at this step, by TF-MOT's `pruning_impl.Pruning`."""
