@@ -182,6 +182,24 @@ class Store:
         """Take what was `saved_too`."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where in a layer a variable was.
+
+    Attributes:
+        name: str, the layer's attribute as it is kept.
+        group: str, the layer's list that had it.
+        index: int, where in it.
+        make: function of an array that gives a new variable like it (which it does not keep); the
+            strategy's scope is the caller's.
+    """
+
+    name: str
+    group: str
+    index: int
+    make: Any
+
+
 class Flavor(ABC):
     """A Keras library seen through the few differences that matter here."""
 
@@ -257,6 +275,14 @@ class Flavor(ABC):
         """Let a layer own a variable no longer."""
 
     @abstractmethod
+    def take_variable(self, layer, variable) -> "Place":
+        """Let a layer neither own nor read one of its variables any longer; returns its place."""
+
+    @abstractmethod
+    def put_variable(self, layer, place, variable):
+        """Let a layer own and read a variable where another one was, see `take_variable`."""
+
+    @abstractmethod
     def autocast(self, tensor):
         """`tensor` in the dtype that the layer being called computes in, as a variable's would."""
 
@@ -279,8 +305,8 @@ class Flavor(ABC):
     def renew(self, model):
         """Let a compiled model see its weights anew: functions are traced again.
 
-        An optimizer that was built for other trainable variables starts its state anew, but not
-        its count of updates.
+        An optimizer that was built for other variables than those that train starts its state anew,
+        but not its count of updates. Where some are only frozen, it keeps all.
         """
         for name in ("train_function", "test_function", "predict_function"):
             if getattr(model, name, None) is not None:

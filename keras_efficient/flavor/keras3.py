@@ -25,6 +25,7 @@ from keras_efficient.flavor.base import (
     Flavor,
     Forward,
     LossScale,
+    Place,
     Store,
     common_weight,
     replaced,
@@ -75,7 +76,8 @@ class Keras3(Flavor):
             )
 
     def value(self, variable):
-        return variable.value
+        # (`variable.value` is cast inside of a layer's call.)
+        return variable.value if variable._value is None else variable._value
 
     def path(self, variable):
         return variable.path
@@ -118,6 +120,30 @@ class Keras3(Flavor):
     def remove_variable(self, layer, variable):
         layer._untrack_variable(variable)
 
+    def take_variable(self, layer, variable):
+        name = next(name for name, value in vars(layer).items() if value is variable)
+        trained = any(v is variable for v in layer._trainable_variables)
+        group = "_trainable_variables" if trained else "_non_trainable_variables"
+        index = next(i for i, v in enumerate(getattr(layer, group)) if v is variable)
+        place = Place(name, group, index, _maker(variable))
+        layer._untrack_variable(variable)
+        layer._delete_tracking(name)
+        vars(layer)[name] = None
+        return place
+
+    def put_variable(self, layer, place, variable):
+        tracker = layer._tracker
+        locked = tracker.locked
+        tracker.unlock()
+        # (Where it was, whether it trains now or not.)
+        tracker.add_to_store(place.group.removeprefix("_"), variable)
+        setattr(layer, place.name, variable)
+        if locked:
+            tracker.lock()
+        group = getattr(layer, place.group)
+        ordered = [v for v in group if v is not variable]
+        group[:] = [*ordered[: place.index], variable, *ordered[place.index :]]
+
     def autocast(self, tensor):
         scope = _backend.get_autocast_scope()
         return tensor if scope is None else scope.maybe_cast(tensor)
@@ -134,8 +160,8 @@ class Keras3(Flavor):
     def _renew_optimizer(self, optimizer, model):
         if not optimizer.built or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             return
-        wanted = [id(v) for v in model.trainable_variables]
-        if [id(v) for v in optimizer._trainable_variables] == wanted:
+        built = {id(v) for v in optimizer._trainable_variables}
+        if {id(v) for v in model.trainable_variables} <= built <= {id(v) for v in model.weights}:
             return
         kept = [optimizer.iterations, getattr(optimizer, "_learning_rate", None)]
         for variable in list(optimizer._variables):
@@ -289,6 +315,20 @@ def _mean_over_workers(values, strategy):
 
 def _same(value):
     return value
+
+
+def _maker(variable):
+    """A function of a value that makes a variable like this one, without keeping it."""
+    path, regularizer, constraint = variable.path, variable.regularizer, variable.constraint
+    settings = {"dtype": variable.dtype, "trainable": variable.trainable, "name": variable.name}
+    settings["autocast"] = variable._autocast
+
+    def make(value):
+        made = keras.Variable(value, **settings)
+        made._path, made.regularizer, made.constraint = path, regularizer, constraint
+        return made
+
+    return make
 
 
 def _seeds(layer):

@@ -23,6 +23,7 @@ from keras_efficient.flavor.base import (
     Flavor,
     Forward,
     LossScale,
+    Place,
     Store,
     common_weight,
     replaced,
@@ -93,10 +94,34 @@ class TfKeras(Flavor):
 
     def release(self, layer, name):
         delattr(layer, name)
+        # (Which leaves it in the graph of objects that a SavedModel is made of.)
+        layer._delete_tracking(name)
 
     def remove_variable(self, layer, variable):
         for group in (layer._trainable_weights, layer._non_trainable_weights):
             group[:] = [v for v in group if v is not variable]
+
+    def take_variable(self, layer, variable):
+        name = next(name for name, value in vars(layer).items() if value is variable)
+        groups = (layer._trainable_weights, layer._non_trainable_weights)
+        group = next(g for g in groups if any(v is variable for v in g))
+        index = next(i for i, v in enumerate(group) if v is variable)
+        self.remove_variable(layer, variable)
+        layer._delete_tracking(name)
+        layer._obj_reference_counts.pop(variable, None)
+        vars(layer)[name] = None
+        trained = group is groups[0]
+        return Place(
+            name,
+            "_trainable_weights" if trained else "_non_trainable_weights",
+            index,
+            _maker(variable),
+        )
+
+    def put_variable(self, layer, place, variable):
+        setattr(layer, place.name, variable)
+        self.remove_variable(layer, variable)
+        getattr(layer, place.group).insert(place.index, variable)
 
     def autocast(self, tensor):
         dtype = getattr(_autocast._autocast_dtype, "dtype", None)
@@ -123,8 +148,11 @@ class TfKeras(Flavor):
         built = getattr(optimizer, "_built", False)
         if not built or not isinstance(optimizer, tf_keras.optimizers.Optimizer):
             return
-        wanted = [optimizer._var_key(v) for v in model.trainable_variables]
-        if list(optimizer._index_dict) == wanted:
+        train, all_of_it = (
+            {optimizer._var_key(v) for v in variables}
+            for variables in (model.trainable_variables, model.weights)
+        )
+        if train <= set(optimizer._index_dict) <= all_of_it:
             return
         kept = [optimizer.iterations, getattr(optimizer, "_learning_rate", None)]
         optimizer._variables[:] = [v for v in optimizer._variables if any(v is k for k in kept)]
@@ -279,6 +307,20 @@ def _generators(model):
     """What the layers of a model (Dropout and its like) draw random numbers from."""
     found = [getattr(layer, "_random_generator", None) for layer in model._flatten_layers()]
     return [g for g in found if isinstance(g, RandomGenerator)]
+
+
+def _maker(variable):
+    """A function of a value that makes a variable like this one, without keeping it."""
+    settings = {"dtype": variable.dtype, "trainable": variable.trainable}
+    settings["name"], casts = variable.name.removesuffix(":0"), _casts(variable)
+    if casts:
+        settings["dtype"] = variable._variable.dtype
+
+    def make(value):
+        made = tf.Variable(value, **settings)
+        return _autocast.create_autocast_variable(made) if casts else made
+
+    return make
 
 
 def _casts(variable):

@@ -4,10 +4,15 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from keras_efficient import flavor as flavors
+from keras_efficient.models.paths import layer_paths
 from keras_efficient.parametrize.attaching import freeze
 from keras_efficient.parametrize.finding import chains, views
 from keras_efficient.parametrize.plain import save_as_before
 from keras_efficient.parametrize.weights import check_built
+
+#: A layer's attribute with what stands in for its own variables (`ke.share`).
+TIES = "_keras_efficient_ties"
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ def merge(model) -> Merged:
 
     Each weight gets the value it was seen with (masked, clustered, rounded, with its low-rank
     delta); layers have their original classes back, frozen weights train again, and the transforms'
-    variables are gone. Outputs stay the same, to float rounding. The rounding of activations
+    variables are gone. What `ke.share` made one weight is each layer's own again. Outputs stay the
+    same, to float rounding. The rounding of activations
     (`ke.quantize_aware(activation_bits=8)`) has no plain form: it is taken off, and the report
     says so; export before merging to keep its ranges.
 
@@ -54,7 +60,8 @@ def merge(model) -> Merged:
         merged: ...
     """
     check_built(model, "ke.merge")
-    if not views(model):
+    ties = _ties(model)
+    if not views(model) and not ties:
         raise ValueError(
             f"ke.merge folds transforms into weights. Received: {model.name!r}, which has none. "
             "Apply ke.prune, ke.lora or the like first, or leave ke.merge out."
@@ -86,15 +93,32 @@ def merge(model) -> Merged:
             view.detach(part)
     freeze(model, [weight for view in views(model) for weight in view.frozen], trainable=True)
     save_as_before(model)
+    with model.distribute_strategy.scope():
+        for tie in ties:
+            folded.setdefault(tie.path, (tie.describe(),))
+            tie.undo()
+    if ties:
+        flavors.of(model).renew(model)
     return Merged(folded, tuple(dropped))
+
+
+def _ties(model):
+    """What shared variables have in place of a layer's own, the latest first."""
+    inside = [model, *(layer for _, layer in layer_paths(model))]
+    found = [tie for layer in inside for tie in vars(layer).get(TIES, ())]
+    return sorted(found, key=lambda tie: -tie.number)
 
 
 def check_strategy(model, verb):
     """Refuse to change a model's variables under a strategy that is not theirs."""
-    own, here = model.distribute_strategy, tf.distribute.get_strategy()
+    # (Inside a scope, a model made outside of any takes that for its own.)
+    variable = flavors.of(model).value(model.weights[0])
+    own = getattr(variable, "distribute_strategy", None)
+    here = tf.distribute.get_strategy()
     if tf.distribute.has_strategy() and here is not own:
+        kind = "no strategy" if own is None else type(own).__name__
         raise ValueError(
             f"{verb} must run under the strategy that the model was made under. Received: a model "
-            f"of {type(own).__name__} inside the scope of another {type(here).__name__}. Leave the "
+            f"of {kind} inside the scope of another {type(here).__name__}. Leave the "
             "`with strategy.scope()` block first."
         )

@@ -40,8 +40,7 @@ class View:
             del vars(self.layer)[_VIEW]
             object.__setattr__(self.layer, "__class__", self.plain_class)
             return
-        attributes = tuple(name for name, chain in self.chains.items() if chain.transforms)
-        cls = _viewed(self.plain_class, self.flavor, attributes, bool(self.calls))
+        cls = _viewed(self.plain_class, self.flavor, tuple(self.chains), bool(self.calls))
         object.__setattr__(self.layer, "__class__", cls)
 
     def check_plain(self):

@@ -1,0 +1,57 @@
+"""What the contract tests of transforms share: the verbs, and a short training."""
+
+import numpy as np
+from training import compiled, fit
+
+import keras_efficient as ke
+
+#: What is done to a model, by name; and the pairs that are promised to go together.
+VERBS = {
+    "prune": lambda m: ke.prune(m, 0.5, begin_step=0, end_step=2),
+    "prune 2:4": lambda m: ke.prune(m, pattern="2:4"),
+    "quantize": lambda m: ke.quantize_aware(m, weight_bits=8),
+    "quantize to 4 bits": lambda m: ke.quantize_aware(m, weight_bits=4, activation_bits=None),
+    "cluster": lambda m: ke.cluster(m, clusters=4),
+    "lora": lambda m: ke.lora(m, rank=2),
+    "adalora": lambda m: ke.adalora(m, rank=2, begin_step=1, end_step=3),
+    "bitfit": lambda m: ke.bitfit(m),
+}
+#: These are no functions of a weight.
+BESIDE = {
+    "adapters": lambda m: ke.adapters(m, size=4),
+    "prefix": lambda m: ke.prefix(m, length=3),
+}
+PAIRS = (
+    ("prune", "lora"),
+    ("prune", "quantize"),
+    ("cluster", "quantize"),
+    ("lora", "quantize"),
+)
+
+
+def apply(model, *names):
+    """Do what the names say, one after the other; returns the reports."""
+    return [(VERBS | BESIDE)[name](model) for name in names]
+
+
+def trained(specimen, *names, epochs=1):
+    """A model of the zoo with transforms, after three updates of two microbatches."""
+    model = specimen.make()
+    reports = apply(model, *names)
+    compiled(specimen.library, model, metrics=[], weighted_metrics=[])
+    ke.accumulate(model, 2)
+    x, y = specimen.batch(12)
+    history = fit(model, x, y, batch_size=4, epochs=epochs)
+    assert np.isfinite(history["loss"]).all()
+    return model, reports
+
+
+def outputs(model, x):
+    """The logits of a model, in inference."""
+    result = ke.flavor.of(model).call(model, x, training=False)
+    return np.asarray(getattr(result, "logits", result))
+
+
+def classes(model):
+    """The classes of all layers in a model."""
+    return [type(layer) for layer in model._flatten_layers()]

@@ -1,0 +1,119 @@
+"""Fold transforms for good, and say what a model is seen through."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from contract import outputs, trained
+from training import mirrored
+from zoo import ZOO
+
+import keras_efficient as ke
+
+models = pytest.mark.parametrize("specimen", ZOO, ids=str)
+FUNCTIONAL = [s for s in ZOO if s.name.endswith("-functional")]
+functional = pytest.mark.parametrize("specimen", FUNCTIONAL, ids=str)
+
+
+@functional
+def test_what_was_folded_is_listed(specimen):
+    model, _ = trained(specimen, "prune", "lora")
+    report = ke.merge(model)
+    assert len(report.folded) == 5
+    assert "lora r=2, mask unstructured 50%" in str(report)
+    assert str(report).startswith("merged: 5 weights are plain again")
+    with pytest.raises(ValueError, match=r"folds transforms into weights.*has none"):
+        ke.merge(model)
+
+
+@functional
+def test_a_merged_model_trains_on(specimen):
+    model, _ = trained(specimen, "lora")
+    ke.merge(model)
+    before = model.get_weights()
+    x, y = specimen.batch(12)
+    model.fit(x, y, batch_size=4, verbose=0)
+    changed = [not np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)]
+    assert sum(changed) >= len(changed) - 1
+
+
+@functional
+def test_adapters_are_not_folded(specimen, tmp_path):
+    model, _ = trained(specimen, "adapters")
+    with pytest.raises(ValueError, match=r"ke.merge folds functions of a weight.*adapter"):
+        ke.merge(model)
+    with pytest.raises(NotImplementedError, match="A model file holds plain layers"):
+        model.save(tmp_path / "a.keras")
+
+
+@functional
+@pytest.mark.parametrize("verb", ["prune", "lora", "merge"])
+def test_under_another_strategy(specimen, verb):
+    model = specimen.make()
+    if verb == "merge":
+        ke.lora(model, rank=2)
+    act = {
+        "prune": lambda: ke.prune(model, 0.5),
+        "lora": lambda: ke.lora(model, rank=2),
+        "merge": lambda: ke.merge(model),
+    }[verb]
+    with mirrored().scope(), pytest.raises(ValueError, match="must run under the strategy"):
+        act()
+    act()
+
+
+@functional
+def test_under_its_own_strategy(specimen):
+    with mirrored().scope():
+        model = specimen.make()
+    ke.lora(model, rank=2)
+    with mirrored().scope():
+        assert len(ke.merge(model).folded) == 5
+
+
+@models
+def test_summary_of_a_plain_model(specimen):
+    model = specimen.make()
+    found = ke.summary(model)
+    trainable = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    assert found.trainable == trainable == sum(w.trainable for w in found.weights)
+    assert found.bytes == 4 * found.parameters
+    assert not any(w.transforms for w in found.weights)
+    assert f"{found.trainable:,} of {found.parameters:,} parameters train" in str(found)
+
+
+@models
+def test_summary_of_a_chain(specimen):
+    model, _ = trained(specimen, "prune", "quantize", "lora")
+    found = ke.summary(model)
+    rows = [w for w in found.weights if any("mask" in t for t in w.transforms)]
+    for row in rows:
+        size = int(np.prod(row.shape))
+        assert row.sparsity >= 0.5 - 0.5 / size
+        assert row.bits == 8
+        assert size < row.bytes < size + 4 * size
+        assert [t.split()[0] for t in row.transforms] == ["lora", "mask", "int8"]
+    trains = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    assert found.trainable == trains
+    line = next(line for line in str(found).splitlines() if line.startswith(rows[0].path))
+    assert "lora r=2 → mask unstructured 50% → int8" in line
+
+
+def test_summary_needs_a_built_model():
+    import keras
+
+    with pytest.raises(ValueError, match=r"ke.summary needs a built model"):
+        ke.summary(keras.Sequential([keras.layers.Dense(2)]))
+
+
+@functional
+def test_no_graph_keeps_the_old_view(specimen):
+    model, x = specimen.make(), specimen.batch(4)[0]
+    model.compile("sgd", "mse")
+    before = model.predict(x, verbose=0)
+    ke.prune(model, 0.9)
+    after = model.predict(x, verbose=0)
+    assert np.abs(before - after).max() > 1e-4
+    np.testing.assert_allclose(after, outputs(model, x), atol=1e-6)
+    ke.merge(model)
+    np.testing.assert_allclose(model.predict(x, verbose=0), after, atol=1e-6)
+    assert tf.reduce_all(tf.math.is_finite(after))

@@ -1,0 +1,207 @@
+"""A layer whose weights are seen through a chain: its class, its variables, its files."""
+
+import pickle
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from contract import outputs
+from training import compiled, fit
+from zoo import ZOO, keras_of
+
+import keras_efficient as ke
+from keras_efficient.parametrize.attaching import attach, detach
+from keras_efficient.parametrize.finding import chains, views
+from keras_efficient.parametrize.plain import folded, plain
+from keras_efficient.parametrize.transform import LOW_RANK, MASK, Transform
+from keras_efficient.parametrize.weights import select
+
+models = pytest.mark.parametrize("specimen", ZOO, ids=str)
+libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
+
+
+class Scaled(Transform):
+    """See a weight as so many times itself; the number trains."""
+
+    name, place = "scaled", LOW_RANK
+
+    def __init__(self, scale):
+        self.initial = scale
+
+    def build(self):
+        self.scale = self.variable("scale", (), self.initial, trainable=True)
+
+    def __call__(self, value):
+        return value * tf.cast(self.scale, value.dtype)
+
+
+class Halved(Scaled):
+    name, place = "halved", MASK
+
+    def __call__(self, value):
+        return value / 2
+
+
+def dense(library, **kwargs):
+    keras = keras_of(library)
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2, **kwargs)])
+    return model, select(model, verb="the test")[0]
+
+
+@libraries
+def test_a_weight_is_seen_through_its_chain_in_order(library):
+    model, weight = dense(library)
+    base = weight.value.numpy()
+    attach(model, [(weight, Halved(1.0))])
+    attach(model, [(weight, Scaled(3.0))])
+    (chain,) = chains(model)
+    assert [t.name for t in chain.transforms] == ["scaled", "halved"]
+    np.testing.assert_allclose(model(np.eye(3, dtype="float32")), base * 3 / 2, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(model.layers[-1].kernel), base * 3 / 2, atol=1e-6)
+    # The weight beneath is as it was.
+    np.testing.assert_array_equal(weight.value.numpy(), base)
+
+
+@libraries
+def test_the_layer_looks_like_one_of_its_class(library):
+    model, weight = dense(library)
+    layer, cls = weight.layer, type(weight.layer)
+    attach(model, [(weight, Scaled(1.0))])
+    assert isinstance(layer, cls)
+    assert type(layer).__name__ == cls.__name__
+    assert type(layer).__module__ == cls.__module__
+    assert ke.flavor.of(layer).name == library
+    (view,) = views(model)
+    detach(model, chains(model)[0].transforms)
+    assert type(layer) is cls
+    assert not views(model)
+    assert len(model.weights) == 2
+    assert view.store.named == {}
+
+
+@libraries
+def test_variables_of_transforms_train_with_the_model(library):
+    model, weight = dense(library)
+    attach(model, [(weight, Scaled(1.0))])
+    assert len(model.trainable_variables) == 3
+    compiled(library, model)
+    fit(model, np.ones((4, 3), "float32"), np.zeros(4, "int32"), batch_size=4, epochs=2)
+    assert float(chains(model)[0].transforms[0].scale) != 1.0
+
+
+@libraries
+def test_attaching_after_a_fit_lets_the_optimizer_know(library):
+    model, weight = dense(library)
+    compiled(library, model, keras_of(library).optimizers.Adam(0.1))
+    data = np.ones((4, 3), "float32"), np.zeros(4, "int32")
+    fit(model, *data, batch_size=4, epochs=2)
+    attach(model, [(weight, Scaled(1.0))])
+    fit(model, *data, batch_size=4, epochs=2)
+    assert float(chains(model)[0].transforms[0].scale) != 1.0
+    # Schedules go on.
+    assert int(model.optimizer.iterations) == 4
+
+
+@libraries
+def test_a_weight_is_read_in_the_dtype_that_its_layer_computes_in(library):
+    model, weight = dense(library, dtype="mixed_bfloat16")
+    attach(model, [(weight, Scaled(1.0))])
+    read = []
+    chain, plain_value = chains(model)[0], chains(model)[0].value
+    vars(chain)["value"] = lambda: read.append(plain_value()) or read[-1]
+    assert model(np.ones((1, 3), "float32")).dtype == tf.bfloat16
+    # The chain itself computes in the variable's dtype, and files have that.
+    assert {value.dtype for value in read} == {tf.float32}
+    assert weight.layer.kernel.dtype == tf.float32
+
+
+@libraries
+def test_a_keras_file_holds_the_plain_model_that_computes_the_same(library, tmp_path):
+    keras = keras_of(library)
+    model, weight = dense(library)
+    attach(model, [(weight, Scaled(3.0))])
+    x = np.ones((2, 3), "float32")
+    keras.models.save_model(model, tmp_path / "a.keras")
+    loaded = keras.models.load_model(tmp_path / "a.keras")
+    np.testing.assert_array_equal(loaded(x), model(x))
+    assert not views(loaded)
+    copy = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(copy(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["a.h5", "folder"])
+def test_the_older_formats_of_tf_keras_do_too(name, tmp_path):
+    import tf_keras
+
+    model, weight = dense("tf_keras")
+    attach(model, [(weight, Scaled(3.0))])
+    x = np.ones((2, 3), "float32")
+    model.save(tmp_path / name)
+    loaded = tf_keras.models.load_model(tmp_path / name)
+    np.testing.assert_array_equal(loaded(x), model(x))
+    assert len(loaded.weights) == 2
+    assert len(views(model)) == 1
+
+
+def test_hugging_face_saves_the_plain_model_too(tmp_path):
+    specimen = next(s for s in ZOO if s.name == "hugging-face-bert")
+    model = specimen.make()
+    weights = select(model, verb="the test")
+    attach(model, [(weight, Scaled(1.5)) for weight in weights])
+    x, _ = specimen.batch(3)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    np.testing.assert_allclose(outputs(loaded, x), outputs(model, x), atol=1e-6)
+
+
+@models
+def test_a_weights_file_of_the_plain_model_loads_beneath(specimen, tmp_path):
+    source, model = specimen.make(), specimen.make()
+    path = str(tmp_path / "a.weights.h5")
+    source.save_weights(path)
+    weights = select(model, verb="the test")
+    attach(model, [(weight, Scaled(2.0)) for weight in weights])
+    weights[0].value.assign(tf.zeros_like(weights[0].value))
+    model.load_weights(path)
+    x, _ = specimen.batch(3)
+    detach(model, [t for chain in chains(model) for t in chain.transforms])
+    np.testing.assert_array_equal(outputs(model, x), outputs(source, x))
+
+
+@models
+def test_folded_and_plain_put_everything_back(specimen):
+    model = specimen.make()
+    weights = select(model, kinds=("kernel", "embedding"), verb="the test")
+    attach(model, [(weight, Scaled(1.5)) for weight in weights])
+    x, _ = specimen.batch(3)
+    seen, before, classes = outputs(model, x), model.get_weights(), list(map(type, model.layers))
+    with folded(model):
+        np.testing.assert_allclose(outputs(model, x), seen, atol=1e-6)
+        np.testing.assert_allclose(
+            weights[0].value.numpy(), 1.5 * before[_index(before, weights[0])], atol=1e-6
+        )
+    viewed = views(model)
+    with plain(model):
+        assert {type(view.layer) is view.plain_class for view in viewed} == {True}
+        np.testing.assert_allclose(outputs(model, x), seen, atol=1e-6)
+    assert list(map(type, model.layers)) == classes
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(outputs(model, x), seen)
+
+
+def _index(arrays, weight):
+    matches = [
+        i
+        for i, array in enumerate(arrays)
+        if array.shape == weight.shape and np.array_equal(array * 1.5, weight.value.numpy())
+    ]
+    return matches[0]
+
+
+@libraries
+def test_names_of_variables_are_whole_paths(library):
+    model, weight = dense(library)
+    attach(model, [(weight, Scaled(1.0))])
+    paths = [ke.flavor.of(model).path(v) for v in model.weights]
+    assert f"{weight.layer.name}/kernel.scaled.scale" in [p.split(":")[0] for p in paths]
