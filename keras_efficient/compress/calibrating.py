@@ -1,0 +1,204 @@
+"""Round a trained model after its training, with ranges measured on some data."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_efficient.compress import clipping
+from keras_efficient.compress.fake_quant import FakeQuant
+from keras_efficient.compress.keras_own import METHODS, by_keras, name_of
+from keras_efficient.compress.migration import smoothing
+from keras_efficient.compress.observing import batches_of, observe
+from keras_efficient.compress.quantizing import attached, check_bits, undone_on_error
+from keras_efficient.compress.ranges import input_axes
+from keras_efficient.parametrize.attaching import attach, chain_of, check_free
+from keras_efficient.parametrize.merging import check_strategy
+from keras_efficient.parametrize.weights import EMBEDDING, KERNEL, select
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What `calibrate` set.
+
+    Attributes:
+        method: str.
+        weights: tuple of the paths of the weights that are rounded.
+        weight_bits: int.
+        ranges: dict of a layer's path to the (low, high) of its input; empty if not rounded.
+        unused: tuple of the paths of layers the data did not reach; their input is not rounded.
+        batches: int, of data.
+    """
+
+    method: str
+    weights: tuple
+    weight_bits: int
+    ranges: dict
+    unused: tuple
+    batches: int
+
+    def __str__(self):
+        text = f"calibrate: {self.method}, {len(self.weights)} weights in {self.weight_bits} bits"
+        if self.ranges:
+            text += f", inputs of {len(self.ranges)} layers in 8, from {self.batches} batches"
+        if self.unused:
+            text += f"; not reached, so not rounded: {', '.join(self.unused)}"
+        return text
+
+
+def calibrate(
+    model,
+    data=None,
+    *,
+    weight_bits=8,
+    activation_bits=8,
+    method="minmax",
+    percentile=99.99,
+    group_size=None,
+    migration=0.5,
+    layers=None,
+) -> Calibrated:
+    """Round a trained model's weights and activations, with ranges measured on some data.
+
+    Post-training quantization: no training. The model is then one that `ke.quantize_aware` might
+    have made, with ranges that stay: it computes in floats what integers would, `ke.summary` shows
+    its bytes, and `ke.export` writes it. Each output of a weight (each row of an embedding) has its
+    scale.
+
+    Args:
+        model: a built Keras 3 or tf_keras model of any kind.
+        data: typical inputs: one batch as `fit` yields it (targets are passed over), or a finite
+            iterable of batches. A few hundred examples do. Not needed where inputs stay floats,
+            or by Keras' own methods.
+        weight_bits: 8 (default) or 4.
+        activation_bits: 8 (default), or None: inputs are not rounded.
+        method: "minmax" (default): ranges cover all that is seen. "percentile": but for the
+            `100 - percentile` percent of the numbers at either end. "mse": ranges with the least
+            square error, of inputs and of weights. "smoothquant": minmax, after inputs with
+            outliers have been made smaller and their weights larger, by
+            s_j = max|X_j|^α / max|W_j|^(1-α) (dense layers; the product stays the same).
+            Of Keras 3's own: "int8", "int4", or a config of `keras.quantizers` (`GPTQConfig` and
+            `AWQConfig` bring their own data): `model.quantize` then replaces the layers'
+            variables by integers, for good.
+        percentile: float in (50, 100), of "percentile". Default 99.99.
+        group_size: int, the consecutive inputs of an output that share a scale; for 4 bits. It
+            divides the inputs. Default: all share it.
+        migration: float in [0, 1], α of "smoothquant". Default 0.5.
+        layers: which weights; see `parametrize.select`. Default: all kernels and embeddings.
+
+    Returns:
+        A `Calibrated`, to print.
+
+    Raises:
+        ValueError: an argument out of range or of another method, a weight whose inputs are not
+            whole groups or bytes, no such weights, no data, weights that are rounded already, or
+            Keras' own method for a model that is not Keras 3 or has transforms.
+        TypeError: `data` is no data.
+
+    Example:
+        >>> print(ke.calibrate(model, dataset, method="mse"))  # doctest: +ELLIPSIS
+        calibrate: mse, ...
+
+    Reference:
+        Nagel et al. 2021, "A White Paper on Neural Network Quantization"; Xiao et al. 2022,
+        "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models".
+    """
+    verb = "ke.calibrate"
+    check_bits(verb, weight_bits, activation_bits, True, group_size)
+    if method not in METHODS:
+        plain = (weight_bits, activation_bits, group_size) == (8, 8, None)
+        paths, bits = by_keras(model, method, layers, data, plain)
+        return Calibrated(f"Keras' {name_of(method)}", paths, bits, {}, (), 0)
+    _check_numbers(percentile, migration, method, activation_bits)
+    weights = select(model, layers, (KERNEL, EMBEDDING), verb=verb)
+    check_strategy(model, verb)
+    pairs = [(weight, FakeQuant(weight_bits, group_size=group_size)) for weight in weights]
+    check_free(pairs)
+    for weight, transform in pairs:
+        transform.check(weight)
+    if activation_bits and data is None:
+        raise ValueError(
+            f"{verb} measures the ranges of activations. Received: no `data`. Give a batch, or "
+            "activation_bits=None."
+        )
+    if not activation_bits:
+        for weight, transform in pairs:
+            if method == "mse":
+                transform.clip = clipping.of_weight(_matrix(weight), weight_bits, group_size)
+        attach(model, pairs)
+        return Calibrated(method, tuple(w.path for w in weights), weight_bits, {}, (), 0)
+    batches = batches_of(data, verb)
+    parts = attached(model, weights, None, activation_bits)
+    with undone_on_error(model, parts):
+        if method == "smoothquant":
+            _migrate(model, pairs, parts, batches, migration)
+        counts = method in ("percentile", "mse")
+        found = dict(
+            zip(parts, observe(model, list(parts.values()), batches, counts=counts), strict=True)
+        )
+        ranges = {}
+        for path, seen in found.items():
+            if seen.calls:
+                ranges[path] = _range(seen, method, percentile, activation_bits)
+                parts[path].set(*ranges[path])
+        if method == "mse":
+            for weight, transform in pairs:
+                transform.clip = clipping.of_weight(_matrix(weight), weight_bits, group_size)
+    attach(model, pairs)
+    unused = tuple(path for path, seen in found.items() if not seen.calls)
+    paths = tuple(w.path for w in weights)
+    return Calibrated(method, paths, weight_bits, ranges, unused, len(batches))
+
+
+def _range(seen, method, percentile, bits):
+    if method == "percentile":
+        return clipping.of_percentile(seen, percentile)
+    if method == "mse":
+        return clipping.of_least_error(seen, bits)
+    return seen.low, seen.high
+
+
+def _migrate(model, pairs, parts, batches, migration):
+    """Divide the inputs of dense layers, and multiply the rows of their weights."""
+    by_layer = {id(part.view.layer): part for part in parts.values()}
+    owned = Counter(id(layer) for w, _ in pairs if w.kind == KERNEL for layer, _ in w.owners)
+    smoothed = {}
+    for weight, transform in pairs:
+        mine = [by_layer[id(layer)] for layer, _ in weight.owners if id(layer) in by_layer]
+        # (A window of a convolution meets an input with several rows.)
+        dense = weight.kind == KERNEL and input_axes(weight.layer, weight, len(weight.shape))
+        if dense and all(owned[id(layer)] == 1 for layer, _ in weight.owners):
+            smoothed[id(transform)] = mine
+    channels = {id(p): w for w, t in pairs for p in smoothed.get(id(t), ())}
+    chosen = [p for p in parts.values() if id(p) in channels]
+    seen = {
+        id(p): s.channels
+        for p, s in zip(chosen, observe(model, chosen, batches, channels=channels), strict=True)
+    }
+    with model.distribute_strategy.scope():
+        for weight, transform in pairs:
+            mine = [p for p in smoothed.get(id(transform), ()) if seen[id(p)] is not None]
+            if mine:
+                # (Layers that share a weight share the division.)
+                most = np.max([seen[id(part)] for part in mine], 0)
+                transform.smooth = smoothing(most, _matrix(weight), migration)
+                for part in smoothed[id(transform)]:
+                    part.divide(weight, transform.smooth)
+
+
+def _matrix(weight):
+    chain = chain_of(weight)
+    value = weight.value if chain is None else chain.value()
+    return weight.matrix(value).numpy().astype("float32")
+
+
+def _check_numbers(percentile, migration, method, activation_bits):
+    if not 50 < percentile < 100:
+        raise ValueError(f"`percentile` must be in (50, 100). Received: {percentile!r}.")
+    if not 0 <= migration <= 1:
+        raise ValueError(f"`migration` must be in [0, 1]. Received: {migration!r}.")
+    if activation_bits is None and method in ("percentile", "smoothquant"):
+        raise ValueError(
+            f"method={method!r} is for ranges of activations. Received: activation_bits=None. "
+            "Choose 'minmax' or 'mse'."
+        )
