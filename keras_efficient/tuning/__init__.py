@@ -8,11 +8,13 @@ _HOMES = {
     "adalora": "keras_efficient.tuning.rank_budget",
     "adapters": "keras_efficient.tuning.bottlenecks",
     "bitfit": "keras_efficient.tuning.biases",
-    "load_adapters": "keras_efficient.tuning.adapter_files",
+    "freeze": "keras_efficient.tuning.freezing",
+    "load_adapters": "keras_efficient.tuning.adapter_loading",
     "lora": "keras_efficient.tuning.low_rank",
     "prefix": "keras_efficient.tuning.prefixes",
     "save_adapters": "keras_efficient.tuning.adapter_files",
     "switch_adapters": "keras_efficient.tuning.switching",
+    "unfreeze": "keras_efficient.tuning.freezing",
 }
 
 __all__ = list(_HOMES)
