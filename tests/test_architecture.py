@@ -41,7 +41,9 @@ LEFT = {
     "compress": {"models", "parametrize", "step"},
     "tuning": {"models", "parametrize", "step"},
     "distribute": set(),
-    "callbacks": {"data", "models", "schedules", "optimizers", "step", "distribute"},
+    "callbacks": {
+        *("data", "models", "schedules", "optimizers", "parametrize", "step", "distribute"),
+    },
 }
 LEFT["serving"] = {*LEFT, "serving"}
 LEFT["cli"] = {*LEFT, "cli"}

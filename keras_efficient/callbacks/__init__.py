@@ -4,11 +4,13 @@ from keras_efficient.lazy import lazily
 
 _HOMES = {
     "AdaptOnPlateau": "keras_efficient.callbacks.adapt_on_plateau",
+    "AdaptiveSparsity": "keras_efficient.callbacks.adaptive_sparsity",
     "BatchSizeSchedule": "keras_efficient.callbacks.batch_size_schedule",
     "Checkpoint": "keras_efficient.callbacks.checkpoint",
     "EMA": "keras_efficient.callbacks.moving_average",
     "GradientNoiseScale": "keras_efficient.callbacks.gradient_noise_scale",
     "GradientNorm": "keras_efficient.callbacks.gradient_norm",
+    "GradualUnfreezing": "keras_efficient.callbacks.gradual_unfreezing",
     "LossScale": "keras_efficient.callbacks.loss_scale",
     "Progress": "keras_efficient.callbacks.progress",
     "bars": "keras_efficient.callbacks.progress",

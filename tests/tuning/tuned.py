@@ -1,0 +1,153 @@
+"""What the tests of adapters, prefixes and BitFit share."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import tensorflow as tf
+from training import compiled, fit, mirrored
+from zoo import ZOO
+
+import keras_efficient as ke
+from keras_efficient.parametrize import attaching
+from keras_efficient.parametrize.weights import all_weights, head
+from keras_efficient.serving import saved_model
+
+SPECIMENS = {specimen.name: specimen for specimen in ZOO}
+#: One of each library, with blocks.
+TWO = [SPECIMENS["kerashub-bert"], SPECIMENS["hugging-face-bert"]]
+#: All that have attention.
+ATTENTIVE = [specimen for specimen in ZOO if "sequential" not in specimen.name]
+
+
+def outputs(model, x):
+    given = model(x)
+    return np.asarray(tf.cast(getattr(given, "logits", given), tf.float32))
+
+
+def values(model):
+    """`{"number attribute": array}` of the model's own weights."""
+    return {key: weight.value.numpy() for key, weight in numbered(model).items()}
+
+
+def numbered(model):
+    """The model's own weights by what they have in common with those of another like it.
+
+    (Keras numbers the names of layers through a process.)
+    """
+    return {f"{n} {weight.attribute}": weight for n, weight in enumerate(all_weights(model))}
+
+
+def head_keys(model):
+    """Those of the last layer with a kernel."""
+    inside = {id(weight.variable) for weight in head(model)}
+    return {key for key, w in numbered(model).items() if id(w.variable) in inside}
+
+
+def added(model):
+    """`{name: array}` of the variables that layers were given."""
+    stores = [view for view in attaching.views(model) if view.store is not None]
+    flavor = ke.flavor.of(model)
+    return {
+        f"{number}.{name}": flavor.value(variable).numpy()
+        for number, view in enumerate(stores)
+        for name, variable in view.store.named.items()
+    }
+
+
+def train(specimen, verb, *, replicas=1, jit=False, examples=24):
+    """A model of the zoo with a verb applied, after three updates of two microbatches each."""
+    x, y = specimen.batch(examples)
+    with mirrored(replicas).scope():
+        model = specimen.make()
+        verb(model)
+        compiled(specimen.library, model, jit_compile=jit)
+    ke.accumulate(model, 2)
+    fit(model, x, y, batch_size=examples // 3)
+    return model
+
+
+def assert_only_these_move(specimen, verb, moves):
+    """Three updates move no other weights than the model's with keys in `moves`, not by a bit.
+
+    Returns:
+        The keys that moved, and the names of what was added and did not.
+    """
+    before = values(specimen.make())
+    fresh = specimen.make()
+    report = verb(fresh)
+    new = added(fresh)
+    model = train(specimen, verb)
+    moved = {key for key, value in values(model).items() if (value != before[key]).any()}
+    assert moved <= set(moves)
+    after = added(model)
+    assert after.keys() == new.keys()
+    still = [name for name, value in after.items() if (value == new[name]).all()]
+    assert report.trainable == sum(np.size(v) for v in model.trainable_weights)
+    return moved, still
+
+
+def assert_saved(specimen, verb, folder):
+    """Weights saved after training are those of a new model with the same verb applied."""
+    model = train(specimen, verb)
+    x, _ = specimen.batch(5, seed=3)
+    other = specimen.make()
+    verb(other)
+    file = folder / "model.weights.h5"
+    model.save_weights(str(file))
+    other.load_weights(str(file))
+    np.testing.assert_array_equal(outputs(other, x), outputs(model, x))
+    for name, value in added(model).items():
+        np.testing.assert_array_equal(added(other)[name], value, err_msg=name)
+
+
+def assert_exported(specimen, verb, folder, monkeypatch):
+    """`ke.export` writes the model as it computes, with what was added."""
+
+    def serve(path, inputs):
+        function = tf.saved_model.load(str(path)).signatures["serving_default"]
+        given = function(**{name: tf.constant(value) for name, value in inputs.items()})
+        return {name: value.numpy() for name, value in given.items()}
+
+    def run(path, inputs, *, latency):
+        with ThreadPoolExecutor(1) as pool:
+            given = pool.submit(serve, path, inputs).result()
+        served.append(given)
+        return given, {"latency_ms": None, "max_rss_bytes": 1}
+
+    served = []
+    # A bare process takes 4 s more.
+    monkeypatch.setattr(saved_model, "run_bare", run)
+    model = train(specimen, verb)
+    x, y = specimen.batch(3, seed=3)
+    expected, without = outputs(model, x), outputs(specimen.make(), x)
+    report = ke.export(model, folder / "exported", sample=(x, y))
+    assert report.max_abs_difference <= 1e-5
+    (given,) = served
+    logits = next(value for value in given.values() if value.shape == expected.shape)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert np.abs(logits - without).max() > 1e-3
+
+
+def assert_replicas_agree(specimen, verb):
+    one, two = train(specimen, verb), train(specimen, verb, replicas=2)
+    for path, value in values(one).items():
+        np.testing.assert_allclose(values(two)[path], value, atol=1e-5, err_msg=path)
+    for name, value in added(one).items():
+        np.testing.assert_allclose(added(two)[name], value, atol=1e-5, err_msg=name)
+
+
+def assert_compiles(specimen, verb):
+    """With XLA, three updates come to the same."""
+    plain, compiled_too = train(specimen, verb), train(specimen, verb, jit=True)
+    for name, value in (values(plain) | added(plain)).items():
+        other = (values(compiled_too) | added(compiled_too))[name]
+        np.testing.assert_allclose(other, value, atol=1e-4, err_msg=name)
+
+
+def assert_mixed(specimen, verb):
+    """In mixed precision what was added computes in bfloat16, and is kept in float32."""
+    ke.flavor.of(specimen.make()).keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    model = train(specimen, verb)
+    assert all(value.dtype == np.float32 for value in added(model).values())
+    assert np.isfinite(outputs(model, specimen.batch(3)[0])).all()
+    assert all(np.isfinite(value).all() for value in (values(model) | added(model)).values())
