@@ -1,5 +1,6 @@
 """Export a model of either flavour as a SavedModel, checked before it appears."""
 
+import contextlib
 import dataclasses
 import datetime
 import math
@@ -18,6 +19,7 @@ from keras_efficient.errors import InputError, VerificationError
 from keras_efficient.parametrize.finding import views
 from keras_efficient.parametrize.plain import folded
 from keras_efficient.serving.destination import check_destination, staged
+from keras_efficient.serving.packing import packed
 from keras_efficient.serving.report import ExportReport, check_facts
 from keras_efficient.serving.signature import Features, flat_outputs, trace
 from keras_efficient.serving.verify import check_reference, compare, run_bare
@@ -27,7 +29,9 @@ from keras_efficient.serving.verify import check_reference, compare, run_bare
 _TOLERANCE = {False: 1e-5, True: 2e-2}
 
 
-def export(model, directory, *, sample, facts=None, tolerance=None, latency=True) -> ExportReport:
+def export(
+    model, directory, *, sample, quantize=None, facts=None, tolerance=None, latency=True
+) -> ExportReport:
     """Write `model` as a SavedModel that plain TensorFlow serves, checked in a bare process.
 
     The SavedModel has one signature, "serving_default", in inference mode, with any batch size and
@@ -55,6 +59,10 @@ def export(model, directory, *, sample, facts=None, tolerance=None, latency=True
             version 3, which must not exist.
         sample: a batch as `fit` yields it, at least 1 example: features (tensor, dict or list of
             tensors) or a tuple (features, labels[, sample_weight]).
+        quantize: None (default), weights as floats; or "int8-weights": those that
+            `ke.quantize_aware` or `ke.calibrate` rounds as int8 (also those of 4 bits) with their
+            scales. They are multiplied by floats, on any device: smaller, not faster. What rounds
+            activations is written too.
         facts: dict or None (default), what the report should know of the training: `accuracy`,
             `examples_per_second`, `seed`, `data_fingerprint`, and anything else that JSON holds.
         tolerance: float or None (default): 1e-5, and 2e-2 for a model with layers that compute in
@@ -84,19 +92,25 @@ def export(model, directory, *, sample, facts=None, tolerance=None, latency=True
     if cluster is not None and cluster.index > 0:
         # Several workers train one model: the first one's export is the one that stays.
         with tempfile.TemporaryDirectory() as folder:
-            return _export(model, Path(folder) / "model", sample, facts, tolerance, latency)
-    return _export(model, directory, sample, facts, tolerance, latency)
+            return _export(
+                model, Path(folder) / "model", sample, quantize, facts, tolerance, latency
+            )
+    return _export(model, directory, sample, quantize, facts, tolerance, latency)
 
 
-def _export(model, directory, sample, facts, tolerance, latency):
+def _export(model, directory, sample, quantize, facts, tolerance, latency):
     flavor = _check_model(model)
+    if quantize not in (None, "int8-weights"):
+        raise InputError(f"`quantize` must be None or 'int8-weights'. Received: {quantize!r}.")
     # A server gets the weights as they are seen: pruned, clustered, rounded, with their deltas.
-    with folded(model):
-        return _write(flavor, model, directory, sample, facts, tolerance, latency)
+    with contextlib.ExitStack() as stack:
+        unread = stack.enter_context(packed(model)) if quantize else []
+        stack.enter_context(folded(model))
+        return _write(flavor, model, unread, directory, sample, facts, tolerance, latency)
 
 
-def _write(flavor, model, directory, sample, facts, tolerance, latency):
-    weights = _served(flavor, model)
+def _write(flavor, model, unread, directory, sample, facts, tolerance, latency):
+    weights = _served(flavor, model, unread)
     weight_bytes = sum(_bytes(variable) for variable in weights)
     version = check_destination(directory, needed_bytes=weight_bytes)
     facts = check_facts(facts)
@@ -110,7 +124,7 @@ def _write(flavor, model, directory, sample, facts, tolerance, latency):
     # tf_keras leaves a choice on a tensor's value to AutoGraph; Keras 3 does not use it.
     function = trace(serve, features, autograph=flavor.name == "tf_keras")
     module = tf.Module()
-    module.weights = weights + _other_state(function, weights)
+    module.weights = weights = weights + _other_state(function, weights)
 
     with staged(directory, version) as staging:
         tf.saved_model.save(
@@ -129,7 +143,7 @@ def _write(flavor, model, directory, sample, facts, tolerance, latency):
         report = ExportReport(
             directory=version,
             bytes=sum(file.stat().st_size for file in staging.path.rglob("*") if file.is_file()),
-            weight_bytes=weight_bytes,
+            weight_bytes=sum(map(_bytes, weights)),
             max_abs_difference=difference,
             tolerance=tolerance,
             signature={
@@ -177,12 +191,13 @@ def _check_tolerance(tolerance, model):
     return float(tolerance)
 
 
-def _served(flavor, model):
+def _served(flavor, model, unread):
     """The model's weights without what transforms of weights keep: those are folded in.
 
     (What adapters and prefixes keep is read by the graph, and written with it.)
     """
     kept = {id(flavor.value(v)) for view in views(model) if view.store for v in view.store.weights}
+    kept |= set(map(id, unread))
     return [weight for weight in flavor.weights(model) if id(weight) not in kept]
 
 
