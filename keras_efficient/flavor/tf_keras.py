@@ -119,8 +119,11 @@ class TfKeras(Flavor):
         )
 
     def put_variable(self, layer, place, variable):
-        setattr(layer, place.name, variable)
-        self.remove_variable(layer, variable)
+        # (What `setattr` does, but with the attribute where it was among the others.)
+        vars(layer)[place.name] = variable
+        layer._track_trackable(variable, place.name, overwrite=True)
+        counts = layer._obj_reference_counts
+        counts[variable] = counts.get(variable, 0) + 1
         getattr(layer, place.group).insert(place.index, variable)
 
     def autocast(self, tensor):
