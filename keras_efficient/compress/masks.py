@@ -17,7 +17,7 @@ class Mask(Transform):
 
     Args:
         keeper: the `Masks` it belongs to.
-        target: float in (0, 1), the sparsity it ends at.
+        target: float in [0, 1), the sparsity it ends at; None where scores decide (soft movement).
 
     Attributes:
         mask: uint8 `tf.Variable` of the weight's shape.

@@ -296,10 +296,15 @@ def _schedules(schedule, begin_step, end_step, frequency):
     if frequency is not None and frequency < 1:
         raise ValueError(f"`frequency` must be at least 1 update. Received: {frequency!r}.")
     every = frequency or max(1, min(100, (end_step - begin_step) // 50))
-    if schedule == "constant" or begin_step == end_step:
-        made = lambda target: module.ConstantSparsity(target, begin_step, end_step, every)  # noqa: E731
-    else:
-        made = lambda target: module.PolynomialDecay(0.0, target, begin_step, end_step, 3, every)  # noqa: E731
+    constant = schedule == "constant" or begin_step == end_step
+
+    def made(target):
+        # (Of soft movement it says only when.)
+        target = target or 0.0
+        if constant:
+            return module.ConstantSparsity(target, begin_step, end_step, every)
+        return module.PolynomialDecay(0.0, target, begin_step, end_step, 3, every)
+
     return made, begin_step, end_step
 
 
