@@ -44,8 +44,8 @@ class GradualUnfreezing(Callback):
     Example:
         >>> gradual = ke.callbacks.GradualUnfreezing(stages=["bias", "kernel"])
         >>> model.fit(dataset, epochs=3, callbacks=[gradual])
-        >>> gradual.paths
-        [['dense/bias'], ['dense/kernel']]
+        >>> [len(paths) for paths in gradual.paths]
+        [1, 1]
 
     Reference:
         Howard & Ruder 2018, "Universal Language Model Fine-tuning for Text Classification".

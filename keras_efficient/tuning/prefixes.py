@@ -125,13 +125,14 @@ def prefix(
             chosen, one that cannot, or a prefix of this name exists.
 
     Example:
+        >>> import keras
         >>> attention = keras.layers.MultiHeadAttention(2, 4)
         >>> ids = keras.Input((None,), dtype="int32")
         >>> x = keras.layers.Embedding(50, 8)(ids)
         >>> x = keras.layers.GlobalAveragePooling1D()(attention(x, x))
         >>> encoder = keras.Model(ids, keras.layers.Dense(3)(x))
         >>> print(ke.prefix(encoder, 4))
-        prefix: 1 weights; 91 parameters train, 12.53% of the model's 726
+        prefix: 1 weights; 91 parameters train, 12.73% of the model's 715
 
     Reference:
         Li & Liang 2021, "Prefix-Tuning"; Liu et al. 2022, "P-Tuning v2".

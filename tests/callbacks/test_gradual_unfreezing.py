@@ -38,13 +38,12 @@ class Moved(Callback):
         self.epochs.append({n for n, (a, b) in enumerate(pairs) if (a != b).any()})
 
 
-def run(specimen, callback, *, epochs=4, verb=None, replicas=1, optimizer="SGD", **kwargs):
+def run(specimen, callback, *, epochs=4, verb=None, replicas=1, **kwargs):
     with mirrored(replicas).scope():
         model = specimen.make()
         if verb is not None:
             verb(model)
-        chosen = getattr(keras_of(specimen.library).optimizers, optimizer)(0.1)
-        compiled(specimen.library, model, chosen, jit_compile=kwargs.pop("jit_compile", False))
+        compiled(specimen.library, model, jit_compile=kwargs.pop("jit_compile", False))
     moved = Moved()
     x, y = specimen.batch(16)
     history = fit(model, x, y, batch_size=8, epochs=epochs, callbacks=[callback, moved], **kwargs)
@@ -89,12 +88,11 @@ def test_stages_of_ones_own(library):
 
 
 @pytest.mark.parametrize("specimen", TWO, ids=repr)
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
-def test_when_all_train_at_once_it_is_a_plain_fit(specimen, optimizer):
+def test_when_all_train_at_once_it_is_a_plain_fit(specimen):
     """A stage with everything in it: the same run as without the callback."""
     everything = ke.callbacks.GradualUnfreezing(stages=["", "bias"])
-    ours, _, history = run(specimen, everything, epochs=2, optimizer=optimizer)
-    plain, _, expected = run(specimen, Callback(), epochs=2, optimizer=optimizer)
+    ours, _, history = run(specimen, everything, epochs=2)
+    plain, _, expected = run(specimen, Callback(), epochs=2)
     np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
     for a, b in zip(values(ours), values(plain), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -222,7 +220,7 @@ def attentive(library, dropout=0.3):
 
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_a_run_resumes_to_the_last_bit(library, tmp_path):
-    """Stopped in the first stage, in the middle of the second, and in the third."""
+    """Stopped in the middle of the second stage, and in the third."""
 
     def callbacks():
         return (ke.callbacks.GradualUnfreezing(stages=["logits", "norm", "embed"]),)
@@ -230,7 +228,7 @@ def test_a_run_resumes_to_the_last_bit(library, tmp_path):
     case = Case(library, callbacks=callbacks, model=attentive, epochs=4)
     whole = case.start(tmp_path / "whole")
     assert whole.history["stage"] == [0, 1, 2, 2]
-    for at in ((0, 3), (1, 2), (2, 5)):
+    for at in ((1, 2), (2, 5)):
         assert_goes_on(case, tmp_path / f"stopped-{at}", at, whole)
 
 
@@ -251,7 +249,10 @@ def test_bad_stages(stages):
 
 def test_stages_without_weights():
     with pytest.raises(ValueError, match="GradualUnfreezing's `stages` needs at least one weight"):
-        run(SPECIMENS["keras-functional"], ke.callbacks.GradualUnfreezing(stages=["a", "no"]))
+        run(
+            SPECIMENS["keras-functional"],
+            ke.callbacks.GradualUnfreezing(stages=["dense", "nothing"]),
+        )
 
 
 def test_a_model_without_numbered_layers():
