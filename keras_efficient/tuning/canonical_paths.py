@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import zlib
 
 from keras_efficient import flavor as flavors
 from keras_efficient.parametrize.weights import all_weights
@@ -45,6 +46,12 @@ def weights_by_path(model) -> dict:
         f"{layers[id(weight.layer)]}/{weight.attribute}".removeprefix("/"): weight
         for weight in all_weights(model)
     }
+
+
+def seeds_of(model, weights, seed) -> list:
+    """A seed for each of some weights: the same wherever and whenever the model is made."""
+    paths = {id(weight.variable): path for path, weight in weights_by_path(model).items()}
+    return [(seed, zlib.crc32(paths[id(weight.variable)].encode())) for weight in weights]
 
 
 def fingerprint(weights) -> str:

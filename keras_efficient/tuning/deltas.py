@@ -1,7 +1,5 @@
 """What LoRA and AdaLoRA share: a low-rank delta of a weight, and layers that compute with it."""
 
-import zlib
-
 import numpy as np
 import tensorflow as tf
 
@@ -48,7 +46,7 @@ class Delta(Transform):
 
     def random(self):
         """Numbers that are the same on every worker, and whatever else is attached."""
-        return np.random.default_rng([self.seed, zlib.crc32(self.weight.path.encode())])
+        return np.random.default_rng(self.seed)
 
     def __call__(self, value):
         if not self.active:

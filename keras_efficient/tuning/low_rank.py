@@ -6,6 +6,7 @@ from dataclasses import replace
 from keras_efficient.parametrize.attaching import attach, check_free
 from keras_efficient.parametrize.merging import check_strategy
 from keras_efficient.parametrize.weights import select, without_head
+from keras_efficient.tuning.canonical_paths import seeds_of
 from keras_efficient.tuning.deltas import (
     Delta,
     check_alpha,
@@ -20,6 +21,7 @@ class LowRank(Delta):
     """See a weight W as W + (alpha / rank) · A · B, in its matrix form [inputs, outputs].
 
     Args:
+        seed: int or tuple of ints, of A's initial values.
         by_last_axis: whether B's columns are the weight's last axis, and A has all others, as in
             Keras' own LoRA. A rank-3 kernel is then a matrix for every head.
 
@@ -100,7 +102,8 @@ def lora(model, rank=8, alpha=None, *, layers=None, train=None, name="lora", see
     check_alpha(alpha)
     check_name(name)
     check_plain(chosen, "ke.lora")
-    pairs = [(weight, LowRank(rank, alpha, seed, name)) for weight in chosen]
+    seeds = zip(chosen, seeds_of(model, chosen, seed), strict=True)
+    pairs = [(weight, LowRank(rank, alpha, own, name)) for weight, own in seeds]
     check_free(pairs)
     check_strategy(model, "ke.lora")
     freeze_base(model, train)

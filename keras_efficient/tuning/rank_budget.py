@@ -11,6 +11,7 @@ from keras_efficient.parametrize.merging import check_strategy
 from keras_efficient.parametrize.weights import select, without_head
 from keras_efficient.step import replicas
 from keras_efficient.step.upkeep import look_after
+from keras_efficient.tuning.canonical_paths import seeds_of
 from keras_efficient.tuning.deltas import (
     Delta,
     check_alpha,
@@ -311,7 +312,8 @@ def adalora(
     check_alpha(alpha)
     check_plain(chosen, "ke.adalora")
     budget = RankBudget(rank, initial_rank, begin_step, end_step)
-    pairs = [(weight, Triplets(budget, alpha, orthogonality, seed)) for weight in chosen]
+    seeds = zip(chosen, seeds_of(model, chosen, seed), strict=True)
+    pairs = [(weight, Triplets(budget, alpha, orthogonality, own)) for weight, own in seeds]
     check_free(pairs)
     check_strategy(model, "ke.adalora")
     freeze_base(model, train)
