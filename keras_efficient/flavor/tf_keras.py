@@ -100,6 +100,9 @@ class TfKeras(Flavor):
     def remove_variable(self, layer, variable):
         for group in (layer._trainable_weights, layer._non_trainable_weights):
             group[:] = [v for v in group if v is not variable]
+        # Nor may its regularizer be in the loss.
+        losses = layer._callable_losses
+        losses[:] = [f for f in losses if all(a is not variable for a in getattr(f, "args", ()))]
 
     def take_variable(self, layer, variable):
         name = next(name for name, value in vars(layer).items() if value is variable)

@@ -89,7 +89,8 @@ def merge(model) -> Merged:
     dropped = []
     for view in views(model):
         for part in list(view.calls):
-            dropped.append(f"{part.describe()} of {view.layer.name!r}")
+            if not part.exact:
+                dropped.append(f"{part.describe()} of {view.path!r}")
             view.detach(part)
     freeze(model, [weight for view in views(model) for weight in view.frozen], trainable=True)
     save_as_before(model)

@@ -138,9 +138,9 @@ def summary(model) -> Summary:
             )
         )
     others = {
-        view.layer.name: ", ".join(part.describe() for part in view.calls)
+        view.path: ", ".join(part.describe() for part in view.calls if not part.exact)
         for view in views(model)
-        if view.calls
+        if not all(part.exact for part in view.calls)
     }
     trainable = sum(math.prod(v.shape) for v in model.trainable_variables)
     return Summary(tuple(rows), trainable, parameters, others)

@@ -72,7 +72,7 @@ class View:
             vars(self.store)["prefix"] = self.path
             vars(self.store).update(saved_too=self._saved_too, loaded=self._loaded)
             self.flavor.adopt(self.layer, _STORE, self.store)
-        weight = getattr(transform, "weight", None)
+        weight = None if isinstance(transform, Around) else transform.weight
         # ("." since files take "/" for a folder.)
         names = (
             [transform.name, name] if weight is None else [weight.attribute, transform.name, name]
@@ -132,11 +132,12 @@ class Around:
         name: str; a layer has at most one of each.
         droppable: whether `merge` may take it off, because the layer then computes the same but for
             rounding.
+        exact: whether it computes just the same then, so that nobody need hear of it.
         keeper: as in `Transform`.
     """
 
     name: str
-    droppable = False
+    droppable = exact = False
     keeper = None
 
     def attach(self, view):

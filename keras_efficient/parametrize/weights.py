@@ -132,7 +132,25 @@ def select(model, layers=None, kinds=(KERNEL,), *, verb) -> list:
             f"layers={layers!r}, which fits none in {model.name!r}. Choose by a regular expression "
             f"from: {shown or 'none of this kind'}."
         )
+    check_untouched(chosen, verb)
     return chosen
+
+
+def check_untouched(weights, verb):
+    """Refuse layers that Keras 3 itself has changed: a view would not see its delta, or integers."""
+    for weight in weights:
+        if getattr(weight.layer, "lora_enabled", False):
+            received = (
+                "`enable_lora` called. Leave that out, or save the model and load it into one"
+            )
+        elif getattr(weight.layer, "quantization_mode", None) is not None:
+            received = "`quantize` called. Do that last, or load the model again"
+        else:
+            continue
+        raise ValueError(
+            f"{verb} needs layers without Keras' own LoRA or quantization. Received: "
+            f"{weight.path!r}, whose layer had {received} without."
+        )
 
 
 def head(model) -> list:

@@ -6,12 +6,11 @@ from pathlib import Path
 from keras_efficient.errors import InputError
 from keras_efficient.parametrize.attaching import attach, check_free, freeze
 from keras_efficient.parametrize.merging import check_strategy
-from keras_efficient.parametrize.weights import check_built
+from keras_efficient.parametrize.weights import check_built, check_untouched
 from keras_efficient.tuning.adapter_files import KEY, VERSION
 from keras_efficient.tuning.adapter_parts import Parts, variables_of
 from keras_efficient.tuning.deltas import (
     check_alpha,
-    check_plain,
     check_rank,
     compute_factored,
 )
@@ -195,7 +194,7 @@ class _Loading:
                 )
             deltas = [have[path] for path in paths]
         else:
-            check_plain(weights, "ke.load_adapters")
+            check_untouched(weights, "ke.load_adapters")
             pairs, deltas = list(zip(weights, new, strict=True)), new
             check_free(pairs)
             self.pairs.append((pairs, budget))

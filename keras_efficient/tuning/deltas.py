@@ -78,7 +78,7 @@ class Factored(Around):
     The product with W has no gradient by W then, which is a third of a layer's work in training.
     """
 
-    name, droppable = "factored", True
+    name, droppable, exact = "factored", True, True
 
     def __init__(self, attribute):
         self.attribute = attribute
@@ -147,13 +147,3 @@ def check_rank(rank, weights, name="rank"):
 def check_alpha(alpha):
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e30:
         raise ValueError(f"`alpha` must be a number above 0. Received: {alpha!r}.")
-
-
-def check_plain(weights, verb):
-    """Refuse layers whose own low-rank delta would no longer be seen."""
-    own = [weight.path for weight in weights if getattr(weight.layer, "lora_enabled", False)]
-    if own:
-        raise ValueError(
-            f"{verb} needs layers without Keras' own LoRA. Received: {own[0]!r}, whose layer had "
-            "`enable_lora` called. Leave that out, or save the model and load it into one without."
-        )

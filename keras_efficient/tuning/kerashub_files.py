@@ -5,8 +5,8 @@ import numpy as np
 from keras_efficient import flavor as flavors
 from keras_efficient.errors import InputError
 from keras_efficient.parametrize.attaching import attach, check_free
-from keras_efficient.parametrize.weights import KERNEL, all_weights
-from keras_efficient.tuning.deltas import check_plain, compute_factored
+from keras_efficient.parametrize.weights import KERNEL, all_weights, check_untouched
+from keras_efficient.tuning.deltas import compute_factored
 from keras_efficient.tuning.low_rank import LowRank, check_name
 from keras_efficient.tuning.training import Tuned, freeze_base
 
@@ -46,7 +46,7 @@ def load_kerashub(model, path, name) -> Tuned:
         pairs.append((weight, LowRank(rank, rank, 0, name, by_last_axis=True)))
         values.append((a.reshape(-1, rank), b))
     weights = [weight for weight, _ in pairs]
-    check_plain(weights, "ke.load_adapters")
+    check_untouched(weights, "ke.load_adapters")
     check_free(pairs)
     freeze_base(model)
     attach(model, pairs)

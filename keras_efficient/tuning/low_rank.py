@@ -10,7 +10,6 @@ from keras_efficient.tuning.canonical_paths import seeds_of
 from keras_efficient.tuning.deltas import (
     Delta,
     check_alpha,
-    check_plain,
     check_rank,
     compute_factored,
 )
@@ -101,7 +100,6 @@ def lora(model, rank=8, alpha=None, *, layers=None, train=None, name="lora", see
     alpha = 2 * rank if alpha is None else alpha
     check_alpha(alpha)
     check_name(name)
-    check_plain(chosen, "ke.lora")
     seeds = zip(chosen, seeds_of(model, chosen, seed), strict=True)
     pairs = [(weight, LowRank(rank, alpha, own, name)) for weight, own in seeds]
     check_free(pairs)

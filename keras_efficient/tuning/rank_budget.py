@@ -15,7 +15,6 @@ from keras_efficient.tuning.canonical_paths import seeds_of
 from keras_efficient.tuning.deltas import (
     Delta,
     check_alpha,
-    check_plain,
     check_rank,
     compute_factored,
 )
@@ -310,7 +309,6 @@ def adalora(
     check_settings(begin_step, end_step, orthogonality)
     alpha = 2 * rank if alpha is None else alpha
     check_alpha(alpha)
-    check_plain(chosen, "ke.adalora")
     budget = RankBudget(rank, initial_rank, begin_step, end_step)
     seeds = zip(chosen, seeds_of(model, chosen, seed), strict=True)
     pairs = [(weight, Triplets(budget, alpha, orthogonality, own)) for weight, own in seeds]
