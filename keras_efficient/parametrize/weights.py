@@ -137,7 +137,7 @@ def select(model, layers=None, kinds=(KERNEL,), *, verb) -> list:
 
 
 def check_untouched(weights, verb):
-    """Refuse layers that Keras 3 itself has changed: a view would not see its delta, or integers."""
+    """Refuse layers that Keras 3 itself has changed: a view would not see what it did."""
     for weight in weights:
         if getattr(weight.layer, "lora_enabled", False):
             received = (
