@@ -131,7 +131,9 @@ def share(model, what, *, layers=None, groups=1, start="first") -> Shared:
     pairs = {"layers": _blocks_pairs, "key_value": _key_values, "embeddings": _embeddings}[what](
         model, layers, *([groups] if what == "layers" else [])
     )
-    pairs = [(source, w) for source, w in pairs if source.variable is not w.variable]
+    # (A weight that is shared already comes once for every layer.)
+    once = {id(w.variable): (source, w) for source, w in pairs}
+    pairs = [(source, w) for source, w in once.values() if source.variable is not w.variable]
     if not pairs:
         raise ValueError(
             f"ke.share needs weights that are not one already. Received: {what!r} for "

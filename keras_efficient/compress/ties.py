@@ -52,9 +52,10 @@ class Tie:
 
     def undo(self):
         """Give the layer a variable of its own, with the value that it sees now."""
-        value = self.source.value.numpy()
-        self.flavor.take_variable(self.layer, self.source.variable)
-        self.part(value)
+        # (Not always the source's: that may have been another's meanwhile, and made anew.)
+        variable = vars(self.layer)[self.place.name]
+        self.flavor.take_variable(self.layer, variable)
+        self.part(self.flavor.value(variable).numpy())
 
     def part(self, value):
         self.flavor.put_variable(self.layer, self.place, self.taken.again(value))
