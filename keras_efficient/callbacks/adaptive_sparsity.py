@@ -104,5 +104,4 @@ class AdaptiveSparsity(Callback):
         """The model's weights, those of masks among them, without the counters of updates."""
         flavor = flavors.of(self.model)
         counters = {id(v) for masks in self._masks for v in (masks.step, masks.held)}
-        found = [flavor.value(variable) for variable in flavor.weights(self.model)]
-        return [variable for variable in found if id(variable) not in counters]
+        return [v for v in flavor.weights(self.model) if id(v) not in counters]

@@ -9,7 +9,7 @@ _HOMES = {
     "cluster": "keras_efficient.compress.clustering",
     "prune": "keras_efficient.compress.pruning",
     "quantize_aware": "keras_efficient.compress.quantizing",
-    "sensitivity": "keras_efficient.compress.sensitivity",
+    "sensitivity": "keras_efficient.compress.sensitivities",
     "share": "keras_efficient.compress.sharing",
 }
 

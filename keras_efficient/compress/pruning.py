@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_efficient.compress.masks import Mask, Masks, Movement, sparsity_of
 from keras_efficient.compress.patterns import pattern_of
-from keras_efficient.compress.sensitivity import Sensitivity, sensitivity
+from keras_efficient.compress.sensitivities import Sensitivity, sensitivity
 from keras_efficient.compress.tf_mot import tf_mot
 from keras_efficient.parametrize.attaching import attach, chain_of, check_free
 from keras_efficient.parametrize.merging import check_strategy
