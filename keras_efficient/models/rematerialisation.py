@@ -180,7 +180,12 @@ class _Recomputed:
 
     def __init__(self, layer, flavor):
         self.layer, self.flavor = layer, flavor
-        self.plain = layer.call
+        self.own = vars(layer).get("call")
+
+    @property
+    def plain(self):
+        """The `call` the layer had: its own, or its class's (which a view of weights changes)."""
+        return type(self.layer).call.__get__(self.layer) if self.own is None else self.own
 
     def call(self, *args, **kwargs):
         run = replay(self.flavor, self.layer, kwargs)
@@ -193,8 +198,8 @@ class _Recomputed:
     def detach(self):
         """Give the layer its own `call` back."""
         object.__delattr__(self.layer, "call")
-        if self.plain != type(self.layer).call.__get__(self.layer):
-            object.__setattr__(self.layer, "call", self.plain)
+        if self.own is not None:
+            object.__setattr__(self.layer, "call", self.own)
 
 
 def _recomputed(layer):

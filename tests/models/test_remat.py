@@ -50,7 +50,7 @@ def calls(layer, monkeypatch):
     seen, own = [], layer.call.__self__.plain
     monkeypatch.setattr(
         layer.call.__self__,
-        "plain",
+        "own",
         lambda *args, **kwargs: (seen.append(1), own(*args, **kwargs))[1],
     )
     return seen
