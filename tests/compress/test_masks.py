@@ -162,7 +162,14 @@ def test_pruned_numbers_get_no_gradient():
 
     model = layer_of(distinct())
     ke.prune(model, 0.5, layers="kernel")
-    compiled("tf_keras", model, tf_keras.optimizers.SGD(0.1, momentum=0.9), loss="mse", metrics=[])
+    compiled(
+        "tf_keras",
+        model,
+        tf_keras.optimizers.SGD(0.1, momentum=0.9),
+        loss="mse",
+        metrics=[],
+        weighted_metrics=[],
+    )
     model.fit(np.ones((4, 8)), np.ones((4, 12)), verbose=0)
     moments = [v.numpy() for v in model.optimizer.variables if v.shape == (8, 12)]
     mask = transforms(model, Mask)[0].mask.numpy()
