@@ -151,7 +151,6 @@ def one(row, seed, library, limit, epochs, folder):
 def packed(ke, model):
     """Bytes of the weights as a file would hold them, gzipped."""
     import numpy as np
-    from keras_efficient.compress.integers import to_integers
 
     from keras_efficient.parametrize.attaching import chain_of
     from keras_efficient.parametrize.weights import all_weights
@@ -162,12 +161,11 @@ def packed(ke, model):
         value = (weight.value if chain is None else chain.value()).numpy()
         kinds = {t.name: t for t in (chain.transforms if chain is not None else ())}
         if "quantize" in kinds:
-            bits, group = kinds["quantize"].bits, kinds["quantize"].group_size
-            integers, scales = to_integers(weight.matrix(value).numpy(), bits, group)
-            if bits == 4:
+            integers, scales, smooth = kinds["quantize"].integers()
+            if kinds["quantize"].bits == 4:
                 flat = (integers.reshape(-1) + 8).astype("uint8")
                 integers = flat[::2] | flat[1::2] << 4
-            parts += [integers, scales.astype("float32")]
+            parts += [integers, scales] + ([] if smooth is None else [smooth])
         elif "clusters" in kinds:
             levels, places = np.unique(value, return_inverse=True)
             parts += [levels.astype("float32"), places.astype("uint8")]

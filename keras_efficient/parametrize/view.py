@@ -66,12 +66,16 @@ class View:
 
     # --- variables of the transforms -----------------------------------------------------------
 
-    def add_variable(self, transform, name, shape, initial, **kwargs):
+    def keep(self):
+        """Make the store, without which files would not hold what lies beneath."""
         if self.store is None:
             self.store = self.flavor.store(name=_STORE)
             vars(self.store)["prefix"] = self.path
             vars(self.store).update(saved_too=self._saved_too, loaded=self._loaded)
             self.flavor.adopt(self.layer, _STORE, self.store)
+
+    def add_variable(self, transform, name, shape, initial, **kwargs):
+        self.keep()
         weight = None if isinstance(transform, Around) else transform.weight
         # ("." since files take "/" for a folder.)
         names = (
@@ -181,6 +185,7 @@ class Chain:
         return value
 
     def add(self, transform):
+        self.owner.keep()
         self.transforms = sorted([*self.transforms, transform], key=lambda t: t.place)
         self.refresh()
 
