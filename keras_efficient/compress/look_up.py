@@ -35,12 +35,12 @@ class LookUp(Transform):
     name, place = "clusters", CLUSTER
 
     def __init__(self, keeper, centroids, zeros=None, sparse=False, trainable=True):
-        self.keeper, self.sparse, self.trainable, self.kept = keeper, sparse, trainable, None
+        self.keeper, self.sparse, self.trains, self.kept = keeper, sparse, trainable, None
         self.number, self._initial, self._zeros = len(centroids), centroids, zeros
 
     def build(self):
         initial = self._initial[self._initial != 0] if self.sparse else self._initial
-        shape, trains = initial.shape, self.trainable
+        shape, trains = initial.shape, self.trains
         self.centroids = self.variable("centroids", shape, initial, trainable=trains)
         if self._zeros is not None:
             kept = (~self._zeros).astype("uint8")

@@ -30,6 +30,10 @@ class Mask(Transform):
         self.keeper, self.target, self.scores = keeper, target, None
 
     @property
+    def trains(self):
+        return self.keeper is not None and self.keeper.movement is not None
+
+    @property
     def in_place(self):
         only = chain_of(self.weight).transforms[0] is self
         return only and self.scores is None

@@ -10,15 +10,15 @@ import numpy as np
 from keras_efficient import flavor as flavors
 from keras_efficient.compress.ties import Tie, TransposedTie
 from keras_efficient.models.paths import layer_paths
-from keras_efficient.models.rematerialisation import _blocks
+from keras_efficient.models.rematerialisation import transformer_blocks
 from keras_efficient.parametrize.merging import TIES, check_strategy
 from keras_efficient.parametrize.view import view_of
 from keras_efficient.parametrize.weights import (
     EMBEDDING,
     KERNEL,
-    _matcher,
     all_weights,
     check_built,
+    matcher,
 )
 
 #: What attention layers of the libraries call their projections.
@@ -205,7 +205,7 @@ def _average(pairs, what):
 
 def _chosen(model, found, layers, name):
     """Those of the found layers (by path) that `layers` means, at least one."""
-    fits = _matcher(model, layers)
+    fits = matcher(model, layers)
     chosen = {p: x for p, x in found.items() if fits(SimpleNamespace(path=f"{p}/"))}
     if not chosen:
         shown = ", ".join([*found][:8]) or "none"
@@ -220,7 +220,9 @@ def _chosen(model, found, layers, name):
 
 
 def _blocks_pairs(model, layers, groups):
-    blocks = _chosen(model, _blocks(dict(layer_paths(model))), layers, "Transformer blocks")
+    blocks = _chosen(
+        model, transformer_blocks(dict(layer_paths(model))), layers, "Transformer blocks"
+    )
     weights = _by_owner(model)
     alike = {}
     for path, block in blocks.items():

@@ -107,6 +107,8 @@ def _tied(plain, attribute):
         "save_own_variables": _save_own_variables,
         "load_own_variables": _load_own_variables,
     }
+    # A clone is a plain layer.
+    own["from_config"] = classmethod(lambda cls, config: plain.from_config(config))
     # Libraries write a layer's class down by its name.
     own |= {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(plain)(plain.__name__, (plain,), own)

@@ -137,6 +137,10 @@ def _save_once(plain, strategy_class, model, filepath, *args, **kwargs):
         )
 
 
+#: What a model keeps of its traced functions.
+_FUNCTIONS = ("train_function", "test_function", "predict_function")
+
+
 class Store:
     """A layer that has no call, only variables with names: what transforms of weights keep.
 
@@ -302,13 +306,25 @@ class Flavor(ABC):
         """What else a class of viewed layers needs: `{attribute: value}`."""
         return {}
 
+    @contextmanager
+    def aside(self, model):
+        """A context in which traced functions of the model are out of the way, and made anew."""
+        traced = {name: getattr(model, name, None) for name in _FUNCTIONS}
+        try:
+            for name in traced:
+                object.__setattr__(model, name, None)
+            yield
+        finally:
+            for name, function in traced.items():
+                object.__setattr__(model, name, function)
+
     def renew(self, model):
         """Let a compiled model see its weights anew: functions are traced again.
 
         An optimizer that was built for other variables than those that train starts its state anew,
         but not its count of updates. Where some are only frozen, it keeps all.
         """
-        for name in ("train_function", "test_function", "predict_function"):
+        for name in _FUNCTIONS:
             if getattr(model, name, None) is not None:
                 object.__setattr__(model, name, None)
         optimizer = getattr(model, "optimizer", None)

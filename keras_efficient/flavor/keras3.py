@@ -150,6 +150,11 @@ class Keras3(Flavor):
 
     def set_trainable(self, layer, variable, trainable):
         variable.trainable = trainable
+        frozen = vars(layer).setdefault(_FROZEN, [])
+        frozen[:] = [v for v in frozen if v is not variable] + ([] if trainable else [variable])
+
+    def viewed(self):
+        return {"trainable": property(_trains, _let_train)}
 
     def is_trainable(self, layer, variable):
         return variable.trainable
@@ -311,6 +316,22 @@ def _mean_over_workers(values, strategy):
     means = tf.stack([tf.add_n([tf.cast(v, tf.float32) for v in of]) / len(of) for of in leaves])
     means = tf.unstack(strategy.reduce("SUM", means, axis=None) / len(strategy.cluster))
     return tf.nest.pack_sequence_as(values, means)
+
+
+#: Attribute of a viewed layer: its variables that do not train.
+_FROZEN = "_keras_efficient_frozen"
+
+
+def _trains(layer):
+    return super(type(layer), layer).trainable
+
+
+def _let_train(layer, value):
+    """Set `layer.trainable`, which in Keras sets all of its variables'."""
+    bases = type(layer).__mro__[1:]
+    next(c for c in bases if "trainable" in vars(c)).trainable.fset(layer, value)
+    for variable in vars(layer).get(_FROZEN, ()):
+        variable.trainable = False
 
 
 def _same(value):

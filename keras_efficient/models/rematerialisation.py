@@ -100,7 +100,7 @@ def _choose(model, inside, layers):
     if layers is False:
         return {}
     if layers is None:
-        rule, found = "the model's Transformer blocks", _blocks(inside)
+        rule, found = "the model's Transformer blocks", transformer_blocks(inside)
     elif isinstance(layers, str):
         rule = f"layers={layers!r}, searched in the layers' paths"
         found = {path: layer for path, layer in inside.items() if re.search(layers, path)}
@@ -136,7 +136,7 @@ def _choose(model, inside, layers):
     return found
 
 
-def _blocks(inside):
+def transformer_blocks(inside):
     """The innermost layers that hold attention and, outside of it, another kernel."""
     attention = {
         path for path, layer in inside.items() if "attention" in type(layer).__name__.lower()

@@ -4,6 +4,7 @@ from keras_efficient import flavor as flavors
 from keras_efficient.parametrize.finding import chains, views
 from keras_efficient.parametrize.plain import save_plainly
 from keras_efficient.parametrize.view import Chain, make_view, view_of
+from keras_efficient.parametrize.weights import check_trains
 
 
 def transforms(model, kind=object) -> list:
@@ -50,6 +51,8 @@ def attach(model, pairs):
 def check_free(pairs):
     """Refuse a weight that has such a transform already, before anything is attached."""
     for weight, transform in pairs:
+        if transform.trains:
+            check_trains([weight], transform.name)
         if transform_of(weight, transform.name) is not None:
             raise ValueError(
                 f"A weight can have one transform of each kind. Received: {transform.name!r} for "

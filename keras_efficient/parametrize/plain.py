@@ -1,9 +1,11 @@
 """A model with transforms as the plain model that computes the same, for a while."""
 
 import functools
-from contextlib import contextmanager
+import warnings
+from contextlib import contextmanager, nullcontext
 
 from keras_efficient import flavor as flavors
+from keras_efficient.flavor.base import replaced
 from keras_efficient.parametrize.finding import chains, views
 
 #: Methods that write a whole model, of which a reader makes a plain one.
@@ -17,22 +19,21 @@ def folded(model):
     Afterwards everything is as it was. Adapters, prefixes and ranges of activations stay.
     """
     before = []
-    try:
-        for chain in chains(model):
-            # (What stands in for a chain's value is left to who put it there.)
-            if chain.transforms and "value" not in vars(chain):
-                before.append((chain, chain.transforms, chain.weight.value.numpy()))
-                value = chain.value()
-                chain.transforms = []
+    # (In `fit`, a callback may save: what was traced reads through the chains, and stays.)
+    with flavors.of(model).aside(model):
+        try:
+            for chain in chains(model):
+                # (What stands in for a chain's value is left to who put it there.)
+                if chain.transforms and "value" not in vars(chain):
+                    before.append((chain, chain.transforms, chain.weight.value.numpy()))
+                    value = chain.value()
+                    chain.transforms = []
+                    chain.weight.value.assign(value)
+            yield
+        finally:
+            for chain, transforms, value in before:
+                chain.transforms = transforms
                 chain.weight.value.assign(value)
-        yield
-    finally:
-        for chain, transforms, value in before:
-            chain.transforms = transforms
-            chain.weight.value.assign(value)
-        # (Functions traced meanwhile see plain weights.)
-        if before:
-            flavors.of(model).renew(model)
 
 
 @contextmanager
@@ -46,9 +47,9 @@ def plain(model):
     for view in found:
         view.check_plain()
     with folded(model):
-        for view in found:
-            view.hide()
         try:
+            for view in found:
+                view.hide()
             yield
         finally:
             for view in found:
@@ -75,5 +76,20 @@ def save_as_before(model):
 
 
 def _saved(model, method, *args, **kwargs):
-    with plain(model):
+    rounding = [p.describe() for v in views(model) for p in v.calls if not p.exact]
+    if rounding:
+        warnings.warn(
+            f"A plain model does not round its inputs: {len(rounding)} layers here do "
+            f"({rounding[0]}), and the saved model will not. ke.export writes that too.",
+            stacklevel=3,
+        )
+    with plain(model), _without_state(getattr(model, "optimizer", None), views(model)):
         return method(*args, **kwargs)
+
+
+def _without_state(optimizer, found):
+    """A context in which no optimizer's state is saved that is of other variables."""
+    trains = any(v.frozen or (v.store is not None and v.store.trainable_weights) for v in found)
+    if optimizer is None or not trains:
+        return nullcontext()
+    return replaced(optimizer, save_own_variables=lambda store: None)

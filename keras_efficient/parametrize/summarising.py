@@ -8,7 +8,7 @@ import numpy as np
 from keras_efficient import flavor as flavors
 from keras_efficient.parametrize.attaching import chain_of
 from keras_efficient.parametrize.finding import views
-from keras_efficient.parametrize.weights import all_weights, check_built
+from keras_efficient.parametrize.weights import OTHER, all_weights, check_built
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,9 @@ def summary(model) -> Summary:
         own = [weight.value]
         own += [flavor.value(v) for t in transforms for v in vars(t).get("variables", ())]
         bits = min([t.bits for t in transforms if t.bits] or [8 * weight.value.dtype.size])
-        zeros = 1 - np.count_nonzero(value.numpy()) / max(1, weight.size)
+        # (Biases start as zeros, which says nothing.)
+        told = weight.kind != OTHER or transforms
+        zeros = 0.0 if not told else 1 - np.count_nonzero(value.numpy()) / max(1, weight.size)
         parameters += weight.size
         rows.append(
             WeightSummary(

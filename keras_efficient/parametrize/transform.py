@@ -17,6 +17,7 @@ class Transform:
         keeper: object whose `after_update()` is called in the graph after every update, in every
             replica, and whose `build(model)` outside of the graph before that; or None. One keeper
             may serve the transforms of many weights.
+        trains: whether it has variables that train.
         in_place: whether the base variable already has the value seen (a mask that was applied).
     """
 
@@ -24,6 +25,7 @@ class Transform:
     place: int
     keeper = None
     in_place = False
+    trains = False
 
     def attach(self, weight, view):
         """Called once; the variables are made here, in the strategy's scope."""

@@ -99,6 +99,13 @@ class View:
         }
 
     def _loaded(self, others):
+        bases = {f"{c.weight.attribute}.base" for c in self.chains.values() if c.owner is self}
+        if unknown := sorted(set(others) - bases):
+            raise ValueError(
+                "Weights are loaded under the verbs they were saved with, or into a plain model. "
+                f"Received: a file with {unknown[0]!r} of {self.path!r}, which has none. Apply the "
+                "same verbs first, or load the file first and then apply others."
+            )
         for chain in self.chains.values():
             name = f"{chain.weight.attribute}.base"
             if chain.owner is self and name in others:
@@ -227,6 +234,8 @@ def _viewed(plain, flavor, attributes, calls):
     own = {name: _seen(name) for name in attributes} | flavor.viewed()
     own["save_own_variables"] = _save_own_variables
     own["get_config"] = _get_config
+    # A clone is a plain layer.
+    own["from_config"] = classmethod(lambda cls, config: plain.from_config(config))
     if calls:
         own["call"] = _call
     # Libraries write a layer's class down by its name.

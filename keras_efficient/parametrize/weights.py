@@ -22,6 +22,7 @@ class Weight:
         variable: the library's variable.
         owners: list of `(layer, attribute)` that read it: several where it is shared.
         kind: "kernel" (multiplies activations), "embedding" (rows are looked up) or "other".
+        around: tuple of the model and the layers that the first owner is in, itself included.
         inputs: tuple of the axes that a product with activations sums over; an embedding's are
             those of its vectors, so that a row of the table is an output.
     """
@@ -32,6 +33,7 @@ class Weight:
     kind: str
     inputs: tuple = ()
     flavor: Any = field(repr=False, default=None)
+    around: tuple = field(repr=False, default=())
 
     @property
     def layer(self):
@@ -89,14 +91,19 @@ class Weight:
 def all_weights(model) -> list:
     """Every weight inside a built model as a `Weight`, once, in the order of its layers."""
     flavor, found = flavors.of(model), {}
-    for path, layer in (("", model), *layer_paths(model)):
+    inside = dict(layer_paths(model))
+    for path, layer in (("", model), *inside.items()):
         if isinstance(layer, flavor.store):
             continue
         for attribute, variable in flavor.attributes(layer).items():
             weight = found.get(id(variable))
             if weight is None:
                 where = f"{path}/{attribute}".removeprefix("/")
-                weight = Weight(where, variable, [], *_role(layer, attribute, variable), flavor)
+                parts = path.split("/")
+                prefixes = ["/".join(parts[:n]) for n in range(1, len(parts) + 1)]
+                around = (model, *(inside[p] for p in prefixes if p in inside))
+                role = _role(layer, attribute, variable)
+                weight = Weight(where, variable, [], *role, flavor, around)
                 found[id(variable)] = weight
             if (layer, attribute) not in weight.owners:
                 weight.owners.append((layer, attribute))
@@ -122,8 +129,9 @@ def select(model, layers=None, kinds=(KERNEL,), *, verb) -> list:
         ValueError: the model is not built, there is no such weight, or a layer is not inside.
     """
     check_built(model, verb)
+    matches = matcher(model, layers)
     weights = [w for w in all_weights(model) if w.kind in kinds]
-    chosen = [w for w in weights if _matcher(model, layers)(w)]
+    chosen = [w for w in weights if matches(w)]
     if not chosen:
         paths = [w.path for w in weights]
         shown = ", ".join(paths[:8]) + (", ..." if len(paths) > 8 else "")
@@ -134,6 +142,18 @@ def select(model, layers=None, kinds=(KERNEL,), *, verb) -> list:
         )
     check_untouched(chosen, verb)
     return chosen
+
+
+def check_trains(weights, name):
+    """Refuse weights in layers that may not train, for what has to train there."""
+    for weight in weights:
+        for layer in weight.around:
+            if not layer.trainable:
+                raise ValueError(
+                    f"What {name!r} adds trains inside of layers that may train. Received: "
+                    f"{weight.path!r} in {layer.name!r} with trainable=False. Set it to True "
+                    "first; the ke.tuning verbs freeze the base themselves."
+                )
 
 
 def check_untouched(weights, verb):
@@ -176,7 +196,7 @@ def check_built(model, verb):
         )
 
 
-def _matcher(model, layers):
+def matcher(model, layers):
     """A function of a `Weight`, by what `layers` says."""
     if layers is None:
         return lambda weight: True

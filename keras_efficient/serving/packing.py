@@ -26,14 +26,14 @@ def packed(model):
             f"{model.name!r}, none of whose weights are. Call ke.quantize_aware before training, "
             "or ke.calibrate(model, data) after it."
         )
-    try:
-        for chain in quantized:
-            vars(chain)["value"] = _Integers(chain).value
-        yield [chain.weight.value for chain in quantized]
-    finally:
-        for chain in quantized:
-            vars(chain).pop("value", None)
-        flavors.of(model).renew(model)
+    with flavors.of(model).aside(model):
+        try:
+            for chain in quantized:
+                vars(chain)["value"] = _Integers(chain).value
+            yield [chain.weight.value for chain in quantized]
+        finally:
+            for chain in quantized:
+                vars(chain).pop("value", None)
 
 
 class _Integers:

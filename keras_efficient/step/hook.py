@@ -106,6 +106,8 @@ class Hook:
         """Stands in for `model.make_train_function`."""
         model, before = self.model, [*self.parts, *self.observers, *self.around]
         self._drop_leftovers()
+        if self.upkeep is not None and self.upkeep.idle:
+            self.upkeep = None
         force = force or len([*self.parts, *self.observers, *self.around]) < len(before)
         if model.train_function in (None, _stale) or force:
             self.remake()

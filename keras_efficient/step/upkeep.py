@@ -18,6 +18,11 @@ class Upkeep:
     def __init__(self, model):
         self.model, self.keepers = model, []
 
+    @property
+    def idle(self):
+        """Whether no transform is left (after `merge`)."""
+        return not keepers(self.model)
+
     def build(self, model):
         self.keepers = keepers(model)
         for keeper in self.keepers:

@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_efficient import flavor as flavors
 from keras_efficient.parametrize.merging import check_strategy
 from keras_efficient.parametrize.view import Around
-from keras_efficient.parametrize.weights import all_weights, check_built, select
+from keras_efficient.parametrize.weights import all_weights, check_built, check_trains, select
 from keras_efficient.tuning.attached import Attached, check_no_such
 from keras_efficient.tuning.attention import output_projections
 from keras_efficient.tuning.training import Tuned, freeze_base
@@ -122,6 +122,7 @@ def adapters(
         )
     for weight in weights:
         _check_last(weight)
+    check_trains(weights, name)
     function = _function(model, activation)
     check_no_such([(w.path, w.layer, name) for w in weights], "ke.adapters")
     check_strategy(model, "ke.adapters")

@@ -19,7 +19,7 @@ class Delta(Transform):
         kept: tuple of the names of the variables that a file of adapters holds.
     """
 
-    place, active = LOW_RANK, True
+    place, active, trains = LOW_RANK, True, True
     method: str
     kept: tuple
 

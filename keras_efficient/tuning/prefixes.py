@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_efficient.flavor.base import replaced
 from keras_efficient.parametrize.merging import check_strategy
 from keras_efficient.parametrize.view import Around
-from keras_efficient.parametrize.weights import check_built, select
+from keras_efficient.parametrize.weights import all_weights, check_built, check_trains, select
 from keras_efficient.tuning.attached import Attached, check_no_such
 from keras_efficient.tuning.attention import attentions, plain_class
 from keras_efficient.tuning.training import Tuned, freeze_base
@@ -146,6 +146,8 @@ def prefix(
     if scope == "shallow":
         chosen = chosen[:1]
     check_no_such([(a.path, a.layer, name) for a in chosen], "ke.prefix")
+    projections = {id(layer) for a in chosen for layer in (a.key, a.value)}
+    check_trains([w for w in all_weights(model) if id(w.layer) in projections], name)
     check_strategy(model, "ke.prefix")
     freeze_base(model, train)
     pairs = []

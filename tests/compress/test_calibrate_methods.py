@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from training import compiled, fit
-from zoo import ZOO, keras_of
+from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
 from keras_efficient.compress import clipping
@@ -16,7 +16,7 @@ from keras_efficient.parametrize.attaching import keepers, transforms
 from keras_efficient.parametrize.finding import views
 from keras_efficient.parametrize.weights import all_weights
 
-zoo = pytest.mark.parametrize("specimen", ZOO, ids=repr)
+zoo = pytest.mark.parametrize("specimen", FEW, ids=repr)
 libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 METHODS = ["minmax", "percentile", "mse", "smoothquant"]
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 from training import compiled, fit
-from zoo import ZOO, keras_of
+from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
 from keras_efficient.compress.masks import Mask
 from keras_efficient.compress.patterns import Pattern, pattern_of
 from keras_efficient.parametrize.attaching import transforms
 
-zoo = pytest.mark.parametrize("specimen", ZOO, ids=repr)
+zoo = pytest.mark.parametrize("specimen", FEW, ids=repr)
 
 
 @pytest.mark.parametrize(

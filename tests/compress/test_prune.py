@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from training import assert_same, compiled, fit, mirrored, sample_weights
-from zoo import ZOO, keras_of
+from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
 from keras_efficient.compress.masks import Mask
 from keras_efficient.parametrize.attaching import keepers, transforms
 
-zoo = pytest.mark.parametrize("specimen", ZOO, ids=repr)
+zoo = pytest.mark.parametrize("specimen", FEW, ids=repr)
 libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 BOTH = {"keras": ZOO[0], "tf_keras": ZOO[4]}
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from test_prune import Each, assert_exact, ready
 from training import fit
-from zoo import ZOO, keras_of
+from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
 from keras_efficient.compress.masks import Mask
@@ -144,7 +144,7 @@ def test_trap_25_upstream_refuses_them(kwargs):
         wrapped(tf_keras.layers.EinsumDense("abc,cde->abde", (None, 2, 4)), **kwargs)
 
 
-@pytest.mark.parametrize("specimen", [s for s in ZOO if s.name != "tf_keras-functional"], ids=repr)
+@pytest.mark.parametrize("specimen", FEW, ids=repr)
 def test_trap_26_upstream_refuses_what_we_prune(specimen):
     """(That we prune it, test_prune.py shows.)"""
     with pytest.raises(ValueError, match=r"can only prune|supported layer"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from training import batches, compiled, fit, mirrored
-from zoo import ZOO, keras_of
+from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
 from keras_efficient.compress.fake_quant import FakeQuant
@@ -15,7 +15,7 @@ from keras_efficient.parametrize.attaching import keepers, transforms
 from keras_efficient.parametrize.finding import views
 from keras_efficient.parametrize.weights import all_weights
 
-zoo = pytest.mark.parametrize("specimen", ZOO, ids=repr)
+zoo = pytest.mark.parametrize("specimen", FEW, ids=repr)
 FUNCTIONAL = [s for s in ZOO if s.name.endswith("-functional")]
 functional = pytest.mark.parametrize("specimen", FUNCTIONAL, ids=repr)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from training import batches, compiled, fit, mirrored
-from zoo import CLASSES, LENGTH, VOCABULARY, ZOO, Specimen, hf_config, keras_of
+from zoo import CLASSES, FEW, LENGTH, VOCABULARY, Specimen, hf_config, keras_of
 
 import keras_efficient as ke
 from keras_efficient.models.paths import layer_paths
@@ -110,7 +110,7 @@ MADE = {"kerashub-bert": _kerashub, "hugging-face-bert": _hugging_face}
 MADE |= {"model-garden-bert": _model_garden}
 DEEP = [
     *(Specimen(f"{n}-blocks", n, lambda n=n: stacked(n, (16, 16)), lambda x: x) for n in BLOCKS),
-    *(Specimen(s.name, s.library, MADE[s.name], s.features) for s in ZOO if s.name in MADE),
+    *(Specimen(s.name, s.library, MADE[s.name], s.features) for s in FEW if s.name in MADE),
 ]
 TIED = [
     Specimen(f"{n}-tied", n, lambda n=n: stacked(n, (16,), VOCABULARY), lambda x: x) for n in BLOCKS
@@ -118,7 +118,7 @@ TIED = [
 CASES = [
     *((s, "layers") for s in DEEP),
     *((s, "key_value") for s in DEEP),
-    *((s, "key_value") for s in ZOO if s.name.endswith("-subclassed")),
+    *((s, "key_value") for s in FEW if s.name.endswith("-subclassed")),
     *((s, "embeddings") for s in TIED),
 ]
 every_case = pytest.mark.parametrize("specimen, what", CASES, ids=str)

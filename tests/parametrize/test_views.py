@@ -205,3 +205,123 @@ def test_names_of_variables_are_whole_paths(library):
     attach(model, [(weight, Scaled(1.0))])
     paths = [ke.flavor.of(model).path(v) for v in model.weights]
     assert f"{weight.layer.name}/kernel.scaled.scale" in [p.split(":")[0] for p in paths]
+
+
+@libraries
+def test_a_whole_model_is_saved_in_fit(library, tmp_path):
+    keras = keras_of(library)
+    x, y = np.ones((12, 3), "float32"), np.zeros(12, "int32")
+    ended = []
+    for callbacks in ([], [keras.callbacks.ModelCheckpoint(str(tmp_path / "a.keras"))]):
+        keras.utils.set_random_seed(0)
+        model, _ = dense(library)
+        ke.lora(model, rank=1, train=False)
+        ke.prune(model, 0.5, end_step=4)
+        ke.quantize_aware(model)
+        compiled(library, model)
+        fit(model, x, y, batch_size=4, epochs=3, callbacks=callbacks)
+        ended.append(model)
+    for a, b in zip(ended[0].get_weights(), ended[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    loaded = keras.models.load_model(tmp_path / "a.keras")
+    assert len(loaded.weights) == 2
+
+
+@libraries
+def test_an_export_in_fit(library, tmp_path):
+    keras = keras_of(library)
+    model, _ = dense(library)
+    ke.quantize_aware(model, activation_bits=None)
+    ke.prune(model, 0.5, end_step=2)
+    compiled(library, model)
+    x, y = np.ones((12, 3), "float32"), np.zeros(12, "int32")
+    write = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: ke.export(
+            model, tmp_path / "a", sample=x, quantize="int8-weights", latency=False
+        )
+    )
+    fit(model, x, y, batch_size=4, epochs=2, callbacks=[write])
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["1", "2"]
+    assert int(model.optimizer.iterations) == 6
+
+
+@libraries
+def test_a_file_of_other_verbs_is_refused(library, tmp_path):
+    model, _weight = dense(library)
+    ke.lora(model, rank=1, train=False)
+    path = str(tmp_path / "a.weights.h5")
+    model.save_weights(path)
+    other, _ = dense(library)
+    ke.quantize_aware(other)
+    with pytest.raises(
+        ValueError, match=r"loaded under the verbs they were saved with|objects could"
+    ):
+        other.load_weights(path)
+    more, _ = dense(library)
+    ke.lora(more, rank=1, train=False)
+    ke.prune(more, 0.5, end_step=4)
+    more.load_weights(path)
+    np.testing.assert_allclose(more(np.eye(3)), model(np.eye(3)), atol=1e-6)
+
+
+@libraries
+@pytest.mark.parametrize("whole", [False, True])
+def test_layers_that_may_not_train_take_nothing_that_trains(library, whole):
+    model, _weight = dense(library)
+    (model if whole else model.layers[-1]).trainable = False
+    message = "trains inside of layers that may train"
+    with pytest.raises(ValueError, match=message):
+        ke.lora(model, rank=1)
+    with pytest.raises(ValueError, match=message):
+        ke.adapters(model, 2, layers="dense")
+    assert not views(model)
+    # A mask does not train.
+    ke.prune(model, 0.5)
+    model.layers[-1].trainable = model.trainable = True
+    ke.lora(model, rank=1)
+
+
+@libraries
+def test_what_a_verb_froze_stays_frozen(library):
+    model, _weight = dense(library)
+    ke.lora(model, rank=1, train=False)
+    before = [v.shape for v in model.trainable_variables]
+    assert len(before) == 2
+    model.trainable = False
+    assert not model.trainable_variables
+    model.trainable = True
+    assert [v.shape for v in model.trainable_variables] == before
+    ke.merge(model)
+    assert len(model.trainable_variables) == 2
+
+
+@libraries
+def test_a_clone_is_a_plain_model(library):
+    model, weight = dense(library)
+    attach(model, [(weight, Scaled(3.0))])
+    clone = keras_of(library).models.clone_model(model)
+    assert type(clone.layers[-1]) is views(model)[0].plain_class
+    assert clone(np.ones((1, 3))).shape == (1, 2)
+
+
+@libraries
+def test_saving_a_model_that_rounds_its_inputs_warns(library, tmp_path):
+    model, _ = dense(library)
+    ke.calibrate(model, np.ones((4, 3), "float32"))
+    with pytest.warns(UserWarning, match="does not round its inputs: 1 layers here do"):
+        model.save(tmp_path / "a.keras")
+
+
+@libraries
+def test_the_step_is_the_models_own_again_after_merge(library):
+    from keras_efficient.step import hook
+
+    model, _ = dense(library)
+    ke.prune(model, 0.5, end_step=2)
+    compiled(library, model)
+    data = np.ones((4, 3), "float32"), np.zeros(4, "int32")
+    fit(model, *data)
+    assert hook.of(model).parts
+    ke.merge(model)
+    fit(model, *data)
+    assert not hook.of(model).parts

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from training import assert_same, compiled, fit, mirrored
-from zoo import ZOO, keras_of
+from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
 from keras_efficient.parametrize.attaching import transforms
@@ -32,7 +32,7 @@ def ranks(model):
     return [int(np.count_nonzero(t.lambda_.numpy())) for t in transforms(model, Triplets)]
 
 
-@pytest.mark.parametrize("specimen", ZOO, ids=repr)
+@pytest.mark.parametrize("specimen", FEW, ids=repr)
 def test_trains_and_ends_within_its_budget(specimen):
     model, (x, y) = specimen.make(), specimen.batch(12)
     first = outputs(model, x)

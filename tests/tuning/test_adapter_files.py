@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from training import compiled, fit
-from zoo import ZOO, keras_of
+from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
 from keras_efficient.parametrize.attaching import transforms
@@ -56,7 +56,7 @@ VERBS = {
 }
 
 
-@pytest.mark.parametrize("specimen", ZOO, ids=repr)
+@pytest.mark.parametrize("specimen", FEW, ids=repr)
 def test_onto_a_fresh_base_it_computes_and_trains_the_same(specimen, tmp_path):
     model, (x, _) = specimen.make(), specimen.batch(3)
     ke.lora(model, 2)

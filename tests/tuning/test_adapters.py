@@ -21,7 +21,7 @@ from tuned import (
     train,
     values,
 )
-from zoo import VOCABULARY, ZOO, keras_of
+from zoo import FEW, VOCABULARY, keras_of
 
 import keras_efficient as ke
 from keras_efficient.parametrize import attaching, view
@@ -38,7 +38,7 @@ def attends(model):
     return any("ttention" in layer.__class__.__name__ for layer in model._flatten_layers())
 
 
-@names("specimen", ZOO, ids=repr)
+@names("specimen", FEW, ids=repr)
 def test_it_computes_what_the_model_did(specimen):
     model = specimen.make()
     x, _ = specimen.batch(4)
@@ -47,7 +47,7 @@ def test_it_computes_what_the_model_did(specimen):
     np.testing.assert_array_equal(outputs(model, x), before)
 
 
-@names("specimen", ZOO, ids=repr)
+@names("specimen", FEW, ids=repr)
 def test_nothing_else_moves(specimen):
     heads = head_keys(specimen.make())
     moved, still = assert_only_these_move(specimen, adapted, heads)
@@ -55,7 +55,7 @@ def test_nothing_else_moves(specimen):
     assert moved == heads
 
 
-@names("specimen", ZOO, ids=repr)
+@names("specimen", FEW, ids=repr)
 def test_weights_are_saved(specimen, tmp_path):
     assert_saved(specimen, adapted, tmp_path)
 

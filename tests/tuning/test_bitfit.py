@@ -17,7 +17,7 @@ from tuned import (
     train,
     values,
 )
-from zoo import ZOO
+from zoo import FEW
 
 import keras_efficient as ke
 from keras_efficient.parametrize import attaching
@@ -29,7 +29,7 @@ def biases(model):
     return {key for key in numbered(model) if key.split()[1] in ("bias", "beta")}
 
 
-@names("specimen", ZOO, ids=repr)
+@names("specimen", FEW, ids=repr)
 def test_biases_and_the_head_move_alone(specimen):
     model = specimen.make()
     moves = biases(model) | head_keys(model)
@@ -42,7 +42,7 @@ def test_biases_and_the_head_move_alone(specimen):
     )
 
 
-@names("specimen", ZOO, ids=repr)
+@names("specimen", FEW, ids=repr)
 def test_weights_are_saved(specimen, tmp_path):
     assert_saved(specimen, ke.bitfit, tmp_path)
 
@@ -91,7 +91,7 @@ def test_again():
     assert ke.bitfit(model) == first
 
 
-@names("specimen", ZOO, ids=repr)
+@names("specimen", FEW, ids=repr)
 def test_unfreeze_undoes_it(specimen):
     model = specimen.make()
     before = [w.name for w in model.weights], len(model.trainable_weights)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from training import compiled, fit
-from zoo import ZOO, keras_of
+from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
 from keras_efficient.parametrize.attaching import transforms, views
@@ -56,7 +56,7 @@ class Trained:
         fit(self.model, self.x, y, batch_size=4)
 
 
-@pytest.fixture(scope="module", params=ZOO, ids=repr)
+@pytest.fixture(scope="module", params=FEW, ids=repr)
 def trained(request):
     return Trained(request.param)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from training import assert_same, compiled, fit, mirrored
-from zoo import ZOO, keras_of
+from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
 from keras_efficient.parametrize.attaching import transforms
@@ -91,7 +91,7 @@ def test_in_bfloat16_the_factors_are_float32(library):
     assert outputs(found[1], x).dtype == np.asarray(found[1](x)).dtype
 
 
-@pytest.mark.parametrize("specimen", [s for s in ZOO if s.name != "keras-sequential"], ids=repr)
+@pytest.mark.parametrize("specimen", FEW, ids=repr)
 @pytest.mark.parametrize("first", ["remat", "lora"])
 def test_with_remat_in_either_order(specimen, first):
     if "subclassed" in specimen.name or "functional" in specimen.name:
