@@ -39,7 +39,7 @@ class AdaptiveSparsity(Callback):
 
     Example:
         >>> report = ke.prune(model, 0.9, end_step=100)
-        >>> stop = ke.callbacks.AdaptiveSparsity("accuracy", max_drop=0.02)
+        >>> stop = ke.callbacks.AdaptiveSparsity("loss", max_drop=0.5, mode="min")
         >>> model.fit(dataset, callbacks=[stop])
     """
 

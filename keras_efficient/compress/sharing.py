@@ -115,7 +115,13 @@ def share(model, what, *, layers=None, groups=1, start="first") -> Shared:
             argument out of range.
 
     Example:
-        >>> shared = ke.share(model, "key_value")
+        >>> import keras
+        >>> attention = keras.layers.MultiHeadAttention(2, 4)
+        >>> ids = keras.Input((None,), dtype="int32")
+        >>> x = keras.layers.Embedding(50, 8)(ids)
+        >>> x = keras.layers.GlobalAveragePooling1D()(attention(x, x))
+        >>> encoder = keras.Model(ids, keras.layers.Dense(3)(x))
+        >>> shared = ke.share(encoder, "key_value")
         >>> print(shared)  # doctest: +ELLIPSIS
         share key_value: ...
         >>> shared.undo()

@@ -285,8 +285,8 @@ def adalora(
 
     Example:
         >>> report = ke.adalora(model, rank=2, end_step=100)
-        >>> set(report.ranks.values())
-        {3}
+        >>> max(report.ranks.values()) <= 3
+        True
 
     Reference:
         Zhang et al. 2023, "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient
