@@ -80,9 +80,10 @@ class Steering:
 
     def _assign(self, variables):
         """Give each variable its rule, once: tf_keras builds in every step."""
-        if self._assigned is None:
+        keys = list(map(self._var_key, variables))
+        # (Verbs such as ke.lora may let others train between two `fit`s.)
+        if self._assigned is None or any(key not in self._assigned for key in keys):
             rules = self._rules.assign(map(flavors.of(self).path, variables))
-            keys = map(self._var_key, variables)
             # Neither library tracks a mapping proxy as state.
             self._assigned = types.MappingProxyType(
                 {key: (i, rule) for i, (key, rule) in enumerate(zip(keys, rules, strict=True))}

@@ -325,3 +325,20 @@ def test_the_step_is_the_models_own_again_after_merge(library):
     ke.merge(model)
     fit(model, *data)
     assert not hook.of(model).parts
+
+
+@libraries
+def test_this_packages_optimizers_take_variables_that_come_between_two_fits(library):
+    model, _ = dense(library)
+    compiled(library, model, ke.optimizers.AdamW(0.1, exclude=["bias"], library=library))
+    data = np.ones((4, 3), "float32"), np.zeros(4, "int32")
+    fit(model, *data)
+    ke.lora(model, rank=1)
+    before = [v.numpy().copy() for v in model.trainable_variables]
+    fit(model, *data)
+    assert any(
+        np.abs(a - v.numpy()).max() > 0
+        for a, v in zip(before, model.trainable_variables, strict=True)
+    )
+    ke.merge(model)
+    fit(model, *data)
