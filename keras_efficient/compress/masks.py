@@ -1,5 +1,6 @@
 """A pruning mask on a weight, and what keeps the masks of a model up to date."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -251,6 +252,7 @@ class Masks:
         return made
 
 
+@functools.cache
 def _exact_pruning():
     pruning_impl = tf_mot("sparsity.keras.pruning_impl")
 
