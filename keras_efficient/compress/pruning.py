@@ -10,7 +10,7 @@ from keras_efficient.compress.sensitivities import Sensitivity, sensitivity
 from keras_efficient.compress.tf_mot import tf_mot
 from keras_efficient.parametrize.attaching import attach, chain_of, check_free
 from keras_efficient.parametrize.merging import check_strategy
-from keras_efficient.parametrize.weights import select, without_head
+from keras_efficient.parametrize.weights import EMBEDDING, KERNEL, select, without_head
 from keras_efficient.step.upkeep import look_after
 
 
@@ -84,8 +84,9 @@ def prune(
             which `round(blocks · (1 - sparsity))` are kept.
         scope: "layer" (default): each weight reaches the target; "global": all together do.
         criterion: "magnitude" (default), "movement" or a `compress.Movement`.
-        layers: which weights; see `parametrize.select`. Default: all kernels of Dense, EinsumDense
-            and attention layers, without the model's last one (its head).
+        layers: which weights; see `parametrize.select`: kernels and embeddings. Default: all
+            kernels of Dense, EinsumDense and attention layers, without the model's last one (its
+            head).
         adaptive: a batch `(features, labels)` or a dataset of a few: each weight gets a target of
             its own by its sensitivity there, such that all together reach `final_sparsity` (see
             `compress.sensitivity`). Default None: the same for all. The callback
@@ -212,17 +213,18 @@ def _chosen(model, layers, final_sparsity):
     if isinstance(final_sparsity, Sensitivity):
         final_sparsity = final_sparsity.targets
     if layers is None and isinstance(final_sparsity, dict):
-        weights = select(model, None, verb="ke.prune")
+        weights = select(model, None, (KERNEL, EMBEDDING), verb="ke.prune")
         unknown = set(final_sparsity) - {weight.path for weight in weights}
         if unknown or not final_sparsity:
             raise ValueError(
                 "A dict as `final_sparsity` has a target for each weight to prune, by its path. "
-                f"Received: {min(unknown) if unknown else final_sparsity!r}, no kernel in "
+                f"Received: {min(unknown) if unknown else final_sparsity!r}, no weight in "
                 f"{model.name!r}. `print(ke.summary(model))` lists the paths."
             )
         return [weight for weight in weights if weight.path in final_sparsity]
-    weights = select(model, layers, verb="ke.prune")
-    return without_head(weights) if layers is None else weights
+    if layers is None:
+        return without_head(select(model, verb="ke.prune"))
+    return select(model, layers, (KERNEL, EMBEDDING), verb="ke.prune")
 
 
 def _targets(weights, final_sparsity, pattern, soft):

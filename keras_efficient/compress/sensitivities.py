@@ -10,7 +10,7 @@ from keras_efficient import flavor as flavors
 from keras_efficient.parametrize.attaching import chain_of
 from keras_efficient.parametrize.merging import check_strategy
 from keras_efficient.parametrize.plain import folded
-from keras_efficient.parametrize.weights import select, without_head
+from keras_efficient.parametrize.weights import EMBEDDING, KERNEL, select, without_head
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def sensitivity(
         data: what its compiled loss is measured on: a batch `(features, labels)`, with sample
             weights or not, as its dataset yields it; or a finite `tf.data.Dataset` of a few.
         final_sparsity: float in (0, 1), of all chosen weights together.
-        layers: which weights; see `parametrize.select`, or a list of paths. Default: all kernels
-            without the head.
+        layers: which weights; see `parametrize.select`, or a list of paths: kernels and
+            embeddings. Default: all kernels without the head.
         levels: increasing floats in (0, 1), the sparsities tried.
         minimum: float, the least sparsity of any weight. Default 0.
         maximum: float, the greatest, at most the last of `levels`. Default: that.
@@ -141,11 +141,12 @@ def _check_numbers(final_sparsity, levels, minimum, maximum):
 
 
 def _weights(model, layers):
-    verb = "ke.compress.sensitivity"
+    verb, kinds = "ke.compress.sensitivity", (KERNEL, EMBEDDING)
+    if layers is None:
+        return without_head(select(model, verb=verb))
     if isinstance(layers, list | tuple) and layers and all(isinstance(x, str) for x in layers):
-        return [w for w in select(model, None, verb=verb) if w.path in layers]
-    weights = select(model, layers, verb=verb)
-    return without_head(weights) if layers is None else weights
+        return [w for w in select(model, None, kinds, verb=verb) if w.path in layers]
+    return select(model, layers, kinds, verb=verb)
 
 
 def _check_unpruned(weights):

@@ -77,9 +77,9 @@ CASES = {
     ),
     "an unknown weight": (
         {"final_sparsity": {"nowhere/kernel": 0.5}},
-        "by its path. Received: 'nowhere/kernel', no kernel in",
+        "by its path. Received: 'nowhere/kernel', no weight in",
     ),
-    "an empty dict": ({"final_sparsity": {}}, "by its path. Received: {}, no kernel in"),
+    "an empty dict": ({"final_sparsity": {}}, "by its path. Received: {}, no weight in"),
     "a missing weight": (
         {"final_sparsity": lambda paths: {paths[0]: 0.5}, "layers": "kernel"},
         "must have every chosen weight. Received: one without",
