@@ -1,0 +1,99 @@
+"""Self-attention with one product for queries, keys and values, and no needless transposes."""
+
+import inspect
+import math
+
+import tensorflow as tf
+
+from keras_efficient.parametrize.view import Around
+from keras_efficient.serving.lean.matrices import HalfMatrix, Matrix
+from keras_efficient.serving.lean.products import flat
+
+#: The layers of queries, keys and values, as libraries call them.
+_NAMES = (("_query_dense", "_key_dense", "_value_dense"), ("query", "key", "value"))
+#: What an attention layer may be told without being more than self-attention.
+_HARMLESS = {"training"}
+
+
+def projections(layer):
+    """The layers of a self-attention layer's queries, keys and values; None: it is none."""
+    classes = {cls.__name__ for cls in type(layer).__mro__}
+    keras = "MultiHeadAttention" in classes and getattr(layer, "_key_dim", None)
+    hugging_face = any(c.startswith("TF") and c.endswith("SelfAttention") for c in classes)
+    if keras and layer._key_dim == layer._value_dim and len(layer._attention_axes) == 1:
+        names = _NAMES[0]
+    elif hugging_face and hasattr(layer, "attention_head_size"):
+        names = _NAMES[1]
+        if getattr(layer, "is_decoder", False) or "position_embedding_type" in vars(layer):
+            return None
+    else:
+        return None
+    found = [getattr(layer, name, None) for name in names]
+    return None if None in found else found
+
+
+class SelfAttention(Around):
+    """Softmax(Q · Kᵀ / √d + mask) · V of the same inputs.
+
+    Args:
+        matrix: `Matrix` of queries (divided by √d), keys and values, one after the other.
+        heads: int.
+    """
+
+    name = "lean attention"
+
+    def __init__(self, matrix: Matrix, heads: int):
+        self.matrix, self.heads = matrix, heads
+
+    def around(self, call, *args, **kwargs):
+        layer = self.view.layer
+        bound = inspect.signature(self.view.plain_class.call).bind(layer, *args, **kwargs)
+        given = {
+            name: value
+            for name, value in bound.arguments.items()
+            if value is not None and value is not False and name != "self"
+        }
+        mask = given.pop("attention_mask", None)
+        inputs = given.pop("query", None)
+        keras = inputs is not None
+        if not keras:
+            inputs = given.pop("hidden_states", None)
+        others = [given.pop(name, inputs) for name in ("key", "value")] if keras else []
+        plain = inputs is not None and all(other is inputs for other in others)
+        if not plain or set(given) - _HARMLESS or len(inputs.shape) != 3:
+            return call(*args, **kwargs)
+        mixed = self._mixed(inputs, mask, keras)
+        if not keras:
+            return (tf.cast(mixed, inputs.dtype),)
+        shape = tf.shape(inputs)
+        mixed = tf.reshape(mixed, [shape[0], shape[1], self.heads, -1])
+        mixed.set_shape([*inputs.shape[:2], self.heads, self.matrix.bias.size // 3 // self.heads])
+        return layer._output_dense(tf.cast(mixed, inputs.dtype))
+
+    def _mixed(self, inputs, mask, keras):
+        size = self.matrix.bias.size // 3
+        rows, _ = flat(inputs)
+        dtype = tf.bfloat16 if isinstance(self.matrix, HalfMatrix) else tf.float32
+        parts = tf.cast(self.matrix(rows), dtype)
+        shape = tf.shape(inputs)
+        split = tf.reshape(parts, [shape[0], shape[1], 3, self.heads, size // self.heads])
+        query, key, value = tf.unstack(tf.transpose(split, [2, 0, 3, 1, 4]))
+        scores = tf.matmul(query, key, transpose_b=True)
+        if mask is not None:
+            scores += tf.cast(_added(mask) if keras else mask, dtype)
+        mixed = tf.transpose(tf.matmul(tf.nn.softmax(scores), value), [0, 2, 1, 3])
+        return tf.reshape(mixed, [shape[0], shape[1], size])
+
+
+def _added(mask):
+    """Keras' mask (true where attention goes) as what is added to scores."""
+    mask = tf.convert_to_tensor(mask)
+    added = (1.0 - tf.cast(mask, tf.float32)) * -1e9
+    return added[:, None] if len(mask.shape) == 3 else added
+
+
+def heads_of(layer):
+    """The number of heads, and what queries are multiplied by."""
+    heads = getattr(layer, "_num_heads", None) or layer.num_attention_heads
+    size = getattr(layer, "_key_dim", None) or layer.attention_head_size
+    return heads, 1 / math.sqrt(size)

@@ -1,0 +1,44 @@
+"""Layer normalisation as one operation of oneDNN."""
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework import op_def_library
+
+from keras_efficient.parametrize.view import Around
+
+
+class Norm(Around):
+    """A LayerNormalization layer over the last axis."""
+
+    name = "lean norm"
+
+    def around(self, call, inputs, *args, **kwargs):
+        if len(inputs.shape) != 3:
+            return call(inputs, *args, **kwargs)
+        layer = self.view.layer
+        size = inputs.shape[-1]
+        scale = tf.ones([size]) if layer.gamma is None else tf.cast(layer.gamma, tf.float32)
+        offset = tf.zeros([size]) if layer.beta is None else tf.cast(layer.beta, tf.float32)
+        y = op_def_library.apply_op(
+            "_MklLayerNorm",
+            x=tf.cast(inputs, tf.float32),
+            scale=scale,
+            offset=offset,
+            epsilon=layer.epsilon,
+        )
+        y.set_shape(inputs.shape)
+        return tf.cast(y, inputs.dtype)
+
+
+def is_last_axis(layer):
+    """Whether a layer is a plain LayerNormalization over the last axis."""
+    if type(layer).__name__ != "LayerNormalization":
+        return False
+    axis = np.atleast_1d(layer.axis)
+    gamma = layer.gamma if layer.gamma is not None else layer.beta
+    return (
+        len(axis) == 1
+        and (axis[0] == -1 or axis[0] == 2)
+        and not getattr(layer, "rms_scaling", False)
+        and gamma is not None
+    )

@@ -1,0 +1,115 @@
+"""Dense and EinsumDense layers as one product of rows and a written matrix."""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_efficient.compress.ranges import Activations, input_axes
+from keras_efficient.parametrize.view import Around, view_of
+from keras_efficient.parametrize.weights import KERNEL
+from keras_efficient.serving.lean.matrices import HalfMatrix, Int8Matrix, activation_of
+from keras_efficient.serving.lean.packs import Integers
+
+
+class Product(Around):
+    """A layer as `matrix` on the last axes of its inputs.
+
+    Args:
+        matrix: `Matrix`.
+        inputs: int, how many axes of the input are summed over.
+        outputs: tuple, the shape of an output.
+    """
+
+    name = "lean product"
+
+    def __init__(self, matrix, inputs, outputs):
+        self.matrix, self.inputs, self.outputs = matrix, inputs, outputs
+
+    def around(self, call, inputs, *args, **kwargs):
+        return tf.cast(self.of(inputs), inputs.dtype)
+
+    def of(self, x):
+        rows, restored = flat(x, self.inputs)
+        return restored(self.matrix(rows), self.outputs)
+
+
+def flat(x, axes=1):
+    """`x` as rows, its last axes being one; and a function that restores the other axes."""
+    rank = len(x.shape) - axes
+    leading = [x.shape[i] for i in range(rank)]
+    if None in leading:
+        dynamic = tf.shape(x)
+        leading = [dynamic[i] if n is None else n for i, n in enumerate(leading)]
+    size = int(np.prod(x.shape[rank:]))
+    rows = x if len(x.shape) == 2 and axes == 1 else tf.reshape(x, [-1, size])
+
+    def restored(y, shape):
+        if rank == 1 and len(shape) == 1:
+            return y
+        return tf.reshape(y, [*leading, *shape])
+
+    return rows, restored
+
+
+def matrix_of(layer, weight, pack, activation=None):
+    """The `Matrix` of a layer, or None where it is no product of rows and a matrix.
+
+    Args:
+        layer: one of the weight's owners.
+        weight: `Weight`, the layer's kernel.
+        pack: the weight's `Pack`.
+        activation: what follows, if not the layer's own.
+    """
+    if weight.kind != KERNEL or not is_product(layer, weight):
+        return None
+    if isinstance(pack, Integers) and len(pack.scales) > 1:
+        return None
+    outputs = [weight.shape[axis] for axis in weight.outputs]
+    bias = getattr(layer, "bias", None)
+    bias = np.zeros(outputs) if bias is None else np.asarray(tf.convert_to_tensor(bias))
+    bias = np.broadcast_to(bias, outputs).reshape(-1).astype("float32")
+    if activation is None:
+        activation = getattr(layer, "activation", None)
+    common = {"name": weight.path, "bias": bias, "activation": activation_of(activation)}
+    if not isinstance(pack, Integers):
+        half = np.asarray(weight.matrix(tf.constant(pack.half)))
+        # (A matrix already: written once for all that read it.)
+        plain = half.shape == pack.half.shape and weight.inputs == (0,)
+        matrix = HalfMatrix(**common, half=half, variable=pack.table)
+        return matrix if plain else matrix.with_variable()
+    range_, smooth = _range(layer)
+    if (smooth is None) != (pack.smooth is None):
+        return None
+    return Int8Matrix(
+        **common,
+        integers=pack.matrix,
+        scales=np.ascontiguousarray(pack.scales[0]),
+        range=range_,
+        smooth=smooth,
+        variable=pack.integers,
+    )
+
+
+def is_product(layer, weight):
+    """Whether a layer sums over the last axes of its input, in the kernel's order."""
+    names = {cls.__name__ for cls in type(layer).__mro__}
+    equation = getattr(layer, "equation", None)
+    if isinstance(equation, str):
+        left, output = equation.replace(" ", "").split("->")
+        x, kernel = left.split(",")
+        inner = "".join(kernel[axis] for axis in weight.inputs)
+        outer = "".join(kernel[axis] for axis in weight.outputs)
+        return x.endswith(inner) and output == x.removesuffix(inner) + outer
+    plain = input_axes(layer, weight, len(weight.shape)) is not None
+    return "Dense" in names and plain
+
+
+def _range(layer):
+    """The range a layer's inputs are rounded in, and what they are divided by."""
+    view = view_of(layer)
+    parts = [p for p in (view.calls if view else ()) if isinstance(p, Activations)]
+    if not parts:
+        return None, None
+    low, high, sure = (float(x) for x in parts[0].range.numpy())
+    smooth = parts[0].smooth
+    known = sure > 0 and high > low and parts[0].bits == 8
+    return (low, high) if known else None, None if smooth is None else smooth.numpy()
