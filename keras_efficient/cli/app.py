@@ -173,6 +173,39 @@ def launch(
     raise typer.Exit(start(Settings(**options)))
 
 
+@app.command()
+def serve(
+    directory: Annotated[Path, typer.Argument(help="NAME: its newest version; NAME/3: that one.")],
+    name: Annotated[str | None, typer.Option(help="In requests; default: the folder's.")] = None,
+    rest_port: Annotated[int, typer.Option(help="Port for REST and monitoring.")] = 8501,
+    grpc_port: Annotated[int, typer.Option(help="Port for gRPC.")] = 8500,
+    batching: Annotated[
+        Path | None, typer.Option(help="File of batching parameters; default: no batching.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be run, start nothing.")
+    ] = False,
+):
+    """Start TensorFlow Serving (its program, or its container) for an exported model."""
+    from keras_efficient.cli.serve import Settings, start
+
+    raise typer.Exit(start(Settings(directory, name, rest_port, grpc_port, batching, dry_run)))
+
+
+@app.command()
+def predict(
+    directory: Annotated[Path, typer.Argument(help="NAME: its newest version; NAME/3: that one.")],
+    text: Annotated[list[str] | None, typer.Option(help="A text; may come several times.")] = None,
+    file: Annotated[Path | None, typer.Option(help="File with one text on each line.")] = None,
+    signature: Annotated[str, typer.Option(help="Signature that takes texts.")] = "text",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
+):
+    """Say what an exported model makes of some texts: a quick look, not a server."""
+    from keras_efficient.cli.predict import Settings, show
+
+    show(Settings(directory, tuple(text or ()), file, signature, as_json))
+
+
 def main(arguments=None):
     """Run the command line. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 
