@@ -1,0 +1,162 @@
+"""Load one exported model in a process of its own, and run it when told to.
+
+A script, run as `python -P bench_child.py`; it imports the standard library, NumPy and the one
+runtime that is asked for, never Keras. It reads one JSON request a line from its standard input and
+answers each with one line: {"load": path, "kind": "saved_model" | "litert" | "onnx", "threads": n}
+first, then {"run": npz, "to": npz} and {"time": npz, "calls": n, "seconds": s}.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+
+FORBIDDEN = ("keras", "tf_keras", "keras_efficient", "keras_hub", "transformers", "official")
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    # What a library prints must not get between the answers.
+    os.dup2(2, 1)
+    for name in FORBIDDEN:
+        sys.modules.setdefault(name, None)
+    model, cases = None, {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if "load" in request:
+                model = LOADERS[request["kind"]](request["load"], request["threads"])
+                answer = {"inputs": model.inputs, "outputs": model.outputs}
+            elif "run" in request:
+                answer = run(model, request)
+            else:
+                answer = timed(model, cases, request)
+        except Exception as error:
+            traceback.print_exc()
+            lines = str(error).strip().splitlines() or [""]
+            answer = {"error": f"{type(error).__name__}: {lines[0]}", "lines": lines[-12:]}
+        print(json.dumps(answer), file=answers)
+
+
+def run(model, request):
+    import numpy as np
+
+    outputs = model.call(model.prepared(arrays(request["run"])))
+    np.savez(request["to"], **outputs)
+    return {}
+
+
+def timed(model, cases, request):
+    """Durations in milliseconds, after one call that is not counted: what others did is forgotten.
+
+    At least one is counted, and none begins after the seconds.
+    """
+    inputs = cases.get(request["time"])
+    if inputs is None:
+        inputs = cases[request["time"]] = model.prepared(arrays(request["time"]))
+    model.call(inputs)
+    times, begin = [], time.perf_counter()
+    while len(times) < request["calls"]:
+        start = time.perf_counter()
+        if times and start - begin > request["seconds"]:
+            break
+        model.call(inputs)
+        times.append((time.perf_counter() - start) * 1e3)
+    return {"times": times}
+
+
+def arrays(path):
+    import numpy as np
+
+    with np.load(path) as file:
+        return dict(file)
+
+
+def taken(inputs, values, prefix=""):
+    """The arrays that a model has inputs for, in its order and dtypes."""
+    missing = [name for name in inputs if name not in values]
+    if missing:
+        raise ValueError(f"no array for the inputs {missing}; there are {sorted(values)}")
+    return {prefix + name: values[name].astype(spec["dtype"]) for name, spec in inputs.items()}
+
+
+class SavedModel:
+    def __init__(self, path, threads):
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        self._tf, self._model = tf, tf.saved_model.load(path)
+        self._serve = self._model.signatures["serving_default"]
+        self.inputs = {
+            name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
+            for name, spec in self._serve.structured_input_signature[1].items()
+        }
+        self.outputs = list(self._serve.structured_outputs)
+
+    def prepared(self, values):
+        values = taken(self.inputs, values)
+        return {name: self._tf.constant(value) for name, value in values.items()}
+
+    def call(self, inputs):
+        return {name: value.numpy() for name, value in self._serve(**inputs).items()}
+
+
+class LiteRT:
+    def __init__(self, path, threads):
+        from ai_edge_litert.interpreter import Interpreter
+
+        self._interpreter = Interpreter(model_path=path, num_threads=threads)
+        # (Files of other makers need not have a signature; ours do.)
+        self._runner = self._interpreter.get_signature_runner()
+        self.inputs = {
+            name: {
+                "dtype": detail["dtype"].__name__,
+                "shape": [None if n < 0 else int(n) for n in detail["shape_signature"]],
+            }
+            for name, detail in self._runner.get_input_details().items()
+        }
+        self.outputs = list(self._runner.get_output_details())
+
+    def prepared(self, values):
+        return taken(self.inputs, values)
+
+    def call(self, inputs):
+        # It resizes its inputs to the arrays', and copies what it gives.
+        return self._runner(**inputs)
+
+
+class Onnx:
+    def __init__(self, path, threads):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        # Threads that spin between two calls would slow the other processes down.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+        dtypes = {"tensor(float)": "float32", "tensor(double)": "float64"}
+        self.inputs = {
+            value.name: {
+                "dtype": dtypes.get(value.type, value.type.removeprefix("tensor(")[:-1]),
+                "shape": [n if isinstance(n, int) else None for n in value.shape],
+            }
+            for value in self._session.get_inputs()
+        }
+        self.outputs = [value.name for value in self._session.get_outputs()]
+
+    def prepared(self, values):
+        return taken(self.inputs, values)
+
+    def call(self, inputs):
+        return dict(zip(self.outputs, self._session.run(None, inputs), strict=True))
+
+
+LOADERS = {"saved_model": SavedModel, "litert": LiteRT, "onnx": Onnx}
+
+
+if __name__ == "__main__":
+    main()
