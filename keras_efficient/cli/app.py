@@ -206,6 +206,33 @@ def predict(
     show(Settings(directory, tuple(text or ()), file, signature, as_json))
 
 
+@app.command()
+def bench(
+    directories: Annotated[
+        list[Path] | None, typer.Argument(metavar="DIR", help="NAME: its newest version; NAME/3.")
+    ] = None,
+    onnx: Annotated[list[Path] | None, typer.Option(help="An .onnx file; repeatable.")] = None,
+    litert: Annotated[list[Path] | None, typer.Option(help="A .tflite file; repeatable.")] = None,
+    batch: Annotated[list[int], typer.Option(help="Examples in a call; repeatable.")] = (1, 8, 32),
+    length: Annotated[list[int], typer.Option(help="Tokens; repeatable.")] = (32, 64, 128),
+    threads: Annotated[int, typer.Option(help="Threads of one operation.")] = 1,
+    seconds: Annotated[float, typer.Option(help="For each model and case, at most.")] = 3.0,
+    vocabulary: Annotated[int, typer.Option(help="Token ids are below this.")] = 1000,
+    data: Annotated[
+        Path | None, typer.Option(help=".npz with the inputs' arrays and `labels`: accuracy too.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the latencies here, as a PNG.")] = None,
+):
+    """Time exported models against each other, each in a process of its own, taking turns."""
+    options = {**locals()}
+    from keras_efficient.cli.bench import Settings, show
+
+    several = ("directories", "onnx", "litert", "batch", "length")
+    options |= {name: tuple(options[name] or ()) for name in several}
+    show(Settings(**options))
+
+
 def main(arguments=None):
     """Run the command line. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 

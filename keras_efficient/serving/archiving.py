@@ -34,8 +34,7 @@ def archive(folder) -> tuple[Path, int]:
         InputError: no version, one that is not as its manifest says, or the archive exists.
 
     Example:
-        >>> from keras_efficient.serving.archiving import archive
-        >>> archive("saved_models/reviews/1")  # doctest: +SKIP
+        >>> ke.serving.archive("saved_models/reviews/1")  # doctest: +SKIP
         (PosixPath('saved_models/reviews/1.tar.zst'), 15728640)
     """
     folder = Path(folder).absolute()

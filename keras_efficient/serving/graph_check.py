@@ -47,8 +47,7 @@ def check_graph(folder) -> set:
         InputError: no SavedModel of TensorFlow 2, or one that does such things.
 
     Example:
-        >>> from keras_efficient.serving.graph_check import check_graph
-        >>> "MatMul" in check_graph("saved_models/reviews/1")  # doctest: +SKIP
+        >>> "MatMul" in ke.serving.check_graph("saved_models/reviews/1")  # doctest: +SKIP
         True
     """
     folder = Path(folder)

@@ -44,15 +44,16 @@ def write_manifest(folder, *, report, recipe) -> Path:
         InputError: there is a manifest already, the recipe is no JSON, or the folder holds links.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, types
         >>> from keras_efficient.serving.manifest import write_manifest
         >>> from keras_efficient.serving.manifest_check import check_manifest
-        >>> report = ke.export(model, tempfile.mkdtemp(), sample=dataset, latency=False)
-        ... # doctest: +SKIP
-        >>> write_manifest(report.directory, report=report, recipe={"quantize": None})
-        ... # doctest: +SKIP
-        >>> check_manifest(report.directory)["recipe"]  # doctest: +SKIP
-        {'quantize': None}
+        >>> report = types.SimpleNamespace(created="", versions={}, data_fingerprint=None)
+        >>> folder = tempfile.mkdtemp()
+        >>> with open(folder + "/saved_model.pb", "w") as file:
+        ...     size = file.write("graph")
+        >>> path = write_manifest(folder, report=report, recipe={"quantize": "int8"})
+        >>> check_manifest(folder)["files"]["saved_model.pb"]["bytes"]
+        5
     """
     folder = Path(folder)
     files = regular_files(folder)

@@ -31,8 +31,7 @@ def check_manifest(folder) -> dict:
             added, truncated or changed.
 
     Example:
-        >>> from keras_efficient.serving.manifest_check import check_manifest
-        >>> check_manifest("saved_models/reviews/1")["metrics"]  # doctest: +SKIP
+        >>> ke.serving.check_manifest("saved_models/reviews/1")["metrics"]  # doctest: +SKIP
         {'accuracy': 0.8237, 'bytes': 24108544, ...}
     """
     folder = Path(folder)

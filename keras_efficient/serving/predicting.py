@@ -38,8 +38,7 @@ def predict(directory, texts, *, signature="text", timeout=300.0) -> list:
             that does not answer in time.
 
     Example:
-        >>> from keras_efficient.serving.predicting import predict
-        >>> predict("saved_models/reviews", ["a fine film"])  # doctest: +SKIP
+        >>> ke.serving.predict("saved_models/reviews", ["a fine film"])  # doctest: +SKIP
         [{'text': 'a fine film', 'label': 'positive', 'probability': 0.98, 'probabilities': ...}]
     """
     texts = list(texts) if isinstance(texts, list | tuple) else texts
@@ -55,9 +54,9 @@ def predict(directory, texts, *, signature="text", timeout=300.0) -> list:
         raise InputError(answer["error"])
     try:
         return _read(version, texts, answer)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
-            "A model must give a label and a probability for each class. Received: "
+            "A model must give labels, and a probability for each class. Received: "
             f"{version}, which gave something else ({error}). Export it again with tokenizer=."
         ) from error
 
@@ -98,7 +97,7 @@ def _ask(version, signature, texts, timeout):
 
 
 def _read(version, texts, answer):
-    rows = list(zip(texts, answer["labels"], answer["probabilities"], strict=True))
+    rows = list(zip(texts, answer["labels"], map(_by_class, answer["probabilities"]), strict=True))
     classes = len(rows[0][2])
     names = _labels(version, classes)
     for _, _, probabilities in rows:
@@ -115,8 +114,21 @@ def _read(version, texts, answer):
     ]
 
 
+def _by_class(probabilities):
+    # One logit is the second of two classes.
+    one = len(probabilities) == 1
+    return [1.0 - probabilities[0], probabilities[0]] if one else probabilities
+
+
 def _labels(version, classes):
     """The names of the classes, in the order of the probabilities."""
-    path = version / "assets" / "labels.txt"
-    names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return names if len(set(names)) == len(names) == classes else [str(i) for i in range(classes)]
+    names = []
+    lines, values = version / "assets" / "labels.txt", version / "assets.extra" / "labels.json"
+    if lines.is_file():
+        names = lines.read_text(encoding="utf-8").splitlines()
+    elif values.is_file():
+        names = json.loads(values.read_text(encoding="utf-8"))
+    fit = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not fit or not len(set(names)) == len(names) == classes:
+        return [str(number) for number in range(classes)]
+    return names

@@ -116,8 +116,7 @@ def plan_server(
             cannot stand in an address, unusable ports, or no such file.
 
     Example:
-        >>> from keras_efficient.serving.starting import plan_server
-        >>> print(plan_server("saved_models/reviews").script("config"))  # doctest: +SKIP
+        >>> print(ke.serving.plan_server("saved_models/reviews").script("config"))  # doctest: +SKIP
     """
     version = find_version(directory)
     check_manifest(version)

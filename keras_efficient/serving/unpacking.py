@@ -36,8 +36,7 @@ def unpack(path, directory) -> Path:
         InputError: no such archive, a broken or a dangerous one, or the version exists.
 
     Example:
-        >>> from keras_efficient.serving.unpacking import unpack
-        >>> unpack("1.tar.zst", "/srv/models/reviews")  # doctest: +SKIP
+        >>> ke.serving.unpack("1.tar.zst", "/srv/models/reviews")  # doctest: +SKIP
         PosixPath('/srv/models/reviews/1')
     """
     path = Path(path)

@@ -76,12 +76,50 @@ def test_more_texts_than_a_batch(version, here):
     assert [answer["label"] for answer in answers] == EXPECTED * 20
 
 
-def test_probabilities_have_numbers_where_labels_do_not_fit(version, monkeypatch):
-    (version / "assets" / "labels.txt").write_text("one\ntwo\nthree\n")
-    text_models.sign(version)
-    answer = {"labels": ["x"], "probabilities": [[0.25, 0.75]]}
-    monkeypatch.setattr(predicting, "_ask", lambda *args: answer)
-    assert predict(version, ["a"])[0]["probabilities"] == {"0": 0.25, "1": 0.75}
+@pytest.fixture
+def answers(version, monkeypatch):
+    """`answers(labels_file, text, probabilities)` of a model whose labels are in that file."""
+
+    def read(name, text, probabilities):
+        (version / "assets" / "labels.txt").unlink(missing_ok=True)
+        (version / name).parent.mkdir(exist_ok=True)
+        (version / name).write_text(text)
+        text_models.sign(version)
+        answer = {"labels": ["x"], "probabilities": [probabilities]}
+        monkeypatch.setattr(predicting, "_ask", lambda *args: answer)
+        return predict(version, ["a"])[0]["probabilities"]
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("assets/labels.txt", "one\ntwo\nthree\n"),
+        ("assets/labels.txt", "one\none\n"),
+        ("assets.extra/labels.json", '{"one": 1, "two": 2}'),
+        ("assets.extra/labels.json", "[1, 2]"),
+        ("assets.extra/other", ""),
+    ],
+)
+def test_classes_have_numbers_where_labels_do_not_fit(name, text, answers):
+    assert answers(name, text, [0.25, 0.75]) == {"0": 0.25, "1": 0.75}
+
+
+def test_labels_as_json(answers):
+    found = answers("assets.extra/labels.json", '["no", "yes"]', [0.25, 0.75])
+    assert found == {"no": 0.25, "yes": 0.75}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "nonsense"])
+def test_labels_that_are_no_json(text, answers):
+    with pytest.raises(InputError, match="A model must give labels"):
+        answers("assets.extra/labels.json", text, [0.25, 0.75])
+
+
+def test_one_logit_is_two_classes(answers):
+    found = answers("assets/labels.txt", "no\nyes\n", [0.25])
+    assert found == {"no": 0.75, "yes": 0.25}
 
 
 # --- signatures, texts and options ---------------------------------------------------------------
@@ -298,5 +336,5 @@ def test_a_process_that_dies(version, monkeypatch):
 )
 def test_answers_that_are_none(answer, version, monkeypatch):
     monkeypatch.setattr(predicting, "_ask", lambda *args: answer)
-    with pytest.raises(InputError, match="a label and a probability for each class"):
+    with pytest.raises(InputError, match="labels, and a probability for each class"):
         predict(version, ["x"])
