@@ -34,9 +34,17 @@ def main():
                 answer = timed(model, cases, request)
         except Exception as error:
             traceback.print_exc()
-            lines = str(error).strip().splitlines() or [""]
-            answer = {"error": f"{type(error).__name__}: {lines[0]}", "lines": lines[-12:]}
+            answer = {"error": said(error), "lines": str(error).strip().splitlines()[-12:]}
         print(json.dumps(answer), file=answers)
+
+
+def said(error):
+    """An error as one line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith("[[")] or [""]
+    # (TensorFlow's begin with "Graph execution error:" and end with the reason.)
+    text = f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and lines[1:] else lines[0]
+    return f"{type(error).__name__}: {text}"
 
 
 def run(model, request):

@@ -38,10 +38,10 @@ def write_litert(
     range they have in that call, so what `ke.calibrate` or `ke.quantize_aware` know of ranges is
     not written. "int8": products have int8 inputs and outputs with ranges that stay, which the
     converter measures on `representative`. Where the model knows the range of a layer's input,
-    inputs are clipped to it, so that the file's range is no wider. (The converter takes TensorFlow's
-    fake quantization only where outputs have it too, which no training here measures; with inputs
-    alone it writes a file that fails.) What is no product or look-up stays in floats. Inputs and
-    outputs are what they were.
+    inputs are clipped to it, so that the file's range is no wider. (The converter takes fake
+    quantization only where outputs have it too, which no training here measures; with inputs alone
+    it writes a file that fails.) What is no product or look-up stays in floats. Inputs and outputs
+    are what they were.
 
     Args:
         model: a built model that computes in float32.
