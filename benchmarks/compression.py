@@ -7,8 +7,9 @@ same batches in the same order for the same number of updates, each in a process
 "dense" trains `--epochs` epochs from the pretrained encoder; what is compressed while it trains
 starts from the dense model after its first epoch and has the epochs that are left, so its budget is
 the same; the post-training rows start from the finished dense model; the parameter-efficient rows
-start from the pretrained encoder. Rates: 1e-4, falling to 0 (post-training: none); the
-parameter-efficient rows have the rates in `ROWS`. A figure is the median over seeds; differences
+start from the pretrained encoder. Sparsity grows in the first fifth of the updates. Rates: 1e-4,
+falling to 0 (post-training: none); the pruned and the parameter-efficient rows have the rates in
+`ROWS`. A figure is the median over seeds; differences
 to dense are medians of the differences of a seed.
 
 Bytes are of the weights as a file holds them, packed (int8, int4 nibbles, cluster indices; else
@@ -28,15 +29,15 @@ BATCH, LONGEST, RATE = 32, 96, 1e-4
 #: name: (start, learning rate, what is done to the model).
 ROWS = {
     "dense": ("pretrained", RATE, None),
-    "50% unstructured": ("tuned", RATE, lambda ke, m, s: ke.prune(m, 0.5, **s)),
-    "70% unstructured": ("tuned", RATE, lambda ke, m, s: ke.prune(m, 0.7, **s)),
-    "80% unstructured": ("tuned", RATE, lambda ke, m, s: ke.prune(m, 0.8, **s)),
-    "90% unstructured": ("tuned", RATE, lambda ke, m, s: ke.prune(m, 0.9, **s)),
-    "2:4": ("tuned", RATE, lambda ke, m, s: ke.prune(m, pattern="2:4")),
+    "50% unstructured": ("tuned", 2 * RATE, lambda ke, m, s: ke.prune(m, 0.5, **s)),
+    "70% unstructured": ("tuned", 2 * RATE, lambda ke, m, s: ke.prune(m, 0.7, **s)),
+    "80% unstructured": ("tuned", 2 * RATE, lambda ke, m, s: ke.prune(m, 0.8, **s)),
+    "90% unstructured": ("tuned", 2 * RATE, lambda ke, m, s: ke.prune(m, 0.9, **s)),
+    "2:4": ("tuned", 2 * RATE, lambda ke, m, s: ke.prune(m, pattern="2:4")),
     "8-bit QAT": ("tuned", RATE, lambda ke, m, s: quantize(ke, m, s, 8)),
     "4-bit QAT": ("tuned", RATE, lambda ke, m, s: quantize(ke, m, s, 4)),
     "32 clusters": ("tuned", RATE, lambda ke, m, s: ke.cluster(m, clusters=32)),
-    "80% + 8-bit QAT": ("tuned", RATE, lambda ke, m, s: both(ke, m, s)),
+    "80% + 8-bit QAT": ("tuned", 2 * RATE, lambda ke, m, s: both(ke, m, s)),
     "8-bit PTQ": ("dense", None, lambda ke, m, s: calibrate(ke, m, s, 8)),
     "4-bit PTQ, groups of 32": ("dense", None, lambda ke, m, s: calibrate(ke, m, s, 4)),
     "LoRA r=8": ("pretrained", 1e-3, lambda ke, m, s: ke.lora(m, rank=8)),
@@ -70,7 +71,8 @@ def calibrate(ke, model, schedule, bits):
 
 
 def adalora(ke, model, schedule):
-    ke.adalora(model, rank=8, begin_step=schedule["end_step"] // 6, end_step=schedule["end_step"])
+    end = schedule["end_step"]
+    ke.adalora(model, rank=8, begin_step=end // 2, end_step=3 * end)
 
 
 def one(row, seed, library, limit, epochs, folder):
@@ -100,7 +102,7 @@ def one(row, seed, library, limit, epochs, folder):
     if start != "pretrained":
         model.load_weights(kept(start))
     updates = total - first * per_epoch
-    schedule = Schedule(begin_step=0, end_step=int(0.6 * updates))
+    schedule = Schedule(begin_step=0, end_step=int(0.2 * updates))
     schedule.batches = list(data.take(8))
     report = None if change is None else change(ke, model, schedule)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

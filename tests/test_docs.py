@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from cli import command_line
+from serving_here import serve_here
 
 import keras_efficient as ke
 
@@ -63,14 +64,7 @@ def here(tiny, tmp_path, monkeypatch):
 @pytest.fixture
 def quick_export(monkeypatch):
     """Serve in this process, and once: tests/serving has the bare process."""
-    from keras_efficient.serving import saved_model
-
-    def run(path, inputs, *, latency):
-        serve = tf.saved_model.load(str(path)).signatures["serving_default"]
-        outputs = serve(**{key: tf.constant(value) for key, value in inputs.items()})
-        return {k: v.numpy() for k, v in outputs.items()}, {"latency_ms": None}
-
-    monkeypatch.setattr(saved_model, "run_bare", run)
+    serve_here(monkeypatch)
 
 
 # --- code on the pages ---------------------------------------------------------------------------
@@ -192,9 +186,11 @@ def test_options_in_the_readme_are_those_of_finetune():
 
 
 def test_options_on_the_pages_exist():
-    # Those of TensorFlow's saved_model_cli.
-    known = {"--dir", "--tag_set", "--signature_def", "--inputs"}
-    for command in ("finetune", "demo", "launch"):
+    # Those of TensorFlow's saved_model_cli and model server.
+    known = {"--dir", "--tag_set", "--signature_def", "--inputs", "--port", "--rest_api_port"}
+    known |= {"--model_config_file", "--model_config_file_poll_wait_seconds"}
+    known |= {"--allow_version_labels_for_unavailable_models"}
+    for command in ("finetune", "demo", "launch", "serve", "predict", "bench"):
         shown = command_line.keras_efficient(command, "--help").out
         known |= set(re.findall(r"--[a-z][a-z-]+", shown))
     for script in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")):

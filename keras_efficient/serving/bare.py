@@ -1,8 +1,10 @@
 """Load a SavedModel where there is no Keras, run a sample and time it.
 
 A script, run as `python -P bare.py FOLDER`; it imports the standard library, NumPy and TensorFlow
-only. FOLDER holds `request.json` ({"saved_model": path, "latency": bool}) and `inputs.npz`; the
-script adds `outputs.npz` and `result.json`.
+only. FOLDER holds `request.json` ({"saved_model": path, "latency": bool, "texts": [str] or null,
+"batches": int}) and, as far as asked, `inputs.npz` for the signature "tokens" and
+`batch-0.npz`, ...; the script adds `outputs.npz`, `texts.npz`, `served-0.npz`, ... and
+`result.json`.
 """
 
 import json
@@ -27,16 +29,26 @@ def main(folder):
 
     folder = Path(folder)
     request = json.loads((folder / "request.json").read_text())
-    with np.load(folder / "inputs.npz") as file:
-        inputs = dict(file)
-    model = tf.saved_model.load(request["saved_model"])
-    serve = model.signatures["serving_default"]
-    outputs = serve(**{name: tf.constant(value) for name, value in inputs.items()})
-    np.savez(folder / "outputs.npz", **{name: value.numpy() for name, value in outputs.items()})
+    signatures = tf.saved_model.load(request["saved_model"]).signatures
+    timed = None
+    if request["texts"] is not None:
+        texts = tf.constant(request["texts"])
+        outputs = signatures["text"](text=texts)
+        # (Strings are no arrays without pickling.)
+        save(folder / "texts.npz", {k: v for k, v in outputs.items() if v.dtype != tf.string})
+        timed = signatures["text"], {"text": np.array(request["texts"][:1], object)}
+    if (folder / "inputs.npz").exists():
+        serve, inputs = signatures["tokens"], arrays(folder / "inputs.npz")
+        save(folder / "outputs.npz", call(serve, inputs))
+        timed = serve, inputs
+    for number in range(request["batches"]):
+        outputs = call(signatures["tokens"], arrays(folder / f"batch-{number}.npz"))
+        save(folder / f"served-{number}.npz", outputs)
 
     latency = None
     if request["latency"]:
         latency = {}
+        serve, inputs = timed
         for batch in BATCHES:
             tiled = {
                 name: tf.constant(np.take(value, np.arange(batch) % len(value), axis=0))
@@ -53,6 +65,25 @@ def main(folder):
         "forbidden_modules": [name for name in FORBIDDEN if sys.modules.get(name) is not None],
     }
     (folder / "result.json").write_text(json.dumps(result))
+
+
+def arrays(path):
+    import numpy as np
+
+    with np.load(path) as file:
+        return dict(file)
+
+
+def call(serve, inputs):
+    import tensorflow as tf
+
+    return serve(**{name: tf.constant(value) for name, value in inputs.items()})
+
+
+def save(path, outputs):
+    import numpy as np
+
+    np.savez(path, **{name: value.numpy() for name, value in outputs.items()})
 
 
 def max_rss_bytes():

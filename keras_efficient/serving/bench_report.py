@@ -109,6 +109,7 @@ class BenchReport:
             squeeze=False,
             layout="constrained",
         )
+        figure.get_layout_engine().set(h_pad=0.1)
         shades = pyplot.get_cmap("tab10").colors
         colours = [shades[i % len(shades)] for i in range(len(names))]
         for axis in axes.flat[len(cases) :]:

@@ -28,6 +28,8 @@ class ExportReport:
         latency_ms: {"batch_1" and "batch_8": {"median", "p95"}} in milliseconds on this machine's
             CPU, or None if it was not measured.
         max_rss_bytes: int, peak memory of the process that served the sample.
+        quantize: as the export was asked, or None.
+        evaluation: {"examples", "in_memory", "served"} (accuracies), or None.
         accuracy, examples_per_second, seed, data_fingerprint: from the export's `facts`, or None.
         facts: dict, the other facts.
     """
@@ -42,6 +44,8 @@ class ExportReport:
     created: str
     latency_ms: dict | None = None
     max_rss_bytes: int | None = None
+    quantize: str | None = None
+    evaluation: dict | None = None
     accuracy: float | None = None
     examples_per_second: float | None = None
     seed: Any = None
@@ -77,6 +81,17 @@ class ExportReport:
                 f"{self.max_abs_difference:.2g} (tolerance {self.tolerance:g}, relative)",
             )
         )
+        if self.quantize is not None:
+            rows.append(("Written as", self.quantize))
+        if self.evaluation is not None:
+            found = self.evaluation
+            rows.append(
+                (
+                    "Accuracy, served",
+                    f"{found['served']:.4f} on {found['examples']:,} examples (in memory "
+                    f"{found['in_memory']:.4f})",
+                )
+            )
         for side, tensors in self.signature.items():
             for name, spec in tensors.items():
                 shape = ", ".join("any" if n is None else str(n) for n in spec["shape"])

@@ -1,8 +1,10 @@
 """Export a model of either flavour as a SavedModel, checked before it appears."""
 
+import collections
 import contextlib
 import dataclasses
 import datetime
+import json
 import math
 import platform
 import sys
@@ -16,35 +18,58 @@ import keras_efficient
 from keras_efficient import flavor as flavors
 from keras_efficient.distribute.cluster import cluster_of
 from keras_efficient.errors import InputError, VerificationError
-from keras_efficient.parametrize.finding import views
+from keras_efficient.parametrize.finding import chains, views
 from keras_efficient.parametrize.plain import folded
+from keras_efficient.serving.archiving import archive
 from keras_efficient.serving.destination import check_destination, staged
-from keras_efficient.serving.packing import packed
+from keras_efficient.serving.evaluation import Evaluation, accuracy_in_memory, check_drop
+from keras_efficient.serving.lean.matrices import check_machine
+from keras_efficient.serving.lean.standing_in import rounded, standing_in
+from keras_efficient.serving.manifest import write_manifest
 from keras_efficient.serving.report import ExportReport, check_facts
 from keras_efficient.serving.signature import Features, flat_outputs, trace
+from keras_efficient.serving.text_signature import TEXTS, TextSignature
 from keras_efficient.serving.verify import check_reference, compare, run_bare
+from keras_efficient.serving.warm_up import write_warm_up
 
 #: Allowed difference, relative to the largest output or 1, by whether the model computes in less
-#: than float32.
+#: than float32; and by what is written. (int8: a number next to a tie is rounded the other way.)
 _TOLERANCE = {False: 1e-5, True: 2e-2}
+_WRITTEN = {"int8-weights": 1e-5, "bfloat16": 5e-2, "int8": 1e-1}
+_QUANTIZE = (None, "int8", "int8-weights", "bfloat16")
+_SIGNATURES = ("tokens", "text")
 
 
 def export(
-    model, directory, *, sample, quantize=None, facts=None, tolerance=None, latency=True
+    model,
+    directory,
+    *,
+    sample,
+    quantize=None,
+    signatures=None,
+    tokenizer=None,
+    evaluate=None,
+    compress=False,
+    facts=None,
+    tolerance=None,
+    latency=True,
 ) -> ExportReport:
     """Write `model` as a SavedModel that plain TensorFlow serves, checked in a bare process.
 
-    The SavedModel has one signature, "serving_default", in inference mode, with any batch size and
-    any length, and holds each variable once (Keras 3's own `model.export` writes every variable
-    twice). It is written to a hidden folder beside its destination, loaded and run by a new
-    process that has no Keras, compared with the model in memory, and only then renamed into place:
-    a version is there whole and checked, or not at all. No version is ever overwritten.
+    The SavedModel runs in inference mode, with any batch size and any length, and holds each
+    variable once (Keras 3's own `model.export` writes every variable twice). It is written to a
+    hidden folder beside its destination, loaded and run by a new process that has no Keras,
+    compared with the model in memory, and only then renamed into place: a version is there whole
+    and checked, or not at all. No version is ever overwritten.
 
-    Inputs: the keys of a dict sample; "inputs" for a single tensor; "input_0", "input_1", ... for
-    a list. The batch dimension is free, and so is the second dimension of integer features, unless
-    the model declares a fixed length. Outputs: a dict's keys; for a single tensor "logits" if the
-    model has `num_classes` or `num_labels`, else "outputs"; "output_0", ... for a list; a Hugging
-    Face output's entries without its loss. Floats go in and come out as float32.
+    Signatures: "tokens" takes what the model takes, "text" strings; "serving_default" is the first
+    of them. Inputs of "tokens": the keys of a dict sample; "inputs" for a single tensor; "input_0",
+    "input_1", ... for a list. The batch dimension is free, and so is the second dimension of
+    integer features, unless the model declares a fixed length. Outputs: a dict's keys; for a single
+    tensor "logits" if the model has `num_classes` or `num_labels`, else "outputs"; "output_0", ...
+    for a list; a Hugging Face output's entries without its loss. Floats go in and come out as
+    float32. "text" takes "text", a string [batch], and gives "probabilities" [batch, classes] and
+    "label" [batch] besides.
 
     Of a model with transforms (`ke.prune`, `ke.lora` and so on) the weights are written as they are
     seen; the model in memory keeps its transforms.
@@ -59,22 +84,33 @@ def export(
             version 3, which must not exist.
         sample: a batch as `fit` yields it, at least 1 example: features (tensor, dict or list of
             tensors) or a tuple (features, labels[, sample_weight]).
-        quantize: None (default), weights as floats; or "int8-weights": those that
-            `ke.quantize_aware` or `ke.calibrate` rounds as int8 (also those of 4 bits) with their
-            scales. They are multiplied by floats, on any device: smaller, not faster. What rounds
-            activations is written too.
+        quantize: None (default): weights as floats. "int8": kernels and embeddings as integers
+            that x86 CPUs multiply as such. "int8-weights": as integers that are multiplied as
+            floats, on any device: smaller, not faster. "bfloat16": half the bytes, and multiplied
+            in that. Integers are those of `ke.quantize_aware` or `ke.calibrate`, also of 4 bits;
+            of a model without, they are made of its weights as they are, and "int8" rounds its
+            activations by the range of each batch.
+        signatures: tuple of "tokens" and "text". Default: "tokens", and "text" with a tokenizer.
+        tokenizer: the model's `data.Tokenizer` (as `ke.models.load` gives it), for "text". Labels
+            are those of `facts["labels"]`.
+        evaluate: labelled batches `(features, labels)`, or a `ke.serving.Evaluation` of them: the
+            served accuracy may be at most 0.005 below that in memory. Default: none.
+        compress: bool, whether to write the version as one file beside it, too. Default False.
         facts: dict or None (default), what the report should know of the training: `accuracy`,
-            `examples_per_second`, `seed`, `data_fingerprint`, and anything else that JSON holds.
+            `examples_per_second`, `seed`, `data_fingerprint`, `labels`, and anything else that JSON
+            holds.
         tolerance: float or None (default): 1e-5, and 2e-2 for a model with layers that compute in
             bfloat16 or float16, whose rounding differs between two graphs of the same model.
+            "bfloat16": 5e-2, and "int8": 1e-1, since numbers next to a tie round either way.
         latency: bool, whether to time the SavedModel at batch 1 and 8. Default True.
 
     Returns:
         An `ExportReport`, also written to `report.json` inside the version.
 
     Raises:
-        InputError: the destination, model, sample, facts or tolerance will not do; found before
-            anything is written, except where the model reads state that cannot be written.
+        InputError: the destination, model, sample, facts or another argument will not do, or this
+            machine has no int8 products; found before anything is written, except where the model
+            reads state that cannot be written.
         VerificationError: the SavedModel failed or computed something else; the message says by
             how much, and where the refused files are kept.
 
@@ -88,77 +124,201 @@ def export(
         >>> report.directory.name, list(report.signature["outputs"])
         ('1', ['outputs'])
     """
+    flavor = _check_model(model)
+    if quantize not in _QUANTIZE:
+        raise InputError(f"`quantize` must be one of {_QUANTIZE}. Received: {quantize!r}.")
+    signatures = _check_signatures(signatures, tokenizer)
+    if quantize == "int8":
+        check_machine()
+    if evaluate is not None and not isinstance(evaluate, Evaluation):
+        evaluate = Evaluation(evaluate)
+    if evaluate is not None and "tokens" not in signatures:
+        raise InputError(
+            "`evaluate` runs features through the signature 'tokens'. Received: "
+            f"signatures={signatures!r}. Add it, or leave `evaluate` out."
+        )
+    asked = _Asked(
+        quantize=quantize,
+        signatures=signatures,
+        tokenizer=tokenizer,
+        evaluate=evaluate,
+        facts=check_facts(facts),
+        tolerance=_check_tolerance(tolerance, model, quantize),
+        latency=latency,
+    )
     cluster = cluster_of(model)
     if cluster is not None and cluster.index > 0:
         # Several workers train one model: the first one's export is the one that stays.
         with tempfile.TemporaryDirectory() as folder:
-            return _export(
-                model, Path(folder) / "model", sample, quantize, facts, tolerance, latency
-            )
-    return _export(model, directory, sample, quantize, facts, tolerance, latency)
+            return _write(flavor, model, Path(folder) / "model", sample, asked)
+    report = _write(flavor, model, directory, sample, asked)
+    if compress:
+        archive(report.directory)
+    return report
 
 
-def _export(model, directory, sample, quantize, facts, tolerance, latency):
-    flavor = _check_model(model)
-    if quantize not in (None, "int8-weights"):
-        raise InputError(f"`quantize` must be None or 'int8-weights'. Received: {quantize!r}.")
-    # A server gets the weights as they are seen: pruned, clustered, rounded, with their deltas.
-    with contextlib.ExitStack() as stack:
-        unread = stack.enter_context(packed(model)) if quantize else []
-        stack.enter_context(folded(model))
-        return _write(flavor, model, unread, directory, sample, facts, tolerance, latency)
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """The checked arguments of an export."""
+
+    quantize: str | None
+    signatures: tuple
+    tokenizer: object
+    evaluate: Evaluation | None
+    facts: dict
+    tolerance: float
+    latency: bool
 
 
-def _write(flavor, model, unread, directory, sample, facts, tolerance, latency):
-    weights = _served(flavor, model, unread)
-    weight_bytes = sum(_bytes(variable) for variable in weights)
-    version = check_destination(directory, needed_bytes=weight_bytes)
-    facts = check_facts(facts)
-    tolerance = _check_tolerance(tolerance, model)
+def _write(flavor, model, directory, sample, asked):
+    version = check_destination(directory, needed_bytes=_needed(flavor, model, asked.quantize))
     features = Features(model, sample)
-    reference = _reference(flavor, model, features)
+    batches = asked.evaluate.batches(model) if asked.evaluate is not None else []
+    text = None
+    if "text" in asked.signatures:
+        text = TextSignature(asked.tokenizer, asked.facts.get("labels"), features)
+    with contextlib.ExitStack() as stack:
+        in_memory = accuracy_in_memory(flavor, model, batches) if batches else None
+        transforms = _transforms(model)
+        # What is written is compared with a model of the same integers.
+        stack.enter_context(rounded(model, asked.quantize))
+        reference = {"tokens": _reference(flavor, model, features)}
+        if text is not None:
+            reference["text"] = text.reference(flavor, model)
+        # A server gets the weights as they are seen: pruned, clustered, rounded, with their deltas.
+        unread = stack.enter_context(standing_in(model, asked.quantize))
+        stack.enter_context(folded(model))
+        module, functions = _module(flavor, model, unread, features, text, asked)
+        with staged(directory, version) as staging:
+            tf.saved_model.save(
+                module,
+                str(staging.path),
+                signatures={
+                    name: functions[name] for name in ("serving_default", *asked.signatures)
+                },
+                # Gradients of custom ops, for training on: a server has no use for them.
+                options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
+            )
+            try:
+                served, measured = run_bare(
+                    staging.path,
+                    features.arrays if "tokens" in asked.signatures else None,
+                    texts=TEXTS if text is not None else None,
+                    batches=[batch.arrays for batch, _ in batches],
+                    latency=asked.latency,
+                )
+                difference = max(
+                    compare(
+                        reference[name],
+                        {output: served[name][output] for output in reference[name]}
+                        if name == "text"
+                        else served[name],
+                        asked.tolerance,
+                    )
+                    for name in asked.signatures
+                )
+                evaluation = None
+                if batches:
+                    evaluation = check_drop(
+                        in_memory, served["classes"], batches, asked.evaluate.max_drop
+                    )
+            except VerificationError as error:
+                aside = staging.keep_aside()
+                raise VerificationError(f"{error} Nothing was exported; see {aside}.") from error
+            _write_beside(staging.path, features, asked)
+            facts = dict(asked.facts)
+            if batches and facts.get("accuracy") is None:
+                facts["accuracy"] = evaluation["served"]
+            report = ExportReport(
+                directory=version,
+                bytes=sum(f.stat().st_size for f in staging.path.rglob("*") if f.is_file()),
+                weight_bytes=sum(map(_bytes, module.weights)),
+                max_abs_difference=difference,
+                tolerance=asked.tolerance,
+                quantize=asked.quantize,
+                evaluation=evaluation,
+                signature={
+                    "inputs": _describe(functions["serving_default"].structured_input_signature[1]),
+                    "outputs": _describe(functions["serving_default"].structured_outputs),
+                },
+                versions=_versions(flavor, model),
+                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                **measured,
+                **{name: facts.pop(name) for name in _KNOWN_FACTS if name in facts},
+                facts=facts,
+            )
+            (staging.path / "report.json").write_text(report.to_json(), encoding="utf-8")
+            recipe = {
+                "format": "saved_model",
+                "quantize": asked.quantize,
+                "signatures": list(asked.signatures),
+                "transforms": transforms,
+            }
+            write_manifest(staging.path, report=report, recipe=recipe)
+            # A lost race moves it on to the next version.
+            return dataclasses.replace(report, directory=staging.publish())
+
+
+def _module(flavor, model, unread, features, text, asked):
+    """What is saved: a module with all that is read, and its functions by signature."""
 
     def serve(**tensors):
         return flat_outputs(model, flavor.call(model, features.restore(tensors), training=False))
 
     # tf_keras leaves a choice on a tensor's value to AutoGraph; Keras 3 does not use it.
-    function = trace(serve, features, autograph=flavor.name == "tf_keras")
+    tokens = trace(serve, features, autograph=flavor.name == "tf_keras")
+    # (Of what stands in, only what is read.)
+    weights = [] if asked.quantize else _served(flavor, model, unread)
     module = tf.Module()
-    module.weights = weights = weights + _other_state(function, weights)
+    module.weights = weights + _other_state(tokens, weights)
+    functions = {"tokens": tokens}
+    if text is not None:
+        module.text = text.function(tokens)
+        functions["text"] = module.text.get_concrete_function()
+    functions = {name: functions[name] for name in asked.signatures}
+    return module, {"serving_default": functions[asked.signatures[0]]} | functions
 
-    with staged(directory, version) as staging:
-        tf.saved_model.save(
-            module,
-            str(staging.path),
-            signatures={"serving_default": function},
-            # Gradients of custom ops, for training on: a server has no use for them.
-            options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
+
+def _write_beside(folder, features, asked):
+    """The files that travel with the SavedModel."""
+    for name in ("serving_default", *asked.signatures):
+        name_of = asked.signatures[0] if name == "serving_default" else name
+        arrays = {"text": list(TEXTS)} if name_of == "text" else features.arrays
+        write_warm_up(folder, name, arrays)
+    labels = asked.facts.get("labels")
+    if labels:
+        assets = folder / "assets.extra"
+        assets.mkdir(exist_ok=True)
+        (assets / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
+
+
+def _transforms(model):
+    """What is on the model's weights and layers, for the recipe."""
+    found = collections.Counter(t.describe() for chain in chains(model) for t in chain.transforms)
+    found.update(part.describe() for view in views(model) for part in view.calls)
+    return dict(sorted(found.items()))
+
+
+def _needed(flavor, model, quantize):
+    share = {"int8": 0.3, "int8-weights": 0.3, "bfloat16": 0.6}.get(quantize, 1.0)
+    return int(share * sum(map(_bytes, flavor.weights(model))))
+
+
+def _check_signatures(signatures, tokenizer):
+    if signatures is None:
+        signatures = ("tokens",) if tokenizer is None else _SIGNATURES
+    signatures = (signatures,) if isinstance(signatures, str) else tuple(signatures)
+    if not signatures or len(set(signatures)) < len(signatures) or set(signatures) - {*_SIGNATURES}:
+        raise InputError(
+            f"`signatures` must be some of {_SIGNATURES}, the first being the server's default. "
+            f"Received: {signatures!r}."
         )
-        try:
-            outputs, measured = run_bare(staging.path, features.arrays, latency=latency)
-            difference = compare(reference, outputs, tolerance)
-        except VerificationError as error:
-            aside = staging.keep_aside()
-            raise VerificationError(f"{error} Nothing was exported; see {aside}.") from error
-        report = ExportReport(
-            directory=version,
-            bytes=sum(file.stat().st_size for file in staging.path.rglob("*") if file.is_file()),
-            weight_bytes=sum(map(_bytes, weights)),
-            max_abs_difference=difference,
-            tolerance=tolerance,
-            signature={
-                "inputs": _describe(function.structured_input_signature[1]),
-                "outputs": _describe(function.structured_outputs),
-            },
-            versions=_versions(flavor, model),
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            **measured,
-            **{name: facts.pop(name) for name in _KNOWN_FACTS if name in facts},
-            facts=facts,
+    if "text" in signatures and not hasattr(tokenizer, "inputs"):
+        raise InputError(
+            "The text signature needs `tokenizer`, a keras_efficient.data.Tokenizer. Received: "
+            f"{tokenizer!r}. ke.models.load returns it; ke.data.as_tokenizer makes one of others."
         )
-        (staging.path / "report.json").write_text(report.to_json(), encoding="utf-8")
-        # A lost race moves it on to the next version.
-        return dataclasses.replace(report, directory=staging.publish())
+    return signatures
 
 
 _KNOWN_FACTS = ("accuracy", "examples_per_second", "seed", "data_fingerprint")
@@ -177,11 +337,11 @@ def _check_model(model):
     return flavor
 
 
-def _check_tolerance(tolerance, model):
+def _check_tolerance(tolerance, model, quantize):
     if tolerance is None:
         layers = model._flatten_layers()
         low = any(getattr(x, "compute_dtype", None) in ("bfloat16", "float16") for x in layers)
-        return _TOLERANCE[low]
+        return max(_TOLERANCE[low], _WRITTEN.get(quantize, 0.0))
     number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
     if not number or not 0 <= tolerance < math.inf:
         raise InputError(

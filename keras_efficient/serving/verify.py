@@ -10,21 +10,24 @@ from pathlib import Path
 import numpy as np
 
 from keras_efficient.errors import InputError, VerificationError
+from keras_efficient.serving.evaluation import classes_of
 
 _SCRIPT = Path(__file__).with_name("bare.py")
 
 
-def run_bare(saved_model, inputs, *, latency=True):
-    """Load `saved_model` in a process without Keras, on the CPU, and run `inputs` through it.
+def run_bare(saved_model, inputs, *, texts=None, batches=(), latency=True):
+    """Load `saved_model` in a process without Keras, on the CPU, and run it.
 
     Args:
         saved_model: path of the SavedModel.
-        inputs: dict of arrays by the names of the signature.
+        inputs: dict of arrays by the names of the signature "tokens"; None: it has none.
+        texts: list of str for the signature "text". Default: None: it has none.
+        batches: list of dicts of arrays as `inputs`, to classify. Default: none.
         latency: bool, whether to time it at batch 1 and 8 (a few seconds at most). Default True.
 
     Returns:
-        `(outputs, result)`: a dict of arrays, and a dict with `latency_ms` (or None) and
-        `max_rss_bytes`.
+        `(served, result)`: {"tokens" and "text": dict of arrays, "classes": list of int arrays},
+        and a dict with `latency_ms` (or None) and `max_rss_bytes`.
 
     Raises:
         VerificationError: the process failed (its last lines are in the message) or found a
@@ -32,9 +35,17 @@ def run_bare(saved_model, inputs, *, latency=True):
     """
     with tempfile.TemporaryDirectory(prefix="keras_efficient-") as folder:
         folder = Path(folder)
-        request = {"saved_model": str(saved_model), "latency": latency}
+        request = {
+            "saved_model": str(saved_model),
+            "latency": latency,
+            "texts": None if texts is None else list(texts),
+            "batches": len(batches),
+        }
         (folder / "request.json").write_text(json.dumps(request))
-        np.savez(folder / "inputs.npz", **inputs)
+        if inputs is not None:
+            np.savez(folder / "inputs.npz", **inputs)
+        for number, batch in enumerate(batches):
+            np.savez(folder / f"batch-{number}.npz", **batch)
         # TF_CONFIG would make it join the training's cluster; the GPU's memory is taken.
         env = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
         env |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -53,13 +64,23 @@ def run_bare(saved_model, inputs, *, latency=True):
                 f"process ended with code {child.returncode}:\n{tail}"
             )
         result = json.loads((folder / "result.json").read_text())
-        with np.load(folder / "outputs.npz") as file:
-            outputs = dict(file)
+        served = {
+            name: _arrays(folder / file)
+            for name, file in (("tokens", "outputs.npz"), ("text", "texts.npz"))
+            if (folder / file).exists()
+        }
+        files = [folder / f"served-{number}.npz" for number in range(len(batches))]
+        served["classes"] = [classes_of(_arrays(file)) for file in files]
     if found := result.pop("forbidden_modules"):
         raise VerificationError(
             f"An exported model must run without Keras. Its process had loaded: {found}."
         )
-    return outputs, result
+    return served, result
+
+
+def _arrays(path):
+    with np.load(path) as file:
+        return dict(file)
 
 
 def compare(reference, outputs, tolerance) -> float:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from serving_here import serve_here
 from training import batches, compiled, mirrored, moved
 from zoo import Specimen, _sequential, keras_of
 
@@ -184,18 +184,7 @@ def test_there_must_be_an_average_of_the_same_weights(library):
 
 
 def test_an_export_inside_holds_the_averages(tmp_path, monkeypatch):
-    from keras_efficient.serving import saved_model
-
-    served = []
-
-    # In this process instead of a bare one: 4 s less.
-    def run(path, inputs, *, latency):
-        function = tf.saved_model.load(str(path)).signatures["serving_default"]
-        outputs = function(**{name: tf.constant(value) for name, value in inputs.items()})
-        served.append({name: value.numpy() for name, value in outputs.items()})
-        return served[-1], {"latency_ms": None, "max_rss_bytes": 1}
-
-    monkeypatch.setattr(saved_model, "run_bare", run)
+    served = serve_here(monkeypatch)
     model, ema = made("keras"), EMA(0.5, warm_up=False)
     train(model, [ema])
     x, _ = SMALL["keras"].batch(4)

@@ -6,16 +6,17 @@ import os
 import subprocess
 import sys
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from serving_here import in_process as in_process
 
 import keras_efficient as ke
 from keras_efficient import flavor
 from keras_efficient.errors import InputError, VerificationError
 from keras_efficient.serving import saved_model
+from keras_efficient.serving.manifest_check import check_manifest
 from tests.zoo import CLASSES, LENGTH, ZOO
 
 SPECIMENS = {specimen.name: specimen for specimen in ZOO}
@@ -33,26 +34,6 @@ def variables_bytes(directory):
 @pytest.fixture
 def model():
     return SPECIMENS["keras-sequential"].make()
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Serve in this process instead of a bare one: 4 s less. Records what was served."""
-    served = []
-
-    def serve(path, inputs):
-        function = tf.saved_model.load(str(path)).signatures["serving_default"]
-        outputs = function(**{name: tf.constant(value) for name, value in inputs.items()})
-        served.append({name: value.numpy() for name, value in outputs.items()})
-
-    def run(path, inputs, *, latency):
-        # In a thread of its own: outside any strategy's scope, as a bare process is.
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(serve, path, inputs).result()
-        return served[-1], {"latency_ms": None, "max_rss_bytes": 1}
-
-    monkeypatch.setattr(saved_model, "run_bare", run)
-    return served
 
 
 # --- through the bare process, as users have it ------------------------------------------------
@@ -84,7 +65,9 @@ def test_export_is_whole(exported):
         assert 0 < times["median"] <= times["p95"]
     assert written["max_rss_bytes"] > 1e8
     size = sum(file.stat().st_size for file in report.directory.rglob("*") if file.is_file())
-    assert written["bytes"] == size - (report.directory / "report.json").stat().st_size
+    later = sum((report.directory / f).stat().st_size for f in ("report.json", "manifest.json"))
+    assert written["bytes"] == size - later
+    assert check_manifest(report.directory)["recipe"]["signatures"] == ["tokens"]
     assert set(written["versions"]) >= {"python", "tensorflow", specimen.library, "keras_efficient"}
     any_ids = {"dtype": "int32", "shape": [None, None]}
     assert written["signature"] == {
@@ -269,9 +252,9 @@ def test_exact_version(tmp_path, model, in_process):
 def test_report_names_the_version_that_won_the_race(tmp_path, model, in_process, monkeypatch):
     serve = saved_model.run_bare
 
-    def slow(path, inputs, *, latency):
+    def slow(*args, **kwargs):
         (tmp_path / "m/1").mkdir()
-        return serve(path, inputs, latency=latency)
+        return serve(*args, **kwargs)
 
     monkeypatch.setattr(saved_model, "run_bare", slow)
     report = ke.export(model, tmp_path / "m", sample=IDS)
@@ -285,9 +268,10 @@ def test_report_names_the_version_that_won_the_race(tmp_path, model, in_process,
 def test_differing_export_is_refused_and_kept_aside(tmp_path, model, in_process, monkeypatch):
     serve = saved_model.run_bare
 
-    def wrong(path, inputs, *, latency):
-        outputs, measured = serve(path, inputs, latency=latency)
-        return {name: value + 0.25 for name, value in outputs.items()}, measured
+    def wrong(*args, **kwargs):
+        served, measured = serve(*args, **kwargs)
+        tokens = {name: value + 0.25 for name, value in served["tokens"].items()}
+        return {**served, "tokens": tokens}, measured
 
     monkeypatch.setattr(saved_model, "run_bare", wrong)
     with pytest.raises(

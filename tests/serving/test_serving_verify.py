@@ -91,7 +91,7 @@ def test_process_does_not_join_the_training_cluster(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "{}")
     calls = child(monkeypatch, {"forbidden_modules": [], "latency_ms": None})
     served, result = verify.run_bare("m", {"x": np.ones(2)})
-    assert served["y"].tolist() == [1.0]
+    assert served["tokens"]["y"].tolist() == [1.0]
     assert result == {"latency_ms": None}
     (command, options) = calls[0]
     assert "-P" in command

@@ -1,16 +1,14 @@
 """What the tests of adapters, prefixes and BitFit share."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import tensorflow as tf
+from serving_here import serve_here
 from training import compiled, fit, mirrored
 from zoo import FEW, ZOO
 
 import keras_efficient as ke
 from keras_efficient.parametrize import attaching
 from keras_efficient.parametrize.weights import all_weights, head
-from keras_efficient.serving import saved_model
 
 SPECIMENS = {specimen.name: specimen for specimen in ZOO}
 #: One of each library, with blocks.
@@ -102,21 +100,7 @@ def assert_saved(specimen, verb, folder):
 
 def assert_exported(specimen, verb, folder, monkeypatch):
     """`ke.export` writes the model as it computes, with what was added."""
-
-    def serve(path, inputs):
-        function = tf.saved_model.load(str(path)).signatures["serving_default"]
-        given = function(**{name: tf.constant(value) for name, value in inputs.items()})
-        return {name: value.numpy() for name, value in given.items()}
-
-    def run(path, inputs, *, latency):
-        with ThreadPoolExecutor(1) as pool:
-            given = pool.submit(serve, path, inputs).result()
-        served.append(given)
-        return given, {"latency_ms": None, "max_rss_bytes": 1}
-
-    served = []
-    # A bare process takes 4 s more.
-    monkeypatch.setattr(saved_model, "run_bare", run)
+    served = serve_here(monkeypatch)
     model = train(specimen, verb)
     x, y = specimen.batch(3, seed=3)
     expected, without = outputs(model, x), outputs(specimen.make(), x)

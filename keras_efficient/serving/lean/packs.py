@@ -78,7 +78,6 @@ class Integers(Pack):
         rows.set_shape(found.shape)
         return rows
 
-
     @property
     def row_scales(self):
         """Of an embedding without groups: float32 tensor [rows]."""
@@ -86,7 +85,9 @@ class Integers(Pack):
 
     def _of(self, ids):
         scales = self._scales[0]
-        return tf.gather(scales, ids) if scales.shape[0] > 1 else scales[0] + tf.zeros(tf.shape(ids))
+        return (
+            tf.gather(scales, ids) if scales.shape[0] > 1 else scales[0] + tf.zeros(tf.shape(ids))
+        )
 
 
 class Halves(Pack):

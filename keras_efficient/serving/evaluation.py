@@ -1,0 +1,116 @@
+"""The accuracy of a served classifier beside that of the model in memory."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from keras_efficient.errors import InputError, VerificationError
+from keras_efficient.serving.signature import Features, flat_outputs
+
+#: How much of the accuracy an export may lose: half a point.
+MOST = 0.005
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Labelled examples that an export is evaluated on.
+
+    Args:
+        data: a batch `(features, labels)` as `fit` yields it, or a finite iterable of such batches:
+            labels are classes [batch], or one-hot [batch, classes].
+        max_drop: float in [0, 1], how much lower the served accuracy may be than the accuracy in
+            memory. Default 0.005.
+
+    Raises:
+        InputError: `max_drop` out of range, no batches, or batches without labels.
+    """
+
+    data: object
+    max_drop: float = MOST
+
+    def __post_init__(self):
+        drop = self.max_drop
+        if isinstance(drop, bool) or not isinstance(drop, int | float) or not 0 <= drop <= 1:
+            raise InputError(
+                f"`max_drop` must be a share of the examples, from 0 to 1. Received: {drop!r}. Give "
+                "for example 0.005, half a point."
+            )
+
+    def batches(self, model):
+        """List of (`Features`, int array of classes)."""
+        data = [self.data] if isinstance(self.data, tuple) else self.data
+        if isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise InputError(
+                "`evaluate` must end. Received: an endless dataset. Give `dataset.take(100)`."
+            )
+        found = []
+        for batch in data:
+            if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+                raise InputError(
+                    "`evaluate` must be batches (features, labels). Received: "
+                    f"{type(batch).__name__}. Give them as `fit` gets them."
+                )
+            labels = np.asarray(batch[1])
+            if labels.ndim == 2 and labels.shape[1] > 1:
+                labels = labels.argmax(-1)
+            if labels.size != len(labels) or labels.size == 0:
+                raise InputError(
+                    "`evaluate` compares classes, one per example. Received: labels of shape "
+                    f"{labels.shape}. Leave `evaluate` out for other tasks."
+                )
+            features = Features(model, tuple(batch)[:1], most=len(labels))
+            found.append((features, labels.reshape(-1).astype("int64")))
+        if not found:
+            raise InputError("`evaluate` must hold examples. Received: none. Give some batches.")
+        return found
+
+
+def classes_of(outputs):
+    """The class of each example, by a dict of output arrays.
+
+    Raises:
+        InputError: there is no single [batch, classes] output of floats.
+    """
+    found = {name: value for name, value in outputs.items() if value.dtype.kind == "f"}
+    logits = found.get("logits", next(iter(found.values())) if len(found) == 1 else None)
+    if logits is None or logits.ndim != 2:
+        raise InputError(
+            "`evaluate` needs a classifier, with logits [batch, classes]. Received: outputs "
+            f"{ {name: value.shape for name, value in outputs.items()} }. Leave it out."
+        )
+    return (logits[:, 0] > 0) if logits.shape[1] == 1 else logits.argmax(-1)
+
+
+def accuracy_in_memory(flavor, model, batches) -> float:
+    """The share of examples whose class the model in memory finds."""
+    right = total = 0
+    for features, labels in batches:
+        tensors = {name: tf.constant(array) for name, array in features.arrays.items()}
+        outputs = flavor.call(model, features.restore(tensors), training=False)
+        flat = {name: value.numpy() for name, value in flat_outputs(model, outputs).items()}
+        right += int((classes_of(flat) == labels).sum())
+        total += len(labels)
+    return right / total
+
+
+def check_drop(in_memory, predictions, batches, most) -> dict:
+    """Compare accuracies.
+
+    Returns:
+        {"examples", "in_memory", "served"}.
+
+    Raises:
+        VerificationError: the served one is lower by more than `most`.
+    """
+    labels = [labels for _, labels in batches]
+    right = sum(int((a == b).sum()) for a, b in zip(predictions, labels, strict=True))
+    examples = sum(map(len, labels))
+    served = right / examples
+    if served < in_memory - most - 1e-9:
+        raise VerificationError(
+            f"The served model is right on {served:.2%} of {examples} examples, the model in memory "
+            f"on {in_memory:.2%}, and at most {100 * most:g} points less is allowed. Train with "
+            "ke.quantize_aware, calibrate on more data, or allow more with ke.serving.Evaluation."
+        )
+    return {"examples": examples, "in_memory": in_memory, "served": served}
