@@ -11,6 +11,8 @@ from keras_efficient.serving.lean.packs import written
 
 #: The name of every such operation: TensorFlow names it where there is no kernel for it.
 _NODE = "int8_needs_x86_TensorFlow_with_oneDNN__else_export_int8-weights"
+#: Below so many numbers, several simple operations are faster than one of oneDNN.
+FEW = 100_000
 #: What oneDNN fuses into a product, by the name of an activation.
 _FUSED = {
     "linear": (),
@@ -106,17 +108,10 @@ class Int8Matrix(Matrix):
         scale = (high - low) * np.float32(1 / 255)
         zero = (tf.round if self.range is None else np.round)(-low / scale)
         bias = self.bias - scale * zero * sums
-        rounded = tf.raw_ops.QuantizeV2(
-            input=x,
-            min_range=-scale * zero,
-            max_range=scale * (255 - zero),
-            T=tf.quint8,
-            mode="MIN_FIRST",
-        ).output
         known = isinstance(self.activation, str)
         most = (127 * self.scales).astype("float32")
         y = _multiplied(
-            rounded,
+            _rounded(x, scale, zero),
             255 * scale,
             tf.bitcast(self.variable.read_value(), tf.qint8),
             most,
@@ -183,6 +178,27 @@ def _range_of(x):
     high = tf.maximum(tf.reduce_max(x), 0.0)
     # (All zeros have no range.)
     return low, tf.maximum(high, low + 1e-12)
+
+
+def _rounded(x, scale, zero):
+    """clip(round(x / scale) + zero, 0, 255) as quint8."""
+
+    def one():
+        low, high = -scale * zero, scale * (255 - zero)
+        made = tf.raw_ops.QuantizeV2(
+            input=x, min_range=low, max_range=high, T=tf.quint8, mode="MIN_FIRST"
+        )
+        return tf.bitcast(made.output, tf.uint8)
+
+    def several():
+        y = tf.round(x * (1 / scale)) + zero
+        # (Not `tf.clip_by_value`, which is two.)
+        return tf.cast(
+            tf.raw_ops.ClipByValue(t=y, clip_value_min=0.0, clip_value_max=255.0), tf.uint8
+        )
+
+    # (oneDNN prepares its operation at each call, which costs more than a few rows.)
+    return tf.bitcast(tf.cond(tf.size(x) < FEW, several, one), tf.quint8)
 
 
 def _multiplied(x, x_most, matrix, most, bias, fused, constant):

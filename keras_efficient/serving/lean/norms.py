@@ -5,6 +5,7 @@ import tensorflow as tf
 from tensorflow.python.framework import op_def_library
 
 from keras_efficient.parametrize.view import Around
+from keras_efficient.serving.lean.matrices import FEW
 
 
 class Norm(Around):
@@ -19,13 +20,20 @@ class Norm(Around):
         size = inputs.shape[-1]
         scale = tf.ones([size]) if layer.gamma is None else tf.cast(layer.gamma, tf.float32)
         offset = tf.zeros([size]) if layer.beta is None else tf.cast(layer.beta, tf.float32)
-        y = op_def_library.apply_op(
-            "_MklLayerNorm",
-            x=tf.cast(inputs, tf.float32),
-            scale=scale,
-            offset=offset,
-            epsilon=layer.epsilon,
-        )
+        x = tf.cast(inputs, tf.float32)
+
+        def one():
+            return op_def_library.apply_op(
+                "_MklLayerNorm", x=x, scale=scale, offset=offset, epsilon=layer.epsilon
+            )
+
+        def several():
+            centred = x - tf.reduce_mean(x, -1, keepdims=True)
+            variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
+            return centred * tf.math.rsqrt(variance + layer.epsilon) * scale + offset
+
+        # (oneDNN prepares its operation at each call, which costs more than a few rows.)
+        y = tf.cond(tf.size(x) < FEW, several, one)
         y.set_shape(inputs.shape)
         return tf.cast(y, inputs.dtype)
 
