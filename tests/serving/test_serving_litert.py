@@ -14,6 +14,7 @@ from keras_efficient.serving.litert import write_litert
 from keras_efficient.serving.litert_checking import export_litert
 from keras_efficient.serving.litert_running import run_litert
 from keras_efficient.serving.signature import Features
+from tests.training import mirrored
 from tests.zoo import CLASSES, FEW, LENGTH, ZOO, keras_of
 
 SPECIMENS = {specimen.name: specimen for specimen in ZOO}
@@ -214,6 +215,15 @@ def test_transforms(library, verb, quantize, tmp_path, in_process):
     for a, b in zip(before[0], model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(before[1], answer(model, ids(16)))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_model_of_several_replicas(library, tmp_path, in_process):
+    with mirrored().scope():
+        model = wide(library)
+    features = Features(model, ids(4))
+    made = export_litert(model, flavors.of(model), features, tmp_path, quantize="int8-weights")
+    assert 1e-4 < made.max_abs_difference < 0.5
 
 
 # --- what cannot be ------------------------------------------------------------------------------
