@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
+from training import mirrored
 
 import keras_efficient as ke
 from keras_efficient import flavor as flavors
@@ -14,7 +15,6 @@ from keras_efficient.serving.litert import write_litert
 from keras_efficient.serving.litert_checking import export_litert
 from keras_efficient.serving.litert_running import run_litert
 from keras_efficient.serving.signature import Features
-from tests.training import mirrored
 from tests.zoo import CLASSES, FEW, LENGTH, ZOO, keras_of
 
 SPECIMENS = {specimen.name: specimen for specimen in ZOO}
