@@ -33,8 +33,8 @@ class Evaluation:
         drop = self.max_drop
         if isinstance(drop, bool) or not isinstance(drop, int | float) or not 0 <= drop <= 1:
             raise InputError(
-                f"`max_drop` must be a share of the examples, from 0 to 1. Received: {drop!r}. Give "
-                "for example 0.005, half a point."
+                f"`max_drop` must be a share of the examples, from 0 to 1. Received: {drop!r}. "
+                "Give for example 0.005, half a point."
             )
 
     def batches(self, model):
@@ -109,8 +109,8 @@ def check_drop(in_memory, predictions, batches, most) -> dict:
     served = right / examples
     if served < in_memory - most - 1e-9:
         raise VerificationError(
-            f"The served model is right on {served:.2%} of {examples} examples, the model in memory "
-            f"on {in_memory:.2%}, and at most {100 * most:g} points less is allowed. Train with "
+            f"The served model is right on {served:.2%} of {examples} examples, the model in "
+            f"memory on {in_memory:.2%}, and at most {100 * most:g} points less is allowed. Train with "
             "ke.quantize_aware, calibrate on more data, or allow more with ke.serving.Evaluation."
         )
     return {"examples": examples, "in_memory": in_memory, "served": served}

@@ -22,9 +22,16 @@ from keras_efficient.parametrize.finding import chains, views
 from keras_efficient.parametrize.plain import folded
 from keras_efficient.serving.archiving import archive
 from keras_efficient.serving.destination import check_destination, staged
-from keras_efficient.serving.evaluation import Evaluation, accuracy_in_memory, check_drop
+from keras_efficient.serving.evaluation import (
+    Evaluation,
+    accuracy_in_memory,
+    check_drop,
+    classes_of,
+)
 from keras_efficient.serving.lean.matrices import check_machine
 from keras_efficient.serving.lean.standing_in import rounded, standing_in
+from keras_efficient.serving.litert_checking import export_litert
+from keras_efficient.serving.litert_running import run_litert
 from keras_efficient.serving.manifest import write_manifest
 from keras_efficient.serving.report import ExportReport, check_facts
 from keras_efficient.serving.signature import Features, flat_outputs, trace
@@ -46,6 +53,7 @@ def export(
     *,
     sample,
     quantize=None,
+    format="saved_model",
     signatures=None,
     tokenizer=None,
     evaluate=None,
@@ -90,6 +98,9 @@ def export(
             in that. Integers are those of `ke.quantize_aware` or `ke.calibrate`, also of 4 bits;
             of a model without, they are made of its weights as they are, and "int8" rounds its
             activations by the range of each batch.
+        format: "saved_model" (default), or "litert": one file, `model.tflite`, by TensorFlow's
+            converter, checked with ai-edge-litert; "int8-weights" is its dynamic range, "int8" has
+            ranges that stay, measured on the sample.
         signatures: tuple of "tokens" and "text". Default: "tokens", and "text" with a tokenizer.
         tokenizer: the model's `data.Tokenizer` (as `ke.models.load` gives it), for "text". Labels
             are those of `facts["labels"]`.
@@ -102,6 +113,7 @@ def export(
         tolerance: float or None (default): 1e-5, and 2e-2 for a model with layers that compute in
             bfloat16 or float16, whose rounding differs between two graphs of the same model.
             "bfloat16": 5e-2, and "int8": 1e-1, since numbers next to a tie round either way.
+            LiteRT: 1e-4, 0.25 and 0.75, since its products round more.
         latency: bool, whether to time the SavedModel at batch 1 and 8. Default True.
 
     Returns:
@@ -127,8 +139,9 @@ def export(
     flavor = _check_model(model)
     if quantize not in _QUANTIZE:
         raise InputError(f"`quantize` must be one of {_QUANTIZE}. Received: {quantize!r}.")
+    _check_format(format, quantize, signatures, tokenizer, compress)
     signatures = _check_signatures(signatures, tokenizer)
-    if quantize == "int8":
+    if quantize == "int8" and format == "saved_model":
         check_machine()
     if evaluate is not None and not isinstance(evaluate, Evaluation):
         evaluate = Evaluation(evaluate)
@@ -143,15 +156,16 @@ def export(
         tokenizer=tokenizer,
         evaluate=evaluate,
         facts=check_facts(facts),
-        tolerance=_check_tolerance(tolerance, model, quantize),
+        tolerance=_check_tolerance(tolerance, model, quantize, format),
         latency=latency,
     )
+    write = _write if format == "saved_model" else _write_litert
     cluster = cluster_of(model)
     if cluster is not None and cluster.index > 0:
         # Several workers train one model: the first one's export is the one that stays.
         with tempfile.TemporaryDirectory() as folder:
-            return _write(flavor, model, Path(folder) / "model", sample, asked)
-    report = _write(flavor, model, directory, sample, asked)
+            return write(flavor, model, Path(folder) / "model", sample, asked)
+    report = write(flavor, model, directory, sample, asked)
     if compress:
         archive(report.directory)
     return report
@@ -166,7 +180,7 @@ class _Asked:
     tokenizer: object
     evaluate: Evaluation | None
     facts: dict
-    tolerance: float
+    tolerance: float | None
     latency: bool
 
 
@@ -226,37 +240,75 @@ def _write(flavor, model, directory, sample, asked):
                 aside = staging.keep_aside()
                 raise VerificationError(f"{error} Nothing was exported; see {aside}.") from error
             _write_beside(staging.path, features, asked)
-            facts = dict(asked.facts)
-            if batches and facts.get("accuracy") is None:
-                facts["accuracy"] = evaluation["served"]
-            report = ExportReport(
-                directory=version,
-                bytes=sum(f.stat().st_size for f in staging.path.rglob("*") if f.is_file()),
-                weight_bytes=sum(map(_bytes, module.weights)),
-                max_abs_difference=difference,
-                tolerance=asked.tolerance,
-                quantize=asked.quantize,
-                evaluation=evaluation,
-                signature={
-                    "inputs": _describe(functions["serving_default"].structured_input_signature[1]),
-                    "outputs": _describe(functions["serving_default"].structured_outputs),
+            serving = functions["serving_default"]
+            made = {
+                "weight_bytes": sum(map(_bytes, module.weights)),
+                "max_abs_difference": difference,
+                "tolerance": asked.tolerance,
+                "signature": {
+                    "inputs": _describe(serving.structured_input_signature[1]),
+                    "outputs": _describe(serving.structured_outputs),
                 },
-                versions=_versions(flavor, model),
-                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 **measured,
-                **{name: facts.pop(name) for name in _KNOWN_FACTS if name in facts},
-                facts=facts,
-            )
-            (staging.path / "report.json").write_text(report.to_json(), encoding="utf-8")
-            recipe = {
-                "format": "saved_model",
-                "quantize": asked.quantize,
-                "signatures": list(asked.signatures),
-                "transforms": transforms,
             }
-            write_manifest(staging.path, report=report, recipe=recipe)
-            # A lost race moves it on to the next version.
-            return dataclasses.replace(report, directory=staging.publish())
+            recipe = {"signatures": list(asked.signatures), "transforms": transforms}
+            return _published(flavor, model, staging, asked, made, evaluation, recipe)
+
+
+def _write_litert(flavor, model, directory, sample, asked):
+    version = check_destination(directory, needed_bytes=_needed(flavor, model, asked.quantize))
+    features = Features(model, sample)
+    batches = asked.evaluate.batches(model) if asked.evaluate is not None else []
+    in_memory = accuracy_in_memory(flavor, model, batches) if batches else None
+    with staged(directory, version) as staging:
+        try:
+            written = export_litert(
+                model,
+                flavor,
+                features,
+                staging.path,
+                quantize=asked.quantize,
+                tolerance=asked.tolerance,
+            )
+            evaluation = None
+            if batches:
+                served = run_litert(written.file, *(batch.arrays for batch, _ in batches))
+                found = list(map(classes_of, served))
+                evaluation = check_drop(in_memory, found, batches, asked.evaluate.max_drop)
+        except VerificationError as error:
+            aside = staging.keep_aside()
+            raise VerificationError(f"{error} Nothing was exported; see {aside}.") from error
+        made = {
+            "weight_bytes": written.bytes,
+            "max_abs_difference": written.max_abs_difference,
+            "tolerance": written.tolerance,
+            "signature": written.signature,
+        }
+        recipe = {"format": "litert", "transforms": _transforms(model)}
+        return _published(flavor, model, staging, asked, made, evaluation, recipe)
+
+
+def _published(flavor, model, staging, asked, made, evaluation, recipe):
+    """Write what tells of the version, and let it appear."""
+    facts = dict(asked.facts)
+    if evaluation is not None and facts.get("accuracy") is None:
+        facts["accuracy"] = evaluation["served"]
+    report = ExportReport(
+        directory=staging.version,
+        bytes=sum(f.stat().st_size for f in staging.path.rglob("*") if f.is_file()),
+        quantize=asked.quantize,
+        evaluation=evaluation,
+        versions=_versions(flavor, model),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **made,
+        **{name: facts.pop(name) for name in _KNOWN_FACTS if name in facts},
+        facts=facts,
+    )
+    (staging.path / "report.json").write_text(report.to_json(), encoding="utf-8")
+    recipe = {"format": "saved_model", "quantize": asked.quantize} | recipe
+    write_manifest(staging.path, report=report, recipe=recipe)
+    # A lost race moves it on to the next version.
+    return dataclasses.replace(report, directory=staging.publish())
 
 
 def _module(flavor, model, unread, features, text, asked):
@@ -304,6 +356,17 @@ def _needed(flavor, model, quantize):
     return int(share * sum(map(_bytes, flavor.weights(model))))
 
 
+def _check_format(format, quantize, signatures, tokenizer, compress):
+    if format not in ("saved_model", "litert"):
+        raise InputError(f"`format` must be 'saved_model' or 'litert'. Received: {format!r}.")
+    if format == "litert" and (quantize == "bfloat16" or signatures or tokenizer is not None):
+        received = "quantize='bfloat16'" if quantize == "bfloat16" else "a text signature"
+        raise InputError(
+            "A LiteRT file has one signature, of tokens, in float32 or int8. Received: "
+            f"format='litert' with {received}. Leave that out, or export a SavedModel."
+        )
+
+
 def _check_signatures(signatures, tokenizer):
     if signatures is None:
         signatures = ("tokens",) if tokenizer is None else _SIGNATURES
@@ -337,7 +400,9 @@ def _check_model(model):
     return flavor
 
 
-def _check_tolerance(tolerance, model, quantize):
+def _check_tolerance(tolerance, model, quantize, format):
+    if tolerance is None and format == "litert":
+        return None
     if tolerance is None:
         layers = model._flatten_layers()
         low = any(getattr(x, "compute_dtype", None) in ("bfloat16", "float16") for x in layers)

@@ -251,9 +251,10 @@ def check_machine():
     try:
         y = tf.function(lambda: matrix(tf.ones([1, 8])))().numpy()
     except Exception as error:
+        last = str(error).strip().splitlines()[-1]
         raise InputError(
             "quantize='int8' multiplies integers with an operation that only TensorFlow for x86 "
-            f"CPUs (with oneDNN) has. Received: a TensorFlow where it fails: {error}. Use "
+            f"CPUs (with oneDNN) has. Received: a TensorFlow where it fails: {last}. Use "
             "quantize='int8-weights', which runs on any device."
         ) from error
     if np.abs(y - 8).max() > 0.1:
