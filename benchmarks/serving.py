@@ -68,7 +68,7 @@ def write(folder, quick, allow_missing):
     import keras_efficient as ke
     from keras_efficient.data import real
     from keras_efficient.errors import InputError, VerificationError
-    from keras_efficient.serving.litert_checking import export_litert
+    from keras_efficient.serving.litert.checking import export_litert
     from keras_efficient.serving.signature import Features
 
     ke.mixed_precision("float32")
@@ -252,7 +252,7 @@ def main():
 def measure(folder, arguments):
     from rich.console import Console
 
-    from keras_efficient.serving.benching import bench
+    from keras_efficient.serving.timing.benching import bench
 
     made = json.loads((folder / "made.json").read_text())
     report = bench(

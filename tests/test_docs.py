@@ -187,7 +187,8 @@ def test_options_in_the_readme_are_those_of_finetune():
 
 def test_options_on_the_pages_exist():
     # Those of TensorFlow's saved_model_cli and model server.
-    known = {"--dir", "--tag_set", "--signature_def", "--inputs", "--port", "--rest_api_port"}
+    known = {"--dir", "--tag_set", "--signature_def", "--inputs", "--input_exprs"}
+    known |= {"--port", "--rest_api_port"}
     known |= {"--model_config_file", "--model_config_file_poll_wait_seconds"}
     known |= {"--allow_version_labels_for_unavailable_models"}
     for command in ("finetune", "demo", "launch", "serve", "predict", "bench"):

@@ -31,7 +31,7 @@ def show(settings):
     Raises:
         InputError: a file of another kind, one that cannot be written, or what `bench` refuses.
     """
-    from keras_efficient.serving.benching import bench
+    from keras_efficient.serving.timing.benching import bench
 
     for option, suffix in (("onnx", ".onnx"), ("litert", ".tflite")):
         for path in getattr(settings, option):

@@ -97,6 +97,7 @@ def run(settings):
         held_out = ke.data.text(
             validation, tokenizer, batch_size=64, max_length=settings.max_length
         )
+        in_graph = _runs_in_graph(tokenizer, console)
     _plan(console, settings, train, validation, stats, precision, version, weight_bytes)
 
     _compile(model, settings, stats.batches)
@@ -156,7 +157,13 @@ def run(settings):
                 "labels": list(train.label_names),
                 "precision": precision.policy,
             }
-            report = ke.export(model, settings.output, sample=next(iter(held_out)), facts=facts)
+            report = ke.export(
+                model,
+                settings.output,
+                sample=next(iter(held_out)),
+                tokenizer=tokenizer if in_graph else None,
+                facts=facts,
+            )
             bars.update(exporting, completed=1)
     except KeyboardInterrupt:
         _interrupted(console, checkpoint)
@@ -208,6 +215,16 @@ class _Batches:
             epoch += 1
         if epoch < epochs:
             yield self.epoch(epoch).repeat(), epoch, epochs, batches
+
+
+def _runs_in_graph(tokenizer, console):
+    """Whether the export can take strings; asked before the training, not after it."""
+    try:
+        ke.serving.TextTokenizer(tokenizer)
+    except InputError as error:
+        console.print(f"The export will take token ids only. {error}", soft_wrap=True)
+        return False
+    return True
 
 
 def _read(settings):

@@ -33,7 +33,7 @@ def show(settings):
     Raises:
         InputError: no texts, or what `predict` refuses.
     """
-    from keras_efficient.serving.predicting import predict
+    from keras_efficient.serving.servers.predicting import predict
 
     texts = [*settings.text, *(_lines(settings.file) if settings.file else ())]
     if not texts:

@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_efficient.serving.starting import IMAGE, PROGRAM, plan_server
+from keras_efficient.serving.servers.starting import IMAGE, PROGRAM, plan_server
 
 _INSTALL = f"""\
 # {PROGRAM} is not on PATH, nor is docker. Get one of them:

@@ -94,6 +94,11 @@ class Tokenizer:
             f"pad_id={self.pad_id}, max_length={self.max_length})"
         )
 
+    @property
+    def serialized(self) -> str | None:
+        """JSON of the `tokenizers.Tokenizer` as it was given; None: the backend is none."""
+        return self._serialized if self._function is None else None
+
     @classmethod
     def from_directory(
         cls,

@@ -20,8 +20,6 @@ from keras_efficient.distribute.cluster import cluster_of
 from keras_efficient.errors import InputError, VerificationError
 from keras_efficient.parametrize.finding import chains, views
 from keras_efficient.parametrize.plain import folded
-from keras_efficient.serving.archiving import archive
-from keras_efficient.serving.destination import check_destination, staged
 from keras_efficient.serving.evaluation import (
     Evaluation,
     accuracy_in_memory,
@@ -30,14 +28,16 @@ from keras_efficient.serving.evaluation import (
 )
 from keras_efficient.serving.lean.matrices import check_machine
 from keras_efficient.serving.lean.standing_in import rounded, standing_in
-from keras_efficient.serving.litert_checking import export_litert
-from keras_efficient.serving.litert_running import run_litert
-from keras_efficient.serving.manifest import write_manifest
+from keras_efficient.serving.litert.checking import export_litert
+from keras_efficient.serving.litert.running import run_litert
 from keras_efficient.serving.report import ExportReport, check_facts
 from keras_efficient.serving.signature import Features, flat_outputs, trace
-from keras_efficient.serving.text_signature import TEXTS, TextSignature
+from keras_efficient.serving.text.text_signature import TEXTS, TextSignature
 from keras_efficient.serving.verify import check_reference, compare, run_bare
-from keras_efficient.serving.warm_up import write_warm_up
+from keras_efficient.serving.versions.archiving import archive
+from keras_efficient.serving.versions.destination import check_destination, staged
+from keras_efficient.serving.versions.manifest import write_manifest
+from keras_efficient.serving.versions.warm_up import write_warm_up
 
 #: Allowed difference, relative to the largest output or 1, by whether the model computes in less
 #: than float32; and by what is written. (int8: a number next to a tie is rounded the other way.)

@@ -57,7 +57,7 @@ def exported(monkeypatch):
     """
     runs = []
 
-    def export(model, directory, *, sample, facts):
+    def export(model, directory, *, sample, tokenizer, facts):
         version = ke.serving.check_destination(directory)
         version.mkdir(parents=True)
         runs.append(Exported(model.get_weights(), facts))

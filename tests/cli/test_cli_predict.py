@@ -10,9 +10,9 @@ import text_models
 from command_line import keras_efficient
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving import answering, predicting
-from keras_efficient.serving.predicting import predict
-from keras_efficient.serving.warm_up import _field
+from keras_efficient.serving.servers import answering, predicting
+from keras_efficient.serving.servers.predicting import predict
+from keras_efficient.serving.versions.warm_up import _field
 
 TEXTS = ["a good film", "a dull one", "größer 🎬 good", ""]
 EXPECTED = ["positive", "negative", "positive", "negative"]

@@ -14,7 +14,7 @@ import text_models
 from command_line import keras_efficient
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving.starting import plan_server
+from keras_efficient.serving.servers.starting import plan_server
 
 #: Writes its arguments, and what is in the files they name, to notes.json beside it.
 NOTES = """\

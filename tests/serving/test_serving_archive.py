@@ -10,9 +10,9 @@ import pytest
 import text_models
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving import archiving
-from keras_efficient.serving.archiving import archive
-from keras_efficient.serving.unpacking import unpack
+from keras_efficient.serving.versions import archiving
+from keras_efficient.serving.versions.archiving import archive
+from keras_efficient.serving.versions.unpacking import unpack
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_broken_archives(damage, version, suffix, tmp_path):
 
 
 def test_a_tar_without_zstandard(version, tmp_path, monkeypatch):
-    monkeypatch.setattr("keras_efficient.serving.unpacking.zstandard", lambda: None)
+    monkeypatch.setattr("keras_efficient.serving.versions.unpacking.zstandard", lambda: None)
     (tmp_path / "3.tar.zst").write_bytes(b"x")
     with pytest.raises(InputError, match="needs zstandard"):
         unpack(tmp_path / "3.tar.zst", tmp_path / "m")

@@ -9,11 +9,12 @@ import pytest
 from rich.console import Console
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving import bench_child, benching, child
-from keras_efficient.serving.bench_inputs import labelled, shaped, synthetic
-from keras_efficient.serving.bench_report import BenchReport
-from keras_efficient.serving.benching import bench
-from keras_efficient.serving.child import Child, ChildError
+from keras_efficient.serving.timing import benching, child
+from keras_efficient.serving.timing import script as bench_child
+from keras_efficient.serving.timing.benching import bench
+from keras_efficient.serving.timing.child import Child, ChildError
+from keras_efficient.serving.timing.inputs import labelled, shaped, synthetic
+from keras_efficient.serving.timing.report import BenchReport
 from tests.serving.bench_models import (
     VOCABULARY,
     Classifier,

@@ -10,7 +10,8 @@ from collections import namedtuple
 import pytest
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving import check_destination, destination
+from keras_efficient.serving import check_destination
+from keras_efficient.serving.versions import destination
 
 
 def names(folder):

@@ -16,7 +16,7 @@ import keras_efficient as ke
 from keras_efficient.errors import InputError, VerificationError
 from keras_efficient.serving import saved_model
 from keras_efficient.serving.lean import matrices
-from keras_efficient.serving.manifest_check import check_manifest
+from keras_efficient.serving.versions.manifest_check import check_manifest
 
 VERBS = {
     "none": lambda m, x: None,

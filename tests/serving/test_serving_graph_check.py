@@ -6,7 +6,7 @@ import text_models
 from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving.graph_check import _FORBIDDEN, check_graph
+from keras_efficient.serving.servers.graph_check import _FORBIDDEN, check_graph
 
 
 @pytest.fixture

@@ -10,11 +10,13 @@ from training import mirrored
 import keras_efficient as ke
 from keras_efficient import flavor as flavors
 from keras_efficient.errors import InputError, VerificationError
-from keras_efficient.serving import child, litert, litert_checking
-from keras_efficient.serving.litert import write_litert
-from keras_efficient.serving.litert_checking import export_litert
-from keras_efficient.serving.litert_running import run_litert
+from keras_efficient.serving.litert import checking as litert_checking
+from keras_efficient.serving.litert import writing as litert
+from keras_efficient.serving.litert.checking import export_litert
+from keras_efficient.serving.litert.running import run_litert
+from keras_efficient.serving.litert.writing import write_litert
 from keras_efficient.serving.signature import Features
+from keras_efficient.serving.timing import child
 from tests.zoo import CLASSES, FEW, LENGTH, ZOO, keras_of
 
 SPECIMENS = {specimen.name: specimen for specimen in ZOO}

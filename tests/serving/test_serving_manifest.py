@@ -9,11 +9,12 @@ import pytest
 import text_models
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving import ExportReport, manifest_check
-from keras_efficient.serving.folder_files import regular_files
-from keras_efficient.serving.manifest import write_manifest
-from keras_efficient.serving.manifest_check import check_manifest
-from keras_efficient.serving.versions import find_version
+from keras_efficient.serving import ExportReport
+from keras_efficient.serving.versions import manifest_check
+from keras_efficient.serving.versions.finding import find_version
+from keras_efficient.serving.versions.folder_files import regular_files
+from keras_efficient.serving.versions.manifest import write_manifest
+from keras_efficient.serving.versions.manifest_check import check_manifest
 
 
 @pytest.fixture
@@ -193,7 +194,7 @@ def test_no_folder(tmp_path):
 
 
 def test_too_many_files(version, monkeypatch):
-    monkeypatch.setattr("keras_efficient.serving.folder_files._MOST", 3)
+    monkeypatch.setattr("keras_efficient.serving.versions.folder_files._MOST", 3)
     with pytest.raises(InputError, match="at most 3 files"):
         regular_files(version)
 

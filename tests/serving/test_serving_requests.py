@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving.requests import grpc_request, rest_request
+from keras_efficient.serving.servers.requests import grpc_request, rest_request
 
 TOKENS = {
     "token_ids": np.array([[1, 2, 3], [4, 5, 0]], "int32"),

@@ -22,7 +22,7 @@ from keras_efficient.data import real
 from keras_efficient.data.tokenizer import HUGGING_FACE, KERASHUB
 from keras_efficient.data.tokenizer import Tokenizer as Ours
 from keras_efficient.errors import InputError
-from keras_efficient.serving.text import TextTokenizer, text_function
+from keras_efficient.serving.text.tokenizing import TextTokenizer, text_function
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = ("the", "film", "was", "good", "un", "aff", "able", "straße", "i̇", "σ", "ς", "ab", "naïve")

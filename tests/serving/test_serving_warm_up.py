@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving.warm_up import _varint, write_warm_up
+from keras_efficient.serving.versions.warm_up import _varint, write_warm_up
 
 prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
 

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving.folder_files import regular_files, sha256
-from keras_efficient.serving.manifest import FORMAT, MANIFEST, UNLISTED
+from keras_efficient.serving.versions.folder_files import regular_files, sha256
+from keras_efficient.serving.versions.manifest import FORMAT, MANIFEST, UNLISTED
 
 #: A manifest has some kB; more is not read.
 _MOST_BYTES = 16_000_000

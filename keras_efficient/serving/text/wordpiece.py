@@ -4,11 +4,9 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
-import tokenizers
-from tokenizers.implementations import BaseTokenizer
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving import characters
+from keras_efficient.serving.text import characters
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,12 @@ class WordPiece:
     @classmethod
     def of(cls, tokenizer) -> "WordPiece":
         """Read a `data.Tokenizer`; refuse what the graph would not compute equally."""
-        if not isinstance(tokenizer.backend, tokenizers.Tokenizer | BaseTokenizer):
+        if tokenizer.serialized is None:
             raise _unsupported(
                 f"a backend of type {type(tokenizer.backend).__name__}, whose Python code no "
                 "graph can hold"
             )
-        settings = json.loads(tokenizer.backend.to_str())
+        settings = json.loads(tokenizer.serialized)
         model = settings["model"]
         _expect(settings, "model", "WordPiece")
         _expect(settings, "normalizer", "BertNormalizer", None)

@@ -6,8 +6,8 @@ from math import ceil, log2
 import tensorflow as tf
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving import characters
-from keras_efficient.serving.wordpiece import WordPiece
+from keras_efficient.serving.text import characters
+from keras_efficient.serving.text.wordpiece import WordPiece
 
 # What valid UTF-8 never contains: it marks the added tokens inside a text.
 _MARK = b"\xff"

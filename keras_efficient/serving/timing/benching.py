@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving.bench_inputs import labelled, shaped, synthetic
-from keras_efficient.serving.bench_report import BenchReport
-from keras_efficient.serving.child import Child, ChildError
-from keras_efficient.serving.graph_check import check_graph
-from keras_efficient.serving.manifest import MANIFEST
-from keras_efficient.serving.manifest_check import check_manifest
-from keras_efficient.serving.versions import find_version
+from keras_efficient.serving.servers.graph_check import check_graph
+from keras_efficient.serving.timing.child import Child, ChildError
+from keras_efficient.serving.timing.inputs import labelled, shaped, synthetic
+from keras_efficient.serving.timing.report import BenchReport
+from keras_efficient.serving.versions.finding import find_version
+from keras_efficient.serving.versions.manifest import MANIFEST
+from keras_efficient.serving.versions.manifest_check import check_manifest
 
 #: Every target has so many turns for each case; noise that comes and goes hits all alike.
 _ROUNDS, _CALLS = 5, 50
@@ -68,7 +68,7 @@ def bench(
 
     Example:
         >>> import numpy as np
-        >>> from keras_efficient.serving.benching import bench
+        >>> from keras_efficient.serving.timing.benching import bench
         >>> made = ke.export(model, "saved_models/tiny", sample=np.ones((2, 3)), latency=False)
         >>> report = bench(
         ...     {"ours": made.directory}, batches=[1], lengths=[1], seconds=0.1

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_efficient.errors import InputError
 from keras_efficient.serving.signature import flat_outputs
-from keras_efficient.serving.text import text_function
+from keras_efficient.serving.text.tokenizing import text_function
 
 #: What both tokenizers are compared on, through the model: plain, empty, long and odd.
 TEXTS = (

@@ -6,7 +6,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving.named_arrays import named_arrays
+from keras_efficient.serving.versions.named_arrays import named_arrays
 
 #: Where TensorFlow Serving looks for it, below the version.
 _PATH = "assets.extra/tf_serving_warmup_requests"
@@ -33,7 +33,7 @@ def write_warm_up(folder, signature_name, arrays) -> Path:
 
     Example:
         >>> import tempfile
-        >>> from keras_efficient.serving.warm_up import write_warm_up
+        >>> from keras_efficient.serving.versions.warm_up import write_warm_up
         >>> path = write_warm_up(tempfile.mkdtemp(), "text", {"text": ["good", "bad"]})
         >>> path.name
         'tf_serving_warmup_requests'

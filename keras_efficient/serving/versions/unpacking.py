@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving.archiving import zstandard
-from keras_efficient.serving.destination import check_destination, is_version, staged
-from keras_efficient.serving.manifest_check import check_manifest
+from keras_efficient.serving.versions.archiving import zstandard
+from keras_efficient.serving.versions.destination import check_destination, is_version, staged
+from keras_efficient.serving.versions.manifest_check import check_manifest
 
 #: What opening or reading a broken archive raises.
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving.manifest_check import check_manifest
-from keras_efficient.serving.versions import find_version
+from keras_efficient.serving.versions.finding import find_version
+from keras_efficient.serving.versions.manifest_check import check_manifest
 
 _SCRIPT = Path(__file__).with_name("answering.py")
 

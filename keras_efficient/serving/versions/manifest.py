@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving.folder_files import regular_files, sha256
+from keras_efficient.serving.versions.folder_files import regular_files, sha256
 
 MANIFEST = "manifest.json"
 #: Written after the manifest, for people; nothing loads it.
@@ -45,8 +45,8 @@ def write_manifest(folder, *, report, recipe) -> Path:
 
     Example:
         >>> import tempfile, types
-        >>> from keras_efficient.serving.manifest import write_manifest
-        >>> from keras_efficient.serving.manifest_check import check_manifest
+        >>> from keras_efficient.serving.versions.manifest import write_manifest
+        >>> from keras_efficient.serving.versions.manifest_check import check_manifest
         >>> report = types.SimpleNamespace(created="", versions={}, data_fingerprint=None)
         >>> folder = tempfile.mkdtemp()
         >>> with open(folder + "/saved_model.pb", "w") as file:

@@ -10,8 +10,8 @@ import tensorflow as tf
 from keras_efficient.compress.ranges import Activations
 from keras_efficient.errors import VerificationError
 from keras_efficient.parametrize.finding import views
-from keras_efficient.serving.litert import write_litert
-from keras_efficient.serving.litert_running import run_litert
+from keras_efficient.serving.litert.running import run_litert
+from keras_efficient.serving.litert.writing import write_litert
 from keras_efficient.serving.signature import flat_outputs
 from keras_efficient.serving.verify import check_reference, compare
 
@@ -70,7 +70,7 @@ def export_litert(
 
     Example:
         >>> import numpy as np
-        >>> from keras_efficient.serving.litert_checking import export_litert
+        >>> from keras_efficient.serving.litert.checking import export_litert
         >>> from keras_efficient.serving.signature import Features
         >>> features = Features(model, np.ones((2, 3)))
         >>> made = export_litert(model, ke.flavor.of(model), features, ".")

@@ -5,7 +5,7 @@ import base64
 import numpy as np
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving.named_arrays import named_arrays
+from keras_efficient.serving.versions.named_arrays import named_arrays
 
 
 def rest_request(inputs, signature) -> dict:
@@ -26,7 +26,7 @@ def rest_request(inputs, signature) -> dict:
         InputError: no name, no inputs, an array without a batch, or NaN and infinities in one.
 
     Example:
-        >>> from keras_efficient.serving.requests import rest_request
+        >>> from keras_efficient.serving.servers.requests import rest_request
         >>> rest_request(["a fine film"], "text")
         {'signature_name': 'text', 'inputs': {'text': ['a fine film']}}
 
@@ -58,7 +58,7 @@ def grpc_request(name, signature, inputs, version=None):
         InputError: tensorflow-serving-api is not installed, or the inputs will not do.
 
     Example:
-        >>> from keras_efficient.serving.requests import grpc_request
+        >>> from keras_efficient.serving.servers.requests import grpc_request
         >>> request = grpc_request("reviews", "text", ["a fine film"], version=3)
         >>> request.model_spec.version.value
         3

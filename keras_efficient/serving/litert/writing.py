@@ -64,7 +64,7 @@ def write_litert(
 
     Example:
         >>> import numpy as np
-        >>> from keras_efficient.serving.litert import write_litert
+        >>> from keras_efficient.serving.litert.writing import write_litert
         >>> from keras_efficient.serving.signature import Features
         >>> features = Features(model, np.ones((2, 3)))
         >>> write_litert(model, "model.tflite", features)["inputs"]

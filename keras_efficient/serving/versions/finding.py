@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving.destination import is_version
-from keras_efficient.serving.manifest import MANIFEST
+from keras_efficient.serving.versions.destination import is_version
+from keras_efficient.serving.versions.manifest import MANIFEST
 
 
 def find_version(directory) -> Path:
@@ -23,7 +23,7 @@ def find_version(directory) -> Path:
 
     Example:
         >>> import tempfile, pathlib
-        >>> from keras_efficient.serving.versions import find_version
+        >>> from keras_efficient.serving.versions.finding import find_version
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> for number in ("1", "2", "10"):
         ...     (folder / number).mkdir()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_efficient.errors import VerificationError
-from keras_efficient.serving.child import Child, ChildError
+from keras_efficient.serving.timing.child import Child, ChildError
 
 
 def run_litert(file, *samples, threads=1) -> list[dict]:
@@ -26,8 +26,8 @@ def run_litert(file, *samples, threads=1) -> list[dict]:
 
     Example:
         >>> import numpy as np
-        >>> from keras_efficient.serving.litert import write_litert
-        >>> from keras_efficient.serving.litert_running import run_litert
+        >>> from keras_efficient.serving.litert.writing import write_litert
+        >>> from keras_efficient.serving.litert.running import run_litert
         >>> from keras_efficient.serving.signature import Features
         >>> x = np.ones((2, 3), "float32")
         >>> signature = write_litert(model, "model.tflite", Features(model, x))

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving.destination import is_version
-from keras_efficient.serving.manifest import MANIFEST, UNLISTED
-from keras_efficient.serving.manifest_check import check_manifest
+from keras_efficient.serving.versions.destination import is_version
+from keras_efficient.serving.versions.manifest import MANIFEST, UNLISTED
+from keras_efficient.serving.versions.manifest_check import check_manifest
 
 #: Zeros of pruned weights pack well at every level; beyond this one it only takes longer.
 _LEVEL = 12

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving.destination import is_version
-from keras_efficient.serving.graph_check import SAVED_MODEL
-from keras_efficient.serving.manifest_check import check_manifest
-from keras_efficient.serving.versions import find_version
+from keras_efficient.serving.servers.graph_check import SAVED_MODEL
+from keras_efficient.serving.versions.destination import is_version
+from keras_efficient.serving.versions.finding import find_version
+from keras_efficient.serving.versions.manifest_check import check_manifest
 
 PROGRAM = "tensorflow_model_server"
 IMAGE = "tensorflow/serving"

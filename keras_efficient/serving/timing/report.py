@@ -18,7 +18,7 @@ class BenchReport:
             throughput is that of the median.
 
     Example:
-        >>> from keras_efficient.serving.bench_report import BenchReport
+        >>> from keras_efficient.serving.timing.report import BenchReport
         >>> case = {"median_ms": 4.0, "p95_ms": 5.0, "examples_per_second": 250.0, "calls": 9}
         >>> half = {**case, "median_ms": 2.0, "examples_per_second": 500.0}
         >>> facts = {"path": "a", "kind": "saved_model", "bytes": 1, "accuracy": None}

@@ -1,0 +1,1 @@
+"""What serves a version: TensorFlow Serving, requests to it, and a quick look."""

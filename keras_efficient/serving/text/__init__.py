@@ -1,0 +1,1 @@
+"""A signature that takes strings: the tokenizer as TensorFlow operations."""

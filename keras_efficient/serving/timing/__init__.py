@@ -1,0 +1,1 @@
+"""Exported models timed against each other, each in a process of its own."""
