@@ -110,7 +110,7 @@ def check_drop(in_memory, predictions, batches, most) -> dict:
     if served < in_memory - most - 1e-9:
         raise VerificationError(
             f"The served model is right on {served:.2%} of {examples} examples, the model in "
-            f"memory on {in_memory:.2%}; at most {100 * most:g} points less are allowed. Train with "
-            "ke.quantize_aware, calibrate on more data, or allow more with ke.serving.Evaluation."
+            f"memory on {in_memory:.2%}; {100 * most:g} points less are allowed. Train with "
+            "ke.quantize_aware, calibrate on more data, or allow more (ke.serving.Evaluation)."
         )
     return {"examples": examples, "in_memory": in_memory, "served": served}
