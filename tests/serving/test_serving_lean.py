@@ -240,3 +240,59 @@ def test_four_bits(specimen, bits, group):
     # (Groups are no single scale: such weights are multiplied as floats.)
     assert ("_QuantizedMatMul" in kinds) == (group is None)
     np.testing.assert_allclose(found, seen, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("specimen", [ZOO[0], ZOO[3], ZOO[6]], ids=str)
+@pytest.mark.parametrize("verb", ["adapters", "prefix"])
+def test_what_changes_a_layer_is_not_stood_in_for(specimen, verb):
+    model, x = specimen.make(), padded(specimen)
+    if verb == "adapters":
+        ke.adapters(model, size=4)
+    else:
+        ke.prefix(model, length=3)
+    rng = np.random.default_rng(0)
+    model.set_weights(
+        [w + rng.normal(0, 0.3, w.shape).astype(w.dtype) for w in model.get_weights()]
+    )
+    seen, _ = traced(model, x)
+    for form in FORMS:
+        np.testing.assert_allclose(written(model, x, form)[0], seen, rtol=0, atol=5e-2)
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_a_mask_that_keras_passes_on_is_kept(library):
+    keras = pytest.importorskip(library)
+    ids = keras.Input((6,), dtype="int32")
+    x = keras.layers.Embedding(20, 8, mask_zero=True)(ids)
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.MultiHeadAttention(2, 4)(x, x))
+    model = keras.Model(ids, keras.layers.Dense(2)(x))
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(0, 0.5, w.shape).astype(w.dtype) for w in model.get_weights()])
+    ids = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 0, 0, 0, 0]], "int32")
+    ke.calibrate(model, ids)
+    seen, _ = traced(model, ids)
+    np.testing.assert_allclose(written(model, ids, "int8")[0], seen, rtol=0, atol=2e-2)
+
+
+def test_attention_is_known_by_its_code():
+    import keras
+    import tf_keras
+    from transformers.models.roberta.modeling_tf_roberta import TFRobertaSelfAttention
+    from transformers.models.swin.modeling_tf_swin import TFSwinSelfAttention
+
+    from keras_efficient.serving.lean.attention import _is_of_bert
+
+    assert _is_of_bert(TFRobertaSelfAttention) and not _is_of_bert(TFSwinSelfAttention)
+    for library in (keras, tf_keras):
+
+        class Other(library.layers.MultiHeadAttention):
+            def _compute_attention(self, query, *args, **kwargs):
+                return query, None
+
+        for cls, known in ((library.layers.MultiHeadAttention, True), (Other, False)):
+            layer = cls(2, 4)
+            layer(np.ones((1, 3, 8), "float32"), np.ones((1, 3, 8), "float32"))
+            assert (projections(layer) is not None) == known
+    gated = keras.layers.MultiHeadAttention(2, 4, use_gate=True)
+    gated(np.ones((1, 3, 8), "float32"), np.ones((1, 3, 8), "float32"))
+    assert projections(gated) is None

@@ -2,34 +2,62 @@
 
 import inspect
 import math
+import sys
 
 import tensorflow as tf
 
-from keras_efficient.parametrize.view import Around
+from keras_efficient.parametrize.view import Around, view_of
 from keras_efficient.serving.lean.matrices import HalfMatrix, Matrix
 from keras_efficient.serving.lean.products import flat
 
 #: The layers of queries, keys and values, as libraries call them.
 _NAMES = (("_query_dense", "_key_dense", "_value_dense"), ("query", "key", "value"))
+#: The code of Keras' layer, and of KerasHub's with a cache.
+_KERAS = ("MultiHeadAttention.call", "CachedMultiHeadAttention.call")
+_INNER = ("_compute_attention", "_masked_softmax")
 #: What an attention layer may be told without being more than self-attention.
 _HARMLESS = {"training"}
 
 
 def projections(layer):
-    """The layers of a self-attention layer's queries, keys and values; None: it is none."""
-    classes = {cls.__name__ for cls in type(layer).__mro__}
-    keras = "MultiHeadAttention" in classes and getattr(layer, "_key_dim", None)
-    hugging_face = any(c.startswith("TF") and c.endswith("SelfAttention") for c in classes)
-    if keras and layer._key_dim == layer._value_dim and len(layer._attention_axes) == 1:
-        names = _NAMES[0]
-    elif hugging_face and hasattr(layer, "attention_head_size"):
-        names = _NAMES[1]
-        if getattr(layer, "is_decoder", False) or "position_embedding_type" in vars(layer):
+    """The layers of a self-attention layer's queries, keys and values; None: it is none.
+
+    What a class computes is known by its code: subclasses that override it are left alone, and so
+    are layers with options that change it.
+    """
+    view = view_of(layer)
+    cls = type(layer) if view is None else view.plain_class
+    code = {name: _name(cls, name) for name in ("call", "_compute_attention", "_masked_softmax")}
+    if code["call"] in _KERAS and all(code[n] == f"MultiHeadAttention.{n}" for n in _INNER):
+        odd = any(getattr(layer, name, None) for name in ("_use_gate", "_sliding_window"))
+        if odd or layer._key_dim != layer._value_dim or len(layer._attention_axes) != 1:
             return None
+        names = _NAMES[0]
+    elif _is_of_bert(cls) and not layer.is_decoder:
+        names = _NAMES[1]
     else:
         return None
     found = [getattr(layer, name, None) for name in names]
     return None if None in found else found
+
+
+def _name(cls, method):
+    return getattr(getattr(cls, method, None), "__qualname__", None)
+
+
+def _is_of_bert(cls):
+    """Whether a class of Hugging Face's computes what BERT's does: they are copies of it."""
+    bert = sys.modules.get("transformers.models.bert.modeling_tf_bert")
+    if not cls.__module__.startswith("transformers."):
+        return False
+    if bert is None:
+        from transformers.models.bert import modeling_tf_bert as bert
+    own, model = getattr(cls, "call", None), bert.TFBertSelfAttention.call
+    own = getattr(own, "__code__", None)
+    return own is not None and (own.co_code, own.co_names) == (
+        model.__code__.co_code,
+        model.__code__.co_names,
+    )
 
 
 class SelfAttention(Around):
@@ -60,7 +88,9 @@ class SelfAttention(Around):
             inputs = given.pop("hidden_states", None)
         others = [given.pop(name, inputs) for name in ("key", "value")] if keras else []
         plain = inputs is not None and all(other is inputs for other in others)
-        if not plain or set(given) - _HARMLESS or len(inputs.shape) != 3:
+        # (Keras passes some masks on with the tensors.)
+        masked = getattr(inputs, "_keras_mask", None) is not None
+        if not plain or masked or set(given) - _HARMLESS or len(inputs.shape) != 3:
             return call(*args, **kwargs)
         mixed = self._mixed(inputs, mask, keras)
         if not keras:

@@ -209,7 +209,8 @@ def _multiplied(x, x_most, matrix, most, bias, fused, constant):
         host_inputs=[
             tf.zeros([]),
             tf.cast(x_most, tf.float32),
-            tf.constant(-most),
+            # (Not a constant of its own, which would be written too.)
+            -tf.constant(most),
             tf.constant(most),
         ],
         Tdevice_outputs=[tf.float32],

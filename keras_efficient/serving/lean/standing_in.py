@@ -6,11 +6,12 @@ import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient.compress.fake_quant import FakeQuant
+from keras_efficient.compress.ranges import Activations
 from keras_efficient.models.paths import layer_paths
 from keras_efficient.parametrize.attaching import attach, chain_of, detach, transforms
 from keras_efficient.parametrize.plain import save_as_before
 from keras_efficient.parametrize.transform import QUANTIZE, Transform
-from keras_efficient.parametrize.view import make_view
+from keras_efficient.parametrize.view import make_view, view_of
 from keras_efficient.parametrize.weights import EMBEDDING, KERNEL, all_weights
 from keras_efficient.serving.lean.attention import SelfAttention, heads_of, projections
 from keras_efficient.serving.lean.matrices import joined
@@ -130,6 +131,8 @@ class _Stand:
 
     def _parts(self, layer):
         """What stands in for a layer; at most one part."""
+        if _changed(layer):
+            return []
         if self.quantize != "int8-weights":
             part = self._attention(layer) or self._intermediate(layer) or self._product(layer)
             if part is None and self.quantize == "int8" and is_last_axis(layer):
@@ -139,6 +142,8 @@ class _Stand:
         return self._table(layer)
 
     def _matrix(self, layer, activation=None):
+        if _changed(layer):
+            return None, None
         for weight, attribute in self.owned.get(id(layer), ()):
             pack = self.packs.get(id(weight.variable))
             if pack is not None and attribute in ("kernel", "weight"):
@@ -183,3 +188,9 @@ class _Stand:
             if type(layer).__name__ == "PositionEmbedding" and attribute == "position_embeddings":
                 return [Positions(pack)] if self.flavor.name == "keras" else []
         return []
+
+
+def _changed(layer):
+    """Whether something changes what a layer computes (adapters, a prefix): it stays then."""
+    view = view_of(layer)
+    return view is not None and any(not isinstance(part, Activations) for part in view.calls)
