@@ -1,5 +1,6 @@
 """Prune the weights of a model while it trains."""
 
+import functools
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -139,7 +140,10 @@ def prune(
             "`final_sparsity`. Use scope='layer'."
         )
     if movement is None and pattern.sparsity is None:
-        _check_grows(weights, targets, scope)
+        least = _check_grows(weights, targets, scope)
+        if given is None:
+            # (What is zero already stays so.)
+            make = functools.partial(make, initial=least)
     masks = Masks(pattern, make, scope, movement, end_step)
     pairs = [(weight, Mask(masks, targets[weight.path])) for weight in weights]
     attach(model, pairs)
@@ -262,6 +266,7 @@ def _targets(weights, final_sparsity, pattern, soft):
 
 
 def _check_grows(weights, targets, scope):
+    """Refuse targets below what there is; returns the least sparsity there is."""
     zeros = {}
     for weight in weights:
         chain = chain_of(weight)
@@ -279,6 +284,7 @@ def _check_grows(weights, targets, scope):
                 f"{targets[path]:.1%} zeros for {path!r}, now with {zeros[path] / size:.1%}. Raise "
                 "`final_sparsity`, or leave the weight out with `layers=`."
             )
+    return float(min(zeros[path] / size for path, size in sizes.items()))
 
 
 def _schedules(schedule, begin_step, end_step, frequency):
@@ -300,12 +306,12 @@ def _schedules(schedule, begin_step, end_step, frequency):
     every = frequency or max(1, min(100, (end_step - begin_step) // 50))
     constant = schedule == "constant" or begin_step == end_step
 
-    def made(target):
+    def made(target, initial=0.0):
         # (Of soft movement it says only when.)
         target = target or 0.0
         if constant:
             return module.ConstantSparsity(target, begin_step, end_step, every)
-        return module.PolynomialDecay(0.0, target, begin_step, end_step, 3, every)
+        return module.PolynomialDecay(initial, target, begin_step, end_step, 3, every)
 
     return made, begin_step, end_step
 

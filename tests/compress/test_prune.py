@@ -1,6 +1,7 @@
 """`ke.prune` over the zoo: exact sparsity after every update, in files, after merging, exported."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -277,6 +278,35 @@ def test_a_weight_that_two_layers_share_has_one_mask(library):
     assert len(pruned) == 1
     for layer in (one, two):
         assert np.count_nonzero(np.asarray(layer.kernel)) == 32
+
+
+@libraries
+def test_pruned_again_what_is_zero_stays_so(library):
+    model = ready(BOTH[library])
+    prune(model, 0.5)
+    before = {t.weight.path: t.weight.value.numpy() != 0 for t in transforms(model, Mask)}
+    ke.merge(model)
+    prune(model, 0.75, begin_step=0, end_step=6, frequency=1)
+    features, labels = BOTH[library].batch(20)
+    fit(model, features, labels, batch_size=4)
+    for transform in transforms(model, Mask):
+        now = transform.weight.value.numpy() != 0
+        assert np.count_nonzero(now) < np.count_nonzero(before[transform.weight.path])
+        assert not (now & ~before[transform.weight.path]).any()
+
+
+@zoo
+def test_embeddings_that_are_named(specimen):
+    model = ready(specimen)
+    plain = [w.path for w in ke.parametrize.select(model, kinds=("embedding",), verb="")]
+    report = ke.prune(model, 0.5, layers=re.escape(plain[0]), end_step=2)
+    assert list(report.targets) == plain[:1]
+    features, labels = specimen.batch(12)
+    fit(model, features, labels, batch_size=4)
+    assert_exact(model)
+    other = specimen.make()
+    path = ke.parametrize.select(other, kinds=("embedding",), verb="")[0].path
+    assert ke.prune(other, {path: 0.25}).targets == {path: 0.25}
 
 
 @libraries
