@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_efficient.serving import saved_model
-from keras_efficient.serving.evaluation import classes_of
+from keras_efficient.serving.evaluation import scores_of
 
 
 def serve_here(monkeypatch):
@@ -22,7 +22,7 @@ def serve_here(monkeypatch):
         if texts is not None:
             answer = signatures["text"](text=tf.constant(texts))
             found["text"] = {name: value.numpy() for name, value in answer.items()}
-        found["classes"] = [classes_of(_called(signatures["tokens"], batch)) for batch in batches]
+        found["scores"] = [scores_of(_called(signatures["tokens"], batch)) for batch in batches]
         return found
 
     def run(path, inputs, *, texts=None, batches=(), latency=True):

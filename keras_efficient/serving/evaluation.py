@@ -38,7 +38,7 @@ class Evaluation:
             )
 
     def batches(self, model):
-        """List of (`Features`, int array of classes)."""
+        """List of (`Features`, int array of classes, float array of weights)."""
         data = [self.data] if isinstance(self.data, tuple) else self.data
         if isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY:
             raise InputError(
@@ -53,6 +53,11 @@ class Evaluation:
                 )
             labels = np.asarray(batch[1])
             if labels.ndim == 2 and labels.shape[1] > 1:
+                if not np.allclose(labels.sum(-1), 1):
+                    raise InputError(
+                        "`evaluate` takes one class per example. Received: rows of labels that do "
+                        "not sum to 1. Leave it out where an example has several."
+                    )
                 labels = labels.argmax(-1)
             if labels.size != len(labels) or labels.size == 0:
                 raise InputError(
@@ -60,14 +65,20 @@ class Evaluation:
                     f"{labels.shape}. Leave `evaluate` out for other tasks."
                 )
             features = Features(model, tuple(batch)[:1], most=len(labels))
-            found.append((features, labels.reshape(-1).astype("int64")))
+            weights = np.asarray(batch[2]) if len(batch) == 3 else np.ones(len(labels))
+            if weights.shape != (len(labels),):
+                raise InputError(
+                    "`evaluate` takes one weight per example. Received: weights of shape "
+                    f"{weights.shape} for {len(labels)} examples. Leave them out."
+                )
+            found.append((features, labels.reshape(-1).astype("int64"), weights))
         if not found:
             raise InputError("`evaluate` must hold examples. Received: none. Give some batches.")
         return found
 
 
-def classes_of(outputs):
-    """The class of each example, by a dict of output arrays.
+def scores_of(outputs):
+    """What decides of each example, [batch, classes], of a dict of output arrays.
 
     Raises:
         InputError: there is no single [batch, classes] output of floats.
@@ -79,23 +90,37 @@ def classes_of(outputs):
             "`evaluate` needs a classifier, with logits [batch, classes]. Received: outputs "
             f"{ {name: value.shape for name, value in outputs.items()} }. Leave it out."
         )
-    return (logits[:, 0] > 0) if logits.shape[1] == 1 else logits.argmax(-1)
+    return logits
 
 
-def accuracy_in_memory(flavor, model, batches) -> float:
-    """The share of examples whose class the model in memory finds."""
-    right = total = 0
-    for features, labels in batches:
+def scores_in_memory(flavor, model, batches) -> list:
+    """What the model in memory gives for each batch."""
+    found = []
+    for features, _, _ in batches:
         tensors = {name: tf.constant(array) for name, array in features.arrays.items()}
         outputs = flavor.call(model, features.restore(tensors), training=False)
         flat = {name: value.numpy() for name, value in flat_outputs(model, outputs).items()}
-        right += int((classes_of(flat) == labels).sum())
-        total += len(labels)
-    return right / total
+        found.append(scores_of(flat))
+    return found
 
 
-def check_drop(in_memory, predictions, batches, most) -> dict:
+def _accuracy(scores, batches, threshold):
+    right = total = 0.0
+    for values, (_, labels, weights) in zip(scores, batches, strict=True):
+        one = values.shape[1] == 1
+        classes = values[:, 0] > threshold if one else values.argmax(-1)
+        right += float(((classes == labels) * weights).sum())
+        total += float(weights.sum())
+    return right / total if total else 0.0
+
+
+def check_drop(in_memory, served, batches, most) -> dict:
     """Compare accuracies.
+
+    Args:
+        in_memory, served: lists of float arrays [batch, classes].
+        batches: as `Evaluation.batches` gives them.
+        most: float, by how much the served accuracy may be lower.
 
     Returns:
         {"examples", "in_memory", "served"}.
@@ -103,10 +128,12 @@ def check_drop(in_memory, predictions, batches, most) -> dict:
     Raises:
         VerificationError: the served one is lower by more than `most`.
     """
-    labels = [labels for _, labels in batches]
-    right = sum(int((a == b).sum()) for a, b in zip(predictions, labels, strict=True))
-    examples = sum(map(len, labels))
-    served = right / examples
+    # (A single output is a probability if nothing is outside of [0, 1]; else it is a logit.)
+    values = np.concatenate([scores.reshape(-1) for scores in in_memory])
+    threshold = 0.5 if ((values >= 0) & (values <= 1)).all() else 0.0
+    examples = sum(len(labels) for _, labels, _ in batches)
+    in_memory = _accuracy(in_memory, batches, threshold)
+    served = _accuracy(served, batches, threshold)
     if served < in_memory - most - 1e-9:
         raise VerificationError(
             f"The served model is right on {served:.2%} of {examples} examples, the model in "

@@ -16,15 +16,18 @@ import tensorflow as tf
 
 import keras_efficient
 from keras_efficient import flavor as flavors
+from keras_efficient.compress.fake_quant import FakeQuant
 from keras_efficient.distribute.cluster import cluster_of
 from keras_efficient.errors import InputError, VerificationError
+from keras_efficient.parametrize.attaching import transforms
 from keras_efficient.parametrize.finding import chains, views
 from keras_efficient.parametrize.plain import folded
+from keras_efficient.parametrize.weights import EMBEDDING, KERNEL, all_weights, check_untouched
 from keras_efficient.serving.evaluation import (
     Evaluation,
-    accuracy_in_memory,
     check_drop,
-    classes_of,
+    scores_in_memory,
+    scores_of,
 )
 from keras_efficient.serving.lean.matrices import check_machine
 from keras_efficient.serving.lean.standing_in import rounded, standing_in
@@ -35,7 +38,12 @@ from keras_efficient.serving.signature import Features, flat_outputs, trace
 from keras_efficient.serving.text.text_signature import TEXTS, TextSignature
 from keras_efficient.serving.verify import check_reference, compare, run_bare
 from keras_efficient.serving.versions.archiving import archive
-from keras_efficient.serving.versions.destination import check_destination, staged
+from keras_efficient.serving.versions.destination import (
+    ARCHIVES,
+    check_destination,
+    is_version,
+    staged,
+)
 from keras_efficient.serving.versions.manifest import write_manifest
 from keras_efficient.serving.versions.warm_up import write_warm_up
 
@@ -141,8 +149,8 @@ def export(
         raise InputError(f"`quantize` must be one of {_QUANTIZE}. Received: {quantize!r}.")
     _check_format(format, quantize, signatures, tokenizer, compress)
     signatures = _check_signatures(signatures, tokenizer)
-    if quantize == "int8" and format == "saved_model":
-        check_machine()
+    if quantize is not None and format == "saved_model":
+        _check_roundable(model, quantize)
     if evaluate is not None and not isinstance(evaluate, Evaluation):
         evaluate = Evaluation(evaluate)
     if evaluate is not None and "tokens" not in signatures:
@@ -160,6 +168,7 @@ def export(
         latency=latency,
     )
     write = _write if format == "saved_model" else _write_litert
+    _check_archive(directory, compress)
     cluster = cluster_of(model)
     if cluster is not None and cluster.index > 0:
         # Several workers train one model: the first one's export is the one that stays.
@@ -192,8 +201,8 @@ def _write(flavor, model, directory, sample, asked):
     if "text" in asked.signatures:
         text = TextSignature(asked.tokenizer, asked.facts.get("labels"), features)
     with contextlib.ExitStack() as stack:
-        in_memory = accuracy_in_memory(flavor, model, batches) if batches else None
-        transforms = _transforms(model)
+        in_memory = scores_in_memory(flavor, model, batches) if batches else None
+        seen_through = _transforms(model)
         # What is written is compared with a model of the same integers.
         stack.enter_context(rounded(model, asked.quantize))
         reference = {"tokens": _reference(flavor, model, features)}
@@ -202,7 +211,7 @@ def _write(flavor, model, directory, sample, asked):
         # A server gets the weights as they are seen: pruned, clustered, rounded, with their deltas.
         unread = stack.enter_context(standing_in(model, asked.quantize))
         stack.enter_context(folded(model))
-        module, functions = _module(flavor, model, unread, features, text, asked)
+        module, functions, tokens = _module(flavor, model, unread, features, text, asked)
         with staged(directory, version) as staging:
             tf.saved_model.save(
                 module,
@@ -218,7 +227,7 @@ def _write(flavor, model, directory, sample, asked):
                     staging.path,
                     features.arrays if "tokens" in asked.signatures else None,
                     texts=TEXTS if text is not None else None,
-                    batches=[batch.arrays for batch, _ in batches],
+                    batches=[batch.arrays for batch, _, _ in batches],
                     latency=asked.latency,
                 )
                 difference = max(
@@ -234,7 +243,7 @@ def _write(flavor, model, directory, sample, asked):
                 evaluation = None
                 if batches:
                     evaluation = check_drop(
-                        in_memory, served["classes"], batches, asked.evaluate.max_drop
+                        in_memory, served["scores"], batches, asked.evaluate.max_drop
                     )
             except VerificationError as error:
                 aside = staging.keep_aside()
@@ -242,7 +251,7 @@ def _write(flavor, model, directory, sample, asked):
             _write_beside(staging.path, features, asked)
             serving = functions["serving_default"]
             made = {
-                "weight_bytes": sum(map(_bytes, module.weights)),
+                "weight_bytes": sum(map(_bytes, module.weights)) + _constants(tokens),
                 "max_abs_difference": difference,
                 "tolerance": asked.tolerance,
                 "signature": {
@@ -251,7 +260,7 @@ def _write(flavor, model, directory, sample, asked):
                 },
                 **measured,
             }
-            recipe = {"signatures": list(asked.signatures), "transforms": transforms}
+            recipe = {"signatures": list(asked.signatures), "transforms": seen_through}
             return _published(flavor, model, staging, asked, made, evaluation, recipe)
 
 
@@ -259,7 +268,7 @@ def _write_litert(flavor, model, directory, sample, asked):
     version = check_destination(directory, needed_bytes=_needed(flavor, model, asked.quantize))
     features = Features(model, sample)
     batches = asked.evaluate.batches(model) if asked.evaluate is not None else []
-    in_memory = accuracy_in_memory(flavor, model, batches) if batches else None
+    in_memory = scores_in_memory(flavor, model, batches) if batches else None
     with staged(directory, version) as staging:
         try:
             written = export_litert(
@@ -272,8 +281,8 @@ def _write_litert(flavor, model, directory, sample, asked):
             )
             evaluation = None
             if batches:
-                served = run_litert(written.file, *(batch.arrays for batch, _ in batches))
-                found = list(map(classes_of, served))
+                served = run_litert(written.file, *(batch.arrays for batch, _, _ in batches))
+                found = list(map(scores_of, served))
                 evaluation = check_drop(in_memory, found, batches, asked.evaluate.max_drop)
         except VerificationError as error:
             aside = staging.keep_aside()
@@ -312,7 +321,8 @@ def _published(flavor, model, staging, asked, made, evaluation, recipe):
 
 
 def _module(flavor, model, unread, features, text, asked):
-    """What is saved: a module with all that is read, and its functions by signature."""
+    """What is saved: a module with all that is read, its functions by signature, and the one of
+    tokens."""
 
     def serve(**tensors):
         return flat_outputs(model, flavor.call(model, features.restore(tensors), training=False))
@@ -328,7 +338,16 @@ def _module(flavor, model, unread, features, text, asked):
         module.text = text.function(tokens)
         functions["text"] = module.text.get_concrete_function()
     functions = {name: functions[name] for name in asked.signatures}
-    return module, {"serving_default": functions[asked.signatures[0]]} | functions
+    functions = {"serving_default": functions[asked.signatures[0]]} | functions
+    return module, functions, tokens
+
+
+def _constants(function):
+    """Bytes of the arrays in a graph: scales, biases. (Small ones are shapes and the like.)"""
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    sizes = [len(n.attr["value"].tensor.tensor_content) for n in nodes if n.op == "Const"]
+    return sum(size for size in sizes if size >= 256)
 
 
 def _write_beside(folder, features, asked):
@@ -356,10 +375,40 @@ def _needed(flavor, model, quantize):
     return int(share * sum(map(_bytes, flavor.weights(model))))
 
 
+def _check_roundable(model, quantize):
+    weights = [weight for weight in all_weights(model) if weight.kind in (KERNEL, EMBEDDING)]
+    try:
+        check_untouched(weights, f"quantize={quantize!r}")
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    for transform in transforms(model, FakeQuant):
+        begun = None if transform.keeper is None else transform.keeper.begun()
+        if begun is not None and not bool(begun):
+            raise InputError(
+                "Integers are written of weights that are rounded. Received: a model whose "
+                f"ke.quantize_aware begins at update {transform.keeper.begin_step}, which it has "
+                "not reached. Train on, or export without `quantize`."
+            )
+    if quantize == "int8":
+        check_machine()
+
+
+def _check_archive(directory, compress):
+    if compress and is_version(directory):
+        for suffix in ARCHIVES:
+            path = Path(directory).with_name(Path(directory).name + suffix)
+            if path.exists():
+                raise InputError(
+                    f"An archive is never overwritten. Received: {directory} with {path.name} "
+                    "beside it. Move that away, or export to another version."
+                )
+
+
 def _check_format(format, quantize, signatures, tokenizer, compress):
     if format not in ("saved_model", "litert"):
         raise InputError(f"`format` must be 'saved_model' or 'litert'. Received: {format!r}.")
-    if format == "litert" and (quantize == "bfloat16" or signatures or tokenizer is not None):
+    text = tokenizer is not None or signatures not in (None, "tokens", ("tokens",), ["tokens"])
+    if format == "litert" and (quantize == "bfloat16" or text):
         received = "quantize='bfloat16'" if quantize == "bfloat16" else "a text signature"
         raise InputError(
             "A LiteRT file has one signature, of tokens, in float32 or int8. Received: "

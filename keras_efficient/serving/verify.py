@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_efficient.errors import InputError, VerificationError
-from keras_efficient.serving.evaluation import classes_of
+from keras_efficient.serving.evaluation import scores_of
 
 _SCRIPT = Path(__file__).with_name("bare.py")
 
@@ -26,8 +26,8 @@ def run_bare(saved_model, inputs, *, texts=None, batches=(), latency=True):
         latency: bool, whether to time it at batch 1 and 8 (a few seconds at most). Default True.
 
     Returns:
-        `(served, result)`: {"tokens" and "text": dict of arrays, "classes": list of int arrays},
-        and a dict with `latency_ms` (or None) and `max_rss_bytes`.
+        `(served, result)`: {"tokens" and "text": dict of arrays, "scores": list of float arrays
+        [batch, classes]}, and a dict with `latency_ms` (or None) and `max_rss_bytes`.
 
     Raises:
         VerificationError: the process failed (its last lines are in the message) or found a
@@ -70,7 +70,7 @@ def run_bare(saved_model, inputs, *, texts=None, batches=(), latency=True):
             if (folder / file).exists()
         }
         files = [folder / f"served-{number}.npz" for number in range(len(batches))]
-        served["classes"] = [classes_of(_arrays(file)) for file in files]
+        served["scores"] = [scores_of(_arrays(file)) for file in files]
     if found := result.pop("forbidden_modules"):
         raise VerificationError(
             f"An exported model must run without Keras. Its process had loaded: {found}."

@@ -1,6 +1,7 @@
 """Every kind of compressed model in every format: exported, loaded without Keras, and equal."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def test_an_export_that_loses_accuracy_is_refused(tmp_path, in_process, monkeypa
 
     def wrong(*args, **kwargs):
         served, measured = run(*args, **kwargs)
-        return {**served, "classes": [1 - c for c in served["classes"]]}, measured
+        return {**served, "scores": [-scores for scores in served["scores"]]}, measured
 
     monkeypatch.setattr(saved_model, "run_bare", wrong)
     with pytest.raises(VerificationError, match=r"right on 0.00% of 8 .* memory on 100.00%.*see"):
@@ -105,6 +106,8 @@ def test_an_export_that_loses_accuracy_is_refused(tmp_path, in_process, monkeypa
         (lambda x, y: [x], "must be batches"),
         (lambda x, y: [], "must hold examples"),
         (lambda x, y: (x, np.zeros((len(y), 3, 2))), "compares classes"),
+        (lambda x, y: (x, np.ones((len(y), 3))), "one class per example"),
+        (lambda x, y: (x, y, np.ones((len(y), 2))), "one weight per example"),
         (lambda x, y: tf.data.Dataset.from_tensors((x, y)).repeat(), "must end"),
     ],
 )
@@ -121,6 +124,41 @@ def test_a_model_that_does_not_classify_is_not_evaluated(tmp_path):
     x = np.ones((4, 3, 2), "float32")
     with pytest.raises(InputError, match="needs a classifier"):
         ke.export(model, tmp_path / "m", sample=x, evaluate=(x, np.zeros(4)))
+
+
+def test_weights_and_probabilities(tmp_path, in_process):
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, activation="sigmoid")])
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype("float32")
+    right = np.asarray(model(x))[:, 0] > 0.5
+    assert 5 < right.sum() < 35
+    report = ke.export(model, tmp_path / "m", sample=x, evaluate=(x, right), latency=False)
+    assert report.evaluation["in_memory"] == report.evaluation["served"] == 1.0
+    half = np.where(np.arange(40) < 20, right, ~right)
+    kept = (np.arange(40) < 20).astype("float32")
+    report = ke.export(model, tmp_path / "m", sample=x, evaluate=(x, half, kept), latency=False)
+    assert report.evaluation["in_memory"] == 1.0
+    report = ke.export(
+        model, tmp_path / "m", sample=x, evaluate=(x, keras.ops.one_hot(half * 1, 1)), latency=False
+    )
+    assert report.evaluation["examples"] == 40
+
+
+def test_what_keras_changed_is_not_rounded(tmp_path):
+    keras = pytest.importorskip("keras")
+    for change in (lambda d: d.enable_lora(2), lambda d: d.quantize("int8")):
+        model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
+        change(model.layers[-1])
+        for quantize in ("int8", "int8-weights", "bfloat16"):
+            with pytest.raises(InputError, match="without Keras' own LoRA or quantization"):
+                ke.export(model, tmp_path / "m", sample=np.ones((2, 8)), quantize=quantize)
+
+
+def test_integers_of_a_model_that_does_not_round_yet(tmp_path):
+    model, x = ZOO[0].make(), ZOO[0].batch(4)[0]
+    ke.quantize_aware(model, calibration=x, begin_step=5)
+    with pytest.raises(InputError, match="begins at update 5, which it has not reached"):
+        ke.export(model, tmp_path / "m", sample=x, quantize="int8-weights")
 
 
 @pytest.mark.parametrize(
@@ -164,6 +202,11 @@ def test_one_file_beside_the_version(tmp_path, in_process):
     (file,) = [p for p in (tmp_path / "m").iterdir() if p.is_file()]
     assert file.stat().st_size < report.bytes
     ke.serving.unpack(file, tmp_path / "again")
+    # An archive is as good as a version: it is neither overwritten nor its number used again.
+    shutil.rmtree(report.directory)
+    with pytest.raises(InputError, match="An archive is never overwritten"):
+        ke.export(model, tmp_path / "m/1", sample=x, compress=True)
+    assert ke.export(model, tmp_path / "m", sample=x).directory.name == "2"
 
 
 _EXPORT = """

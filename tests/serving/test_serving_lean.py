@@ -95,6 +95,10 @@ class Floats(Matrix):
 
     weight = None
 
+    @property
+    def inputs(self):
+        return self.weight.shape[0]
+
     def __call__(self, x):
         return x @ self.weight + self.bias
 
@@ -296,3 +300,87 @@ def test_attention_is_known_by_its_code():
     gated = keras.layers.MultiHeadAttention(2, 4, use_gate=True)
     gated(np.ones((1, 3, 8), "float32"), np.ones((1, 3, 8), "float32"))
     assert projections(gated) is None
+
+
+def _same(model, x, atol=2e-2):
+    """Every form computes what the model does, on inputs as they are and far out."""
+    for batch in (x, x * 100 if x.dtype.kind == "f" else x):
+        seen, _ = traced(model, batch)
+        scale = max(1.0, np.abs(seen).max())
+        for form in FORMS:
+            found, _ = written(model, batch, form)
+            np.testing.assert_allclose(found, seen, rtol=0, atol=atol * scale, err_msg=form)
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_layers_that_are_more_than_they_look(library):
+    keras = pytest.importorskip(library)
+    layers, rng = keras.layers, np.random.default_rng(0)
+
+    class Louder(layers.Dense):
+        def call(self, inputs):
+            return super().call(inputs) * 5
+
+    class Scaled(layers.Embedding):
+        def call(self, inputs):
+            return super().call(inputs) * 5
+
+    def model_of(*stack, shape, dtype="float32"):
+        model = keras.Sequential([keras.Input(shape, dtype=dtype), *stack])
+        values = [rng.normal(0, 0.5, w.shape).astype(w.dtype) for w in model.get_weights()]
+        model.set_weights(values)
+        return model
+
+    x = rng.normal(size=(6, 8)).astype("float32")
+    _same(model_of(layers.Dense(8, activation="relu6"), shape=(8,)), x)
+    _same(model_of(Louder(8), shape=(8,)), x)
+    deep = rng.normal(size=(6, 4, 8)).astype("float32")
+    over_time = layers.Dense(1, activation=lambda y: tf.nn.softmax(y, axis=1))
+    _same(model_of(over_time, shape=(4, 8)), deep)
+    einsum = layers.EinsumDense("abc,cd->abd", (4, 6), bias_axes="bd")
+    _same(model_of(einsum, shape=(4, 8)), deep)
+    ids = rng.integers(0, 9, (6, 4)).astype("int32")
+    _same(model_of(Scaled(9, 8), shape=(4,), dtype="int32"), ids)
+    _same(model_of(layers.Dense(3), shape=(4,), dtype="int32"), ids)
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_masks_of_numbers(library, dropout):
+    keras = pytest.importorskip(library)
+    x, mask = keras.Input((4, 8)), keras.Input((4, 4))
+    attend = keras.layers.MultiHeadAttention(2, 4, dropout=dropout)
+    model = keras.Model([x, mask], attend(x, x, attention_mask=mask))
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=(3, 4, 8)).astype("float32"), np.float32(0.7) * np.tri(4)[None]]
+    values[1] = np.repeat(values[1], 3, 0).astype("float32")
+    ke.calibrate(model, [(values, 0)])
+    seen, _ = traced(model, values)
+    np.testing.assert_allclose(written(model, values, "int8")[0], seen, rtol=0, atol=2e-2)
+
+
+def test_an_attention_layer_that_is_not_used_is_left_alone():
+    import keras
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.unused, self.head = keras.layers.MultiHeadAttention(2, 4), keras.layers.Dense(3)
+
+        def call(self, x):
+            return self.head(x)
+
+    model, x = Model(), np.ones((2, 8), "float32")
+    model(x)
+    _same(model, x)
+
+
+@pytest.mark.parametrize("specimen", [ZOO[3], ZOO[6]], ids=str)
+def test_low_rank_deltas_are_in_the_products(specimen):
+    model, x = specimen.make(), padded(specimen)
+    ke.lora(model, rank=2)
+    ke.calibrate(model, x)
+    seen, _ = traced(model, x)
+    found, kinds = written(model, x, "int8")
+    np.testing.assert_allclose(found, seen, rtol=0, atol=2e-3)
+    assert "MatMul" not in kinds and kinds["_QuantizedMatMul"] > 4

@@ -8,13 +8,15 @@ import tensorflow as tf
 
 from keras_efficient.parametrize.view import Around, view_of
 from keras_efficient.serving.lean.matrices import HalfMatrix, Matrix
-from keras_efficient.serving.lean.products import flat
+from keras_efficient.serving.lean.products import computes, flat
 
 #: The layers of queries, keys and values, as libraries call them.
 _NAMES = (("_query_dense", "_key_dense", "_value_dense"), ("query", "key", "value"))
 #: The code of Keras' layer, and of KerasHub's with a cache.
 _KERAS = ("MultiHeadAttention.call", "CachedMultiHeadAttention.call")
 _INNER = ("_compute_attention", "_masked_softmax")
+#: Added to a score that is not to count; finite in bfloat16 too.
+_NEVER = -1e9
 #: What an attention layer may be told without being more than self-attention.
 _HARMLESS = {"training"}
 
@@ -27,10 +29,12 @@ def projections(layer):
     """
     view = view_of(layer)
     cls = type(layer) if view is None else view.plain_class
-    code = {name: _name(cls, name) for name in ("call", "_compute_attention", "_masked_softmax")}
-    if code["call"] in _KERAS and all(code[n] == f"MultiHeadAttention.{n}" for n in _INNER):
+    inner = all(_name(cls, name) == f"MultiHeadAttention.{name}" for name in _INNER)
+    if inner and computes(layer, *_KERAS):
         odd = any(getattr(layer, name, None) for name in ("_use_gate", "_sliding_window"))
-        if odd or layer._key_dim != layer._value_dim or len(layer._attention_axes) != 1:
+        # (None where it was never called.)
+        axes = layer._attention_axes or ()
+        if odd or layer._key_dim != layer._value_dim or len(axes) != 1:
             return None
         names = _NAMES[0]
     elif _is_of_bert(cls) and not layer.is_decoder:
@@ -102,7 +106,7 @@ class SelfAttention(Around):
 
     def _mixed(self, inputs, mask, keras):
         size = self.matrix.bias.size // 3
-        rows, _ = flat(inputs)
+        rows, _ = flat(inputs, self.matrix.inputs)
         dtype = tf.bfloat16 if isinstance(self.matrix, HalfMatrix) else tf.float32
         parts = tf.cast(self.matrix(rows), dtype)
         shape = tf.shape(inputs)
@@ -110,16 +114,20 @@ class SelfAttention(Around):
         query, key, value = tf.unstack(tf.transpose(split, [2, 0, 3, 1, 4]))
         scores = tf.matmul(query, key, transpose_b=True)
         if mask is not None:
-            scores += tf.cast(_added(mask) if keras else mask, dtype)
+            added = self._added(mask) if keras else tf.maximum(tf.cast(mask, tf.float32), _NEVER)
+            scores += tf.cast(added, dtype)
         mixed = tf.transpose(tf.matmul(tf.nn.softmax(scores), value), [0, 2, 1, 3])
         return tf.reshape(mixed, [shape[0], shape[1], size])
 
-
-def _added(mask):
-    """Keras' mask (true where attention goes) as what is added to scores."""
-    mask = tf.convert_to_tensor(mask)
-    added = (1.0 - tf.cast(mask, tf.float32)) * -1e9
-    return added[:, None] if len(mask.shape) == 3 else added
+    def _added(self, mask):
+        """Keras' mask (true where attention goes) as what is added to scores."""
+        mask = tf.convert_to_tensor(mask)
+        if self.view.flavor.name == "keras" and mask.dtype != tf.bool:
+            # (Its dropout has it go another way.)
+            drops = self.view.layer._dropout > 0
+            mask = tf.cast(mask, tf.float32) > 0.5 if drops else tf.cast(mask, tf.bool)
+        added = (1.0 - tf.cast(mask, tf.float32)) * _NEVER
+        return added[:, None] if len(mask.shape) == 3 else added
 
 
 def heads_of(layer):

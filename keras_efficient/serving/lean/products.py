@@ -1,5 +1,7 @@
 """Dense and EinsumDense layers as one product of rows and a written matrix."""
 
+from dataclasses import replace
+
 import numpy as np
 import tensorflow as tf
 
@@ -22,24 +24,27 @@ class Product(Around):
     name = "lean product"
 
     def __init__(self, matrix, inputs, outputs):
-        self.matrix, self.inputs, self.outputs = matrix, inputs, outputs
+        self.inputs, self.outputs = inputs, outputs
+        # (A function that is not known may look at all axes.)
+        known = isinstance(matrix.activation, str)
+        self.after = tf.identity if known else matrix.activation
+        self.matrix = matrix if known else replace(matrix, activation="linear")
 
     def around(self, call, inputs, *args, **kwargs):
-        return tf.cast(self.of(inputs), inputs.dtype)
+        return tf.cast(self.of(inputs), self.view.layer.compute_dtype)
 
     def of(self, x):
-        rows, restored = flat(x, self.inputs)
-        return restored(self.matrix(rows), self.outputs)
+        rows, restored = flat(x, self.matrix.inputs, self.inputs)
+        return self.after(restored(self.matrix(rows), self.outputs))
 
 
-def flat(x, axes=1):
-    """`x` as rows, its last axes being one; and a function that restores the other axes."""
+def flat(x, size, axes=1):
+    """`x` as rows of `size` numbers, its last axes; and a function that restores the others."""
     rank = len(x.shape) - axes
     leading = [x.shape[i] for i in range(rank)]
     if None in leading:
         dynamic = tf.shape(x)
         leading = [dynamic[i] if n is None else n for i, n in enumerate(leading)]
-    size = int(np.prod(x.shape[rank:]))
     rows = x if len(x.shape) == 2 and axes == 1 else tf.reshape(x, [-1, size])
 
     def restored(y, shape):
@@ -66,6 +71,9 @@ def matrix_of(layer, weight, pack, activation=None):
     outputs = [weight.shape[axis] for axis in weight.outputs]
     bias = getattr(layer, "bias", None)
     bias = np.zeros(outputs) if bias is None else np.asarray(tf.convert_to_tensor(bias))
+    if np.ndim(bias) > len(outputs):
+        # (One of other axes too.)
+        return None
     bias = np.broadcast_to(bias, outputs).reshape(-1).astype("float32")
     if activation is None:
         activation = getattr(layer, "activation", None)
@@ -91,7 +99,8 @@ def matrix_of(layer, weight, pack, activation=None):
 
 def is_product(layer, weight):
     """Whether a layer sums over the last axes of its input, in the kernel's order."""
-    names = {cls.__name__ for cls in type(layer).__mro__}
+    if not computes(layer, "Dense.call", "EinsumDense.call"):
+        return False
     equation = getattr(layer, "equation", None)
     if isinstance(equation, str):
         left, output = equation.replace(" ", "").split("->")
@@ -99,8 +108,15 @@ def is_product(layer, weight):
         inner = "".join(kernel[axis] for axis in weight.inputs)
         outer = "".join(kernel[axis] for axis in weight.outputs)
         return x.endswith(inner) and output == x.removesuffix(inner) + outer
-    plain = input_axes(layer, weight, len(weight.shape)) is not None
-    return "Dense" in names and plain
+    return input_axes(layer, weight, len(weight.shape)) is not None
+
+
+def computes(layer, *methods):
+    """Whether a layer's `call` is one of these of a library: a subclass may do anything."""
+    view = view_of(layer)
+    call = (type(layer) if view is None else view.plain_class).call
+    known = ("keras", "tf_keras", "keras_hub", "official", "transformers")
+    return call.__qualname__ in methods and call.__module__.partition(".")[0] in known
 
 
 def _range(layer):

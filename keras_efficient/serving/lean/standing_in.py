@@ -6,7 +6,6 @@ import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient.compress.fake_quant import FakeQuant
-from keras_efficient.compress.ranges import Activations
 from keras_efficient.models.paths import layer_paths
 from keras_efficient.parametrize.attaching import attach, chain_of, detach, transforms
 from keras_efficient.parametrize.plain import save_as_before
@@ -17,8 +16,11 @@ from keras_efficient.serving.lean.attention import SelfAttention, heads_of, proj
 from keras_efficient.serving.lean.matrices import joined
 from keras_efficient.serving.lean.norms import Norm, is_last_axis
 from keras_efficient.serving.lean.packs import Halves, Integers
-from keras_efficient.serving.lean.products import Product, matrix_of
+from keras_efficient.serving.lean.products import Product, computes, matrix_of
 from keras_efficient.serving.lean.tables import LazyTable, Positions, Table
+
+#: What looks its rows up.
+_TABLES = ("Embedding.call", "ReversibleEmbedding.call", "OnDeviceEmbedding.call")
 
 
 class _Seen(Transform):
@@ -183,7 +185,9 @@ class _Stand:
             pack = self.packs.get(id(weight.variable))
             if pack is None or weight.kind != EMBEDDING:
                 continue
-            if attribute == "embeddings" and len(weight.shape) == 2:
+            scaled = getattr(layer, "_scale_factor", None)
+            looks_up = computes(layer, *_TABLES) and not scaled
+            if attribute == "embeddings" and len(weight.shape) == 2 and looks_up:
                 return [Table(pack)]
             if type(layer).__name__ == "PositionEmbedding" and attribute == "position_embeddings":
                 return [Positions(pack)] if self.flavor.name == "keras" else []
@@ -193,4 +197,4 @@ class _Stand:
 def _changed(layer):
     """Whether something changes what a layer computes (adapters, a prefix): it stays then."""
     view = view_of(layer)
-    return view is not None and any(not isinstance(part, Activations) for part in view.calls)
+    return view is not None and any(not part.droppable for part in view.calls)

@@ -12,6 +12,8 @@ from keras_efficient.errors import InputError
 
 #: Free disk asked for, as a multiple of the weights' bytes: the graph and the index come on top.
 _HEADROOM = 1.2
+#: What a version as one file ends in.
+ARCHIVES = (".tar.zst", ".zip")
 
 
 def check_destination(directory, needed_bytes: int = 0) -> Path:
@@ -66,9 +68,11 @@ def is_version(path) -> bool:
 
 
 def next_version(folder) -> int:
-    """One more than the highest version in `folder`, which need not exist."""
+    """One more than the highest version, or archive of one, in `folder`, which need not exist."""
     folder = Path(folder)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    for suffix in ARCHIVES:
+        names = [name.removesuffix(suffix) for name in names]
     return max((int(name) for name in names if is_version(name)), default=0) + 1
 
 
