@@ -17,6 +17,7 @@ import tensorflow as tf
 import keras_efficient
 from keras_efficient import flavor as flavors
 from keras_efficient.compress.fake_quant import FakeQuant
+from keras_efficient.compress.ranges import Activations
 from keras_efficient.distribute.cluster import cluster_of
 from keras_efficient.errors import InputError, VerificationError
 from keras_efficient.parametrize.attaching import transforms
@@ -48,9 +49,11 @@ from keras_efficient.serving.versions.manifest import write_manifest
 from keras_efficient.serving.versions.warm_up import write_warm_up
 
 #: Allowed difference, relative to the largest output or 1, by whether the model computes in less
-#: than float32; and by what is written. (int8: a number next to a tie is rounded the other way.)
+#: than float32; where activations are rounded, in memory or in the export, since a rounding error
+#: next to a tie becomes a whole step there; and by what else is written.
 _TOLERANCE = {False: 1e-5, True: 2e-2}
-_WRITTEN = {"int8-weights": 1e-5, "bfloat16": 5e-2, "int8": 1e-1}
+_STEPS = 1e-1
+_WRITTEN = {"bfloat16": 5e-2, "int8": _STEPS}
 _QUANTIZE = (None, "int8", "int8-weights", "bfloat16")
 _SIGNATURES = ("tokens", "text")
 
@@ -120,8 +123,9 @@ def export(
             holds.
         tolerance: float or None (default): 1e-5, and 2e-2 for a model with layers that compute in
             bfloat16 or float16, whose rounding differs between two graphs of the same model.
-            "bfloat16": 5e-2, and "int8": 1e-1, since numbers next to a tie round either way.
-            LiteRT: 1e-4, 0.25 and 0.75, since its products round more.
+            "bfloat16": 5e-2. "int8", and any export of a model that rounds its activations: 1e-1,
+            since a rounding error next to a tie becomes a whole step. LiteRT: 1e-4, 0.25 and 0.75,
+            since its products round more.
         latency: bool, whether to time the SavedModel at batch 1 and 8. Default True.
 
     Returns:
@@ -455,7 +459,8 @@ def _check_tolerance(tolerance, model, quantize, format):
     if tolerance is None:
         layers = model._flatten_layers()
         low = any(getattr(x, "compute_dtype", None) in ("bfloat16", "float16") for x in layers)
-        return max(_TOLERANCE[low], _WRITTEN.get(quantize, 0.0))
+        rounds = any(isinstance(part, Activations) for v in views(model) for part in v.calls)
+        return max(_TOLERANCE[low], _WRITTEN.get(quantize, 0.0), _STEPS if rounds else 0.0)
     number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
     if not number or not 0 <= tolerance < math.inf:
         raise InputError(
