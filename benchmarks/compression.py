@@ -61,7 +61,7 @@ def quantize(ke, model, schedule, bits):
 def both(ke, model, schedule):
     # The table of words is half of the model: it is pruned too, where its bytes are to shrink.
     ke.prune(model, 0.8, **schedule)
-    ke.prune(model, 0.5, layers="token_embedding|word_embeddings/weight", **schedule)
+    ke.prune(model, 0.6, layers="token_embedding|word_embeddings/weight", **schedule)
     quantize(ke, model, schedule, 8)
 
 
