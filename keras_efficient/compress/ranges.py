@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from keras_efficient.compress.fake_quant import rounded
 from keras_efficient.compress.integers import reciprocal
+from keras_efficient.parametrize.finding import views
 from keras_efficient.parametrize.view import Around
 from keras_efficient.step import replicas
 
@@ -176,6 +177,11 @@ def _of_all(seen):
     return tf.concat(
         [tf.reduce_min(places[..., :1], 0), tf.reduce_max(places[..., 1:], 0)], axis=-1
     )
+
+
+def rounds_inputs(model) -> bool:
+    """Whether any layer sees its input rounded."""
+    return any(isinstance(part, Activations) for view in views(model) for part in view.calls)
 
 
 def input_axes(layer, weight, rank):

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient.errors import InputError, VerificationError
-from keras_efficient.serving.signature import Features, flat_outputs
+from keras_efficient.serving.signature import Features, computed
 
 #: How much of the accuracy an export may lose: half a point.
 MOST = 0.005
@@ -95,13 +95,7 @@ def scores_of(outputs):
 
 def scores_in_memory(flavor, model, batches) -> list:
     """What the model in memory gives for each batch."""
-    found = []
-    for features, _, _ in batches:
-        tensors = {name: tf.constant(array) for name, array in features.arrays.items()}
-        outputs = flavor.call(model, features.restore(tensors), training=False)
-        flat = {name: value.numpy() for name, value in flat_outputs(model, outputs).items()}
-        found.append(scores_of(flat))
-    return found
+    return [scores_of(computed(flavor, model, f, f.arrays)) for f, _, _ in batches]
 
 
 def _accuracy(scores, batches, threshold):

@@ -17,7 +17,7 @@ import tensorflow as tf
 import keras_efficient
 from keras_efficient import flavor as flavors
 from keras_efficient.compress.fake_quant import FakeQuant
-from keras_efficient.compress.ranges import Activations
+from keras_efficient.compress.ranges import rounds_inputs
 from keras_efficient.distribute.cluster import cluster_of
 from keras_efficient.errors import InputError, VerificationError
 from keras_efficient.parametrize.attaching import transforms
@@ -35,7 +35,7 @@ from keras_efficient.serving.lean.standing_in import rounded, standing_in
 from keras_efficient.serving.litert.checking import export_litert
 from keras_efficient.serving.litert.running import run_litert
 from keras_efficient.serving.report import ExportReport, check_facts
-from keras_efficient.serving.signature import Features, flat_outputs, trace
+from keras_efficient.serving.signature import Features, described, flat_outputs, trace
 from keras_efficient.serving.text.text_signature import TEXTS, TextSignature
 from keras_efficient.serving.verify import check_reference, compare, run_bare
 from keras_efficient.serving.versions.archiving import archive
@@ -151,7 +151,7 @@ def export(
     flavor = _check_model(model)
     if quantize not in _QUANTIZE:
         raise InputError(f"`quantize` must be one of {_QUANTIZE}. Received: {quantize!r}.")
-    _check_format(format, quantize, signatures, tokenizer, compress)
+    _check_format(format, quantize, signatures, tokenizer)
     signatures = _check_signatures(signatures, tokenizer)
     if quantize is not None and format == "saved_model":
         _check_roundable(model, quantize)
@@ -220,9 +220,7 @@ def _write(flavor, model, directory, sample, asked):
             tf.saved_model.save(
                 module,
                 str(staging.path),
-                signatures={
-                    name: functions[name] for name in ("serving_default", *asked.signatures)
-                },
+                signatures=functions,
                 # Gradients of custom ops, for training on: a server has no use for them.
                 options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
             )
@@ -259,8 +257,8 @@ def _write(flavor, model, directory, sample, asked):
                 "max_abs_difference": difference,
                 "tolerance": asked.tolerance,
                 "signature": {
-                    "inputs": _describe(serving.structured_input_signature[1]),
-                    "outputs": _describe(serving.structured_outputs),
+                    "inputs": described(serving.structured_input_signature[1]),
+                    "outputs": described(serving.structured_outputs),
                 },
                 **measured,
             }
@@ -408,7 +406,7 @@ def _check_archive(directory, compress):
                 )
 
 
-def _check_format(format, quantize, signatures, tokenizer, compress):
+def _check_format(format, quantize, signatures, tokenizer):
     if format not in ("saved_model", "litert"):
         raise InputError(f"`format` must be 'saved_model' or 'litert'. Received: {format!r}.")
     text = tokenizer is not None or signatures not in (None, "tokens", ("tokens",), ["tokens"])
@@ -459,8 +457,8 @@ def _check_tolerance(tolerance, model, quantize, format):
     if tolerance is None:
         layers = model._flatten_layers()
         low = any(getattr(x, "compute_dtype", None) in ("bfloat16", "float16") for x in layers)
-        rounds = any(isinstance(part, Activations) for v in views(model) for part in v.calls)
-        return max(_TOLERANCE[low], _WRITTEN.get(quantize, 0.0), _STEPS if rounds else 0.0)
+        steps = _STEPS if rounds_inputs(model) else 0.0
+        return max(_TOLERANCE[low], _WRITTEN.get(quantize, 0.0), steps)
     number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
     if not number or not 0 <= tolerance < math.inf:
         raise InputError(
@@ -533,13 +531,6 @@ def _other_state(function, weights):
 def _replicas(variable):
     # A mirrored variable has no handle of its own outside a replica.
     return getattr(variable, "values", (variable,))
-
-
-def _describe(specs):
-    return {
-        name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
-        for name, spec in specs.items()
-    }
 
 
 def _versions(flavor, model):

@@ -123,6 +123,21 @@ def _declared_lengths(model, names):
     }
 
 
+def computed(flavor, model, features, arrays) -> dict:
+    """What a model in memory gives for arrays by the features' names: named arrays."""
+    tensors = {name: tf.constant(array) for name, array in arrays.items()}
+    outputs = flavor.call(model, features.restore(tensors), training=False)
+    return {name: value.numpy() for name, value in flat_outputs(model, outputs).items()}
+
+
+def described(specs) -> dict:
+    """`{name: {"dtype", "shape"}}` of named tensors; None is any size."""
+    return {
+        name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
+        for name, spec in specs.items()
+    }
+
+
 def flat_outputs(model, outputs) -> dict:
     """Outputs of a model as named tensors, floats as float32.
 

@@ -10,7 +10,7 @@ from keras_efficient.errors import InputError
 from keras_efficient.serving.lean.packs import written
 
 #: The name of every such operation: TensorFlow names it where there is no kernel for it.
-_NODE = "int8_needs_x86_TensorFlow_with_oneDNN__else_export_int8-weights"
+_NODE = "int8_needs_x86_TensorFlow_with_oneDNN__else_export_int8_weights"
 #: Below so many numbers, several simple operations are faster than one of oneDNN.
 FEW = 100_000
 #: What oneDNN fuses into a product, by the name of an activation.
@@ -220,7 +220,7 @@ def _rounded(x, scale, zero):
 def _multiplied(x, x_most, matrix, most, bias, fused, constant):
     outputs, _ = op_def_library.apply_op(
         "_QuantizedMatMul",
-        name=_NODE.replace("-", "_"),
+        name=_NODE,
         device_inputs=[x, matrix, bias],
         host_inputs=[
             tf.zeros([]),

@@ -4,15 +4,13 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 
-from keras_efficient.compress.ranges import Activations
+from keras_efficient.compress.ranges import rounds_inputs
 from keras_efficient.errors import VerificationError
-from keras_efficient.parametrize.finding import views
 from keras_efficient.serving.litert.running import run_litert
 from keras_efficient.serving.litert.writing import write_litert
-from keras_efficient.serving.signature import flat_outputs
+from keras_efficient.serving.signature import computed
 from keras_efficient.serving.verify import check_reference, compare
 
 FILE = "model.tflite"
@@ -79,7 +77,7 @@ def export_litert(
     """
     mode, file = _MODES[quantize], Path(folder) / FILE
     if tolerance is None:
-        steps = mode == "float32" and _rounds_inputs(model)
+        steps = mode == "float32" and rounds_inputs(model)
         tolerance = _STEPS if steps else _TOLERANCE[mode]
     sample, part = features.arrays, _part(features)
     reference = _reference(model, flavor, features, sample)
@@ -110,10 +108,6 @@ def export_litert(
     return LiteRTFile(file, file.stat().st_size, signature, max(differences), tolerance)
 
 
-def _rounds_inputs(model):
-    return any(isinstance(part, Activations) for view in views(model) for part in view.calls)
-
-
 def _lengths(features):
     """The sample's lengths, where any could do."""
     fixed = features.specs(dynamic_length=False)
@@ -133,9 +127,7 @@ def _part(features):
 
 def _reference(model, flavor, features, arrays):
     with tf.device("CPU:0"):
-        tensors = {name: tf.constant(array) for name, array in arrays.items()}
-        outputs = flavor.call(model, features.restore(tensors), training=False)
-        reference = {k: np.asarray(v) for k, v in flat_outputs(model, outputs).items()}
+        reference = computed(flavor, model, features, arrays)
     check_reference(reference)
     return reference
 

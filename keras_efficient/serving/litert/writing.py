@@ -12,7 +12,7 @@ from keras_efficient.errors import InputError, VerificationError
 from keras_efficient.flavor.base import replaced
 from keras_efficient.parametrize.finding import views
 from keras_efficient.parametrize.plain import folded
-from keras_efficient.serving.signature import flat_outputs, trace
+from keras_efficient.serving.signature import described, flat_outputs, trace
 
 MODES = ("float32", "dynamic-int8", "int8")
 #: What full int8 leaves in floats: an attention mask of -1e9 added in int8 loses every score, and
@@ -94,8 +94,8 @@ def write_litert(
         written = _convert(function, mode, batches)
     Path(file).write_bytes(written)
     return {
-        "inputs": _describe(function.structured_input_signature[1]),
-        "outputs": _describe(function.structured_outputs),
+        "inputs": described(function.structured_input_signature[1]),
+        "outputs": described(function.structured_outputs),
     }
 
 
@@ -189,10 +189,3 @@ def _why(error):
     lines = [line for line in text.splitlines() if "error:" in line] or text.splitlines()
     tail = "\n".join(line[:300] for line in lines[-12:])
     return f"TensorFlow's LiteRT converter could not write the model. It said:\n{tail}"
-
-
-def _describe(specs):
-    return {
-        name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
-        for name, spec in specs.items()
-    }

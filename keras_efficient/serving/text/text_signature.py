@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient.errors import InputError
-from keras_efficient.serving.signature import flat_outputs
+from keras_efficient.serving.signature import computed
 from keras_efficient.serving.text.tokenizing import text_function
 
 #: What both tokenizers are compared on, through the model: plain, empty, long and odd.
@@ -47,11 +47,8 @@ class TextSignature:
         found = []
         for ids in self.tokenizer.encode(TEXTS):
             rows = {"ids": ids, "mask": np.ones_like(ids), "segments": np.zeros_like(ids)}
-            tensors = {
-                name: tf.constant(rows[role][None]) for role, name in self.tokenizer.inputs.items()
-            }
-            outputs = flavor.call(model, self.features.restore(tensors), training=False)
-            outputs = {k: v.numpy() for k, v in flat_outputs(model, outputs).items()}
+            arrays = {name: rows[role][None] for role, name in self.tokenizer.inputs.items()}
+            outputs = computed(flavor, model, self.features, arrays)
             found.append(outputs["logits"] if "logits" in outputs else next(iter(outputs.values())))
         logits = np.concatenate(found)
         one = logits.shape[-1] == 1
