@@ -2,9 +2,11 @@
 
 import gc
 import os
+import random
 import signal
 import sys
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -25,6 +27,16 @@ for number, handler in (
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+
+@pytest.fixture(autouse=True)
+def _the_same_draws_each_time():
+    """What a test initialises and shuffles must not depend on the tests before it."""
+    random.seed(0)
+    np.random.seed(0)
+    tf.random.set_seed(0)
+    for library in {"keras", "tf_keras"} & set(sys.modules):
+        sys.modules[library].utils.set_random_seed(0)
 
 
 @pytest.fixture(autouse=True)
