@@ -5,6 +5,7 @@ from keras_efficient.lazy import lazily
 _HOMES = {
     "Movement": "keras_efficient.compress.masks",
     "Pruned": "keras_efficient.compress.pruning",
+    "Reconstruction": "keras_efficient.compress.reconstructing",
     "calibrate": "keras_efficient.compress.calibrating",
     "cluster": "keras_efficient.compress.clustering",
     "prune": "keras_efficient.compress.pruning",

@@ -97,6 +97,36 @@ def observe(model, parts, batches, *, counts=False, channels=None) -> list:
     return [seen[id(part)] for part in parts]
 
 
+def products(model, parts, weights, batches) -> dict:
+    """XᵀX of what each weight is multiplied with on these batches, in inference mode.
+
+    Args:
+        model: the model.
+        parts: `Activations` attached to the weights' layers.
+        weights: list of `Weight`s, kernels; those that share one are summed.
+        batches: list of inputs of the model.
+
+    Returns:
+        Dict of a weight's path to a float32 array [inputs, inputs]. Without the weights of layers
+        that the data does not reach, and of layers that see parts of their input (convolutions).
+    """
+    by_layer = {id(layer): weight for weight in weights for layer, _ in weight.owners}
+    sums = {}
+
+    def add(part, x):
+        weight = by_layer[id(part.view.layer)]
+        axes = input_axes(part.view.layer, weight, x.ndim)
+        if axes is None or not x.size:
+            return
+        axes = [axis % x.ndim for axis in axes]
+        order = [*(axis for axis in range(x.ndim) if axis not in axes), *axes]
+        rows = x.transpose(order).reshape(-1, weight.matrix_shape[0])
+        sums[weight.path] = sums.get(weight.path, 0) + rows.T @ rows
+
+    _pass(model, parts, batches, add)
+    return sums
+
+
 def _pass(model, parts, batches, look):
     flavor = flavors.of(model)
 

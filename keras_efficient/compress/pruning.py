@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_efficient.compress.masks import Mask, Masks, Movement, sparsity_of
 from keras_efficient.compress.patterns import pattern_of
+from keras_efficient.compress.reconstructing import Reconstruction
 from keras_efficient.compress.sensitivities import Sensitivity, sensitivity
 from keras_efficient.compress.tf_mot import tf_mot
 from keras_efficient.parametrize.attaching import attach, chain_of, check_free
@@ -84,7 +85,8 @@ def prune(
             from `begin_step` on; "block:IxO", as "block:1x4": blocks of I inputs x O outputs, of
             which `round(blocks · (1 - sparsity))` are kept.
         scope: "layer" (default): each weight reaches the target; "global": all together do.
-        criterion: "magnitude" (default), "movement" or a `compress.Movement`.
+        criterion: "magnitude" (default), "movement" or a `compress.Movement`; or a
+            `compress.Reconstruction` with some data, which prunes at once and corrects what stays.
         layers: which weights; see `parametrize.select`: kernels and embeddings. Default: all
             kernels of Dense, EinsumDense and attention layers, without the model's last one (its
             head).
@@ -108,9 +110,11 @@ def prune(
 
     Reference:
         Zhu & Gupta 2017, "To prune, or not to prune"; the schedules and masks are those of
-        tensorflow-model-optimization. Mishra et al. 2021 for N:M; Sanh et al. 2020 for movement.
+        tensorflow-model-optimization. Mishra et al. 2021 for N:M; Sanh et al. 2020 for movement;
+        Frantar & Alistarh 2023 for reconstruction.
     """
     pattern, movement = pattern_of(pattern), _movement(criterion)
+    reconstruction = criterion if isinstance(criterion, Reconstruction) else None
     _check_scope(scope, pattern)
     given = _OwnSchedule.of(schedule, begin_step, end_step, frequency)
     if given is None:
@@ -122,6 +126,8 @@ def prune(
         final_sparsity = given.sparsity
     _check_movement(movement, begin_step, end_step, schedule)
     weights = _chosen(model, layers, final_sparsity)
+    if reconstruction is not None:
+        reconstruction.check(weights, pattern, scope, begin_step, end_step, schedule)
     check_strategy(model, "ke.prune")
     check_free([(weight, Mask(None, None)) for weight in weights])
     for weight in weights:
@@ -144,6 +150,8 @@ def prune(
         if given is None:
             # (What is zero already stays so.)
             make = functools.partial(make, initial=least)
+    if reconstruction is not None:
+        reconstruction.apply(model, weights, targets, pattern)
     masks = Masks(pattern, make, scope, movement, end_step)
     pairs = [(weight, Mask(masks, targets[weight.path])) for weight in weights]
     attach(model, pairs)
@@ -158,9 +166,11 @@ def _movement(criterion):
         return Movement() if criterion == "movement" else None
     if isinstance(criterion, Movement):
         return criterion
+    if isinstance(criterion, Reconstruction):
+        return None
     raise ValueError(
-        "`criterion` must be 'magnitude', 'movement' or a compress.Movement(...). Received: "
-        f"{criterion!r}."
+        "`criterion` must be 'magnitude', 'movement', a compress.Movement(...) or a "
+        f"compress.Reconstruction(batches). Received: {criterion!r}."
     )
 
 

@@ -159,10 +159,24 @@ def undone_on_error(model, parts):
     try:
         yield
     except BaseException:
-        for part in parts.values():
-            part.view.detach(part)
-        flavors.of(model).renew(model)
+        _take_off(model, parts)
         raise
+
+
+@contextmanager
+def for_a_while(model, weights):
+    """A context with an `Activations` on every layer of these kernels, to look at inputs."""
+    parts = attached(model, weights, None, 8)
+    try:
+        yield list(parts.values())
+    finally:
+        _take_off(model, parts)
+
+
+def _take_off(model, parts):
+    for part in parts.values():
+        part.view.detach(part)
+    flavors.of(model).renew(model)
 
 
 def check_bits(verb, weight_bits, activation_bits, per_channel, group_size):
