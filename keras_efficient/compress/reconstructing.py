@@ -1,4 +1,4 @@
-"""Prune so that the outputs of layers change least (the "optimal brain surgeon", layer by layer)."""
+"""Prune so that the outputs of layers change least: the "optimal brain surgeon", by layer."""
 
 from dataclasses import dataclass, field
 from typing import Any
