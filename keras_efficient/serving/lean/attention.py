@@ -96,28 +96,29 @@ class SelfAttention(Around):
         masked = getattr(inputs, "_keras_mask", None) is not None
         if not plain or masked or set(given) - _HARMLESS or len(inputs.shape) != 3:
             return call(*args, **kwargs)
-        mixed = self._mixed(inputs, mask, keras)
-        if not keras:
-            return (tf.cast(mixed, inputs.dtype),)
-        shape = tf.shape(inputs)
-        mixed = tf.reshape(mixed, [shape[0], shape[1], self.heads, -1])
-        mixed.set_shape([*inputs.shape[:2], self.heads, self.matrix.bias.size // 3 // self.heads])
-        return layer._output_dense(tf.cast(mixed, inputs.dtype))
+        heads = self._mixed(inputs, mask, keras)
+        size = self.matrix.bias.size // 3
+        # Keras' output layer takes the heads as they are.
+        last = [self.heads, size // self.heads] if keras else [size]
+        mixed = tf.reshape(heads, tf.concat([tf.shape(inputs)[:2], last], 0))
+        mixed.set_shape([*inputs.shape[:2], *last])
+        mixed = tf.cast(mixed, inputs.dtype)
+        return layer._output_dense(mixed) if keras else (mixed,)
 
     def _mixed(self, inputs, mask, keras):
+        """[batch, length, heads, size of a head]."""
         size = self.matrix.bias.size // 3
         rows, _ = flat(inputs, self.matrix.inputs)
         dtype = tf.bfloat16 if isinstance(self.matrix, HalfMatrix) else tf.float32
         parts = tf.cast(self.matrix(rows), dtype)
-        shape = tf.shape(inputs)
-        split = tf.reshape(parts, [shape[0], shape[1], 3, self.heads, size // self.heads])
+        split = [3, self.heads, size // self.heads]
+        split = tf.reshape(parts, tf.concat([tf.shape(inputs)[:2], split], 0))
         query, key, value = tf.unstack(tf.transpose(split, [2, 0, 3, 1, 4]))
         scores = tf.matmul(query, key, transpose_b=True)
         if mask is not None:
             added = self._added(mask) if keras else tf.maximum(tf.cast(mask, tf.float32), _NEVER)
             scores += tf.cast(added, dtype)
-        mixed = tf.transpose(tf.matmul(tf.nn.softmax(scores), value), [0, 2, 1, 3])
-        return tf.reshape(mixed, [shape[0], shape[1], size])
+        return tf.transpose(tf.matmul(tf.nn.softmax(scores), value), [0, 2, 1, 3])
 
     def _added(self, mask):
         """Keras' mask (true where attention goes) as what is added to scores."""

@@ -8,11 +8,10 @@ from tensorflow.python.framework import op_def_library
 
 from keras_efficient.errors import InputError
 from keras_efficient.serving.lean.packs import written
+from keras_efficient.serving.lean.sizes import by_size
 
 #: The name of every such operation: TensorFlow names it where there is no kernel for it.
 _NODE = "int8_needs_x86_TensorFlow_with_oneDNN__else_export_int8_weights"
-#: Below so many numbers, several simple operations are faster than one of oneDNN.
-FEW = 100_000
 #: What oneDNN fuses into a product, by the name of an activation.
 _FUSED = {
     "linear": (),
@@ -121,7 +120,7 @@ class Int8Matrix(Matrix):
         y = _multiplied(
             _rounded(x, scale, zero),
             255 * scale,
-            tf.bitcast(self.variable.read_value(), tf.qint8),
+            tf.bitcast(tf.convert_to_tensor(self.variable), tf.qint8),
             most,
             tf.cast(bias, tf.float32),
             _FUSED[self.activation] if known else (),
@@ -155,7 +154,7 @@ class HalfMatrix(Matrix):
     variable: object = None
 
     def __call__(self, x):
-        y = tf.matmul(tf.cast(x, tf.bfloat16), self.variable.read_value())
+        y = tf.matmul(tf.cast(x, tf.bfloat16), tf.convert_to_tensor(self.variable))
         y = tf.nn.bias_add(y, tf.cast(self.bias, tf.bfloat16))
         return tf.cast(self._activated(y), tf.float32)
 
@@ -198,26 +197,26 @@ def _range_of(x):
 
 def _rounded(x, scale, zero):
     """clip(round(x / scale) + zero, 0, 255) as quint8."""
+    return tf.bitcast(by_size(_rounded_in_steps, _rounded_at_once, x, scale, zero), tf.quint8)
 
-    def one():
-        low, high = -scale * zero, scale * (255 - zero)
-        made = tf.raw_ops.QuantizeV2(
-            input=x, min_range=low, max_range=high, T=tf.quint8, mode="MIN_FIRST"
-        )
-        return tf.bitcast(made.output, tf.uint8)
 
-    def several():
-        y = tf.round(x * (1 / scale)) + zero
-        # (Not `tf.clip_by_value`, which is two.)
-        return tf.cast(
-            tf.raw_ops.ClipByValue(t=y, clip_value_min=0.0, clip_value_max=255.0), tf.uint8
-        )
+def _rounded_in_steps(x, scale, zero):
+    y = tf.round(x * (1 / scale)) + zero
+    # (Not `tf.clip_by_value`, which is two.)
+    return tf.cast(tf.raw_ops.ClipByValue(t=y, clip_value_min=0.0, clip_value_max=255.0), tf.uint8)
 
-    # (oneDNN prepares its operation at each call, which costs more than a few rows.)
-    return tf.bitcast(tf.cond(tf.size(x) < FEW, several, one), tf.quint8)
+
+def _rounded_at_once(x, scale, zero):
+    low, high = -scale * zero, scale * (255 - zero)
+    made = tf.raw_ops.QuantizeV2(
+        input=x, min_range=low, max_range=high, T=tf.quint8, mode="MIN_FIRST"
+    )
+    return tf.bitcast(made.output, tf.uint8)
 
 
 def _multiplied(x, x_most, matrix, most, bias, fused, constant):
+    # (One constant, which is written once.)
+    most = tf.constant(most)
     outputs, _ = op_def_library.apply_op(
         "_QuantizedMatMul",
         name=_NODE,
@@ -225,9 +224,8 @@ def _multiplied(x, x_most, matrix, most, bias, fused, constant):
         host_inputs=[
             tf.zeros([]),
             tf.cast(x_most, tf.float32),
-            # (Not a constant of its own, which would be written too.)
-            -tf.constant(most),
-            tf.constant(most),
+            -most,
+            most,
         ],
         Tdevice_outputs=[tf.float32],
         Thost_outputs=[],

@@ -1,11 +1,30 @@
 """Layer normalisation as one operation of oneDNN."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import op_def_library
 
 from keras_efficient.parametrize.view import Around
-from keras_efficient.serving.lean.matrices import FEW
+from keras_efficient.serving.lean.sizes import by_size
+
+
+@functools.cache
+def _forms(epsilon):
+    """Of few numbers and of many."""
+
+    def in_steps(x, scale, offset):
+        centred = x - tf.reduce_mean(x, -1, keepdims=True)
+        variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
+        return centred * tf.math.rsqrt(variance + epsilon) * scale + offset
+
+    def at_once(x, scale, offset):
+        return op_def_library.apply_op(
+            "_MklLayerNorm", name="norm", x=x, scale=scale, offset=offset, epsilon=epsilon
+        )
+
+    return in_steps, at_once
 
 
 class Norm(Around):
@@ -21,19 +40,7 @@ class Norm(Around):
         scale = tf.ones([size]) if layer.gamma is None else tf.cast(layer.gamma, tf.float32)
         offset = tf.zeros([size]) if layer.beta is None else tf.cast(layer.beta, tf.float32)
         x = tf.cast(inputs, tf.float32)
-
-        def one():
-            return op_def_library.apply_op(
-                "_MklLayerNorm", x=x, scale=scale, offset=offset, epsilon=layer.epsilon
-            )
-
-        def several():
-            centred = x - tf.reduce_mean(x, -1, keepdims=True)
-            variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
-            return centred * tf.math.rsqrt(variance + layer.epsilon) * scale + offset
-
-        # (oneDNN prepares its operation at each call, which costs more than a few rows.)
-        y = tf.cond(tf.size(x) < FEW, several, one)
+        y = by_size(*_forms(layer.epsilon), x, scale, offset)
         y.set_shape(inputs.shape)
         return tf.cast(y, inputs.dtype)
 

@@ -27,7 +27,7 @@ class Product(Around):
         self.inputs, self.outputs = inputs, outputs
         # (A function that is not known may look at all axes.)
         known = isinstance(matrix.activation, str)
-        self.after = tf.identity if known else matrix.activation
+        self.after = None if known else matrix.activation
         self.matrix = matrix if known else replace(matrix, activation="linear")
 
     def around(self, call, inputs, *args, **kwargs):
@@ -35,22 +35,24 @@ class Product(Around):
 
     def of(self, x):
         rows, restored = flat(x, self.matrix.inputs, self.inputs)
-        return self.after(restored(self.matrix(rows), self.outputs))
+        y = restored(self.matrix(rows), self.outputs)
+        return y if self.after is None else self.after(y)
 
 
 def flat(x, size, axes=1):
     """`x` as rows of `size` numbers, its last axes; and a function that restores the others."""
     rank = len(x.shape) - axes
-    leading = [x.shape[i] for i in range(rank)]
-    if None in leading:
-        dynamic = tf.shape(x)
-        leading = [dynamic[i] if n is None else n for i, n in enumerate(leading)]
     rows = x if len(x.shape) == 2 and axes == 1 else tf.reshape(x, [-1, size])
 
     def restored(y, shape):
         if rank == 1 and len(shape) == 1:
             return y
-        return tf.reshape(y, [*leading, *shape])
+        leading = x.shape[:rank]
+        if leading[1:].is_fully_defined():
+            return tf.reshape(y, [-1, *leading[1:], *shape])
+        y = tf.reshape(y, tf.concat([tf.shape(x)[:rank], shape], 0))
+        y.set_shape([*leading, *shape])
+        return y
 
     return rows, restored
 
