@@ -45,7 +45,7 @@ ROWS = {
     "8-bit PTQ": ("dense", None, lambda ke, m, s: calibrate(ke, m, s, 8)),
     "4-bit PTQ, groups of 32": ("dense", None, lambda ke, m, s: calibrate(ke, m, s, 4)),
     "LoRA r=8": ("pretrained", 1e-3, lambda ke, m, s: ke.lora(m, rank=8)),
-    "AdaLoRA r=8": ("pretrained", 2e-3, lambda ke, m, s: adalora(ke, m, s)),
+    "AdaLoRA r=8": ("pretrained", 6e-3, lambda ke, m, s: adalora(ke, m, s)),
     "adapters 32": ("pretrained", 1e-3, lambda ke, m, s: ke.adapters(m, size=32)),
     "prefix 16": ("pretrained", 5e-3, lambda ke, m, s: ke.prefix(m, length=16)),
     "BitFit": ("pretrained", 2e-3, lambda ke, m, s: ke.bitfit(m)),
@@ -76,8 +76,8 @@ def both(ke, model, schedule):
 
 
 def calibrate(ke, model, schedule, bits):
-    group = None if bits == 8 else 32
-    return ke.calibrate(model, schedule.batches, weight_bits=bits, group_size=group)
+    fine = {} if bits == 8 else {"group_size": 32, "method": "reconstruction"}
+    return ke.calibrate(model, schedule.batches, weight_bits=bits, **fine)
 
 
 def adalora(ke, model, schedule):

@@ -7,11 +7,18 @@ import numpy as np
 
 from keras_efficient.compress import clipping
 from keras_efficient.compress.fake_quant import FakeQuant
+from keras_efficient.compress.integers import from_integers, largest
 from keras_efficient.compress.keras_own import METHODS, by_keras, name_of
 from keras_efficient.compress.migration import smoothing
-from keras_efficient.compress.observing import batches_of, observe
-from keras_efficient.compress.quantizing import attached, check_bits, undone_on_error
+from keras_efficient.compress.observing import batches_of, observe, products
+from keras_efficient.compress.quantizing import (
+    attached,
+    check_bits,
+    for_a_while,
+    undone_on_error,
+)
 from keras_efficient.compress.ranges import input_axes
+from keras_efficient.compress.reconstructing import assign, check_plain, regridded
 from keras_efficient.parametrize.attaching import attach, chain_of, check_free
 from keras_efficient.parametrize.merging import check_strategy
 from keras_efficient.parametrize.weights import EMBEDDING, KERNEL, select
@@ -77,6 +84,8 @@ def calibrate(
             square error, of inputs and of weights. "smoothquant": minmax, after inputs with
             outliers have been made smaller and their weights larger, by
             s_j = max|X_j|^α / max|W_j|^(1-α) (dense layers; the product stays the same).
+            "reconstruction": minmax for inputs; weights are rounded such that layers' outputs on
+            the data change least (GPTQ), which changes their own numbers; for 4 bits.
             Of Keras 3's own: "int8", "int4", or a config of `keras.quantizers` (`GPTQConfig` and
             `AWQConfig` bring their own data): `model.quantize` then replaces the layers'
             variables by integers, for good.
@@ -101,7 +110,8 @@ def calibrate(
 
     Reference:
         Nagel et al. 2021, "A White Paper on Neural Network Quantization"; Xiao et al. 2022,
-        "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models".
+        "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models";
+        Frantar et al. 2023, "GPTQ".
     """
     verb = "ke.calibrate"
     check_bits(verb, weight_bits, activation_bits, True, group_size)
@@ -116,15 +126,21 @@ def calibrate(
     check_free(pairs)
     for weight, transform in pairs:
         transform.check(weight)
-    if activation_bits and data is None:
+    rebuilds = method == "reconstruction"
+    if rebuilds:
+        check_plain(weights, f"{verb} with method='reconstruction'")
+    if (activation_bits or rebuilds) and data is None:
         raise ValueError(
-            f"{verb} measures the ranges of activations. Received: no `data`. Give a batch, or "
-            "activation_bits=None."
+            f"{verb} measures the inputs of layers. Received: no `data`. Give a batch, or "
+            "activation_bits=None and a method of weights alone."
         )
+    grams = {}
+    if rebuilds:
+        kernels = [weight for weight in weights if weight.kind == KERNEL]
+        with for_a_while(model, kernels) as parts:
+            grams = products(model, parts, kernels, batches_of(data, verb))
     if not activation_bits:
-        for weight, transform in pairs:
-            if method == "mse":
-                transform.clip = clipping.of_weight(_matrix(weight), weight_bits, group_size)
+        _set_grids(model, pairs, method, grams)
         attach(model, pairs)
         return Calibrated(method, tuple(w.path for w in weights), weight_bits, {}, (), 0)
     batches = batches_of(data, verb)
@@ -141,9 +157,7 @@ def calibrate(
             if seen.calls:
                 ranges[path] = _range(seen, method, percentile, activation_bits)
                 parts[path].set(*ranges[path])
-        if method == "mse":
-            for weight, transform in pairs:
-                transform.clip = clipping.of_weight(_matrix(weight), weight_bits, group_size)
+        _set_grids(model, pairs, method, grams)
     attach(model, pairs)
     unused = tuple(path for path, seen in found.items() if not seen.calls)
     paths = tuple(w.path for w in weights)
@@ -184,6 +198,24 @@ def _migrate(model, pairs, parts, batches, migration):
                 transform.smooth = smoothing(most, _matrix(weight), migration)
                 for part in smoothed[id(transform)]:
                     part.divide(weight, transform.smooth)
+
+
+def _set_grids(model, pairs, method, grams):
+    """Choose what the scales of weights cover; and by `grams` what is rounded up or down."""
+    if method not in ("mse", "reconstruction"):
+        return
+    new = []
+    for weight, transform in pairs:
+        bits, group_size = transform.bits, transform.group_size
+        if weight not in grams:
+            transform.clip = clipping.of_weight(_matrix(weight), bits, group_size)
+            continue
+        integers, scales = regridded(_matrix(weight), grams.pop(weight), bits, group_size)
+        new.append((weight, from_integers(integers, scales)))
+        # The largest number of a group may be less than the grid's last.
+        most = np.abs(integers.reshape(len(scales), -1, integers.shape[1])).max(1)
+        transform.clip = (largest(bits) / np.maximum(most, 1)).astype(np.float32)
+    assign(model, new)
 
 
 def _matrix(weight):

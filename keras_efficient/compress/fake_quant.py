@@ -48,7 +48,7 @@ class FakeQuant(Transform):
         per_channel: whether each output has its scale, or all one.
         group_size: int, the consecutive inputs of an output that share a scale; None: all.
         keeper: `Ranges` that says from which update on weights are rounded; None: at once.
-        clip: None or array [groups, outputs], how much of its largest magnitude a range covers.
+        clip: None or array [groups, outputs], how many times its largest magnitude a range covers.
         smooth: None or array [inputs] s: s · W is rounded, and divided by s again.
     """
 

@@ -33,7 +33,7 @@ def to_integers(matrix, bits=8, group_size=None, *, per_channel=True, clip=None)
         bits: 8 or 4. Default 8.
         group_size: int that divides inputs, or None (default): one group of all.
         per_channel: bool, a scale for each output (default) or one for all.
-        clip: None or array [groups, outputs] in (0, 1]: m is so much of the largest magnitude.
+        clip: None or array [groups, outputs] above 0: m is so many times the largest magnitude.
 
     Returns:
         (int8 array [inputs, outputs], float32 scales [groups, outputs], or [1, 1]).

@@ -7,7 +7,7 @@ from keras_efficient.parametrize.finding import views
 from keras_efficient.parametrize.weights import check_built
 
 #: Methods of this package, and of Keras.
-METHODS = ("minmax", "percentile", "mse", "smoothquant")
+METHODS = ("minmax", "percentile", "mse", "smoothquant", "reconstruction")
 KERAS = ("int8", "int4")
 
 

@@ -107,8 +107,11 @@ def products(model, parts, weights, batches) -> dict:
         batches: list of inputs of the model.
 
     Returns:
-        Dict of a weight's path to a float32 array [inputs, inputs]. Without the weights of layers
-        that the data does not reach, and of layers that see parts of their input (convolutions).
+        Dict of a `Weight` to a float32 array [inputs, inputs]. Without the weights of layers that
+        the data does not reach, and of layers that see parts of their input (convolutions).
+
+    Raises:
+        ValueError: an input is not finite.
     """
     by_layer = {id(layer): weight for weight in weights for layer, _ in weight.owners}
     sums = {}
@@ -121,9 +124,15 @@ def products(model, parts, weights, batches) -> dict:
         axes = [axis % x.ndim for axis in axes]
         order = [*(axis for axis in range(x.ndim) if axis not in axes), *axes]
         rows = x.transpose(order).reshape(-1, weight.matrix_shape[0])
-        sums[weight.path] = sums.get(weight.path, 0) + rows.T @ rows
+        sums[weight] = sums.get(weight, 0) + rows.T @ rows
 
     _pass(model, parts, batches, add)
+    for weight, gram in sums.items():
+        if not np.all(np.isfinite(gram)):
+            raise ValueError(
+                "Inputs of layers must be finite to change weights by them. Received: those of "
+                f"{weight.path!r} on `data`, which are not. Look at the batches."
+            )
     return sums
 
 

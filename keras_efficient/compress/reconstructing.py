@@ -1,4 +1,4 @@
-"""Prune so that the outputs of layers change least: the "optimal brain surgeon", by layer."""
+"""Prune or round so that the outputs of layers change least: "optimal brain surgery", by layer."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_efficient.compress import clipping
+from keras_efficient.compress.integers import largest, to_integers
 from keras_efficient.compress.observing import batches_of, products
 from keras_efficient.compress.quantizing import for_a_while
 from keras_efficient.parametrize.attaching import chain_of
@@ -66,13 +68,7 @@ class Reconstruction:
                 f"{' and '.join(at_odds)}. Leave that out; for growing sparsity prune, train, "
                 "ke.merge and prune again."
             )
-        for weight in weights:
-            if chain_of(weight) is not None:
-                raise ValueError(
-                    "A Reconstruction changes the numbers of a weight. Received: "
-                    f"{weight.path!r}, which is seen through transforms. Prune first, or fold them "
-                    "with ke.merge(model)."
-                )
+        check_plain(weights, "A Reconstruction")
 
     def apply(self, model, weights, targets, pattern):
         """Let the weights have their targets' zeros; nothing is changed if anything fails."""
@@ -80,24 +76,34 @@ class Reconstruction:
         kernels = [weight for weight in weights if weight.kind == KERNEL]
         with for_a_while(model, kernels) as parts:
             found = products(model, parts, kernels, batches)
-        new = []
-        for weight in weights:
-            if weight.path not in found:
-                # (By magnitude, when the mask is attached.)
-                continue
-            matrix = weight.matrix(weight.value).numpy()
-            gram = found.pop(weight.path)
-            if not np.all(np.isfinite(gram)):
-                raise ValueError(
-                    "Inputs of layers must be finite to prune by them. Received: those of "
-                    f"{weight.path!r} on `data`, which are not. Look at the batches."
-                )
-            pruned = reconstructed(matrix, gram, targets[weight.path], pattern, self.damping)
-            new.append((weight, pruned))
-        with model.distribute_strategy.scope():
-            for weight, pruned in new:
-                value = tf.constant(pruned, weight.value.dtype)
-                weight.value.assign(weight.unmatrix(value))
+        # (The others go by magnitude, when the masks are attached.)
+        new = [
+            (w, reconstructed(matrix_of(w), gram, targets[w.path], pattern, self.damping))
+            for w, gram in found.items()
+        ]
+        assign(model, new)
+
+
+def check_plain(weights, what):
+    """Refuse weights whose own numbers are not what is seen."""
+    for weight in weights:
+        if chain_of(weight) is not None:
+            raise ValueError(
+                f"{what} changes the numbers of a weight. Received: {weight.path!r}, which is seen "
+                "through transforms. Do this first, or fold them with ke.merge(model)."
+            )
+
+
+def matrix_of(weight):
+    """A plain weight as a float array [inputs, outputs]."""
+    return weight.matrix(tf.cast(weight.value, tf.float32)).numpy()
+
+
+def assign(model, pairs):
+    """Give weights new numbers: pairs of a `Weight` and a matrix."""
+    with model.distribute_strategy.scope():
+        for weight, matrix in pairs:
+            weight.value.assign(weight.unmatrix(tf.constant(matrix, weight.value.dtype)))
 
 
 def reconstructed(matrix, gram, sparsity, pattern, damping=0.01) -> np.ndarray:
@@ -114,35 +120,103 @@ def reconstructed(matrix, gram, sparsity, pattern, damping=0.01) -> np.ndarray:
     Returns:
         float32 array [inputs, outputs].
     """
-    w, upper = _factored(matrix, gram, damping)
-    inputs, outputs = w.shape
+    inputs, outputs = np.shape(matrix)
     zeros = inputs * outputs - round(inputs * outputs * (1 - sparsity))
     step = pattern.group or 1
     size = max(BLOCK // step, 1) * step
     done = 0
-    for start in range(0, inputs, size):
-        end = min(start + size, inputs)
-        here = upper[start:end, start:end]
-        block = w[start:end]
+
+    def begin(start, end, block, upper):
+        nonlocal done
         kept = np.ones(block.shape, bool)
         if pattern.group is None:
             # (Shares of the blocks add up to the whole's.)
             count = round(zeros * end / inputs) - done
-            least = np.argsort(_cost(block, here), axis=None, kind="stable")[:count]
+            least = np.argsort(_cost(block, upper), axis=None, kind="stable")[:count]
             kept.reshape(-1)[least] = False
             done += count
-        errors = np.empty_like(block)
-        for i in range(end - start):
+
+        def changed(i, row):
             if pattern.group is not None and i % step == 0:
                 group = slice(i, i + step)
-                order = np.argsort(_cost(block[group], here[group, group]), axis=0, kind="stable")
+                order = np.argsort(_cost(block[group], upper[group, group]), axis=0, kind="stable")
                 np.put_along_axis(kept[group], order[: step - pattern.kept], False, axis=0)
-            errors[i] = np.where(kept[i], 0, block[i]) / here[i, i]
-            block[i:] -= here[i, i:, None] * errors[i]
-        # What is pruned is zero to the last bit.
-        block *= kept
+            return np.where(kept[i], row, 0)
+
+        return changed
+
+    return _swept(matrix, gram, size, damping, begin).astype(np.float32)
+
+
+def regridded(matrix, gram, bits, group_size=None, damping=0.01) -> tuple:
+    """Integers and scales of a matrix such that its product with some inputs misses little.
+
+    Inputs are rounded in turn, and what their outputs lose is made up for by those that come after.
+    Scales are those with the least square error of each channel, or group as it is when its turn
+    comes.
+
+    Args:
+        matrix: float array [inputs, outputs], W.
+        gram: float array [inputs, inputs], XᵀX.
+        bits: 8 or 4.
+        group_size: int that divides inputs, or None: one group of all.
+        damping: float > 0.
+
+    Returns:
+        (int8 array [inputs, outputs], float32 scales [groups, outputs]).
+
+    Reference:
+        Frantar et al. 2023, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+        Transformers".
+    """
+    inputs, outputs = np.shape(matrix)
+    size = group_size or inputs
+    integers, scales = np.zeros((inputs, outputs), np.int8), []
+    most = largest(bits)
+    if group_size is None:
+        scales.append(_scales(np.asarray(matrix, np.float32), bits))
+
+    def begin(start, end, block, upper):
+        def changed(i, row):
+            if group_size is not None and i % size == 0:
+                scales.append(_scales(block[i : i + size].astype(np.float32), bits))
+            integers[start + i] = np.clip(np.rint(row / scales[-1]), -most, most)
+            return integers[start + i] * scales[-1]
+
+        return changed
+
+    block = BLOCK if group_size is None else max(BLOCK // size, 1) * size
+    _swept(matrix, gram, block, damping, begin)
+    return integers, np.stack(scales)
+
+
+def _scales(matrix, bits):
+    clip = clipping.of_weight(matrix, bits, None)
+    return to_integers(matrix, bits, clip=clip)[1][0]
+
+
+def _swept(matrix, gram, size, damping, begin):
+    """The matrix after its inputs were changed in turn, the rest making up for each.
+
+    Args:
+        size: int, the inputs of a block; what is lost reaches those beyond it at its end.
+        begin: function of a block's first and last input, the block as it is (a view) and its part
+            of U, which returns a function of an input's place in the block and its numbers that
+            returns the changed ones.
+    """
+    w, upper = _factored(matrix, gram, damping)
+    for start in range(0, len(w), size):
+        end = min(start + size, len(w))
+        here, block = upper[start:end, start:end], w[start:end]
+        changed = begin(start, end, block, here)
+        errors = np.empty_like(block)
+        for i, row in enumerate(block):
+            new = changed(i, row)
+            errors[i] = (row - new) / here[i, i]
+            block[i + 1 :] -= here[i, i + 1 :, None] * errors[i]
+            block[i] = new
         w[end:] -= upper[start:end, end:].T @ errors
-    return w.astype(np.float32)
+    return w
 
 
 def _cost(block, upper):

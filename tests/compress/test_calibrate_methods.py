@@ -18,7 +18,7 @@ from keras_efficient.parametrize.weights import all_weights
 
 zoo = pytest.mark.parametrize("specimen", FEW, ids=repr)
 libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
-METHODS = ["minmax", "percentile", "mse", "smoothquant"]
+METHODS = ["minmax", "percentile", "mse", "reconstruction", "smoothquant"]
 
 
 def outputs(model, x):
