@@ -47,7 +47,7 @@ ROWS = {
     "LoRA r=8": ("pretrained", 1e-3, lambda ke, m, s: ke.lora(m, rank=8)),
     "AdaLoRA r=8": ("pretrained", 6e-3, lambda ke, m, s: adalora(ke, m, s)),
     "adapters 32": ("pretrained", 1e-3, lambda ke, m, s: ke.adapters(m, size=32)),
-    "prefix 16": ("pretrained", 5e-3, lambda ke, m, s: ke.prefix(m, length=16)),
+    "prefix 16": ("pretrained", 3e-2, lambda ke, m, s: ke.prefix(m, length=16)),
     "BitFit": ("pretrained", 2e-3, lambda ke, m, s: ke.bitfit(m)),
 }
 

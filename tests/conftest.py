@@ -29,8 +29,17 @@ tf.config.set_logical_device_configuration(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _the_same_draws_for_each_file():
+    _seed()
+
+
 @pytest.fixture(autouse=True)
-def _the_same_draws_each_time():
+def _the_same_draws_for_each_test():
+    _seed()
+
+
+def _seed():
     """What a test initialises and shuffles must not depend on the tests before it."""
     random.seed(0)
     np.random.seed(0)

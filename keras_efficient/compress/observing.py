@@ -1,5 +1,6 @@
 """Measure what goes into layers while a model looks at some data."""
 
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -107,7 +108,7 @@ def products(model, parts, weights, batches) -> dict:
         batches: list of inputs of the model.
 
     Returns:
-        Dict of a `Weight` to a float32 array [inputs, inputs]. Without the weights of layers that
+        Dict of a `Weight` to a float64 array [inputs, inputs]. Without the weights of layers that
         the data does not reach, and of layers that see parts of their input (convolutions).
 
     Raises:
@@ -124,7 +125,7 @@ def products(model, parts, weights, batches) -> dict:
         axes = [axis % x.ndim for axis in axes]
         order = [*(axis for axis in range(x.ndim) if axis not in axes), *axes]
         rows = x.transpose(order).reshape(-1, weight.matrix_shape[0])
-        sums[weight] = sums.get(weight, 0) + rows.T @ rows
+        sums[weight] = sums.get(weight, 0) + (rows.T @ rows).astype(np.float64)
 
     _pass(model, parts, batches, add)
     for weight, gram in sums.items():
@@ -138,22 +139,19 @@ def products(model, parts, weights, batches) -> dict:
 
 def _pass(model, parts, batches, look):
     flavor = flavors.of(model)
-
-    def looking(part):
-        def look_at(x):
-            if tf.executing_eagerly():
-                look(part, x.numpy())
-            else:
-                # (A model that compiles its call by itself.)
-                tf.py_function(lambda x: look(part, x.numpy()), [x], [])
-
-        return look_at
-
+    # (A model may compile its call by itself, and would not look again, or for good.)
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
     for part in parts:
-        part.look = looking(part)
+        part.look = functools.partial(_look, look, part)
     try:
         for batch in batches:
             flavor.call(model, tf.nest.map_structure(tf.convert_to_tensor, batch), training=False)
     finally:
+        tf.config.run_functions_eagerly(before)
         for part in parts:
             part.look = None
+
+
+def _look(look, part, x):
+    look(part, x.numpy())

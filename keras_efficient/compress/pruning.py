@@ -27,6 +27,7 @@ class Pruned:
         begin_step, end_step: int, the updates at which sparsity starts to grow, and is reached;
             `end_step` is None if a schedule of TF-MOT has no end.
         sensitivity: the `Sensitivity` that set the targets (`adaptive`), or None.
+        by_magnitude: tuple of the paths that a `Reconstruction` left to it.
     """
 
     targets: dict
@@ -34,6 +35,7 @@ class Pruned:
     begin_step: int
     end_step: int | None
     sensitivity: Sensitivity | None = None
+    by_magnitude: tuple = ()
 
     def __str__(self):
         shares = self.targets.values()
@@ -45,7 +47,9 @@ class Pruned:
         when = f"from update {self.begin_step}"
         if self.end_step is not None:
             when = f"{when} to {self.end_step}" if self.end_step else "at once"
-        return f"prune: {len(self.targets)} weights, {share}, {self.pattern}, {when}"
+        text = f"prune: {len(self.targets)} weights, {share}, {self.pattern}, {when}"
+        left = ", ".join(self.by_magnitude)
+        return text + (f"; by magnitude, not by the data: {left}" if left else "")
 
 
 def prune(
@@ -91,9 +95,9 @@ def prune(
             kernels of Dense, EinsumDense and attention layers, without the model's last one (its
             head).
         adaptive: a batch `(features, labels)` or a dataset of a few: each weight gets a target of
-            its own by its sensitivity there, such that all together reach `final_sparsity` (see
-            `compress.sensitivity`). Default None: the same for all. The callback
-            `AdaptiveSparsity` stops the growth where validation falls.
+            its own by its sensitivity there (to pruning by magnitude), such that all together
+            reach `final_sparsity` (see `compress.sensitivity`). Default None: the same for all. The
+            callback `AdaptiveSparsity` stops the growth where validation falls.
 
     Returns:
         A `Pruned`, to print.
@@ -150,15 +154,17 @@ def prune(
         if given is None:
             # (What is zero already stays so.)
             make = functools.partial(make, initial=least)
+    left = []
     if reconstruction is not None:
-        reconstruction.apply(model, weights, targets, pattern)
+        left = reconstruction.apply(model, weights, targets, pattern)
     masks = Masks(pattern, make, scope, movement, end_step)
     pairs = [(weight, Mask(masks, targets[weight.path])) for weight in weights]
     attach(model, pairs)
     with model.distribute_strategy.scope():
         masks.begin([mask for _, mask in pairs])
     look_after(model)
-    return Pruned(targets, pattern.text, begin_step, end_step, found)
+    left = tuple(weight.path for weight in left)
+    return Pruned(targets, pattern.text, begin_step, end_step, found, left)
 
 
 def _movement(criterion):

@@ -1,5 +1,6 @@
 """Prune or round so that the outputs of layers change least: "optimal brain surgery", by layer."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,21 +26,22 @@ class Reconstruction:
     ‖XW - X(M ⊙ Ŵ)‖² is small: inputs are taken in turn, a number is pruned where
     w² / [H⁻¹]ᵢᵢ is least (H = XᵀX), and what its output loses is made up for by the inputs that
     come after. Magnitudes know neither how large inputs are nor which of them replace each other,
-    so this leaves far less to be trained back. Kernels of convolutions and embeddings go by
-    magnitude.
+    so this leaves far less to be trained back. Kernels of convolutions, embeddings and what the
+    data does not reach go by magnitude; the report names them.
 
     Args:
         data: typical inputs: one batch as `fit` yields it (targets are passed over), or a finite
-            iterable of batches. A few hundred examples do. Each layer's XᵀX is kept in memory:
-            4 · inputs² bytes.
+            iterable of batches. A few hundred examples do. Memory: XᵀX of every kernel (8 · inputs²
+            bytes) and a copy of the kernels.
         damping: float > 0: so many times its mean diagonal is added to H's. Default 0.01.
 
     Raises:
-        ValueError: `damping` is not above 0.
+        ValueError: `damping` is no finite number above 0.
 
     Example:
-        >>> print(ke.prune(model, 0.5, criterion=ke.compress.Reconstruction(batch)))
-        prune: ..., at once
+        >>> criterion = ke.compress.Reconstruction(dataset)
+        >>> print(ke.prune(model, 0.5, criterion=criterion))  # doctest: +ELLIPSIS
+        prune: ...
 
     Reference:
         Frantar & Alistarh 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in
@@ -50,8 +52,9 @@ class Reconstruction:
     damping: float = 0.01
 
     def __post_init__(self):
-        if not self.damping > 0:
-            raise ValueError(f"`damping` must be above 0. Received: {self.damping!r}.")
+        number = isinstance(self.damping, int | float) and not isinstance(self.damping, bool)
+        if not number or not 0 < self.damping < math.inf:
+            raise ValueError(f"`damping` must be above 0 and finite. Received: {self.damping!r}.")
 
     def check(self, weights, pattern, scope, begin_step, end_step, schedule):
         """Refuse what cannot be pruned at once by single numbers, before anything is changed."""
@@ -71,17 +74,28 @@ class Reconstruction:
         check_plain(weights, "A Reconstruction")
 
     def apply(self, model, weights, targets, pattern):
-        """Let the weights have their targets' zeros; nothing is changed if anything fails."""
+        """Let the weights have their targets' zeros; nothing is changed if anything fails.
+
+        Returns:
+            List of the weights that are left to be pruned by magnitude.
+        """
         batches = batches_of(self.data, "ke.prune")
         kernels = [weight for weight in weights if weight.kind == KERNEL]
         with for_a_while(model, kernels) as parts:
             found = products(model, parts, kernels, batches)
-        # (The others go by magnitude, when the masks are attached.)
-        new = [
-            (w, reconstructed(matrix_of(w), gram, targets[w.path], pattern, self.damping))
-            for w, gram in found.items()
-        ]
+        new = []
+        for weight, gram in found.items():
+            target, matrix = targets[weight.path], matrix_of(weight)
+            try:
+                pruned = reconstructed(matrix, gram, target, pattern, self.damping)
+            except np.linalg.LinAlgError as error:
+                raise ValueError(
+                    "XᵀX with its damping must be invertible. Received: the inputs of "
+                    f"{weight.path!r} with damping={self.damping!r}. Raise it, or give more data."
+                ) from error
+            new.append((weight, pruned))
         assign(model, new)
+        return [weight for weight in weights if weight not in found]
 
 
 def check_plain(weights, what):
@@ -113,7 +127,7 @@ def reconstructed(matrix, gram, sparsity, pattern, damping=0.01) -> np.ndarray:
         matrix: float array [inputs, outputs], W.
         gram: float array [inputs, inputs], XᵀX.
         sparsity: float in [0, 1), of an unstructured pattern: `round(size · (1 - sparsity))`
-            numbers are kept.
+            numbers are kept. What is zero stays so, as far as it goes with the pattern.
         pattern: `Pattern`: unstructured or N:M.
         damping: float > 0.
 
@@ -145,7 +159,7 @@ def reconstructed(matrix, gram, sparsity, pattern, damping=0.01) -> np.ndarray:
 
         return changed
 
-    return _swept(matrix, gram, size, damping, begin).astype(np.float32)
+    return _swept(matrix, gram, size, damping, begin, np.asarray(matrix) == 0).astype(np.float32)
 
 
 def regridded(matrix, gram, bits, group_size=None, damping=0.01) -> tuple:
@@ -195,7 +209,7 @@ def _scales(matrix, bits):
     return to_integers(matrix, bits, clip=clip)[1][0]
 
 
-def _swept(matrix, gram, size, damping, begin):
+def _swept(matrix, gram, size, damping, begin, zeros=None):
     """The matrix after its inputs were changed in turn, the rest making up for each.
 
     Args:
@@ -203,7 +217,10 @@ def _swept(matrix, gram, size, damping, begin):
         begin: function of a block's first and last input, the block as it is (a view) and its part
             of U, which returns a function of an input's place in the block and its numbers that
             returns the changed ones.
+        zeros: None or bool array like the matrix, where it stays zero until its turn.
     """
+    if zeros is not None and not zeros.any():
+        zeros = None
     w, upper = _factored(matrix, gram, damping)
     for start in range(0, len(w), size):
         end = min(start + size, len(w))
@@ -215,7 +232,11 @@ def _swept(matrix, gram, size, damping, begin):
             errors[i] = (row - new) / here[i, i]
             block[i + 1 :] -= here[i, i + 1 :, None] * errors[i]
             block[i] = new
+            if zeros is not None:
+                block[i + 1 :][zeros[start + i + 1 : end]] = 0
         w[end:] -= upper[start:end, end:].T @ errors
+        if zeros is not None:
+            w[end:][zeros[end:]] = 0
     return w
 
 
@@ -225,10 +246,8 @@ def _cost(block, upper):
 
 
 def _factored(matrix, gram, damping):
-    """The matrix in float64 without unused inputs, and U of (XᵀX + λ)⁻¹ = UᵀU."""
+    """The matrix in float64, and U of (XᵀX + λ)⁻¹ = UᵀU."""
     w, h = np.array(matrix, np.float64), np.array(gram, np.float64)
-    unused = np.diag(h) == 0
-    w[unused] = 0
-    h[unused, unused] = 1
-    h[np.diag_indices_from(h)] += damping * np.mean(np.diag(h))
+    # (Inputs that are always zero on the data are the cheapest, and are corrected by nothing.)
+    h[np.diag_indices_from(h)] += damping * (np.mean(np.diag(h)) or 1.0)
     return w, np.linalg.cholesky(np.linalg.inv(h)).T

@@ -84,13 +84,30 @@ def test_blocks_give_the_same_number_of_zeros_and_a_smaller_error(pattern, monke
     assert missed(x.T @ x, w, found) < 0.6 * missed(x.T @ x, w, plain)
 
 
-def test_inputs_that_are_always_zero_go_first():
+def test_inputs_that_are_always_zero_go_first_but_not_beyond_the_target():
     rng = np.random.default_rng(2)
-    x, w = correlated(rng, 50, 8), rng.normal(size=(8, 4)).astype("float32")
+    x, w = correlated(rng, 50, 8), rng.uniform(1, 2, size=(8, 4)).astype("float32")
     x[:, [1, 5]] = 0
     found = reconstructed(w, x.T @ x, 0.25, pattern_of("unstructured"))
     assert not found[[1, 5]].any()
-    np.testing.assert_allclose(np.delete(found, [1, 5], 0), np.delete(w, [1, 5], 0), atol=1e-5)
+    np.testing.assert_array_equal(np.delete(found, [1, 5], 0), np.delete(w, [1, 5], 0))
+    for sparsity in (0.0, 0.125):
+        found = reconstructed(w, x.T @ x, sparsity, pattern_of("unstructured"))
+        assert np.count_nonzero(found == 0) == round(sparsity * w.size)
+    found = reconstructed(w, np.zeros((8, 8)), 0.25, pattern_of("unstructured"))
+    assert np.count_nonzero(found == 0) == 8
+
+
+@pytest.mark.parametrize("sparsity, pattern", [(0.7, "unstructured"), (0.5, "2:4")])
+def test_what_is_zero_stays_zero(sparsity, pattern, monkeypatch):
+    monkeypatch.setattr(reconstructing, "BLOCK", 12)
+    rng = np.random.default_rng(3)
+    x, w = correlated(rng, 300, 40), rng.normal(size=(40, 7)).astype("float32")
+    w[rng.uniform(size=w.shape) < 0.3] = 0
+    found = reconstructed(w, x.T @ x, sparsity, pattern_of(pattern))
+    assert not found[w == 0].any()
+    zeros = np.count_nonzero(found == 0)
+    assert zeros == round(sparsity * w.size) if pattern == "unstructured" else zeros >= w.size / 2
 
 
 def ready(specimen):
@@ -163,11 +180,13 @@ def two_layers(library):
 
 
 @libraries
-def test_convolutions_go_by_magnitude(library):
+def test_convolutions_go_by_magnitude_and_the_report_says_so(library):
     model = two_layers(library)
     x = np.random.default_rng(0).normal(size=(20, 6, 6, 3)).astype("float32")
     conv, dense = (model.layers[0].kernel.numpy(), model.layers[-1].kernel.numpy())
-    ke.prune(model, 0.5, layers="kernel", criterion=Reconstruction(x))
+    report = ke.prune(model, 0.5, layers="kernel", criterion=Reconstruction(x))
+    assert len(report.by_magnitude) == 1 and "conv" in report.by_magnitude[0]
+    assert f"by magnitude, not by the data: {report.by_magnitude[0]}" in str(report)
     kept = model.layers[0].kernel.numpy()
     np.testing.assert_array_equal(kept, np.where(kept != 0, conv, 0))
     assert np.count_nonzero(kept) == conv.size // 2
@@ -218,6 +237,42 @@ def test_weights_with_transforms_are_refused():
         ke.prune(model, 0.5, layers="dense", criterion=criterion)
 
 
-def test_damping():
-    with pytest.raises(ValueError, match=r"`damping` must be above 0\. Received: 0"):
-        Reconstruction([], damping=0)
+@pytest.mark.parametrize("damping", [0, -1.0, "0.1", None, True, float("inf")])
+def test_damping(damping):
+    with pytest.raises(ValueError, match=r"`damping` must be above 0 and finite\. Received: "):
+        Reconstruction([], damping=damping)
+
+
+def test_too_little_damping_is_named():
+    model = two_layers("keras")
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype("float32")
+    with pytest.raises(ValueError, match=r"must be invertible.*dense.*Raise it, or give more data"):
+        ke.prune(model, 0.5, layers="dense", criterion=Reconstruction(x, damping=1e-300))
+
+
+@libraries
+def test_models_that_compile_their_call_are_looked_at_and_then_left(library):
+    keras = keras_of(library)
+
+    @keras.saving.register_keras_serializable()
+    class Compiled(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = keras.layers.Dense(16), keras.layers.Dense(2)
+
+        @tf.function
+        def call(self, x):
+            return self.head(self.inner(x))
+
+    x = np.random.default_rng(0).normal(size=(32, 12)).astype("float32")
+    model = Compiled()
+    model(x)
+    before = model.inner.kernel.numpy()
+    report = ke.prune(model, 0.5, criterion=Reconstruction(x))
+    assert report.by_magnitude == ()
+    after = model.inner.kernel.numpy()
+    assert not np.allclose(after[after != 0], before[after != 0])
+    assert not tf.config.functions_run_eagerly()
+    graph = tf.function(model.call).get_concrete_function(x).graph
+    functions = graph.as_graph_def().library.function
+    assert not any(n.op == "EagerPyFunc" for f in functions for n in f.node_def)

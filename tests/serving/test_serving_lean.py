@@ -384,3 +384,23 @@ def test_low_rank_deltas_are_in_the_products(specimen):
     found, kinds = written(model, x, "int8")
     np.testing.assert_allclose(found, seen, rtol=0, atol=2e-3)
     assert "MatMul" not in kinds and kinds["_QuantizedMatMul"] > 4
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@pytest.mark.parametrize("shape", [(4, 8), (2, 4, 8)])
+def test_known_shapes_stay_known(library, shape):
+    """A layer may ask for the number of rows of what a dense layer made of a weight."""
+    keras = pytest.importorskip(library)
+
+    class Relative(keras.layers.Layer):
+        def build(self, input_shape):
+            self.table = self.add_weight(name="table", shape=shape, initializer="ones")
+            self.dense = keras.layers.Dense(8)
+            self.dense.build(shape)
+            super().build(input_shape)
+
+        def call(self, x):
+            return x + sum(tf.reduce_sum(part) for part in tf.unstack(self.dense(self.table)))
+
+    model = keras.Sequential([keras.Input((8,)), Relative()])
+    _same(model, np.random.default_rng(0).normal(size=(6, 8)).astype("float32"))

@@ -197,7 +197,9 @@ def _range_of(x):
 
 def _rounded(x, scale, zero):
     """clip(round(x / scale) + zero, 0, 255) as quint8."""
-    return tf.bitcast(by_size(_rounded_in_steps, _rounded_at_once, x, scale, zero), tf.quint8)
+    y = by_size(_rounded_in_steps, _rounded_at_once, x, scale, zero)
+    y.set_shape(x.shape)
+    return tf.bitcast(y, tf.quint8)
 
 
 def _rounded_in_steps(x, scale, zero):

@@ -49,7 +49,8 @@ def flat(x, size, axes=1):
             return y
         leading = x.shape[:rank]
         if leading[1:].is_fully_defined():
-            return tf.reshape(y, [-1, *leading[1:], *shape])
+            first = -1 if leading[0] is None else leading[0]
+            return tf.reshape(y, [first, *leading[1:], *shape])
         y = tf.reshape(y, tf.concat([tf.shape(x)[:rank], shape], 0))
         y.set_shape([*leading, *shape])
         return y
