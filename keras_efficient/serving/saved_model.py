@@ -16,46 +16,30 @@ import tensorflow as tf
 
 import keras_efficient
 from keras_efficient import flavor as flavors
-from keras_efficient.compress.fake_quant import FakeQuant
-from keras_efficient.compress.ranges import rounds_inputs
 from keras_efficient.distribute.cluster import cluster_of
 from keras_efficient.errors import InputError, VerificationError
-from keras_efficient.parametrize.attaching import transforms
 from keras_efficient.parametrize.finding import chains, views
 from keras_efficient.parametrize.plain import folded
-from keras_efficient.parametrize.weights import EMBEDDING, KERNEL, all_weights, check_untouched
+from keras_efficient.serving.asking import checked
 from keras_efficient.serving.evaluation import (
-    Evaluation,
     check_drop,
     scores_in_memory,
     scores_of,
 )
-from keras_efficient.serving.lean.matrices import check_machine
 from keras_efficient.serving.lean.standing_in import rounded, standing_in
 from keras_efficient.serving.litert.checking import export_litert
 from keras_efficient.serving.litert.running import run_litert
-from keras_efficient.serving.report import ExportReport, check_facts
+from keras_efficient.serving.report import ExportReport
 from keras_efficient.serving.signature import Features, described, flat_outputs, trace
 from keras_efficient.serving.text.text_signature import TEXTS, TextSignature
 from keras_efficient.serving.verify import check_reference, compare, run_bare
 from keras_efficient.serving.versions.archiving import archive
 from keras_efficient.serving.versions.destination import (
-    ARCHIVES,
     check_destination,
-    is_version,
     staged,
 )
 from keras_efficient.serving.versions.manifest import write_manifest
 from keras_efficient.serving.versions.warm_up import write_warm_up
-
-#: Allowed difference, relative to the largest output or 1, by whether the model computes in less
-#: than float32; where activations are rounded, in memory or in the export, since a rounding error
-#: next to a tie becomes a whole step there; and by what else is written.
-_TOLERANCE = {False: 1e-5, True: 2e-2}
-_STEPS = 1e-1
-_WRITTEN = {"bfloat16": 5e-2, "int8": _STEPS}
-_QUANTIZE = (None, "int8", "int8-weights", "bfloat16")
-_SIGNATURES = ("tokens", "text")
 
 
 def export(
@@ -148,31 +132,21 @@ def export(
         >>> report.directory.name, list(report.signature["outputs"])
         ('1', ['outputs'])
     """
-    flavor = _check_model(model)
-    if quantize not in _QUANTIZE:
-        raise InputError(f"`quantize` must be one of {_QUANTIZE}. Received: {quantize!r}.")
-    _check_format(format, quantize, signatures, tokenizer)
-    signatures = _check_signatures(signatures, tokenizer)
-    if quantize is not None and format == "saved_model":
-        _check_roundable(model, quantize)
-    if evaluate is not None and not isinstance(evaluate, Evaluation):
-        evaluate = Evaluation(evaluate)
-    if evaluate is not None and "tokens" not in signatures:
-        raise InputError(
-            "`evaluate` runs features through the signature 'tokens'. Received: "
-            f"signatures={signatures!r}. Add it, or leave `evaluate` out."
-        )
-    asked = _Asked(
+    asked = checked(
+        model,
+        directory,
         quantize=quantize,
+        format=format,
         signatures=signatures,
         tokenizer=tokenizer,
         evaluate=evaluate,
-        facts=check_facts(facts),
-        tolerance=_check_tolerance(tolerance, model, quantize, format),
+        compress=compress,
+        facts=facts,
+        tolerance=tolerance,
         latency=latency,
     )
+    flavor = flavors.of(model)
     write = _write if format == "saved_model" else _write_litert
-    _check_archive(directory, compress)
     cluster = cluster_of(model)
     if cluster is not None and cluster.index > 0:
         # Several workers train one model: the first one's export is the one that stays.
@@ -182,19 +156,6 @@ def export(
     if compress:
         archive(report.directory)
     return report
-
-
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """The checked arguments of an export."""
-
-    quantize: str | None
-    signatures: tuple
-    tokenizer: object
-    evaluate: Evaluation | None
-    facts: dict
-    tolerance: float | None
-    latency: bool
 
 
 def _write(flavor, model, directory, sample, asked):
@@ -224,7 +185,7 @@ def _write(flavor, model, directory, sample, asked):
                 # Gradients of custom ops, for training on: a server has no use for them.
                 options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
             )
-            try:
+            with _kept_aside(staging):
                 served, measured = run_bare(
                     staging.path,
                     features.arrays if "tokens" in asked.signatures else None,
@@ -247,9 +208,6 @@ def _write(flavor, model, directory, sample, asked):
                     evaluation = check_drop(
                         in_memory, served["scores"], batches, asked.evaluate.max_drop
                     )
-            except VerificationError as error:
-                aside = staging.keep_aside()
-                raise VerificationError(f"{error} Nothing was exported; see {aside}.") from error
             _write_beside(staging.path, features, asked)
             serving = functions["serving_default"]
             made = {
@@ -272,7 +230,7 @@ def _write_litert(flavor, model, directory, sample, asked):
     batches = asked.evaluate.batches(model) if asked.evaluate is not None else []
     in_memory = scores_in_memory(flavor, model, batches) if batches else None
     with staged(directory, version) as staging:
-        try:
+        with _kept_aside(staging):
             written = export_litert(
                 model,
                 flavor,
@@ -286,9 +244,6 @@ def _write_litert(flavor, model, directory, sample, asked):
                 served = run_litert(written.file, *(batch.arrays for batch, _, _ in batches))
                 found = list(map(scores_of, served))
                 evaluation = check_drop(in_memory, found, batches, asked.evaluate.max_drop)
-        except VerificationError as error:
-            aside = staging.keep_aside()
-            raise VerificationError(f"{error} Nothing was exported; see {aside}.") from error
         made = {
             "weight_bytes": written.bytes,
             "max_abs_difference": written.max_abs_difference,
@@ -297,6 +252,16 @@ def _write_litert(flavor, model, directory, sample, asked):
         }
         recipe = {"format": "litert", "transforms": _transforms(model)}
         return _published(flavor, model, staging, asked, made, evaluation, recipe)
+
+
+@contextlib.contextmanager
+def _kept_aside(staging):
+    """A context after which files that were refused are kept beside the destination."""
+    try:
+        yield
+    except VerificationError as error:
+        aside = staging.keep_aside()
+        raise VerificationError(f"{error} Nothing was exported; see {aside}.") from error
 
 
 def _published(flavor, model, staging, asked, made, evaluation, recipe):
@@ -377,95 +342,7 @@ def _needed(flavor, model, quantize):
     return int(share * sum(map(_bytes, flavor.weights(model))))
 
 
-def _check_roundable(model, quantize):
-    weights = [weight for weight in all_weights(model) if weight.kind in (KERNEL, EMBEDDING)]
-    try:
-        check_untouched(weights, f"quantize={quantize!r}")
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    for transform in transforms(model, FakeQuant):
-        begun = None if transform.keeper is None else transform.keeper.begun()
-        if begun is not None and not bool(begun):
-            raise InputError(
-                "Integers are written of weights that are rounded. Received: a model whose "
-                f"ke.quantize_aware begins at update {transform.keeper.begin_step}, which it has "
-                "not reached. Train on, or export without `quantize`."
-            )
-    if quantize == "int8":
-        check_machine()
-
-
-def _check_archive(directory, compress):
-    if compress and is_version(directory):
-        for suffix in ARCHIVES:
-            path = Path(directory).with_name(Path(directory).name + suffix)
-            if path.exists():
-                raise InputError(
-                    f"An archive is never overwritten. Received: {directory} with {path.name} "
-                    "beside it. Move that away, or export to another version."
-                )
-
-
-def _check_format(format, quantize, signatures, tokenizer):
-    if format not in ("saved_model", "litert"):
-        raise InputError(f"`format` must be 'saved_model' or 'litert'. Received: {format!r}.")
-    text = tokenizer is not None or signatures not in (None, "tokens", ("tokens",), ["tokens"])
-    if format == "litert" and (quantize == "bfloat16" or text):
-        received = "quantize='bfloat16'" if quantize == "bfloat16" else "a text signature"
-        raise InputError(
-            "A LiteRT file has one signature, of tokens, in float32 or int8. Received: "
-            f"format='litert' with {received}. Leave that out, or export a SavedModel."
-        )
-
-
-def _check_signatures(signatures, tokenizer):
-    if signatures is None:
-        signatures = ("tokens",) if tokenizer is None else _SIGNATURES
-    signatures = (signatures,) if isinstance(signatures, str) else tuple(signatures)
-    if not signatures or len(set(signatures)) < len(signatures) or set(signatures) - {*_SIGNATURES}:
-        raise InputError(
-            f"`signatures` must be some of {_SIGNATURES}, the first being the server's default. "
-            f"Received: {signatures!r}."
-        )
-    if "text" in signatures and not hasattr(tokenizer, "inputs"):
-        raise InputError(
-            "The text signature needs `tokenizer`, a keras_efficient.data.Tokenizer. Received: "
-            f"{tokenizer!r}. ke.models.load returns it; ke.data.as_tokenizer makes one of others."
-        )
-    return signatures
-
-
 _KNOWN_FACTS = ("accuracy", "examples_per_second", "seed", "data_fingerprint")
-
-
-def _check_model(model):
-    try:
-        flavor = flavors.of(model)
-    except TypeError as error:
-        raise InputError(str(error)) from error
-    if not model.built:
-        raise InputError(
-            "A model must be built before it is exported: it has no weights yet. Received: "
-            f"{type(model).__name__} {model.name!r}, not built. Train it, or call it on a batch."
-        )
-    return flavor
-
-
-def _check_tolerance(tolerance, model, quantize, format):
-    if tolerance is None and format == "litert":
-        return None
-    if tolerance is None:
-        layers = model._flatten_layers()
-        low = any(getattr(x, "compute_dtype", None) in ("bfloat16", "float16") for x in layers)
-        steps = _STEPS if rounds_inputs(model) else 0.0
-        return max(_TOLERANCE[low], _WRITTEN.get(quantize, 0.0), steps)
-    number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
-    if not number or not 0 <= tolerance < math.inf:
-        raise InputError(
-            "`tolerance` must be a finite number, at least 0, or None for 1e-5 (2e-2 where the "
-            f"model computes in bfloat16 or float16). Received: {tolerance!r}."
-        )
-    return float(tolerance)
 
 
 def _served(flavor, model, unread):

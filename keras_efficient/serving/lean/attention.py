@@ -6,9 +6,9 @@ import sys
 
 import tensorflow as tf
 
-from keras_efficient.parametrize.view import Around, view_of
+from keras_efficient.parametrize.view import Around
 from keras_efficient.serving.lean.matrices import HalfMatrix, Matrix
-from keras_efficient.serving.lean.products import computes, flat
+from keras_efficient.serving.lean.products import class_of, computes, flat
 
 #: The layers of queries, keys and values, as libraries call them.
 _NAMES = (("_query_dense", "_key_dense", "_value_dense"), ("query", "key", "value"))
@@ -27,8 +27,7 @@ def projections(layer):
     What a class computes is known by its code: subclasses that override it are left alone, and so
     are layers with options that change it.
     """
-    view = view_of(layer)
-    cls = type(layer) if view is None else view.plain_class
+    cls = class_of(layer)
     inner = all(_name(cls, name) == f"MultiHeadAttention.{name}" for name in _INNER)
     if inner and computes(layer, *_KERAS):
         odd = any(getattr(layer, name, None) for name in ("_use_gate", "_sliding_window"))

@@ -114,10 +114,15 @@ def is_product(layer, weight):
     return input_axes(layer, weight, len(weight.shape)) is not None
 
 
+def class_of(layer):
+    """A layer's class without what is on it."""
+    view = view_of(layer)
+    return type(layer) if view is None else view.plain_class
+
+
 def computes(layer, *methods):
     """Whether a layer's `call` is one of these of a library: a subclass may do anything."""
-    view = view_of(layer)
-    call = (type(layer) if view is None else view.plain_class).call
+    call = class_of(layer).call
     known = ("keras", "tf_keras", "keras_hub", "official", "transformers")
     return call.__qualname__ in methods and call.__module__.partition(".")[0] in known
 
