@@ -134,16 +134,18 @@ def calibrate(
             f"{verb} measures the inputs of layers. Received: no `data`. Give a batch, or "
             "activation_bits=None and a method of weights alone."
         )
-    grams = {}
+    grams, batches = {}, []
+    if activation_bits or rebuilds:
+        batches = batches_of(data, verb)
     if rebuilds:
         kernels = [weight for weight in weights if weight.kind == KERNEL]
         with for_a_while(model, kernels) as parts:
-            grams = products(model, parts, kernels, batches_of(data, verb))
+            grams = products(model, parts, kernels, batches)
+    paths = tuple(w.path for w in weights)
     if not activation_bits:
         _set_grids(model, pairs, method, grams)
         attach(model, pairs)
-        return Calibrated(method, tuple(w.path for w in weights), weight_bits, {}, (), 0)
-    batches = batches_of(data, verb)
+        return Calibrated(method, paths, weight_bits, {}, (), len(batches))
     parts = attached(model, weights, None, activation_bits)
     with undone_on_error(model, parts):
         if method == "smoothquant":
@@ -160,7 +162,6 @@ def calibrate(
         _set_grids(model, pairs, method, grams)
     attach(model, pairs)
     unused = tuple(path for path, seen in found.items() if not seen.calls)
-    paths = tuple(w.path for w in weights)
     return Calibrated(method, paths, weight_bits, ranges, unused, len(batches))
 
 

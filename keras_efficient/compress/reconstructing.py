@@ -166,7 +166,7 @@ def regridded(matrix, gram, bits, group_size=None, damping=0.01) -> tuple:
     """Integers and scales of a matrix such that its product with some inputs misses little.
 
     Inputs are rounded in turn, and what their outputs lose is made up for by those that come after.
-    Scales are those with the least square error of each channel, or group as it is when its turn
+    Zeros stay zeros. Scales are those with the least square error of each channel, or group as it is when its turn
     comes.
 
     Args:
@@ -200,7 +200,7 @@ def regridded(matrix, gram, bits, group_size=None, damping=0.01) -> tuple:
         return changed
 
     block = BLOCK if group_size is None else max(BLOCK // size, 1) * size
-    _swept(matrix, gram, block, damping, begin)
+    _swept(matrix, gram, block, damping, begin, np.asarray(matrix) == 0)
     return integers, np.stack(scales)
 
 

@@ -53,6 +53,19 @@ def test_blocks_miss_less_than_rounding(bits, group_size, monkeypatch):
     assert missed(x.T @ x, w, from_integers(integers, scales)) < 0.6 * missed(x.T @ x, w, plain)
 
 
+def test_what_is_pruned_stays_so():
+    rng = np.random.default_rng(2)
+    x, w = correlated(rng, 300, 40), rng.normal(size=(40, 9)).astype("float32")
+    w[rng.uniform(size=w.shape) < 0.6] = 0
+    assert not regridded(w, x.T @ x, 4, 20)[0][w == 0].any()
+
+
+def test_data_that_can_be_drawn_once_will_do():
+    x, _ = ZOO[0].batch(6)
+    report = ke.calibrate(ZOO[0].make(), (b for b in [x, x]), method="reconstruction")
+    assert report.batches == 2
+
+
 @pytest.mark.parametrize("activation_bits", [8, None])
 @pytest.mark.parametrize("specimen", FEW, ids=repr)
 def test_layers_of_the_zoo_compute_more_nearly_the_same(specimen, activation_bits):
