@@ -166,8 +166,8 @@ def regridded(matrix, gram, bits, group_size=None, damping=0.01) -> tuple:
     """Integers and scales of a matrix such that its product with some inputs misses little.
 
     Inputs are rounded in turn, and what their outputs lose is made up for by those that come after.
-    Zeros stay zeros. Scales are those with the least square error of each channel, or group as it is when its turn
-    comes.
+    Zeros stay zeros. Scales are those with the least square error of each channel, or of each group
+    as it is when its turn comes.
 
     Args:
         matrix: float array [inputs, outputs], W.
