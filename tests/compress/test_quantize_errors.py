@@ -51,7 +51,7 @@ CALIBRATE = [
     ({"weight_bits": 3}, ValueError, "`weight_bits` of ke.calibrate must be 8 or 4"),
     ({"percentile": 100}, ValueError, r"`percentile` must be in \(50, 100\). Received: 100"),
     ({"migration": 2}, ValueError, r"`migration` must be in \[0, 1\]. Received: 2"),
-    ({"data": None}, ValueError, "measures the ranges of activations. Received: no `data`"),
+    ({"data": None}, ValueError, "measures the inputs of layers. Received: no `data`"),
     ({"data": "text"}, TypeError, "needs a batch .*Received: 'text'"),
     (
         {"method": "smoothquant", "activation_bits": None},
