@@ -18,8 +18,8 @@ from keras_efficient.compress.quantizing import (
     undone_on_error,
 )
 from keras_efficient.compress.ranges import input_axes
-from keras_efficient.compress.reconstructing import assign, check_plain, regridded
-from keras_efficient.parametrize.attaching import attach, chain_of, check_free
+from keras_efficient.compress.reconstructing import assign, check_plain, matrix_of, regridded
+from keras_efficient.parametrize.attaching import attach, check_free
 from keras_efficient.parametrize.merging import check_strategy
 from keras_efficient.parametrize.weights import EMBEDDING, KERNEL, select
 
@@ -196,7 +196,7 @@ def _migrate(model, pairs, parts, batches, migration):
             if mine:
                 # (Layers that share a weight share the division.)
                 most = np.max([seen[id(part)] for part in mine], 0)
-                transform.smooth = smoothing(most, _matrix(weight), migration)
+                transform.smooth = smoothing(most, matrix_of(weight), migration)
                 for part in smoothed[id(transform)]:
                     part.divide(weight, transform.smooth)
 
@@ -209,20 +209,14 @@ def _set_grids(model, pairs, method, grams):
     for weight, transform in pairs:
         bits, group_size = transform.bits, transform.group_size
         if weight not in grams:
-            transform.clip = clipping.of_weight(_matrix(weight), bits, group_size)
+            transform.clip = clipping.of_weight(matrix_of(weight), bits, group_size)
             continue
-        integers, scales = regridded(_matrix(weight), grams.pop(weight), bits, group_size)
+        integers, scales = regridded(matrix_of(weight), grams.pop(weight), bits, group_size)
         new.append((weight, from_integers(integers, scales)))
         # The largest number of a group may be less than the grid's last.
         most = np.abs(integers.reshape(len(scales), -1, integers.shape[1])).max(1)
         transform.clip = (largest(bits) / np.maximum(most, 1)).astype(np.float32)
     assign(model, new)
-
-
-def _matrix(weight):
-    chain = chain_of(weight)
-    value = weight.value if chain is None else chain.value()
-    return weight.matrix(value).numpy().astype("float32")
 
 
 def _check_numbers(percentile, migration, method, activation_bits):

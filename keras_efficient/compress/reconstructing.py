@@ -109,8 +109,10 @@ def check_plain(weights, what):
 
 
 def matrix_of(weight):
-    """A plain weight as a float array [inputs, outputs]."""
-    return weight.matrix(tf.cast(weight.value, tf.float32)).numpy()
+    """A weight as it is seen, as a float32 array [inputs, outputs]."""
+    chain = chain_of(weight)
+    value = weight.value if chain is None else chain.value()
+    return weight.matrix(tf.cast(value, tf.float32)).numpy()
 
 
 def assign(model, pairs):
