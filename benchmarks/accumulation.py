@@ -86,9 +86,9 @@ ALTERNATIVES = {
 
 
 def minilm():
-    from keras_efficient.data import real
+    from keras_efficient.data import _demo_assets as demo_assets
 
-    return real.minilm()
+    return demo_assets.minilm()
 
 
 def one(name):

@@ -47,7 +47,7 @@ ROWS = {
     "LoRA r=8": ("pretrained", 1e-3, lambda ke, m, s: ke.lora(m, rank=8)),
     "AdaLoRA r=8": ("pretrained", 6e-3, lambda ke, m, s: adalora(ke, m, s)),
     "adapters 32": ("pretrained", 1e-3, lambda ke, m, s: ke.adapters(m, size=32)),
-    "prefix 16": ("pretrained", 3e-2, lambda ke, m, s: ke.prefix(m, length=16)),
+    "prefix 16": ("pretrained", 3e-2, lambda ke, m, s: ke.prefix_tuning(m, length=16)),
     "BitFit": ("pretrained", 2e-3, lambda ke, m, s: ke.bitfit(m)),
 }
 
@@ -59,7 +59,7 @@ class Schedule(dict):
 
 
 def rebuilt(ke, model, schedule, sparsity=None, **pattern):
-    criterion = ke.compress.Reconstruction(schedule.batches)
+    criterion = ke.compression.Reconstruction(schedule.batches)
     return ke.prune(model, sparsity, criterion=criterion, **pattern)
 
 
@@ -88,14 +88,14 @@ def adalora(ke, model, schedule):
 def one(row, seed, library, limit, epochs, folder):
     """Run a row in this process; returns its result."""
     import keras_efficient as ke
-    from keras_efficient.data import real
+    from keras_efficient.data import _demo_assets as demo_assets
 
     start, peak, change = ROWS[row]
     ke.mixed_precision("auto", library=library)
-    records = ke.data.read_records(real.movie_reviews())
+    records = ke.data.read_records(demo_assets.movie_reviews())
     train, test = ke.data.split(records, validation=1605)
     train = train.take(range(min(limit, len(train))))
-    model, tokenizer = ke.models.load(real.minilm(), library=library, seed=seed)
+    model, tokenizer = ke.models.load(demo_assets.minilm(), library=library, seed=seed)
     keras = ke.flavor.of(model).keras
     keras.utils.set_random_seed(seed)
     first = 1 if start == "tuned" else 0
@@ -164,12 +164,12 @@ def packed(ke, model):
     """Bytes of the weights as a file would hold them, gzipped."""
     import numpy as np
 
-    from keras_efficient.parametrize.attaching import chain_of
-    from keras_efficient.parametrize.weights import all_weights
+    from keras_efficient.parametrize._attach import transform_chain
+    from keras_efficient.parametrize._weights import all_weights
 
     parts = []
     for weight in all_weights(model):
-        chain = chain_of(weight)
+        chain = transform_chain(weight)
         value = (weight.value if chain is None else chain.value()).numpy()
         kinds = {t.name: t for t in (chain.transforms if chain is not None else ())}
         if "quantize" in kinds:

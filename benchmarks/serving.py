@@ -5,7 +5,7 @@
 Movie reviews, sentiment. MiniLM is trained briefly, calibrated on 256 training reviews, and written
 by Keras' own `model.export`, by `ke.export` as float32, bfloat16, int8 weights and int8, by the
 LiteRT converter as float and as dynamic int8, and by tf2onnx as float and, quantized by ONNX
-Runtime, as dynamic int8. `ke.serving.bench` then times them in turns at batches 1, 8 and 32 and
+Runtime, as dynamic int8. `ke.bench.bench` then times them in turns at batches 1, 8 and 32 and
 lengths 32, 64 and 128, and measures accuracy on the same held-out reviews.
 
 `--quick` trains on 1,280 reviews (else 3,200), times batches 1 and 8 at length 64, and measures
@@ -33,9 +33,9 @@ PLOT = Path(__file__).parent.parent / "docs" / "images" / "serving.png"
 def data(quick):
     """Training reviews, held-out reviews."""
     import keras_efficient as ke
-    from keras_efficient.data import real
+    from keras_efficient.data import _demo_assets as demo_assets
 
-    records = ke.data.read_records(real.movie_reviews())
+    records = ke.data.read_records(demo_assets.movie_reviews())
     train, test = ke.data.split(records, validation=1605)
     train = train.take(range(1280 if quick else 3200))
     return train, test.take(range(800)) if quick else test
@@ -44,10 +44,10 @@ def data(quick):
 def train(folder, quick):
     """Train in the quickest precision here, and keep the weights."""
     import keras_efficient as ke
-    from keras_efficient.data import real
+    from keras_efficient.data import _demo_assets as demo_assets
 
     ke.mixed_precision("auto")
-    model, tokenizer = ke.models.load(real.minilm(), seed=0)
+    model, tokenizer = ke.models.load(demo_assets.minilm(), seed=0)
     keras = ke.flavor.of(model).keras
     keras.utils.set_random_seed(0)
     batches = ke.data.text(data(quick)[0], tokenizer, batch_size=BATCH, max_length=LONGEST, seed=0)
@@ -66,13 +66,13 @@ def write(folder, quick, allow_missing):
     import numpy as np
 
     import keras_efficient as ke
-    from keras_efficient.data import real
-    from keras_efficient.errors import InputError, VerificationError
-    from keras_efficient.serving.litert.checking import export_litert
-    from keras_efficient.serving.signature import Features
+    from keras_efficient._errors import InputError, VerificationError
+    from keras_efficient.data import _demo_assets as demo_assets
+    from keras_efficient.exporters._signature import Features
+    from keras_efficient.exporters.litert.export import export_litert
 
     ke.mixed_precision("float32")
-    model, tokenizer = ke.models.load(real.minilm(), seed=0)
+    model, tokenizer = ke.models.load(demo_assets.minilm(), seed=0)
     model.load_weights(folder / "trained.weights.h5")
     parameters = model.count_params()
     reviews, held_out = data(quick)
@@ -252,7 +252,7 @@ def main():
 def measure(folder, arguments):
     from rich.console import Console
 
-    from keras_efficient.serving.timing.benching import bench
+    from keras_efficient.bench._bench import bench
 
     made = json.loads((folder / "made.json").read_text())
     report = bench(

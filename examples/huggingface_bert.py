@@ -15,7 +15,7 @@ import argparse
 import tensorflow as tf
 
 import keras_efficient as ke
-from keras_efficient.data import real
+from keras_efficient.data import _demo_assets as demo_assets
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--model", help="name or folder of a Hugging Face model [MiniLM]")
@@ -29,12 +29,12 @@ strategy = ke.strategy("auto", seed=0)  # one device, many, or many workers: the
 
 import transformers  # noqa: E402
 
-records = ke.data.read_records(real.movie_reviews())
+records = ke.data.read_records(demo_assets.movie_reviews())
 if arguments.limit:
     _, records = ke.data.split(records, validation=arguments.limit)
 train, test = ke.data.split(records, validation=0.1)
 
-name = arguments.model or str(real.minilm())
+name = arguments.model or str(demo_assets.minilm())
 tokenizer = transformers.AutoTokenizer.from_pretrained(name)
 
 

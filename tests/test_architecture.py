@@ -14,6 +14,7 @@ import keras_efficient as ke
 
 PACKAGE = Path(ke.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.pyi"))
 LIBRARIES = {
     "keras",
     "tf_keras",
@@ -23,30 +24,46 @@ LIBRARIES = {
     "tensorflow_model_optimization",
 }
 MAY_IMPORT_LIBRARIES = {
-    "flavor/keras3.py",
-    "flavor/tf_keras.py",
-    "models/kerashub.py",
-    "models/hugging_face.py",
+    "flavor/_keras3.py",
+    "flavor/_tf_keras.py",
+    "models/_kerashub.py",
+    "models/_hugging_face.py",
 }
-#: The rooms from left to right, and what each may import besides flavor, errors and itself.
-LEFT = {
+#: The packages in their order, and what each may import besides `flavor` and itself.
+LAYERS = {
     "flavor": set(),
+    "runtime": set(),
     "data": set(),
     "layers": set(),
-    "models": {"data", "layers"},
+    "distribute": set(),
+    "dtype_policies": set(),
+    "models": {"data", "dtype_policies"},
     "schedules": set(),
     "optimizers": {"schedules"},
-    "parametrize": {"models"},
-    "step": {"data", "models", "parametrize"},
-    "compress": {"models", "parametrize", "step"},
-    "tuning": {"models", "parametrize", "step"},
-    "distribute": set(),
+    "parametrize": set(),
+    "training": {"data", "distribute", "parametrize"},
+    "compression": {"parametrize", "training"},
+    "peft": {"parametrize", "training"},
+    "checkpoint": {"data", "distribute", "optimizers", "parametrize", "training"},
     "callbacks": {
-        *("data", "models", "schedules", "optimizers", "parametrize", "step", "distribute"),
+        *("checkpoint", "data", "distribute", "models", "optimizers", "parametrize", "schedules"),
+        "training",
     },
+    "exporters": {
+        "compression",
+        "data",
+        "distribute",
+        "models",
+        "parametrize",
+        "peft",
+        "runtime",
+        "training",
+    },
+    "versions": {"exporters"},
+    "serving": {"exporters", "runtime", "versions"},
+    "bench": {"exporters", "runtime", "serving", "versions"},
 }
-LEFT["serving"] = {*LEFT, "serving"}
-LEFT["cli"] = {*LEFT, "cli"}
+LAYERS["cli"] = {*LAYERS}
 
 
 def imports(file):
@@ -73,7 +90,9 @@ def relative(file):
 
 
 def test_there_are_files_to_check():
-    assert {"flavor/keras3.py", "step/hook.py", "data/records.py"} <= set(map(relative, FILES))
+    assert {"flavor/_keras3.py", "training/_train_step_hook.py", "data/_records.py"} <= set(
+        map(relative, FILES)
+    )
 
 
 @pytest.mark.parametrize("file", FILES, ids=relative)
@@ -95,18 +114,18 @@ def test_a_room_imports_only_rooms_to_its_left(file):
     room = relative(file).split("/")[0].removesuffix(".py")
     if room in ("__init__", "__main__"):
         return
-    allowed = LEFT.get(room, set()) | {room, "flavor", "errors", "lazy"}
+    allowed = LAYERS.get(room, set()) | {room, "flavor", "_errors"}
     if room == "flavor":
-        allowed = {"flavor", "errors", "lazy"}
+        allowed = {"flavor", "_errors"}
     for name, _ in imports(file):
         parts = name.split(".")
-        if parts[0] == "keras_efficient" and len(parts) > 1 and not parts[1].startswith("_"):
+        if parts[0] == "keras_efficient" and len(parts) > 1 and parts[1] != "__version__":
             assert parts[1] in allowed, f"{relative(file)} imports {name}"
 
 
 def test_every_room_has_its_place():
     rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert rooms <= set(LEFT)
+    assert rooms <= set(LAYERS)
 
 
 def run(code):
@@ -125,8 +144,8 @@ def test_importing_the_package_and_its_rooms_imports_no_library():
 import os, sys
 before = dict(os.environ)
 import keras_efficient as ke
-for room in ke._ROOMS:
-    getattr(ke, room)
+for name in {PACKAGES!r}:
+    getattr(ke, name)
 print(sorted(set({lists!r}) & set(sys.modules)), dict(os.environ) == before)
 """)
     assert out.split() == ["[]", "True"]
@@ -175,7 +194,7 @@ train()
 """)
 
 
-MODULES = [ke, *(getattr(ke, room) for room in ke._ROOMS)]
+MODULES = [ke, *(getattr(ke, name) for name in PACKAGES)]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
@@ -194,6 +213,6 @@ def test_a_misspelt_name_is_an_attribute_error(module):
 
 
 def test_export_stays_the_function():
-    importlib.import_module("keras_efficient.serving.saved_model")
+    importlib.import_module("keras_efficient.exporters._export")
     assert inspect.isfunction(ke.export)
     assert inspect.ismodule(ke.serving)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from cli import command_line
-from serving_here import serve_here
+from in_process_export import serve_here
 
 import keras_efficient as ke
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from training import compiled
+from fit_helpers import compiled
 from zoo import ZOO, keras_of
 
 import keras_efficient as ke

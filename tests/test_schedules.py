@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from training import compiled, fit, mirrored
+from fit_helpers import compiled, fit, mirrored
 from zoo import ZOO, keras_of
 
 import keras_efficient as ke

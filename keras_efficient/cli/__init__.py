@@ -1,5 +1,5 @@
 """The command line: thin, every command calls the public functions."""
 
-from keras_efficient.cli.app import main
+from keras_efficient.cli._app import main
 
 __all__ = ["main"]

@@ -1,13 +1,5 @@
-"""Several devices and workers: choose a strategy, describe a cluster, share data, launch."""
+"""Strategies for several devices and workers, clusters, sharding and the launcher."""
 
-from keras_efficient.lazy import lazily
+import lazy_loader
 
-_HOMES = {
-    "Cluster": "keras_efficient.distribute.cluster",
-    "Communication": "keras_efficient.distribute.choosing",
-    "is_chief": "keras_efficient.distribute.cluster",
-    "share": "keras_efficient.distribute.sharding",
-    "strategy": "keras_efficient.distribute.choosing",
-}
-__all__ = list(_HOMES)
-__getattr__, __dir__ = lazily(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,11 +1,5 @@
-"""Layers that Keras lacks, for either library."""
+"""Layers for either library that Keras lacks."""
 
-from keras_efficient.lazy import lazily
+import lazy_loader
 
-_HOMES = {
-    "MaskedBatchNormalization": "keras_efficient.layers.batch_normalization",
-    "custom_objects": "keras_efficient.layers.batch_normalization",
-    "masked_moments": "keras_efficient.layers.moments",
-}
-__all__ = list(_HOMES)
-__getattr__, __dir__ = lazily(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,18 +1,5 @@
-"""Optimizers of one form for Keras 3 and tf_keras, steered by the paths of the variables."""
+"""Optimizers for either library, with per-variable rules selected by path."""
 
-from keras_efficient.lazy import lazily
+import lazy_loader
 
-_HOMES = {
-    "AdamW": "keras_efficient.optimizers.adamw",
-    "Adafactor": "keras_efficient.optimizers.adafactor",
-    "Group": "keras_efficient.optimizers.rules",
-    "LAMB": "keras_efficient.optimizers.lamb",
-    "Lion": "keras_efficient.optimizers.lion",
-    "NO_DECAY": "keras_efficient.optimizers.rules",
-    "SGD": "keras_efficient.optimizers.sgd",
-    "custom_objects": "keras_efficient.optimizers.loading",
-    "describe": "keras_efficient.optimizers.describing",
-    "layer_depths": "keras_efficient.optimizers.depths",
-}
-__all__ = list(_HOMES)
-__getattr__, __dir__ = lazily(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 import tensorflow as tf
-from training import compiled, mirrored
+from fit_helpers import compiled, mirrored
 from zoo import CLASSES, LENGTH, VOCABULARY, Specimen, keras_of
 
 import keras_efficient as ke
@@ -65,8 +65,8 @@ def held_out():
 class Case:
     """A script: all that a run is made of, made anew at every start."""
 
-    def __init__(self, library, verb=plain, callbacks=tuple, data=dataset, **kwargs):
-        self.library, self.verb, self.callbacks, self.data = library, verb, callbacks, data
+    def __init__(self, library, caller=plain, callbacks=tuple, data=dataset, **kwargs):
+        self.library, self.caller, self.callbacks, self.data = library, caller, callbacks, data
         self.replicas = kwargs.pop("replicas", 1)
         # (XLA would take most of the tests' time.)
         self.compile = {"jit_compile": False, **kwargs.pop("compile", {})}
@@ -83,7 +83,7 @@ class Case:
         with mirrored(self.replicas).scope():
             optimizer = ke.optimizers.AdamW(rate, library=self.library)
             model = compiled(self.library, self.model(self.library), optimizer, **self.compile)
-        model = self.verb(model) or model
+        model = self.caller(model) or model
         watch, others = Watch(at), list(self.callbacks())
         resume = ke.callbacks.Resume(directory, **{"every_steps": 2, **self.resume})
         callbacks = [resume, watch, *others]

@@ -18,8 +18,8 @@ import tensorflow as tf
 
 tf.config.experimental.enable_op_determinism()
 
+from fit_helpers import compiled
 from resumed_runs import dataset, held_out, model_of
-from training import compiled
 from zoo import keras_of
 
 import keras_efficient as ke

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
-from training import assert_same, compiled
+from fit_helpers import assert_same, compiled
 from zoo import CLASSES, LENGTH, VOCABULARY, ZOO, keras_of
 
 import keras_efficient as ke

@@ -5,12 +5,12 @@ import io
 import numpy as np
 import pytest
 import tensorflow as tf
+from fit_helpers import compiled, fit
 from rich.console import Console
-from training import compiled, fit
 from zoo import ZOO
 
 import keras_efficient as ke
-from keras_efficient.callbacks.progress import bars
+from keras_efficient.callbacks._progress import progress_bar
 
 BY_NAME = {specimen.name: specimen for specimen in ZOO}
 masked = pytest.mark.parametrize("name", ["kerashub-bert", "hugging-face-bert"])
@@ -106,7 +106,7 @@ def test_progress_draws_fit_and_evaluate(name):
     specimen = BY_NAME[name]
     model = compiled(specimen.library, specimen.make())
     screen = io.StringIO()
-    shared = bars(Console(file=screen, force_terminal=True, width=120))
+    shared = progress_bar(Console(file=screen, force_terminal=True, width=120))
     x, y = specimen.batch(9)
     speed = ke.callbacks.Throughput()
     progress = ke.callbacks.Progress(shared, speed)
@@ -132,8 +132,8 @@ def test_progress_draws_fit_and_evaluate(name):
 
 def test_progress_opens_and_closes_a_display_of_its_own(monkeypatch):
     screen = io.StringIO()
-    made = bars(Console(file=screen, force_terminal=True, width=120))
-    monkeypatch.setattr("keras_efficient.callbacks.progress.bars", lambda: made)
+    made = progress_bar(Console(file=screen, force_terminal=True, width=120))
+    monkeypatch.setattr("keras_efficient.callbacks._progress.bars", lambda: made)
     specimen = BY_NAME["keras-sequential"]
     model = compiled("keras", specimen.make())
     data = tf.data.Dataset.from_tensor_slices(specimen.batch(6)).batch(3)

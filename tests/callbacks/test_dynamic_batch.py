@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from training import batches, compiled, mirrored
+from fit_helpers import batches, compiled, mirrored
 from zoo import Specimen, _sequential, keras_of
 
 import keras_efficient as ke
 from keras_efficient import flavor as flavors
-from keras_efficient.callbacks.gradient_noise_scale import noise_scale
-from keras_efficient.errors import InputError
+from keras_efficient._errors import InputError
+from keras_efficient.callbacks._gradient_noise_scale import noise_scale
 
 SMALL = {lib: Specimen(lib, lib, _sequential(lib), lambda x: x) for lib in ("keras", "tf_keras")}
 libraries = pytest.mark.parametrize("library", list(SMALL))

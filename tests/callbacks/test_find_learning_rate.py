@@ -5,13 +5,13 @@ import contextlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from training import compiled
+from fit_helpers import compiled
 from zoo import ZOO, Specimen, _sequential, keras_of
 
 import keras_efficient as ke
 from keras_efficient import flavor as flavors
-from keras_efficient.callbacks import run_state
-from keras_efficient.callbacks.learning_rate_finder import LearningRates, smooth, steepest
+from keras_efficient.callbacks._find_learning_rate import LearningRates, smooth, steepest
+from keras_efficient.checkpoint import _variables as variables
 
 BY_NAME = {specimen.name: specimen for specimen in ZOO}
 LIBRARIES = ("keras", "tf_keras")
@@ -26,8 +26,8 @@ def batches(specimen, n=24, size=8):
 
 def state(model):
     """Every variable there is, by value, and what else a `fit` changes."""
-    values = [v.numpy() for v in run_state.of_model(model).values()]
-    *_, optimizer = run_state.chain(model.optimizer)
+    values = [v.numpy() for v in variables.of_model(model).values()]
+    *_, optimizer = variables.chain(model.optimizer)
     place = getattr(optimizer, "_hyper", None) or vars(optimizer)
     rate = place.get("_learning_rate", place.get("learning_rate"))
     return values, rate, model.stop_training, getattr(model, "history", None)
@@ -161,9 +161,9 @@ def test_nothing_need_be_built(library):
     found = ke.find_learning_rate(model, data, low=1e-5, high=10, steps=40)
     assert found.suggestion
     assert int(model.optimizer.iterations) == 0
-    *_, rate = run_state.chain(model.optimizer)
+    *_, rate = variables.chain(model.optimizer)
     assert float(rate.learning_rate) == pytest.approx(1e-3)
-    slots = [v.numpy() for v in run_state.of_model(model).values() if v.shape == (3, 4)][1:]
+    slots = [v.numpy() for v in variables.of_model(model).values() if v.shape == (3, 4)][1:]
     assert len(slots) == 2
     assert all((slot == 0).all() for slot in slots)
     # The first loss is that of the weights as they are.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from training import batches, mirrored
+from fit_helpers import batches, mirrored
 from zoo import keras_of
 
 import keras_efficient as ke

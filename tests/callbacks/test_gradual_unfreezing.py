@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
+from fit_helpers import compiled, fit, mirrored
 from resumed_runs import Case, assert_goes_on
-from training import compiled, fit, mirrored
 from zoo import LENGTH, VOCABULARY, ZOO, keras_of
 
 import keras_efficient as ke
 from keras_efficient.flavor import Callback
-from keras_efficient.parametrize import attaching
-from keras_efficient.parametrize.weights import all_weights
-from keras_efficient.step import hook
+from keras_efficient.parametrize import _attach as attach
+from keras_efficient.parametrize._weights import all_weights
+from keras_efficient.training import _train_step_hook as train_step_hook
 
 SPECIMENS = {specimen.name: specimen for specimen in ZOO}
 BERTS = [SPECIMENS[name] for name in ("kerashub-bert", "hugging-face-bert", "model-garden-bert")]
@@ -38,11 +38,11 @@ class Moved(Callback):
         self.epochs.append({n for n, (a, b) in enumerate(pairs) if (a != b).any()})
 
 
-def run(specimen, callback, *, epochs=4, verb=None, replicas=1, **kwargs):
+def run(specimen, callback, *, epochs=4, caller=None, replicas=1, **kwargs):
     with mirrored(replicas).scope():
         model = specimen.make()
-        if verb is not None:
-            verb(model)
+        if caller is not None:
+            caller(model)
         compiled(specimen.library, model, jit_compile=kwargs.pop("jit_compile", False))
     moved = Moved()
     x, y = specimen.batch(16)
@@ -58,7 +58,7 @@ def places(model, paths):
 @pytest.mark.parametrize("specimen", BERTS, ids=repr)
 def test_from_the_head_down(specimen):
     callback = ke.callbacks.GradualUnfreezing()
-    model, moved, history = run(specimen, callback, verb=lambda m: ke.accumulate(m, 2))
+    model, moved, history = run(specimen, callback, caller=lambda m: ke.accumulate(m, 2))
     head, block, embeddings = (places(model, paths) for paths in callback.paths)
     assert len(head | block | embeddings) == len(all_weights(model))
     assert all("layer_" in path for path in callback.paths[1])
@@ -72,7 +72,7 @@ def test_from_the_head_down(specimen):
     plain = specimen.make()
     assert len(model.trainable_weights) == len(plain.trainable_weights)
     assert moved.trainable[:3] == [len(head), len(head | block), len(plain.trainable_weights)]
-    assert not attaching.views(model)
+    assert not attach.views(model)
 
 
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
@@ -172,11 +172,13 @@ def test_beside_lora():
     """What is frozen already stays so; deltas train from the start."""
     specimen = SPECIMENS["kerashub-bert"]
     callback = ke.callbacks.GradualUnfreezing(stages=["logits", ""])
-    model, moved, _ = run(specimen, callback, epochs=2, verb=lambda m: ke.lora(m, 2, train="pool"))
+    model, moved, _ = run(
+        specimen, callback, epochs=2, caller=lambda m: ke.lora(m, 2, train="pool")
+    )
     assert callback.paths[0] == [] and all("pool" in path for path in callback.paths[1])
     assert moved.epochs[0] == set()
     assert moved.epochs[1] == places(model, callback.paths[1])
-    assert all(t.b.numpy().any() for t in attaching.transforms(model))
+    assert all(t.b.numpy().any() for t in attach.transforms(model))
 
 
 def test_a_second_fit_goes_on():
@@ -186,7 +188,7 @@ def test_a_second_fit_goes_on():
     x, y = specimen.batch(16)
     history = fit(model, x, y, epochs=4, initial_epoch=2, callbacks=[callback])
     assert history["stage"] == [2, 2]
-    assert hook.of(model) is None
+    assert train_step_hook.of(model) is None
 
 
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
@@ -205,7 +207,7 @@ def test_after_a_fit_that_failed(library):
     assert len(model.trainable_weights) == trained
     with pytest.raises(RuntimeError, match="no more"):
         fit(model, x, y, callbacks=[callback, Fail()])
-    ke.tuning.unfreeze(model)
+    ke.peft.unfreeze(model)
     assert len(model.trainable_weights) == trained
 
 

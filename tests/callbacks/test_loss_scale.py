@@ -4,11 +4,11 @@ import warnings
 
 import numpy as np
 import pytest
-from training import batches, mirrored, moved
+from fit_helpers import batches, mirrored, moved
 from zoo import keras_of
 
 import keras_efficient as ke
-from keras_efficient.errors import InputError
+from keras_efficient._errors import InputError
 
 libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 replicas = pytest.mark.parametrize("replicas", [1, 2])

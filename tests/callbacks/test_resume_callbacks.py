@@ -6,14 +6,14 @@ import signal
 
 import numpy as np
 import pytest
+from fit_helpers import compiled
 from resumed_runs import IDS, Case, Stop, Watch, assert_equal, dataset, held_out, model_of
-from training import compiled
 from zoo import keras_of
 
 import keras_efficient as ke
-from keras_efficient.callbacks import callback_state
-from keras_efficient.callbacks.saved_runs import check_dtypes
-from keras_efficient.errors import InputError
+from keras_efficient._errors import InputError
+from keras_efficient.checkpoint import _callback_state as callback_state
+from keras_efficient.checkpoint._store import check_dtypes
 
 LIBRARIES = ("keras", "tf_keras")
 libraries = pytest.mark.parametrize("library", LIBRARIES)
@@ -233,7 +233,7 @@ def test_a_terminated_run_saves_itself(moment, library, uninterrupted, tmp_path,
     kills.append(Terminates(hook, call))
     with pytest.raises(SystemExit) as exit:
         case.start(tmp_path / "a")
-    assert exit.value.code == ke.callbacks.EXIT_PREEMPTED == 143
+    assert exit.value.code == ke.checkpoint.EXIT_PREEMPTED == 143
     assert signal.getsignal(signal.SIGTERM) is before
     assert "Stopped by SIGTERM" in capsys.readouterr().out
     kills.clear()

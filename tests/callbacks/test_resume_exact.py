@@ -60,9 +60,9 @@ def generated():
 CASES = {
     "plain step": {"validation": held_out, "epochs": 3},
     "xla": {"compile": {"jit_compile": True}},
-    "accumulate": {"verb": three},
-    "sam": {"verb": lambda model: ke.sam(model, 0.05)},
-    "rdrop": {"verb": divergent},
+    "accumulate": {"caller": three},
+    "sam": {"caller": lambda model: ke.sam(model, 0.05)},
+    "rdrop": {"caller": divergent},
     "float16": {"model": float16, "callbacks": averaging, "validation": held_out},
     "window": {"callbacks": growing, "validation": held_out},
     "two replicas, window": {"replicas": 2, "callbacks": growing, "validation": held_out},

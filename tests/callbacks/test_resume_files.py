@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import safetensors
 import tensorflow as tf
+from fit_helpers import compiled
 from resumed_runs import IDS, Case, assert_equal, dataset, model_of
-from training import compiled
 
 import keras_efficient as ke
-from keras_efficient.callbacks import run_state, saved_runs
-from keras_efficient.errors import InputError
+from keras_efficient._errors import InputError
+from keras_efficient.checkpoint import _store as store
+from keras_efficient.checkpoint import _variables as variables
 
 CASE = Case("keras")
 
@@ -66,7 +67,7 @@ def test_the_files_are_plain(stopped):
 
 
 def test_half_precision_is_kept(tmp_path):
-    runs = saved_runs.SavedRuns(tmp_path)
+    runs = store.CheckpointStore(tmp_path)
     dtypes = ("bfloat16", "float16", "float64", "int8", "uint64", "bool")
     arrays = {n: np.ones((2, 3), tf.as_dtype(n).as_numpy_dtype) for n in dtypes}
     arrays |= {"empty": np.zeros((0, 2), "float32"), "scalar": np.array(3, "int64")}
@@ -109,8 +110,8 @@ def test_a_damaged_save_is_found(how, whole, tmp_path):
     folder = tmp_path / "a"
     shutil.copytree(whole[1], folder)
     DAMAGE[how](folder / "step-00000012")
-    with pytest.raises(saved_runs.Damaged):
-        saved_runs.SavedRuns(folder).load("step-00000012")
+    with pytest.raises(store.CorruptCheckpointError):
+        store.CheckpointStore(folder).load("step-00000012")
 
 
 def test_the_save_before_a_damaged_one_is_taken(whole, stopped):
@@ -161,7 +162,7 @@ def test_training_goes_on_if_the_disk_is_full(place, whole, tmp_path, monkeypatc
     assert_equal(run, whole[0])
     assert not list((tmp_path / "a").glob(".partial*"))
     for name in names(tmp_path / "a"):
-        saved_runs.SavedRuns(tmp_path / "a").load(name)
+        store.CheckpointStore(tmp_path / "a").load(name)
 
 
 @pytest.fixture
@@ -256,7 +257,7 @@ def test_another_size_is_refused(stopped, monkeypatch):
 
 def test_another_step_is_refused(stopped):
     with pytest.raises(InputError, match=r"step.skipped is missing"):
-        Case("keras", verb=lambda model: ke.accumulate(model, 2)).start(stopped)
+        Case("keras", caller=lambda model: ke.accumulate(model, 2)).start(stopped)
 
 
 def unseeded():
@@ -290,7 +291,7 @@ def test_other_steps_per_call_are_refused(stopped):
 
 
 def test_another_format_is_refused(stopped, monkeypatch):
-    monkeypatch.setattr(saved_runs, "FORMAT", 2)
+    monkeypatch.setattr(store, "FORMAT", 2)
     with pytest.raises(InputError, match="version that knows its format"):
         CASE.start(stopped)
 
@@ -345,9 +346,9 @@ def test_sums_are_divided_anew():
             synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.SUM,
         )
-    parts = run_state._shared(total, np.array([5, 6]), 3, False)
+    parts = variables._shared(total, np.array([5, 6]), 3, False)
     assert parts.sum() == 11 and parts.shape == (3,)
-    assert run_state._shared(total, np.array([5, 5]), 3, True).tolist() == [5, 5, 5]
+    assert variables._shared(total, np.array([5, 5]), 3, True).tolist() == [5, 5, 5]
 
 
 def test_no_warning_in_an_ordinary_run(tmp_path):

@@ -58,10 +58,10 @@ def exported(monkeypatch):
     runs = []
 
     def export(model, directory, *, sample, tokenizer, facts):
-        version = ke.serving.check_destination(directory)
+        version = ke.versions.check_destination(directory)
         version.mkdir(parents=True)
         runs.append(Exported(model.get_weights(), facts))
-        return ke.serving.ExportReport(
+        return ke.exporters.ExportReport(
             version, 0, 0, 0.0, 0.0, {}, {}, "", accuracy=facts["accuracy"]
         )
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from command_line import keras_efficient
 
-from tests.serving.bench_models import (
+from tests.bench.bench_models import (
     VOCABULARY,
     Classifier,
     write_onnx,

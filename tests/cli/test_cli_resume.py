@@ -16,8 +16,8 @@ import pytest
 from command_line import finetune_arguments, review_rows, versions, write_reviews
 
 import keras_efficient as ke
-from keras_efficient.callbacks.run_log import RunLog
-from keras_efficient.errors import VerificationError
+from keras_efficient._errors import VerificationError
+from keras_efficient.callbacks._run_log import RunLog
 
 # 54 training reviews in batches of 8.
 STEPS = 7

@@ -13,8 +13,8 @@ import pytest
 import text_models
 from command_line import keras_efficient
 
-from keras_efficient.errors import InputError
-from keras_efficient.serving.servers.starting import plan_server
+from keras_efficient._errors import InputError
+from keras_efficient.serving._tf_serving import server_command
 
 #: Writes its arguments, and what is in the files they name, to notes.json beside it.
 NOTES = """\
@@ -237,7 +237,7 @@ def test_a_folder_with_quotes_in_its_name(tmp_path):
     (base / "1").mkdir(parents=True)
     (base / "1" / "saved_model.pb").write_bytes(b"graph")
     text_models.sign(base / "1")
-    read_config(plan_server(base / "1").files()["models.config"], "m", base, 1)
+    read_config(server_command(base / "1").files()["models.config"], "m", base, 1)
 
 
 # --- bad input -----------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def test_no_version(tmp_path, base, nothing_starts):
 @pytest.mark.parametrize("name", ["", "a/b", "a:b", "-a", "größe", "a b"])
 def test_names_that_are_no_part_of_an_address(name, base, nothing_starts):
     with pytest.raises(InputError, match="becomes part of an address"):
-        plan_server(base, name=name)
+        server_command(base, name=name)
 
 
 @pytest.mark.parametrize("option", ["--rest-port", "--grpc-port"])

@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
+from keras_efficient._errors import InputError
 from keras_efficient.data import choose_buckets, padded_tokens
-from keras_efficient.errors import InputError
 
 
 @pytest.mark.parametrize("seed", range(4))

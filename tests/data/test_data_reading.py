@@ -3,8 +3,8 @@ import json
 
 import pytest
 
+from keras_efficient._errors import InputError
 from keras_efficient.data import read_records
-from keras_efficient.errors import InputError
 
 ROWS = [
     ("plain", "pos"),

@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from keras_efficient._errors import InputError
 from keras_efficient.data import Records, require_classes, split
-from keras_efficient.errors import InputError
 
 
 def test_of_keeps_class_indices_and_maps_names():

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
+from keras_efficient._errors import InputError
 from keras_efficient.data import HUGGING_FACE, KERASHUB, Tokenizer, as_tokenizer
-from keras_efficient.errors import InputError
 
 TEXTS = ["w1 w2 w3", "w4", "unknown w5", " ".join(f"w{i}" for i in range(40))]
 
@@ -26,7 +26,7 @@ def test_equals_the_backend_one_by_one(tokenizer, backend):
 
 
 def test_chunks_join_in_order(tokenizer, monkeypatch):
-    monkeypatch.setattr("keras_efficient.data.tokenizer._CHUNK", 3)
+    monkeypatch.setattr("keras_efficient.data._tokenizer._CHUNK", 3)
     many = [f"w{i}" for i in range(10)]
     assert lists(tokenizer.encode(many)) == [[2, 4 + i, 3] for i in range(10)]
 

@@ -8,7 +8,7 @@ import socket
 import pytest
 from launching import alive, finish, in_path, launch, pids, script, start, until
 
-from keras_efficient.distribute.launching.addresses import is_this_machine, parse_hosts
+from keras_efficient.distribute.launcher.addresses import is_this_machine, parse_hosts
 
 #: Notes whom it was to reach, and does the rest here, with the login shell of over there.
 SSH = """for last; do host=$command; command=$last; done

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from keras_efficient.distribute.launching.job import Job
-from keras_efficient.distribute.launching.kubernetes import tfjob
+from keras_efficient.distribute.launcher.job import Job
+from keras_efficient.distribute.launcher.kubernetes import tfjob
 
 SCHEMA = json.loads((Path(__file__).parent / "tfjob_schema.json").read_text())
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 from launching import launch, script
 
-import keras_efficient.distribute.launching.console as console_file
-from keras_efficient.distribute.launching.tail import Tail
+import keras_efficient.distribute.launcher.console as console_file
+from keras_efficient.distribute.launcher.log_tail import Tail
 
 SHOW = """
 print(json.dumps({"tf": json.loads(os.environ["TF_CONFIG"]), "words": sys.argv[1:],

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from launching import launch
 
-from keras_efficient.distribute.launching import ray_job
-from keras_efficient.distribute.launching.job import Job
+from keras_efficient.distribute.launcher import ray_job
+from keras_efficient.distribute.launcher.job import Job
 
 HEAD = "import json, os, sys\nfrom pathlib import Path\nhere = Path(__file__).parent\n"
 

@@ -6,8 +6,8 @@ import subprocess
 import pytest
 from launching import in_path
 
-from keras_efficient.distribute.launching import slurm
-from keras_efficient.distribute.launching.job import Job
+from keras_efficient.distribute.launcher import slurm
+from keras_efficient.distribute.launcher.job import Job
 
 
 def job(**options):

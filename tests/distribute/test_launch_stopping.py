@@ -8,10 +8,10 @@ import psutil
 import pytest
 from launching import PATIENCE, alive, finish, launch, pids, script, start, until
 
-from keras_efficient.distribute.launching import attempt, restarting
-from keras_efficient.distribute.launching.addresses import free_addresses
-from keras_efficient.distribute.launching.job import Job
-from keras_efficient.distribute.launching.worker import plan
+from keras_efficient.distribute.launcher import supervisor, worker_group
+from keras_efficient.distribute.launcher.addresses import free_addresses
+from keras_efficient.distribute.launcher.job import Job
+from keras_efficient.distribute.launcher.worker import plan
 
 SLEEP = "ready(); time.sleep(600)"
 STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN); ready(); time.sleep(600)"
@@ -94,14 +94,14 @@ sys.exit(3 if task else 0)
 def test_a_failure_that_is_reported_late_is_not_missed(tmp_path, monkeypatch, capsys):
     """A worker may be gone before the launcher hears how it ended."""
 
-    class Slow(attempt.queue.SimpleQueue):
+    class Slow(worker_group.queue.SimpleQueue):
         def put(self, process):
             time.sleep(0.5)
             super().put(process)
 
-    monkeypatch.setattr(attempt.queue, "SimpleQueue", Slow)
+    monkeypatch.setattr(worker_group.queue, "SimpleQueue", Slow)
     job = Job(program=(str(script(tmp_path, "sys.exit(3 * task)")),))
-    assert restarting.run(job, lambda n: plan(job, free_addresses(2), restart=n)) == 3
+    assert supervisor.run(job, lambda n: plan(job, free_addresses(2), restart=n)) == 3
 
 
 # Signals to the launcher.
@@ -240,9 +240,9 @@ def test_bad_input_is_not_tried_again(tmp_path):
 @pytest.mark.parametrize(("quick", "started"), [(PATIENCE, 2), (0, 4)])
 def test_a_crash_loop_is_left(tmp_path, monkeypatch, capsys, quick, started):
     """The same error twice: soon after the start it is a loop, later it may be bad luck."""
-    monkeypatch.setattr(restarting, "_CRASH_LOOP_SECONDS", quick)
+    monkeypatch.setattr(supervisor, "_CRASH_LOOP_SECONDS", quick)
     job = Job(program=(str(script(tmp_path, "raise KeyError('always')")),), max_restarts=3)
-    code = restarting.run(job, lambda n: plan(job, free_addresses(1), restart=n))
+    code = supervisor.run(job, lambda n: plan(job, free_addresses(1), restart=n))
     printed = capsys.readouterr().err
     assert code == 1
     assert printed.count("[worker 0] KeyError") == started

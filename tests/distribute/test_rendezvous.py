@@ -10,8 +10,8 @@ import pytest
 import workers
 
 import keras_efficient as ke
-from keras_efficient.distribute.cluster import Cluster
-from keras_efficient.distribute.rendezvous import meet
+from keras_efficient.distribute._cluster import Cluster
+from keras_efficient.distribute._rendezvous import meet
 
 FACTS = {"number of replicas": 1, "TensorFlow": "2.20.0", "seed": 0}
 #: No meeting here may last longer, but for those that wait for someone who does not come.

@@ -8,7 +8,7 @@ import tensorflow as tf
 import workers
 from tensorflow.python.data.experimental.ops.distribute import _AutoShardDataset
 
-from keras_efficient.distribute import share
+from keras_efficient.distribute import shard
 
 POLICIES = tf.data.experimental.AutoShardPolicy
 N, BATCH = 21, 10
@@ -217,7 +217,7 @@ def test_auto_becomes_data_and_nothing_else_changes():
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = 3
-    shared = share(dataset.with_options(options))
+    shared = shard(dataset.with_options(options))
     assert policy(shared) is POLICIES.DATA
     assert policy(dataset) is POLICIES.AUTO
     assert shared.options().deterministic is True
@@ -228,13 +228,13 @@ def test_auto_becomes_data_and_nothing_else_changes():
 @pytest.mark.parametrize("chosen", [POLICIES.FILE, POLICIES.OFF, POLICIES.DATA, POLICIES.HINT])
 def test_a_chosen_policy_stays(chosen):
     dataset = with_policy(tf.data.Dataset.range(5).batch(2), chosen)
-    assert share(dataset) is dataset
-    assert policy(share(dataset.map(lambda x: x).prefetch(1))) is chosen
+    assert shard(dataset) is dataset
+    assert policy(shard(dataset.map(lambda x: x).prefetch(1))) is chosen
 
 
 @pytest.mark.parametrize("other", [None, [1, 2], np.ones(3), iter(())])
 def test_what_is_no_dataset_passes(other):
-    assert share(other) is other
+    assert shard(other) is other
 
 
 # --- upstream ------------------------------------------------------------------------------------

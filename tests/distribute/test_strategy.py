@@ -12,8 +12,9 @@ import pytest
 import tensorflow as tf
 
 import keras_efficient as ke
-from keras_efficient.distribute import Communication, choosing
-from keras_efficient.distribute.cluster import Cluster
+from keras_efficient.distribute import Communication
+from keras_efficient.distribute import _strategy as strategy_module
+from keras_efficient.distribute._cluster import Cluster
 
 ONE = Cluster(("a:1",), 0, "TF_CONFIG")
 TWO = Cluster(("a:1", "b:1"), 1, "TF_CONFIG")
@@ -29,7 +30,7 @@ def error(message):
 def _plain_environment(monkeypatch, tmp_path):
     for name in ("TF_CONFIG", "SLURM_PROCID", "SLURM_STEP_NODELIST", "TPU_NAME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(choosing, "_LOCAL_TPU", tmp_path / "accel0")
+    monkeypatch.setattr(strategy_module, "_LOCAL_TPU", tmp_path / "accel0")
 
 
 @pytest.fixture
@@ -66,28 +67,28 @@ def gpus(monkeypatch):
     ],
 )
 def test_auto(cluster, gpus, chosen, reason):
-    assert choosing._choose("auto", cluster, ["GPU"] * gpus, None) == (chosen, reason)
+    assert strategy_module._choose("auto", cluster, ["GPU"] * gpus, None) == (chosen, reason)
 
 
 def test_auto_takes_a_tpu_first(monkeypatch):
     tpu = ("tpu", "a TPU is named or present")
-    assert choosing._choose("auto", TWO, ["GPU"] * 2, "mine") == tpu
+    assert strategy_module._choose("auto", TWO, ["GPU"] * 2, "mine") == tpu
     monkeypatch.setenv("TPU_NAME", "mine")
-    assert choosing._choose("auto", TWO, ["GPU"] * 2, None) == tpu
+    assert strategy_module._choose("auto", TWO, ["GPU"] * 2, None) == tpu
 
 
 def test_auto_takes_a_tpu_of_this_machine(local_tpu):
-    assert choosing._choose("auto", None, [], None)[0] == "tpu"
+    assert strategy_module._choose("auto", None, [], None)[0] == "tpu"
 
 
 @pytest.mark.parametrize("kind", ["one", "mirrored", "tpu"])
 def test_what_is_asked_for_is_taken(kind):
-    assert choosing._choose(kind, None, ["GPU"] * 2, None) == (kind, "as asked")
+    assert strategy_module._choose(kind, None, ["GPU"] * 2, None) == (kind, "as asked")
 
 
 @pytest.mark.parametrize("cluster", [ONE, TWO])
 def test_multi_worker_as_asked(cluster):
-    chosen = choosing._choose("multi_worker", cluster, [], None)
+    chosen = strategy_module._choose("multi_worker", cluster, [], None)
     place = f"worker {cluster.index} of {len(cluster)}"
     assert chosen == ("multi_worker", f"as asked, {place} in TF_CONFIG")
 
@@ -109,7 +110,9 @@ def test_what_is_chosen_for_slurm(monkeypatch):
     }.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     taken = {}
-    monkeypatch.setattr(choosing, "_multi_worker", lambda *args: taken.update(args=args) or _Two())
+    monkeypatch.setattr(
+        strategy_module, "_multi_worker", lambda *args: taken.update(args=args) or _Two()
+    )
     ke.strategy(start_timeout=7)
     cluster, communication, timeout, _, seed = taken["args"]
     assert (len(cluster), cluster.index, cluster.source) == (2, 1, "Slurm job 7")
@@ -293,7 +296,7 @@ def test_two_workers_need_tensorflow_not_to_have_started():
 import json
 import tensorflow as tf
 import keras_efficient as ke
-from keras_efficient.distribute import choosing
+from keras_efficient.distribute import _strategy as strategy_module
 met = []
 choosing.meet = lambda cluster, facts, timeout: met.append([len(cluster), facts, timeout])
 tf.constant(1) + 1
@@ -320,7 +323,7 @@ import json, sys
 import keras_efficient as ke
 strategy = ke.strategy("multi_worker", deterministic=True)
 import tensorflow as tf
-from keras_efficient.distribute.workers import Workers
+from keras_efficient.distribute._multi_worker_strategy import MultiWorkerStrategy
 from tensorflow.python.framework import config
 print(json.dumps([
     type(strategy) is Workers,

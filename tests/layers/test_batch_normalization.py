@@ -9,7 +9,7 @@ import tensorflow as tf
 from zoo import keras_of
 
 import keras_efficient as ke
-from keras_efficient.layers.moments import masked_moments, masked_sums, moments_of_sums
+from keras_efficient.layers._moments import masked_moments, masked_sums, moments_of_sums
 
 both = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 

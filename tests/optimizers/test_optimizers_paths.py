@@ -9,11 +9,11 @@ from formulas import EQUATIONS
 from zoo import ZOO, keras_of
 
 import keras_efficient as ke
-from keras_efficient.optimizers.rules import Rule, Rules
+from keras_efficient.optimizers._param_groups import PathRules, VariableRule
 
 libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 berts = pytest.mark.parametrize("name", ["kerashub-bert", "hugging-face-bert", "model-garden-bert"])
-Group = ke.optimizers.Group
+Group = ke.optimizers.ParamGroup
 
 
 def moves(optimizer, model, gradient):
@@ -72,7 +72,7 @@ def test_no_decay_leaves_the_matrices_of_the_zoo(specimen):
     model = specimen.make()
     flavor = ke.flavor.of(model)
     paths = list(map(flavor.path, model.trainable_variables))
-    rules = Rules.of(ke.optimizers.NO_DECAY, (), None).assign(paths)
+    rules = PathRules.of(ke.optimizers.NO_DECAY, (), None).assign(paths)
     for path, rule in zip(paths, rules, strict=True):
         assert rule.excluded is not bool(re.search("(kernel|embeddings|weight)$", path)), path
 
@@ -87,7 +87,7 @@ def test_no_decay_leaves_the_matrices_of_the_zoo(specimen):
     ],
 )
 def test_no_decay_knows_norms_without_an_offset(path, excluded):
-    (rule,) = Rules.of(ke.optimizers.NO_DECAY, (), None).assign([path])
+    (rule,) = PathRules.of(ke.optimizers.NO_DECAY, (), None).assign([path])
     assert rule.excluded is excluded
 
 
@@ -211,22 +211,24 @@ def test_layers_of_a_bert_learn_at_their_rates(name):
 
 def test_the_first_pattern_wins_and_exclude_holds_in_every_group():
     groups = {"head/kernel": Group(3.0), "head": Group(2.0, weight_decay=0.5)}
-    rules = Rules.of("bias$", groups, None)
+    rules = PathRules.of("bias$", groups, None)
     assert rules.assign(["head/kernel", "head/bias", "dense/kernel"]) == [
-        Rule(3.0, None, False),
-        Rule(2.0, 0.5, True),
-        Rule(1.0, None, False),
+        VariableRule(3.0, None, False),
+        VariableRule(2.0, 0.5, True),
+        VariableRule(1.0, None, False),
     ]
 
 
 def test_rules_come_back_from_their_config():
-    rules = Rules.of(("bias$", "gamma$"), {"head": Group(2.0, weight_decay=0.5)}, 0.9)
-    assert Rules.of(**rules.config()) == rules
+    rules = PathRules.of(("bias$", "gamma$"), {"head": Group(2.0, weight_decay=0.5)}, 0.9)
+    assert PathRules.of(**rules.config()) == rules
 
 
 @pytest.mark.parametrize("pattern", ["haed", "kernel"])
 def test_a_group_without_a_variable_is_refused(pattern):
-    rules = Rules.of((), [("head/", Group(2.0)), ("dense/", Group(2.0)), (pattern, Group())], None)
+    rules = PathRules.of(
+        (), [("head/", Group(2.0)), ("dense/", Group(2.0)), (pattern, Group())], None
+    )
     with pytest.raises(ValueError, match=rf"must match the path.*earlier.*Received: '{pattern}'"):
         rules.assign(["head/kernel", "dense/kernel", "head/bias"])
 

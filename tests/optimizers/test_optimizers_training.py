@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from fit_helpers import assert_same, compiled, fit, moved
 from formulas import EQUATIONS
-from training import assert_same, compiled, fit, moved
 from zoo import CLASSES, LENGTH, VOCABULARY, keras_of
 
 import keras_efficient as ke
@@ -47,7 +47,7 @@ def make(kind, library, **arguments):
     arguments = {
         "weight_decay": 0.1,
         "exclude": ke.optimizers.NO_DECAY,
-        "groups": {"dense": ke.optimizers.Group(2.0, weight_decay=0.2)},
+        "groups": {"dense": ke.optimizers.ParamGroup(2.0, weight_decay=0.2)},
         "global_clipnorm": 1.0,
         **arguments,
     }

@@ -1,7 +1,7 @@
 """What the contract tests of transforms share: the verbs, and a short training."""
 
 import numpy as np
-from training import compiled, fit
+from fit_helpers import compiled, fit
 
 import keras_efficient as ke
 
@@ -19,7 +19,7 @@ VERBS = {
 #: These are no functions of a weight.
 BESIDE = {
     "adapters": lambda m: ke.adapters(m, size=4),
-    "prefix": lambda m: ke.prefix(m, length=3),
+    "prefix": lambda m: ke.prefix_tuning(m, length=3),
 }
 PAIRS = (
     ("prune", "lora"),

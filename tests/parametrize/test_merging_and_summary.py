@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from contract import outputs, trained
-from training import mirrored
+from fit_helpers import mirrored
 from zoo import ZOO
 
 import keras_efficient as ke
@@ -46,16 +46,16 @@ def test_adapters_are_not_folded(specimen, tmp_path):
 
 
 @functional
-@pytest.mark.parametrize("verb", ["prune", "lora", "merge"])
-def test_under_another_strategy(specimen, verb):
+@pytest.mark.parametrize("caller", ["prune", "lora", "merge"])
+def test_under_another_strategy(specimen, caller):
     model = specimen.make()
-    if verb == "merge":
+    if caller == "merge":
         ke.lora(model, rank=2)
     act = {
         "prune": lambda: ke.prune(model, 0.5),
         "lora": lambda: ke.lora(model, rank=2),
         "merge": lambda: ke.merge(model),
-    }[verb]
+    }[caller]
     with mirrored().scope(), pytest.raises(ValueError, match="must run under the strategy"):
         act()
     act()

@@ -1,0 +1,2 @@
+from ._bench import bench as bench
+from ._bench_report import BenchReport as BenchReport

@@ -1,0 +1,172 @@
+"""Estimate the batch size beyond which more examples per update hardly help."""
+
+import tensorflow as tf
+
+from keras_efficient._errors import InputError
+from keras_efficient.flavor import Callback
+from keras_efficient.training import _accumulation_window as accumulation_window
+from keras_efficient.training import _train_step_hook as train_step_hook
+from keras_efficient.training._microbatch_step import square_norm
+
+
+def noise_scale(small, large, small_size, large_size):
+    """The two estimates whose ratio is the simple noise scale.
+
+        |G|² ≈ (B·|g_B|² - b·|g_b|²) / (B - b)        tr Σ ≈ (|g_b|² - |g_B|²) / (1/b - 1/B)
+
+    Args:
+        small, large: mean square norm of the gradients of `small_size` and `large_size` examples.
+
+    Returns:
+        |G|², the square norm of the true gradient, and tr Σ, the variance of one example's. Both
+        are noisy, may be negative, and are to be averaged before they are divided. Zeros, if the
+        sizes are equal.
+    """
+    squared = tf.math.divide_no_nan(
+        large_size * large - small_size * small, large_size - small_size
+    )
+    variance = tf.math.divide_no_nan(small - large, 1.0 / small_size - 1.0 / large_size)
+    return squared, variance
+
+
+class GradientNoiseScale(Callback):
+    """Measure the gradient noise scale from microbatches, and let the batch follow it if asked.
+
+        B_noise = tr Σ / |G|²
+
+    Well below it, twice the batch is worth twice the updates; well above it, more examples per
+    update are wasted. Costs the norm of every microbatch's gradient.
+
+    Adds `gradient_noise_scale` (examples) to the epoch's logs.
+
+    Args:
+        smoothing: float in [0, 1), the weight of the past in the moving averages of tr Σ and
+            |G|².
+        max_batches: int >= 1 or None (default). If given, the batch follows: at every epoch's end
+            and every `every_updates` updates, as many of the dataset's batches make an update as
+            come nearest to B_noise, never fewer than one nor more than `max_batches`.
+        every_updates: int >= 1, how often the batch is adapted.
+
+    Attributes:
+        value: float, B_noise in examples, nan before the first update, inf where the gradient is
+            lost in the noise.
+        batches: int, batches per update at present.
+
+    Raises:
+        ValueError: a number out of range; in `fit`, losses that are summed, not averaged.
+        InputError: in `fit`, if an update has one microbatch only: use `ke.accumulate`, several
+            replicas, or a `BatchSizeSchedule`.
+
+    Example:
+        >>> noise = ke.callbacks.GradientNoiseScale()
+        >>> model = ke.accumulate(model, microbatches=2)
+        >>> model.fit(dataset, callbacks=[noise])
+
+    Reference:
+        McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", appendix A.1.
+    """
+
+    #: The training step then measures every microbatch's gradient.
+    square_norms = True
+
+    #: What `Resume` saves.
+    resumes = ("batches", "_state", "_adapted")
+
+    def __init__(self, smoothing=0.9, *, max_batches=None, every_updates=50):
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"`smoothing` must be in [0, 1). Received: {smoothing!r}.")
+        for name, value in (("max_batches", max_batches), ("every_updates", every_updates)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"`{name}` must be a positive int. Received: {value!r}.")
+        self.smoothing, self.max_batches = smoothing, max_batches
+        self.every_updates = every_updates
+        self.batches, self._state, self._window = 1, None, None
+
+    def set_model(self, model):
+        self.model = model
+        self._step = train_step_hook.attach(model)
+        self._step.join(self, self._step.watchers)
+        if self.max_batches is not None:
+            self._window = accumulation_window.attach(model, self)
+            self._window.batches.assign(self.batches)
+        self._adapted = 0
+
+    def build(self, model):
+        """Called by the training step before it is traced."""
+        if self._state is None:
+            #: |G|², tr Σ, updates, microbatches of the last update, examples per batch
+            self._state = tf.Variable([0.0] * 5, trainable=False)
+
+    def __call__(self, gradients):
+        if self._step.own.sums_up:
+            raise ValueError(
+                "The gradient noise scale needs a loss that is averaged over examples. Received: "
+                'reduction="sum". Use the default reduction.'
+            )
+        totals, state = gradients.totals, self._state
+        microbatches, examples = totals["microbatches"], totals["examples"]
+        squared, variance = noise_scale(
+            totals["square_norms"] / microbatches,
+            square_norm(gradients.values),
+            examples / microbatches,
+            examples,
+        )
+        past = tf.where(state[2] > 0, self.smoothing, 0.0)
+        # (An update at an epoch's end may be of fewer batches than asked for.)
+        batches = 1.0 if self._window is None else tf.cast(self._window.seen, tf.float32)
+        known = tf.logical_and(microbatches > 1, tf.math.is_finite(squared + variance))
+        new = tf.stack(
+            [
+                past * state[0] + (1.0 - past) * squared,
+                past * state[1] + (1.0 - past) * variance,
+                state[2] + 1.0,
+                microbatches,
+                past * state[4] + (1.0 - past) * examples / batches,
+            ]
+        )
+        skipped = tf.stack([state[0], state[1], state[2], microbatches, state[4]])
+        state.assign(tf.where(known, new, skipped))
+
+    @property
+    def value(self):
+        squared, variance, updates, *_ = self._state.numpy()
+        if not updates:
+            return float("nan")
+        return float(max(variance, 0.0) / squared) if squared > 0 else float("inf")
+
+    def on_train_batch_end(self, batch, logs=None):
+        _, _, updates, microbatches, _ = self._state.numpy()
+        alone = self._step.window is None or self._step.window is self._window
+        if microbatches == 1 and alone and not updates:
+            raise InputError(
+                "The gradient noise scale compares microbatches with the whole batch. Received: "
+                "updates of one microbatch. Use ke.accumulate(model, microbatches=2) or more."
+            )
+        if self._window is not None and updates - self._adapted >= self.every_updates:
+            self._adapt()
+
+    def on_test_begin(self, logs=None):
+        if self._window is not None:
+            self._window.flush()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._window is not None:
+            self._window.flush()
+            self._adapt()
+        if logs is not None:
+            logs["gradient_noise_scale"] = self.value
+
+    def _adapt(self):
+        _, _, updates, _, examples = self._state.numpy()
+        self._adapted, value = updates, self.value
+        if value == value and examples:
+            wanted = min(value / examples, float(self.max_batches))
+            self.batches = max(1, min(round(wanted), self.max_batches))
+            self._window.batches.assign(self.batches)
+
+    def on_train_end(self, logs=None):
+        self._step.leave(self)
+        if self._window is not None:
+            self._window.flush()
+            accumulation_window.detach(self.model, self)
+        train_step_hook.detach_if_idle(self.model)

@@ -1,0 +1,68 @@
+"""Log the size of the gradients."""
+
+import tensorflow as tf
+
+from keras_efficient.flavor import Callback
+from keras_efficient.training import _train_step_hook as train_step_hook
+from keras_efficient.training._microbatch_step import square_norm
+
+
+class GradientNorm(Callback):
+    """Measure the global norm of every update's gradient, before it is clipped.
+
+        ‖g‖ = √ Σ gᵢ²        over all trainable variables, replicas and microbatches
+
+    It is measured after the all-reduce and without the loss scale; the optimizer's own
+    `global_clipnorm` then clips that same gradient. Adds `gradient_norm` (the epoch's mean) and
+    `gradient_norm_max` to the epoch's logs.
+
+    Attributes:
+        last: float, the norm of the last update's gradient.
+
+    Example:
+        >>> norm = ke.callbacks.GradientNorm()
+        >>> model.fit(dataset, callbacks=[norm])
+        >>> norm.last > 0
+        True
+
+    Reference:
+        Pascanu et al. 2013, "On the difficulty of training recurrent neural networks".
+    """
+
+    #: What `Resume` saves.
+    resumes = ("_norm", "_norms")
+
+    def __init__(self):
+        self._norm, self._norms = None, []
+
+    def set_model(self, model):
+        self.model = model
+        step = train_step_hook.attach(model)
+        step.join(self, step.watchers)
+
+    def build(self, model):
+        """Called by the training step before it is traced."""
+        if self._norm is None:
+            self._norm = tf.Variable(0.0, trainable=False)
+
+    def __call__(self, gradients):
+        self._norm.assign(tf.sqrt(square_norm(gradients.values)))
+
+    @property
+    def last(self):
+        return float(self._norm.numpy())
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._norms = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._norms.append(self.last)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None and self._norms:
+            logs["gradient_norm"] = sum(self._norms) / len(self._norms)
+            logs["gradient_norm_max"] = max(self._norms)
+
+    def on_train_end(self, logs=None):
+        train_step_hook.attach(self.model).leave(self)
+        train_step_hook.detach_if_idle(self.model)

@@ -1,0 +1,95 @@
+"""Watch the loss scale of float16 training, and stop a run that no longer learns."""
+
+import warnings
+
+from keras_efficient._errors import InputError
+from keras_efficient.flavor import Callback
+from keras_efficient.training import _train_step_hook as train_step_hook
+
+
+class LossScale(Callback):
+    """Log the dynamic loss scale and the overflows; stop when every step overflows.
+
+    A step whose gradients overflow in float16 is skipped by all replicas alike, halves the scale,
+    and counts neither for `iterations` nor for schedules. Some overflows are normal: the scale
+    looks for its limit. A run whose every step is skipped learns nothing, and both libraries let
+    it go on for ever (keras#16100); this callback ends it and says what to look at.
+
+    Adds `loss_scale` and `overflows` (skipped steps so far) to the epoch's logs.
+
+    Args:
+        patience: int >= 1, skipped steps in a row after which to stop. The default 32 is enough to
+            come from Keras' first scale, 2¹⁵, down to 1, and to try there again and again.
+
+    Attributes:
+        scale: float, the present loss scale.
+        overflows: int, steps skipped since the callback was given to `fit`.
+
+    Raises:
+        InputError: in `fit`, if the optimizer does not scale the loss.
+
+    Example:
+        >>> watch = ke.callbacks.LossScale()
+        >>> watch.overflows
+        0
+
+        Give it to the `fit` of a model under `ke.mixed_precision("mixed_float16")`.
+
+    Reference:
+        Micikevicius et al. 2018, "Mixed Precision Training", section 3.2.
+    """
+
+    #: What `Resume` saves.
+    resumes = ("overflows", "_in_a_row", "_seen")
+
+    def __init__(self, patience=32):
+        if type(patience) is not int or patience < 1:
+            raise ValueError(f"`patience` must be a positive int. Received: {patience!r}.")
+        self.patience = patience
+        self.overflows = self._in_a_row = 0
+
+    def set_model(self, model):
+        self.model = model
+        step = train_step_hook.attach(model)
+        step.join(self, step.wanted_by)
+        self._step, self._seen = step, step.own.skipped_steps
+
+    @property
+    def scale(self):
+        scaling = self._step.flavor.loss_scale(self.model)
+        return float(getattr(scaling.scale, "numpy", lambda: scaling.scale)())
+
+    def on_train_begin(self, logs=None):
+        optimizer = self.model.optimizer
+        if self._step.flavor.optimizer(self.model) is optimizer:
+            raise InputError(
+                "LossScale watches an optimizer that scales the loss. Received: "
+                f"{type(optimizer).__name__}. Set ke.mixed_precision('mixed_float16') before the "
+                "model is made, or leave the callback out: float32 and bfloat16 need no scale."
+            )
+
+    def on_train_batch_end(self, batch, logs=None):
+        skipped = self._step.own.skipped_steps
+        # (A step that was set up anew counts from 0.)
+        new = skipped - self._seen if skipped >= self._seen else skipped
+        self._seen = skipped
+        self.overflows += new
+        self._in_a_row = self._in_a_row + new if new else 0
+        if self._in_a_row >= self.patience:
+            self.model.stop_training = True
+            warnings.warn(
+                f"Stopped: the last {self._in_a_row} steps overflowed and were skipped, down to a "
+                f"loss scale of {self.scale:g}. No scale helps here: the loss or a gradient is inf "
+                "or nan by itself. Look for inf in the data, logits not in float32, masks added as "
+                "-1e9 in float16 (at most 65504), or too high a learning rate; bfloat16 has the "
+                "range of float32.",
+                stacklevel=2,
+            )
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs["loss_scale"], logs["overflows"] = self.scale, self.overflows
+
+    def on_train_end(self, logs=None):
+        self._step.leave(self)
+        train_step_hook.detach_if_idle(self.model)

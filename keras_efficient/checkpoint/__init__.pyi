@@ -1,0 +1,1 @@
+from ._preemption import EXIT_PREEMPTED as EXIT_PREEMPTED

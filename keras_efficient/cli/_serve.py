@@ -1,0 +1,69 @@
+"""`keras-efficient serve`: start TensorFlow Serving for a model, or say how."""
+
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from keras_efficient.serving._tf_serving import IMAGE, PROGRAM, server_command
+
+_INSTALL = f"""\
+# {PROGRAM} is not on PATH, nor is docker. Get one of them:
+#   {PROGRAM}: https://www.tensorflow.org/tfx/serving/setup (packages for Debian and Ubuntu)
+#   docker: https://docs.docker.com/get-docker/, then `docker pull {IMAGE}`
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `serve`."""
+
+    directory: Path
+    name: str | None
+    rest_port: int
+    grpc_port: int
+    batching: Path | None
+    dry_run: bool
+
+
+def start(settings):
+    """Become the server; or print how to start it, and return the exit code.
+
+    Raises:
+        InputError: what `plan_server` refuses.
+    """
+    plan = server_command(
+        settings.directory,
+        name=settings.name,
+        rest_port=settings.rest_port,
+        grpc_port=settings.grpc_port,
+        batching=settings.batching,
+    )
+    program, docker = shutil.which(PROGRAM), shutil.which("docker")
+    if settings.dry_run or not (program or docker):
+        _print(plan, program, docker)
+        return 0 if settings.dry_run else 1
+    # It must outlive this process, which becomes the server.
+    config = Path(tempfile.mkdtemp(prefix="keras_efficient-serve-"))
+    # The server of the container is another user.
+    config.chmod(0o755)
+    for name, text in plan.files(container=not program).items():
+        (config / name).write_text(text, encoding="utf-8")
+    command = plan.program(config, program) if program else plan.container(config, docker)
+    print(shlex.join(command), file=sys.stderr, flush=True)
+    os.execv(command[0], command)
+
+
+def _print(plan, program, docker):
+    config = Path.cwd() / f"{plan.name}_serving"
+    if not (program or docker):
+        print(_INSTALL, end="")
+    if program or not docker:
+        print(f"# With {PROGRAM}:")
+        print(plan.script(config), end="")
+    if not program:
+        print("# With docker:")
+        print(plan.script(config, container=True), end="")

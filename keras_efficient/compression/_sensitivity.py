@@ -1,0 +1,238 @@
+"""How much each weight can be pruned before the loss grows, and targets by it."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import tensorflow as tf
+
+from keras_efficient import flavor as flavors
+from keras_efficient.parametrize._attach import transform_chain
+from keras_efficient.parametrize._merge import check_strategy
+from keras_efficient.parametrize._plain_model import folded_weights
+from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, select, without_head
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What `sensitivity` found; prints as a table.
+
+    Attributes:
+        final_sparsity: float, of all weights together.
+        loss: float, of the model as it is.
+        levels: tuple of floats, the sparsities tried.
+        increases: dict of a weight's path to the loss's increases at `levels`.
+        sizes: dict of a weight's path to its size.
+        targets: dict of a weight's path to its sparsity, for `ke.prune`.
+        predicted: float, the sum of the increases at the targets.
+    """
+
+    final_sparsity: float
+    loss: float
+    levels: tuple
+    increases: dict = field(repr=False)
+    sizes: dict = field(repr=False)
+    targets: dict = field(repr=False)
+    predicted: float
+
+    def __str__(self):
+        width = max(map(len, self.targets))
+        head = " ".join(f"{level:>8.0%}" for level in self.levels)
+        lines = [f"{'weight':<{width}} {'numbers':>10} {head}  target"]
+        for path, target in self.targets.items():
+            found = " ".join(f"{increase:>+8.4f}" for increase in self.increases[path])
+            lines.append(f"{path:<{width}} {self.sizes[path]:>10,} {found}  {target:>6.1%}")
+        lines.append(
+            f"loss {self.loss:.4f}, and by how much it grows with one weight pruned; targets for "
+            f"{self.final_sparsity:.1%} of all, predicted {self.predicted:+.4f}"
+        )
+        return "\n".join(lines)
+
+
+def sensitivity(
+    model,
+    data,
+    final_sparsity,
+    *,
+    layers=None,
+    levels=(0.3, 0.5, 0.7, 0.8, 0.9),
+    minimum=0.0,
+    maximum=None,
+) -> Sensitivity:
+    """Prune each weight alone to several levels, and choose targets that cost the least together.
+
+    With Δᵢ(s) the loss's increase where weight i alone has sparsity s (piecewise linear between
+    the levels, its lower convex hull), the targets minimise Σ Δᵢ(sᵢ) such that
+    Σ sizeᵢ · sᵢ = final_sparsity · Σ sizeᵢ. The model stays as it is; it is evaluated once per
+    weight and level.
+
+    Args:
+        model: a built, compiled Keras 3 or tf_keras model.
+        data: what its compiled loss is measured on: a batch `(features, labels)`, with sample
+            weights or not, as its dataset yields it; or a finite `tf.data.Dataset` of a few.
+        final_sparsity: float in (0, 1), of all chosen weights together.
+        layers: which weights; see `parametrize.select`, or a list of paths: kernels and
+            embeddings. Default: all kernels without the head.
+        levels: increasing floats in (0, 1), the sparsities tried.
+        minimum: float, the least sparsity of any weight. Default 0.
+        maximum: float, the greatest, at most the last of `levels`. Default: that.
+
+    Returns:
+        A `Sensitivity`, to print, and for `ke.prune(model, final_sparsity=...)`.
+
+    Raises:
+        ValueError: numbers out of range or order, a model that is not compiled, a loss that is not
+            finite, weights that are pruned already, or no such weights.
+
+    Example:
+        >>> found = ke.compression.sensitivity(model, next(iter(dataset)), 0.8, levels=(0.5, 0.9))
+        >>> print(ke.prune(model, found, end_step=100))  # doctest: +ELLIPSIS
+        prune: ...
+
+    Reference:
+        Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks".
+    """
+    levels = tuple(levels)
+    maximum = levels[-1] if maximum is None and levels else maximum
+    _check_numbers(final_sparsity, levels, minimum, maximum)
+    weights = _weights(model, layers)
+    check_strategy(model, "ke.compression.sensitivity")
+    _check_unpruned(weights)
+    batches = _batches(model, data)
+    increases = {}
+    with _plain(model, weights):
+        dense = _loss(model, batches)
+        for weight in weights:
+            value = weight.value.numpy()
+            order = np.argsort(np.abs(value), axis=None, kind="stable")
+            try:
+                found = []
+                for level in levels:
+                    pruned = value.reshape(-1).copy()
+                    pruned[order[: round(level * weight.size)]] = 0
+                    weight.value.assign(pruned.reshape(value.shape))
+                    found.append(_loss(model, batches) - dense)
+            finally:
+                weight.value.assign(value)
+            increases[weight.path] = tuple(found)
+    sizes = {weight.path: weight.size for weight in weights}
+    targets, predicted = _allocated(increases, sizes, levels, final_sparsity, minimum, maximum)
+    return Sensitivity(final_sparsity, dense, levels, increases, sizes, targets, predicted)
+
+
+def _check_numbers(final_sparsity, levels, minimum, maximum):
+    if not levels or list(levels) != sorted(set(levels)) or not 0 < levels[0] < levels[-1] + 1 < 2:
+        raise ValueError(
+            "`levels` must be increasing sparsities above 0 and below 1. Received: "
+            f"{levels!r}, for example (0.5, 0.7, 0.9)."
+        )
+    number = isinstance(final_sparsity, int | float) and not isinstance(final_sparsity, bool)
+    if not number or not 0 < final_sparsity < 1:
+        raise ValueError(
+            "`final_sparsity` must be above 0 and below 1: the share of zeros at the end. "
+            f"Received: {final_sparsity!r}."
+        )
+    if not 0 <= minimum <= final_sparsity <= maximum <= levels[-1]:
+        raise ValueError(
+            "It must be that 0 <= `minimum` <= `final_sparsity` <= `maximum` <= the last of "
+            f"`levels`. Received: minimum={minimum!r}, final_sparsity={final_sparsity!r}, "
+            f"maximum={maximum!r}, levels={levels!r}. Add a higher level to try."
+        )
+
+
+def _weights(model, layers):
+    caller, kinds = "ke.compression.sensitivity", (KERNEL, EMBEDDING)
+    if layers is None:
+        return without_head(select(model, caller=caller))
+    if isinstance(layers, list | tuple) and layers and all(isinstance(x, str) for x in layers):
+        return [w for w in select(model, None, kinds, caller=caller) if w.path in layers]
+    return select(model, layers, kinds, caller=caller)
+
+
+def _check_unpruned(weights):
+    for weight in weights:
+        chain = transform_chain(weight)
+        if chain is not None and any(t.name == "mask" for t in chain.transforms):
+            raise ValueError(
+                "The sensitivity is that of dense weights. Received: "
+                f"{weight.path!r}, which is pruned. Measure it before ke.prune, or fold the masks "
+                "with ke.merge(model)."
+            )
+
+
+def _batches(model, data):
+    if not getattr(model, "compiled", getattr(model, "_is_compiled", False)):
+        raise ValueError(
+            "The sensitivity is that of the compiled loss. Received: "
+            f"{model.name!r}, not compiled. Call model.compile(optimizer, loss) first."
+        )
+    if isinstance(data, tf.data.Dataset):
+        return data
+    if not isinstance(data, tuple | list) or len(data) not in (2, 3):
+        raise ValueError(
+            "`data` must be a batch (features, labels), with sample weights or not, or a "
+            f"tf.data.Dataset of such. Received: {type(data).__name__}. Give next(iter(dataset))."
+        )
+    return tf.data.Dataset.from_tensors(tuple(data))
+
+
+@contextmanager
+def _plain(model, weights):
+    """Weights that are seen through something have the value seen, for a while."""
+    if all(transform_chain(weight) is None for weight in weights):
+        yield
+        return
+    with folded_weights(model):
+        # (What was traced before sees the chains.)
+        flavors.of(model).renew(model)
+        yield
+
+
+def _loss(model, batches):
+    loss = float(model.evaluate(batches, verbose=0, return_dict=True)["loss"])
+    if not np.isfinite(loss):
+        raise ValueError(
+            f"The loss must be finite on the batch that is measured on. Received: {loss}. Look at "
+            "the batch and at the weights."
+        )
+    return loss
+
+
+def _allocated(increases, sizes, levels, final_sparsity, minimum, maximum):
+    """Targets that reach the sparsity with the least sum of increases, and that sum."""
+    segments = []
+    for path, found in increases.items():
+        xs, ys = _hull(minimum, maximum, levels, found)
+        for a, b, low, high in zip(xs[:-1], xs[1:], ys[:-1], ys[1:], strict=True):
+            zeros = (b - a) * sizes[path]
+            # Among equals the less sparse first, so that none is emptied while others are full.
+            segments.append(((high - low) / zeros, b, path, zeros))
+    targets = dict.fromkeys(increases, float(minimum))
+    missing = (final_sparsity - minimum) * sum(sizes.values())
+    predicted = 0.0
+    # The hulls are convex: the cheapest zeros first is the optimum.
+    for price, end, path, zeros in sorted(segments):
+        taken = min(zeros, missing)
+        if taken <= 0:
+            break
+        # (Exactly the level, not to rounding.)
+        targets[path] = float(end) if taken == zeros else targets[path] + taken / sizes[path]
+        predicted += price * taken
+        missing -= taken
+    return targets, float(predicted)
+
+
+def _hull(minimum, maximum, levels, found):
+    """The corners of the lower convex hull of a weight's increases, between two sparsities."""
+    # Noise may make a sparser weight look better.
+    heights = np.maximum.accumulate([0.0, *found])
+    inside = [level for level in (0.0, *levels) if minimum < level < maximum]
+    xs = np.array([minimum, *inside, *([maximum] if maximum > minimum else [])])
+    ys = np.interp(xs, [0.0, *levels], heights)
+    corners = [0]
+    while corners[-1] < len(xs) - 1:
+        here = corners[-1]
+        slopes = (ys[here + 1 :] - ys[here]) / (xs[here + 1 :] - xs[here])
+        # (The farthest of equals would skip levels; the nearest keeps them.)
+        corners.append(here + 1 + int(np.argmin(slopes)))
+    return xs[corners], ys[corners]

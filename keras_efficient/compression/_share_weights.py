@@ -1,0 +1,319 @@
+"""Let several layers of a model use the same weights."""
+
+import math
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from keras_efficient import flavor as flavors
+from keras_efficient.compression._weight_tying import Tie, TransposedTie
+from keras_efficient.parametrize._layer_paths import layer_paths
+from keras_efficient.parametrize._merge import TIES, check_strategy
+from keras_efficient.parametrize._parametrized_layer import parametrized_layer
+from keras_efficient.parametrize._weights import (
+    EMBEDDING,
+    KERNEL,
+    all_weights,
+    check_built,
+    matcher,
+)
+from keras_efficient.training._remat import transformer_blocks
+
+#: What attention layers of the libraries call their projections.
+_KEY_VALUE = (
+    ("_key_dense", "_value_dense"),
+    ("key_dense", "value_dense"),
+    ("key", "value"),
+    ("key_proj", "value_proj"),
+    ("k_proj", "v_proj"),
+    ("k_lin", "v_lin"),
+    ("k", "v"),
+)
+
+
+@dataclass(frozen=True)
+class SharingReport:
+    """What `share` set.
+
+    Attributes:
+        what: str.
+        tied: dict of the path of a weight that is gone to that of the one in its place.
+        parameters: int, of the model now.
+        parameters_before: int.
+    """
+
+    what: str
+    tied: dict
+    parameters: int
+    parameters_before: int
+    _model: Any = field(repr=False, compare=False, default=None)
+    _ties: tuple = field(repr=False, compare=False, default=())
+
+    def __str__(self):
+        saved = 1 - self.parameters / self.parameters_before
+        return (
+            f"share {self.what}: {len(self.tied)} weights are others' now; "
+            f"{self.parameters:,} parameters of {self.parameters_before:,} ({saved:.1%} fewer)"
+        )
+
+    def undo(self):
+        """Give every layer weights of its own again, with the values they have now.
+
+        (`ke.merge(model)` does it too, for all that was shared, and folds transforms first.)
+
+        Raises:
+            ValueError: it was undone, something was shared in these layers later, or shared
+                weights have transforms.
+        """
+        if not all(tie in vars(tie.layer).get(TIES, ()) for tie in self._ties):
+            raise ValueError(
+                "Weights are parted once. Received: a sharing that was undone before, or merged."
+            )
+        latest = max(tie.number for tie in self._ties)
+        if any(t.number > latest for tie in self._ties for t in vars(tie.layer)[TIES]):
+            raise ValueError(
+                "What was shared last is parted first. Received: layers of which something was "
+                "shared later. Undo that before, or all by ke.merge(model)."
+            )
+        _check_plain([tie.source for tie in self._ties], "Shared.undo()")
+        with self._model.distribute_strategy.scope():
+            for tie in reversed(self._ties):
+                tie.undo()
+        flavors.of(self._model).renew(self._model)
+
+
+def share_weights(model, what, *, layers=None, groups=1, start="first") -> SharingReport:
+    """Let several layers of a model use the same weights, which then train together.
+
+    The layers read one variable: `model.weights` has it once, its gradient is the sum of what it
+    gets in all its places, an optimizer keeps one state for it. Files of weights still hold a copy
+    for every layer, so that plain models read them; a model that is shared in the same way reads
+    them too. Share first, then prune, cluster, quantize or add deltas: a transform of a shared
+    weight serves all its layers. Sharing changes what the model computes: train it afterwards.
+
+    Args:
+        model: a built Keras 3 or tf_keras model of any kind.
+        what: what becomes one. "layers": Transformer blocks of equal structure use one set of
+            weights. "key_value": in every attention layer the value projection is the key
+            projection. "embeddings": an output layer's kernel [dim, vocabulary] is the transpose
+            of the token embeddings (the first table [vocabulary, dim]).
+        layers: which blocks, attention layers or output layers: a regular expression searched in
+            their paths, layer classes, a function of a layer, or a list of layers, which stand for
+            those inside too. Default: all.
+        groups: int >= 1, for "layers": how many sets there are; consecutive blocks use the same.
+            Default 1.
+        start: "first" (default): shared weights start with the values of the first in each group
+            (of the key projection, of the embeddings); "mean": with the mean of all.
+
+    Returns:
+        A `Shared`, to print, with a method `undo()`.
+
+    Raises:
+        ValueError: nothing to share, weights of different shapes or with transforms, or an
+            argument out of range.
+
+    Example:
+        >>> import keras
+        >>> attention = keras.layers.MultiHeadAttention(2, 4)
+        >>> ids = keras.Input((None,), dtype="int32")
+        >>> x = keras.layers.Embedding(50, 8)(ids)
+        >>> x = keras.layers.GlobalAveragePooling1D()(attention(x, x))
+        >>> encoder = keras.Model(ids, keras.layers.Dense(3)(x))
+        >>> shared = ke.share_weights(encoder, "key_value")
+        >>> print(shared)  # doctest: +ELLIPSIS
+        share key_value: ...
+        >>> shared.undo()
+
+    Reference:
+        Lan et al. 2020, "ALBERT", for layers; Press & Wolf 2017, "Using the Output Embedding to
+        Improve Language Models", for embeddings; Kitaev et al. 2020, "Reformer", for one
+        projection in two roles.
+    """
+    _check(what, groups, start)
+    check_built(model, "ke.share_weights")
+    check_strategy(model, "ke.share_weights")
+    pairs = {"layers": _blocks_pairs, "key_value": _key_values, "embeddings": _embeddings}[what](
+        model, layers, *([groups] if what == "layers" else [])
+    )
+    # (A weight that is shared already comes once for every layer.)
+    once = {id(w.variable): (source, w) for source, w in pairs}
+    pairs = [(source, w) for source, w in once.values() if source.variable is not w.variable]
+    if not pairs:
+        raise ValueError(
+            f"ke.share_weights needs weights that are not one already. Received: {what!r} for "
+            f"{model.name!r}, where all are. Leave it out, or choose other `layers`."
+        )
+    _check_plain([weight for pair in pairs for weight in pair], "ke.share_weights")
+    before, taken = _parameters(model), {}
+    tied = {weight.path: source.path for source, weight in pairs}
+    if start == "mean":
+        _average(pairs, what)
+    kind = TransposedTie if what == "embeddings" else Tie
+    with model.distribute_strategy.scope():
+        ties = tuple(
+            kind(source, weight, layer, attribute, taken)
+            for source, weight in pairs
+            for layer, attribute in weight.owners
+        )
+    flavors.of(model).renew(model)
+    return SharingReport(what, tied, _parameters(model), before, model, ties)
+
+
+def _check(what, groups, start):
+    if what not in ("layers", "key_value", "embeddings"):
+        raise ValueError(
+            f"`what` must be 'layers', 'key_value' or 'embeddings'. Received: {what!r}."
+        )
+    if start not in ("first", "mean"):
+        raise ValueError(f"`start` must be 'first' or 'mean'. Received: {start!r}.")
+    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
+        raise ValueError(f"`groups` must be an int of at least 1. Received: {groups!r}.")
+    if groups > 1 and what != "layers":
+        raise ValueError(
+            f"`groups` says how many sets of weights blocks share. Received: groups={groups} with "
+            f"{what!r}. Leave it out."
+        )
+
+
+def _check_plain(weights, caller):
+    for weight in weights:
+        for layer, _ in weight.owners:
+            if parametrized_layer(layer) is not None:
+                raise ValueError(
+                    f"{caller} acts on plain weights. Received: {weight.path!r}, whose layer has "
+                    "transforms or frozen weights. Share before ke.prune, ke.lora and the like; "
+                    "ke.merge(model) folds them."
+                )
+            # (tf_keras' regularizers hold on to the variable they were made for.)
+            if getattr(layer, "_callable_losses", None):
+                raise ValueError(
+                    f"{caller} cannot move a tf_keras regularizer to another variable. Received: "
+                    f"{layer.name!r}, which has one. Use an optimizer's weight decay."
+                )
+
+
+def _parameters(model):
+    return sum(math.prod(variable.shape) for variable in model.weights)
+
+
+def _average(pairs, what):
+    """Let every source be the mean of itself and of what it stands for."""
+    members = {}
+    for source, weight in pairs:
+        others = members.setdefault(id(source.variable), (source, {}))[1]
+        value = weight.value.numpy()
+        others[id(weight.variable)] = value.T if what == "embeddings" else value
+    for source, others in members.values():
+        source.value.assign(np.mean([source.value.numpy(), *others.values()], 0))
+
+
+def _chosen(model, found, layers, name):
+    """Those of the found layers (by path) that `layers` means, at least one."""
+    fits = matcher(model, layers)
+    chosen = {p: x for p, x in found.items() if fits(SimpleNamespace(path=f"{p}/"))}
+    if not chosen:
+        shown = ", ".join([*found][:8]) or "none"
+        raise ValueError(
+            f"ke.share_weights needs {name}. Received: layers={layers!r}, which fits none in "
+            f"{model.name!r}. There are: {shown}."
+        )
+    return chosen
+
+
+# --- what is shared: pairs of a source and a weight that it replaces ------------------------------
+
+
+def _blocks_pairs(model, layers, groups):
+    blocks = _chosen(
+        model, transformer_blocks(dict(layer_paths(model))), layers, "Transformer blocks"
+    )
+    weights = _by_owner(model)
+    alike = {}
+    for path, block in blocks.items():
+        parts = _trained(block, weights)
+        structure = tuple((type(x).__name__, a, w.shape) for x, a, w in parts)
+        alike.setdefault(structure, []).append((path, [w for _, _, w in parts]))
+    if layers is not None and len(alike) > 1:
+        (first, *_), (other, *_), *_ = alike.values()
+        raise ValueError(
+            "Blocks that share weights must be of equal structure and shapes. Received: "
+            f"{first[0]!r} and {other[0]!r}, which differ. Choose equal ones with `layers=`."
+        )
+    sets = [members for members in alike.values() if len(members) > groups]
+    if not sets:
+        most = max(map(len, alike.values()))
+        raise ValueError(
+            f"ke.share_weights needs more Transformer blocks of equal structure than `groups`. Received: "
+            f"groups={groups} and {most} such block{'s' * (most > 1)} in {model.name!r}."
+        )
+    for members in sets:
+        for group in np.array_split(np.arange(len(members)), groups):
+            first, *others = (members[index][1] for index in group)
+            for other in others:
+                yield from zip(first, other, strict=True)
+
+
+def _by_owner(model):
+    return {(id(x), a): weight for weight in all_weights(model) for x, a in weight.owners}
+
+
+def _trained(block, weights):
+    """`(layer, attribute, Weight)` of all a block trains, or would if it were not frozen."""
+    found = []
+    for layer in [block, *(inner for _, inner in layer_paths(block))]:
+        own = [(a, w) for (x, a), w in weights.items() if x == id(layer)]
+        found += [(layer, a, w) for a, w in own if w.value.trainable]
+    return found
+
+
+def _key_values(model, layers):
+    found = {
+        path: projections
+        for path, layer in layer_paths(model)
+        if "attention" in type(layer).__name__.lower() and (projections := _projections(layer))
+    }
+    weights = _by_owner(model)
+    for path, (key, value) in _chosen(model, found, layers, "attention layers").items():
+        flavor = flavors.of(model)
+        for attribute, variable in flavor.attributes(value).items():
+            source = weights.get((id(key), attribute))
+            weight = weights[id(value), attribute]
+            shape = None if source is None else source.shape
+            if shape != tuple(variable.shape):
+                raise ValueError(
+                    "A value projection can be the key projection where their shapes are equal. "
+                    f"Received: {path!r} with a key {attribute} {shape} and a value {attribute} "
+                    f"{weight.shape}. Leave it out with `layers=`."
+                )
+            yield source, weight
+
+
+def _projections(layer):
+    for names in _KEY_VALUE:
+        pair = [getattr(layer, name, None) for name in names]
+        if all(hasattr(part, "kernel") for part in pair):
+            return pair
+    return None
+
+
+def _embeddings(model, layers):
+    weights = all_weights(model)
+    tables = [w for w in weights if w.kind == EMBEDDING and len(w.shape) == 2]
+    kernels = [w for w in weights if w.kind == KERNEL and w.inputs == (0,) and len(w.shape) == 2]
+    found = {w.path.rpartition("/")[0]: w for w in kernels}
+    if layers is None:
+        shapes = {table.shape[::-1] for table in tables}
+        found = {path: w for path, w in found.items() if w.shape in shapes}
+    for kernel in _chosen(
+        model, found, layers, "an output layer as large as the embeddings"
+    ).values():
+        table = next((t for t in tables if t.shape == kernel.shape[::-1]), None)
+        if table is None:
+            raise ValueError(
+                "An output kernel [dim, vocabulary] can be an embedding table [vocabulary, dim]. "
+                f"Received: {kernel.path!r} {kernel.shape}, and tables of the shapes "
+                f"{[t.shape for t in tables]}. Choose the output layer with `layers=`."
+            )
+        yield table, kernel

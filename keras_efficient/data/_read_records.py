@@ -1,0 +1,219 @@
+"""`read_records`: a .csv, .tsv or .jsonl file in, `Records` out, or an error with its line."""
+
+import csv
+import difflib
+import io
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from keras_efficient._errors import InputError
+from keras_efficient.data._records import Records, check_text, index_labels, label_name
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_JSON_LINES = (".jsonl", ".ndjson")
+
+
+def read_records(
+    path: str | os.PathLike,
+    *,
+    text_column: str = "text",
+    label_column: str | None = "label",
+    label_names: Sequence[str] | None = None,
+) -> Records:
+    """Read texts and labels from a .csv, .tsv, .jsonl or .ndjson file (UTF-8).
+
+    CSV and TSV files have a header row; fields in double quotes may hold delimiters and newlines.
+    A JSON Lines file has one object per line. Blank lines are skipped. Nothing else is: a row that
+    cannot be used stops the reading, with the line where it starts.
+
+    Args:
+        path: The file; its suffix tells the format.
+        text_column: Column (JSON: key) of the texts. Default: "text".
+        label_column: Column (JSON: key) of the labels: strings, numbers or bools. None: no
+            labels. Default: "label".
+        label_names: The classes, in the order of their indices; pass the training records' names
+            when reading validation data. Default: None: the labels found, sorted (as numbers, if
+            all are).
+
+    Returns:
+        The records, in the order of the file.
+
+    Raises:
+        InputError: The file or one of its rows cannot be used; the message names file and line.
+
+    Example:
+        >>> train = read_records("reviews.csv", text_column="review")  # doctest: +SKIP
+        >>> test = read_records("test.csv", label_names=train.label_names)  # doctest: +SKIP
+    """
+    path = pathlib.Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in (*_DELIMITERS, *_JSON_LINES):
+        raise InputError(
+            f"Data files end in {', '.join((*_DELIMITERS, *_JSON_LINES))}. Received: {path}. "
+            "Convert the file, or rename it if only the suffix is wrong."
+        )
+    if text_column == label_column:
+        raise InputError(
+            "`text_column` and `label_column` must differ. Received: "
+            f"{text_column!r} for both. Name the column of each, or label_column=None."
+        )
+    content = _content(path)
+    if suffix in _DELIMITERS:
+        rows = _table_rows(content, path, _DELIMITERS[suffix], text_column, label_column)
+    else:
+        rows = _json_rows(content, path, text_column, label_column)
+
+    texts, named, lines = [], [], []
+    for line, text, label in rows:
+        where = f"{path}, line {line}"
+        check_text(text, where)
+        texts.append(text)
+        lines.append(line)
+        if label_column is not None:
+            named.append(label_name(label, where))
+    if not texts:
+        raise InputError(
+            f"A data file must have at least one row of data. Received: {path} without any. Check "
+            "that it was written completely."
+        )
+    if label_column is None:
+        return Records(texts, None, tuple(label_names or ()), str(path))
+    labels, names = index_labels(named, label_names, lambda i: f"{path}, line {lines[i]}")
+    return Records(texts, labels, names, str(path))
+
+
+def _content(path: pathlib.Path) -> str:
+    if path.is_dir():
+        raise InputError(
+            f"The data must be one file. Received the directory {path}. Name a file in it."
+        )
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(
+            f"The data file must exist. Received: {path}, which does not (seen from "
+            f"{pathlib.Path.cwd()}). Correct the path."
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"The data file must be readable. Received: {path} ({error.strerror}). Check its "
+            "permissions."
+        ) from error
+    # NUL before decoding: a UTF-16 file passes as UTF-8 in parts, and this names its true fault.
+    nul = data.find(b"\0")
+    if nul >= 0:
+        raise InputError(
+            f"A data file must be UTF-8 text. Received: a NUL byte in {path}, line "
+            f"{_line(data, nul)}. Remove it; if there are many, the file may be UTF-16 or binary: "
+            "save it as UTF-8."
+        )
+    try:
+        content = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        bad = error.object[error.start]
+        # `error.object` is what was decoded: the data without a byte order mark.
+        raise InputError(
+            f"A data file must be UTF-8 text. Received: byte 0x{bad:02x} ({error.reason}) in "
+            f"{path}, line {_line(error.object, error.start)}. Save the file as UTF-8."
+        ) from error
+    if not content.strip():
+        raise InputError(
+            f"A data file must have at least one row of data. Received: {path}, which is empty. "
+            "Check that it was written completely."
+        )
+    return content
+
+
+def _line(data: bytes, position: int) -> int:
+    return data.count(b"\n", 0, position) + 1
+
+
+def _table_rows(
+    content: str, path: pathlib.Path, delimiter: str, text_column: str, label_column: str | None
+) -> Iterator[tuple[int, str, str | None]]:
+    # The default limit, 131,072 characters, is less than one long document. It is global to the
+    # process, so it is put back.
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        rows = _csv_rows(content, path, delimiter)
+        line, header = next(rows)
+        if len(set(header)) != len(header):
+            twice = sorted({name for name in header if header.count(name) > 1})
+            raise InputError(
+                f"Column names must differ. Received: {twice} more than once in {path}, line "
+                f"{line}. Rename one of each."
+            )
+        text_at = _column(text_column, header, f"{path}, line {line}")
+        label_at = label_column and _column(label_column, header, f"{path}, line {line}")
+        for line, row in rows:
+            if len(row) != len(header):
+                raise InputError(
+                    f"Each row must have {len(header)} fields, as the header has. Received: "
+                    f"{len(row)} in {path}, line {line}. Put fields that hold the delimiter "
+                    f"{delimiter!r} in double quotes."
+                )
+            yield line, row[text_at], None if label_column is None else row[label_at]
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_rows(content: str, path: pathlib.Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    # strict: a quote that is never closed would otherwise swallow the rest of the file.
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(
+                f"Quotes must be closed, and doubled inside quoted fields. Received: the row that "
+                f"starts in {path}, line {line} ({error}). Correct its quotes, or use .jsonl."
+            ) from error
+        if row:
+            yield line, row
+
+
+def _json_rows(
+    content: str, path: pathlib.Path, text_column: str, label_column: str | None
+) -> Iterator[tuple[int, object, object]]:
+    # Not splitlines(): JSON strings may hold U+2028 and others that it takes for line ends.
+    for line, string in enumerate(content.split("\n"), 1):
+        if not string.strip():
+            continue
+        where = f"{path}, line {line}"
+        try:
+            row = json.loads(string)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"Each line must be a JSON object. Received: {string[:60]!r} in {where} ({error}). "
+                "Correct it, with one object on one line."
+            ) from error
+        if not isinstance(row, dict):
+            raise InputError(
+                f"Each line must be a JSON object. Received: {string[:60]!r} in {where}. Write "
+                f'{{"{text_column}": ..., "{label_column or "label"}": ...}}.'
+            )
+        text = row[_key(text_column, row, where)]
+        yield line, text, label_column and row[_key(label_column, row, where)]
+
+
+def _key(name: str, row: dict, where: str) -> str:
+    _column(name, list(row), where)
+    return name
+
+
+def _column(name: str, columns: list[str], where: str) -> int:
+    if name in columns:
+        return columns.index(name)
+    shown = ", ".join(repr(column[:40]) for column in columns[:20])
+    folded = {column.strip().lower(): column for column in reversed(columns)}
+    near = difflib.get_close_matches(name.lower(), folded, n=1)
+    hint = f"Did you mean {folded[near[0]]!r}?" if near else "Pass the name of the right one."
+    raise InputError(
+        f"There must be a column {name!r}. Received: {shown} ({where}). {hint} "
+        "(`text_column` and `label_column` choose.)"
+    )

@@ -1,0 +1,347 @@
+"""Texts with their labels, in memory: the one form in which data enters the package."""
+
+import dataclasses
+import functools
+import hashlib
+import math
+import numbers
+import operator
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from keras_efficient._errors import InputError
+
+# In-memory integers are class indices; beyond this they are surely something else (an id).
+_MOST_CLASSES = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """Texts, their labels as class indices, and what the indices mean.
+
+    Make one with `read_records` (files) or `Records.of` (lists); two with `split`.
+
+    Args:
+        texts: The texts, each a string with something other than white space in it.
+        labels: int32 array [number of texts] of indices into `label_names`; None: no labels.
+        label_names: The name of each class. Default: none.
+        source: Where the records are from, for messages. Default: "memory".
+
+    Raises:
+        InputError: A text is empty or no string, or the labels do not fit the texts or names.
+
+    Example:
+        >>> records = Records.of(["good", "bad"], ["pos", "neg"])
+        >>> records.labels.tolist(), records.label_names
+        ([1, 0], ('neg', 'pos'))
+    """
+
+    texts: tuple[str, ...]
+    labels: np.ndarray | None = None
+    label_names: tuple[str, ...] = ()
+    source: str = "memory"
+
+    def __post_init__(self):
+        if isinstance(self.texts, str):
+            raise InputError(
+                f"`texts` must be a sequence of strings. Received one string: {self.texts[:60]!r}. "
+                "Put it in a list."
+            )
+        texts = tuple(self.texts)
+        for number, text in enumerate(texts):
+            check_text(text, f"{self.source}, item {number}")
+        object.__setattr__(self, "texts", texts)
+        object.__setattr__(self, "label_names", tuple(self.label_names))
+        if self.labels is None:
+            return
+        labels = np.asarray(self.labels)
+        if labels.shape != (len(texts),):
+            raise InputError(
+                f"There must be one label per text. Received: {len(texts)} texts and labels of "
+                f"shape {labels.shape} ({self.source}). Check that both come from the same rows."
+            )
+        classes = len(self.label_names)
+        if labels.size and (
+            labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes
+        ):
+            raise InputError(
+                f"`labels` must be indices into the {classes} `label_names`. Received: "
+                f"{labels.dtype} from {labels.min()!r} to {labels.max()!r}. Use `Records.of`, "
+                "which makes indices of any labels."
+            )
+        labels = labels.astype(np.int32)  # a copy: the caller's array may change
+        labels.flags.writeable = False
+        object.__setattr__(self, "labels", labels)
+
+    @classmethod
+    def of(
+        cls,
+        texts: Iterable,
+        labels: Sequence | None = None,
+        label_names: Sequence[str] | None = None,
+        *,
+        source: str = "memory",
+    ) -> "Records":
+        """Records from lists.
+
+        Non-negative integer (and bool) labels without `label_names` are class indices already and
+        stay as they are. All others become indices into `label_names`, by default the sorted
+        labels. For validation data pass the training records' `label_names`: a class that is
+        missing there would otherwise shift the indices.
+
+        Args:
+            texts: Strings, or (text, label) pairs.
+            labels: One string, number or bool per text. Default: None (taken from the pairs).
+            label_names: The classes in the order of their indices. Default: found as above.
+            source: Where the texts are from, for messages. Default: "memory".
+
+        Raises:
+            InputError: Something is neither text nor pair, or a label is missing or not named.
+
+        Example:
+            >>> Records.of([("good", 1), ("bad", 0)]).labels.tolist()
+            [1, 0]
+        """
+        if isinstance(texts, str | dict):
+            raise InputError(
+                "`texts` must be a list of strings or of (text, label) pairs. Received: "
+                f"{type(texts).__name__}. Put it in a list."
+            )
+        texts = list(texts)
+        pairs = [isinstance(item, tuple | list) and len(item) == 2 for item in texts]
+        if any(pairs):
+            if labels is not None:
+                raise InputError(
+                    "Labels must be given once. Received: (text, label) pairs and `labels`. "
+                    "Leave out one of them."
+                )
+            if not all(pairs):
+                number = pairs.index(False)
+                raise InputError(
+                    "Either every item or none must be a (text, label) pair. Received: "
+                    f"{texts[number]!r:.80} as item {number}. Give it a label, or take it out."
+                )
+            texts, labels = [t for t, _ in texts], [label for _, label in texts]
+        if labels is None:
+            return cls(texts, None, tuple(label_names or ()), source)
+        labels = list(labels)
+        if len(labels) != len(texts):
+            raise InputError(
+                f"There must be one label per text. Received: {len(texts)} texts and "
+                f"{len(labels)} labels. Check that both come from the same rows."
+            )
+        if label_names is None and labels and all(_is_index(label) for label in labels):
+            indices = [int(label) for label in labels]
+            if max(indices) >= _MOST_CLASSES:
+                raise InputError(
+                    f"Integer labels are class indices, below {_MOST_CLASSES}. Received: "
+                    f"{max(indices)}. Give `label_names`, or take the column that has the classes."
+                )
+            return cls(texts, indices, tuple(map(str, range(max(indices) + 1))), source)
+
+        def where(number):
+            return f"{source}, item {number}"
+
+        named = [label_name(label, where(number)) for number, label in enumerate(labels)]
+        return cls(texts, *index_labels(named, label_names, where), source)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the texts, labels and label names, in their order."""
+        digest = hashlib.sha256()
+        for part in (self.texts, self.label_names):
+            digest.update(len(part).to_bytes(8, "little"))
+            for string in part:
+                data = string.encode()
+                # The length before the bytes: no text can imitate the border of two.
+                digest.update(len(data).to_bytes(8, "little") + data)
+        digest.update(b"none" if self.labels is None else self.labels.astype("<i4").tobytes())
+        return digest.hexdigest()
+
+    def take(self, indices) -> "Records":
+        """The records at these positions (integers, in this order; or a boolean mask)."""
+        indices = np.asarray(indices)
+        if indices.dtype == bool:
+            if indices.shape != (len(self),):
+                raise InputError(
+                    f"A mask must have one value per record ({len(self)}). Received: shape "
+                    f"{indices.shape}. Build it from these records."
+                )
+            indices = np.flatnonzero(indices)
+        indices = indices.astype(np.int64).reshape(-1)
+        return Records(
+            tuple(self.texts[i] for i in indices.tolist()),
+            None if self.labels is None else self.labels[indices],
+            self.label_names,
+            self.source,
+        )
+
+
+def require_classes(records: Records, at_least: int = 2) -> Records:
+    """Check that `at_least` different classes occur among the labels; returns the records.
+
+    Raises:
+        InputError: There are no labels, or fewer classes.
+
+    Example:
+        >>> len(require_classes(Records.of(["good", "bad"], [1, 0])))
+        2
+    """
+    if records.labels is None:
+        raise InputError(
+            f"Training a classifier needs labels. Received: {records.source} without labels. Name "
+            "the label column, or give `labels`."
+        )
+    present = np.unique(records.labels)
+    if len(present) < at_least:
+        names = [records.label_names[i] for i in present]
+        raise InputError(
+            f"At least {at_least} classes must occur in the data. Received: {names} in "
+            f"{records.source}. Add examples of the other classes, or take another label column."
+        )
+    return records
+
+
+def split(records: Records, *, validation: float | int, seed: int = 0) -> tuple[Records, Records]:
+    """Split into training and validation records by a fixed permutation.
+
+    The permutation is `np.random.default_rng(seed).permutation(len(records))`; the last ones are
+    for validation. The same records and seed give the same split everywhere.
+
+    Args:
+        records: What to split.
+        validation: A share in (0, 1), or a number of records.
+        seed: Seed of the permutation. Default: 0.
+
+    Returns:
+        The training records and the validation records.
+
+    Raises:
+        InputError: One side would be empty, or `validation` is neither share nor number.
+
+    Example:
+        >>> train, validation = split(Records.of(list("abcde")), validation=0.4)
+        >>> len(train), len(validation)
+        (3, 2)
+    """
+    total = len(records)
+    if isinstance(validation, bool) or not isinstance(validation, numbers.Real):
+        raise InputError(
+            "`validation` must be a share (float in (0, 1)) or a number of records (int). "
+            f"Received: {validation!r}. Give for example 0.1."
+        )
+    if isinstance(validation, numbers.Integral):
+        count = int(validation)
+    elif 0 < validation < 1:
+        count = round(total * float(validation))
+    else:
+        raise InputError(
+            f"As a float, `validation` must lie in (0, 1). Received: {validation!r}. Give a share "
+            "such as 0.1, or an int for a number of records."
+        )
+    if not 0 < count < total:
+        raise InputError(
+            "Both sides of a split must have a record. Received: "
+            f"validation={validation!r} of {total} records ({records.source}), which puts {count} "
+            "there. Change `validation`, or add records."
+        )
+    order = np.random.default_rng(seed).permutation(total)
+    return records.take(order[: total - count]), records.take(order[total - count :])
+
+
+def check_text(text, where: str) -> None:
+    """Refuse what cannot be tokenised. `where` names the place in the message."""
+    if not isinstance(text, str):
+        raise InputError(
+            f"Each text must be a string. Received: {text!r:.60} of type {type(text).__name__} "
+            f"({where}). Correct or remove it."
+        )
+    if not text or text.isspace():
+        raise InputError(
+            f"Each text must have something in it. Received: an empty text {text!r:.20} "
+            f"({where}). Correct or remove it."
+        )
+    if "\0" in text:
+        raise InputError(
+            f"A text must not hold NUL characters. Received: {text!r:.60} ({where}). Remove them; "
+            "if there are many, the file may be UTF-16: save it as UTF-8."
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"A text must be valid Unicode. Received: {text!r:.60}, with half of a surrogate pair "
+            f"({where}). Correct or remove it."
+        ) from error
+
+
+def label_name(label, where: str) -> str:
+    """The name of a label as found in data: `1`, `1.0` (number) and `"1 "` are all "1"."""
+    if isinstance(label, np.generic):
+        label = label.item()
+    if isinstance(label, str):
+        name = label.strip()
+    elif isinstance(label, float):
+        name = "" if math.isnan(label) else str(int(label) if label.is_integer() else label)
+    elif isinstance(label, bool | int):
+        name = str(label)
+    elif label is None:
+        name = ""
+    else:
+        raise InputError(
+            f"A label must be a string, a number or a bool. Received: {label!r:.60} of type "
+            f"{type(label).__name__} ({where}). Give one class per text."
+        )
+    if not name:
+        raise InputError(
+            f"Each text needs a label. Received: {label!r} ({where}). Fill it in, or remove the "
+            "row; for data without labels pass label_column=None."
+        )
+    return name
+
+
+def index_labels(
+    named: Sequence[str], label_names: Sequence[str] | None, where: Callable[[int], str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Class indices (int32) and names. `where(i)` names the place of label i in a message."""
+    if label_names is None:
+        names = tuple(sorted(set(named), key=_number)) if _all_numbers(named) else None
+        names = names or tuple(sorted(set(named)))
+    else:
+        names = tuple(label_name(name, "label_names") for name in label_names)
+        if len(set(names)) != len(names):
+            raise InputError(f"`label_names` must differ. Received: {names}. Name each class once.")
+    index = {name: i for i, name in enumerate(names)}
+    labels = np.empty(len(named), np.int32)
+    for number, name in enumerate(named):
+        if name not in index:
+            raise InputError(
+                f"Each label must be one of {list(names)}. Received: {name!r}, unseen in training "
+                f"({where(number)}). Correct the row, or train with this class."
+            )
+        labels[number] = index[name]
+    return labels, names
+
+
+def _is_index(label) -> bool:
+    if isinstance(label, float | str) or label is None:
+        return False
+    try:
+        return operator.index(label) >= 0
+    except TypeError:
+        return isinstance(label, np.bool_)
+
+
+def _all_numbers(named: Sequence[str]) -> bool:
+    try:
+        return all(math.isfinite(float(name)) for name in set(named))
+    except ValueError:
+        return False
+
+
+def _number(name: str) -> tuple[float, str]:
+    return float(name), name

@@ -1,0 +1,320 @@
+"""Texts to token ids, whatever tokenizer the model brings along."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import tokenizers
+from tokenizers.implementations import BaseTokenizer
+
+from keras_efficient._errors import InputError
+
+#: What KerasHub's backbones call their inputs.
+KERASHUB = {"ids": "token_ids", "mask": "padding_mask", "segments": "segment_ids"}
+#: What Hugging Face models call theirs.
+HUGGING_FACE = {"ids": "input_ids", "mask": "attention_mask", "segments": "token_type_ids"}
+
+# Bounds the memory of the encodings (about 1 kB per token while they live).
+_CHUNK = 4096
+# Hugging Face writes 1e30 for "no limit".
+_NO_LIMIT = 1_000_000
+
+
+class Tokenizer:
+    """Turns texts into token ids, and knows what the model calls its inputs.
+
+    Args:
+        backend: A `tokenizers.Tokenizer` (which is copied, never changed), an object with
+            `encode_batch(texts, max_length)`, or a function `texts, max_length -> ids`. The latter
+            two return one int sequence per text, with special tokens, truncated to `max_length`
+            and without padding.
+        inputs: The model's input names, by what they carry: "ids" and, if the model has them,
+            "mask" and "segments". See `KERASHUB` and `HUGGING_FACE`.
+        pad_id: Id of the padding token. Default: 0.
+        max_length: The longest text the model can take, in tokens. Default: 512.
+
+    Raises:
+        InputError: An argument does not fit the above.
+        TypeError: The backend is none of the three.
+
+    Example:
+        >>> tokenizer = Tokenizer.from_directory("model", inputs=KERASHUB)  # doctest: +SKIP
+        >>> tokenizer.encode(["Good film."], max_length=64)  # doctest: +SKIP
+        [array([ 101, 2204, 2143, 1012,  102], dtype=int32)]
+    """
+
+    def __init__(
+        self, backend, *, inputs: Mapping[str, str], pad_id: int = 0, max_length: int = 512
+    ):
+        names = list(inputs.values()) if isinstance(inputs, Mapping) else []
+        if (
+            "ids" not in (inputs if names else ())
+            or not set(inputs) <= {"ids", "mask", "segments"}
+            or not all(isinstance(name, str) and name for name in names)
+            or len(set(names)) != len(names)
+        ):
+            raise InputError(
+                '`inputs` must map "ids" and, if the model has them, "mask" and "segments" to '
+                f"different input names. Received: {inputs!r}. Pass KERASHUB or HUGGING_FACE, or "
+                "look at `model.input_names`."
+            )
+        if not _whole(pad_id) or pad_id < 0:
+            raise InputError(
+                f"`pad_id` must be a token id. Received: {pad_id!r}. Give the tokenizer's, often 0."
+            )
+        if not _whole(max_length) or max_length < 3:
+            raise InputError(
+                f"`max_length` must be an integer of 3 tokens or more. Received: {max_length!r}. "
+                "Give the model's number of positions, for example 512."
+            )
+        self.inputs = dict(inputs)
+        self.pad_id = int(pad_id)
+        self.max_length = int(max_length)
+        self.backend = backend
+        self._copies: dict[int, tokenizers.Tokenizer] = {}
+        if isinstance(backend, tokenizers.Tokenizer | BaseTokenizer):
+            self._serialized = _serialized(backend)
+            self._function = None
+        elif callable(getattr(backend, "encode_batch", None)):
+            self._function = backend.encode_batch
+        elif callable(backend):
+            self._function = backend
+        else:
+            raise TypeError(
+                "`backend` must be a tokenizers.Tokenizer, have `encode_batch(texts, max_length)`, "
+                f"or be a function of both. Received: {backend!r} of type "
+                f"{type(backend).__name__}. For a Hugging Face tokenizer call `as_tokenizer`."
+            )
+
+    def __repr__(self) -> str:
+        return (
+            f"Tokenizer({type(self.backend).__name__}, inputs={self.inputs}, "
+            f"pad_id={self.pad_id}, max_length={self.max_length})"
+        )
+
+    @property
+    def serialized(self) -> str | None:
+        """JSON of the `tokenizers.Tokenizer` as it was given; None: the backend is none."""
+        return self._serialized if self._function is None else None
+
+    @classmethod
+    def from_directory(
+        cls,
+        path: str | os.PathLike,
+        *,
+        inputs: Mapping[str, str],
+        max_length: int | None = None,
+    ) -> "Tokenizer":
+        """The tokenizer in a model folder: its tokenizer.json or else its (WordPiece) vocab.txt.
+
+        Args:
+            path: The folder. Its tokenizer_config.json, if any, tells the casing (vocab.txt), the
+                padding token and the model's longest text.
+            inputs: As above.
+            max_length: As above. Default: None: the folder's `model_max_length`, or else 512.
+
+        Raises:
+            InputError: The folder has neither file, or one cannot be read.
+        """
+        path = pathlib.Path(path)
+        config = _config(path / "tokenizer_config.json")
+        full, vocabulary = path / "tokenizer.json", path / "vocab.txt"
+        file = full if full.is_file() else vocabulary
+        if not file.is_file():
+            raise InputError(
+                "A model folder must hold tokenizer.json or vocab.txt. Received: "
+                f"{path}, which has neither. Point to the folder that the model was saved in."
+            )
+        try:
+            if file == full:
+                backend = tokenizers.Tokenizer.from_file(str(full))
+            else:
+                backend = tokenizers.BertWordPieceTokenizer(
+                    str(vocabulary),
+                    lowercase=bool(config.get("do_lower_case", True)),
+                    strip_accents=config.get("strip_accents"),
+                    handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
+                )
+        except Exception as error:  # `tokenizers` raises bare Exception
+            raise InputError(
+                f"The tokenizer's file must be readable. Received: {file} "
+                f"({type(error).__name__}: {error}). Copy it again from the model's source."
+            ) from error
+        if max_length is None:
+            max_length = _limit(config.get("model_max_length"))
+        pad_id = _pad_id(backend, config.get("pad_token"))
+        return cls(backend, inputs=inputs, pad_id=pad_id, max_length=max_length)
+
+    def encode(self, texts: Sequence[str], max_length: int | None = None) -> list[np.ndarray]:
+        """Token ids of each text, special tokens included, truncated and without padding.
+
+        Args:
+            texts: The texts.
+            max_length: Longest result in tokens; the closing special token survives the cut.
+                Default: None: the tokenizer's own `max_length`.
+
+        Returns:
+            One int32 array [tokens of the text] per text.
+
+        Raises:
+            InputError: `texts` is a single string, `max_length` is out of range, or a function
+                backend returned something else than one int sequence per text.
+        """
+        return self._encode(texts, max_length)[0]
+
+    def encode_and_count(
+        self, texts: Sequence[str], max_length: int | None = None
+    ) -> tuple[list[np.ndarray], int]:
+        """As `encode`, and how many of the texts had to be cut."""
+        return self._encode(texts, max_length)
+
+    def _encode(self, texts, max_length):
+        if isinstance(texts, str):
+            raise InputError(
+                f"`texts` must be a list of strings. Received one string: {texts[:60]!r}. Put it "
+                "in a list."
+            )
+        max_length = self.check_length(self.max_length if max_length is None else max_length)
+        texts = list(texts)
+        ids, cut = [], 0
+        encode = self._chunk_by_copy if self._function is None else self._chunk_by_function
+        for start in range(0, len(texts), _CHUNK):
+            more, more_cut = encode(texts[start : start + _CHUNK], max_length)
+            ids += more
+            cut += more_cut
+        return ids, cut
+
+    def check_length(self, max_length: int) -> int:
+        """Refuse a `max_length` that the model cannot take; returns it as an int."""
+        if not _whole(max_length) or not 3 <= max_length <= self.max_length:
+            raise InputError(
+                f"`max_length` must be an integer from 3 to the tokenizer's {self.max_length} "
+                f"tokens. Received: {max_length!r}. Choose one in this range."
+            )
+        return int(max_length)
+
+    def _chunk_by_copy(self, texts, max_length):
+        encodings = _batch(self._copy(max_length), texts)
+        ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        return ids, sum(bool(encoding.overflowing) for encoding in encodings)
+
+    def _copy(self, max_length):
+        # Truncation is a setting of the object: one copy per length is safe among threads.
+        if max_length not in self._copies:
+            copy = tokenizers.Tokenizer.from_str(self._serialized)
+            direction = (copy.truncation or {}).get("direction", "right")
+            copy.enable_truncation(max_length, direction=direction)
+            copy.no_padding()
+            self._copies[max_length] = copy
+        return self._copies[max_length]
+
+    def _chunk_by_function(self, texts, max_length):
+        ids = self._call(texts, max_length)
+        # A function does not say what it cut: those that fill the length are asked for one more.
+        full = [text for text, row in zip(texts, ids, strict=True) if len(row) == max_length]
+        longer = self._call(full, max_length + 1) if full else []
+        return ids, sum(len(row) > max_length for row in longer)
+
+    def _call(self, texts, max_length):
+        rows = [np.asarray(row) for row in self._function(texts, max_length)]
+        if len(rows) != len(texts):
+            raise InputError(
+                "A tokenizer's function must return one sequence per text. Received: "
+                f"{len(rows)} for {len(texts)} texts. Return a list of int sequences."
+            )
+        for row in rows:
+            if row.ndim != 1 or (row.size and row.dtype.kind not in "iu") or row.size > max_length:
+                raise InputError(
+                    "A tokenizer's function must return int sequences of at most "
+                    f"max_length={max_length} tokens. Received: shape {row.shape}, {row.dtype}. "
+                    "Truncate inside it, and return ids."
+                )
+        return [row.astype(np.int32) for row in rows]
+
+
+def as_tokenizer(obj, *, inputs: Mapping[str, str] | None = None) -> Tokenizer:
+    """A `Tokenizer` from what users have at hand.
+
+    Args:
+        obj: A `Tokenizer`, a Hugging Face fast tokenizer or a `tokenizers.Tokenizer`.
+        inputs: The model's input names. Default: None: those of the `Tokenizer`, and otherwise
+            Hugging Face's (those that the fast tokenizer's model takes).
+
+    Raises:
+        TypeError: It is none of these.
+
+    Example:
+        >>> as_tokenizer(AutoTokenizer.from_pretrained(folder))  # doctest: +SKIP
+    """
+    if isinstance(obj, Tokenizer):
+        if inputs is None:
+            return obj
+        return Tokenizer(obj.backend, inputs=inputs, pad_id=obj.pad_id, max_length=obj.max_length)
+    if isinstance(obj, tokenizers.Tokenizer | BaseTokenizer):
+        return Tokenizer(obj, inputs=inputs or HUGGING_FACE, pad_id=_pad_id(obj, None))
+    backend = getattr(obj, "backend_tokenizer", None)
+    if isinstance(backend, tokenizers.Tokenizer):
+        taken = getattr(obj, "model_input_names", None) or HUGGING_FACE.values()
+        names = {key: name for key, name in HUGGING_FACE.items() if name in taken}
+        return Tokenizer(
+            backend,
+            inputs=inputs or names,
+            pad_id=obj.pad_token_id or 0,
+            max_length=_limit(obj.model_max_length),
+        )
+    raise TypeError(
+        "`tokenizer` must be a keras_efficient.data.Tokenizer, a fast Hugging Face tokenizer or a "
+        f"tokenizers.Tokenizer. Received: {obj!r:.80} of type {type(obj).__name__}. Load slow "
+        "Hugging Face tokenizers with use_fast=True; wrap others: Tokenizer(function, inputs=...)."
+    )
+
+
+def _whole(value) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _serialized(backend) -> str:
+    try:
+        return backend.to_str()
+    except Exception as error:  # `tokenizers` raises bare Exception
+        raise InputError(
+            f"A tokenizers.Tokenizer must be one that can be saved. Received: one that cannot "
+            f"({error}). Wrap it in a function: Tokenizer(lambda texts, max_length: ...)."
+        ) from error
+
+
+def _batch(backend, texts):
+    # The fast one leaves out character offsets; older `tokenizers` do not have it.
+    encode: Callable = getattr(backend, "encode_batch_fast", backend.encode_batch)
+    return encode(texts)
+
+
+def _config(file: pathlib.Path) -> dict:
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"The tokenizer's configuration must be JSON. Received: {file} ({error}). Copy it "
+            "again from the model's source."
+        ) from error
+    return config if isinstance(config, dict) else {}
+
+
+def _limit(model_max_length) -> int:
+    if model_max_length is None or model_max_length > _NO_LIMIT:
+        return 512
+    return int(model_max_length)
+
+
+def _pad_id(backend, pad_token) -> int:
+    if isinstance(pad_token, dict):
+        pad_token = pad_token.get("content")
+    for token in (pad_token, "[PAD]", "<pad>"):
+        found = backend.token_to_id(token) if token else None
+        if found is not None:
+            return found
+    return 0  # the model has none (GPT-2): any id does under the mask

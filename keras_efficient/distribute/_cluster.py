@@ -1,0 +1,191 @@
+"""Which workers train together, and which of them this process is."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+
+from keras_efficient._errors import InputError
+
+#: Slurm hands out no ports: those of a job follow from its number, below the ephemeral ones.
+_FIRST_SLURM_PORT, _SLURM_PORTS = 10_000, 20_000
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The workers of a run.
+
+    Args:
+        workers: addresses "host:port", in the same order everywhere; the first is the chief.
+        index: int, this process's place among them.
+        source: str, where this was read.
+        has_chief: whether TF_CONFIG calls the first one "chief" instead of "worker".
+
+    Raises:
+        InputError: an address without a port, one that occurs twice, or an index out of range.
+    """
+
+    workers: tuple
+    index: int
+    source: str = "given"
+    has_chief: bool = False
+
+    def __post_init__(self):
+        for address in self.workers:
+            host, _, port = str(address).rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+                raise InputError(
+                    "A worker's address must be host:port with a port from 1 to 65535. Received: "
+                    f"{address!r} in {self.source}. Write for example 10.0.0.1:12345."
+                )
+        twice = sorted({a for a in self.workers if self.workers.count(a) > 1})
+        if twice:
+            raise InputError(
+                "Every worker must have an address of its own. Received twice: "
+                f"{', '.join(twice)} in {self.source}. Give workers on one machine different ports."
+            )
+        if isinstance(self.index, bool) or not isinstance(self.index, int):
+            raise InputError(
+                f"A task's index must be an integer. Received: {self.index!r} in {self.source}."
+            )
+        if not 0 <= self.index < len(self.workers):
+            raise InputError(
+                f"A task's index must lie from 0 to {len(self.workers) - 1}, as there are "
+                f"{len(self.workers)} workers. Received: {self.index} in {self.source}. Number the "
+                "workers from 0."
+            )
+
+    def __len__(self):
+        return len(self.workers)
+
+    @property
+    def address(self):
+        """This worker's own "host:port"."""
+        return self.workers[self.index]
+
+    @property
+    def task(self):
+        """TensorFlow's name for this worker: ("worker", 1)."""
+        if not self.has_chief:
+            return "worker", self.index
+        return ("worker", self.index - 1) if self.index else ("chief", 0)
+
+    @property
+    def spec(self):
+        """The workers as TF_CONFIG lists them."""
+        if not self.has_chief:
+            return {"worker": list(self.workers)}
+        spec = {"chief": [self.workers[0]], "worker": list(self.workers[1:])}
+        return {job: addresses for job, addresses in spec.items() if addresses}
+
+    @property
+    def tf_config(self):
+        """This worker's TF_CONFIG, a JSON string."""
+        job, index = self.task
+        return json.dumps({"cluster": self.spec, "task": {"type": job, "index": index}})
+
+    @classmethod
+    def from_environment(cls):
+        """The cluster that TF_CONFIG or Slurm describes, or None where neither does.
+
+        Raises:
+            InputError: the description is wrong.
+        """
+        if os.environ.get("TF_CONFIG"):
+            return _from_tf_config(os.environ["TF_CONFIG"])
+        if "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ:
+            return _from_slurm()
+        return None
+
+
+def is_chief() -> bool:
+    """Whether this process is the one that writes logs and files: the first worker, or alone."""
+    cluster = Cluster.from_environment()
+    return cluster is None or cluster.index == 0
+
+
+def cluster_of(model) -> Cluster | None:
+    """The cluster whose workers train `model` together, or None: one process does."""
+    return getattr(getattr(model, "distribute_strategy", None), "cluster", None)
+
+
+def _from_tf_config(text):
+    try:
+        config = json.loads(text)
+        jobs, task = config.get("cluster") or {}, config.get("task") or {}
+        kind, index = task.get("type"), task.get("index")
+        if any(isinstance(addresses, str) for addresses in jobs.values()):
+            raise TypeError("addresses must be a list")
+        jobs = {job: list(addresses) for job, addresses in jobs.items() if addresses}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(
+            'TF_CONFIG must be JSON: {"cluster": {"worker": ["host:port", ...]}, "task": {"type": '
+            f'"worker", "index": 0}}}}. Received: {text!r:.200} ({error}). Correct it or unset it.'
+        ) from error
+    if not jobs:
+        return None
+    others = sorted(set(jobs) - {"chief", "worker"})
+    if others or kind not in list(jobs):
+        raise InputError(
+            'TF_CONFIG may name a "chief" and "worker"s, and a task of one of them. Received: '
+            f"cluster {sorted(jobs)}, task {kind!r}. Parameter servers and evaluators take no part "
+            "in synchronous training: leave them out."
+        )
+    chiefs, workers = jobs.get("chief", []), jobs.get("worker", [])
+    if len(chiefs) > 1:
+        raise InputError(
+            f"TF_CONFIG may name one chief. Received: {', '.join(map(str, chiefs))}. Make the "
+            'others "worker"s.'
+        )
+    here = jobs[kind]
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(here):
+        raise InputError(
+            f'TF_CONFIG must give the task an index from 0 to {len(here) - 1} of its "{kind}"s. '
+            f"Received: {index!r}. Number them from 0."
+        )
+    if kind == "worker":
+        index += len(chiefs)
+    return Cluster((*chiefs, *workers), index, "TF_CONFIG", has_chief=bool(chiefs))
+
+
+def _from_slurm():
+    """The tasks of a Slurm step, in the order of their ranks.
+
+    TensorFlow's own `SlurmClusterResolver` sorts hosts by name, so n10 comes before n2 and rank 0
+    takes the address of another node; and it fails without GPUs. Its parsing is used here.
+    """
+    import tensorflow as tf
+
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver
+    parsing = sys.modules[resolver.__module__]
+    try:
+        hosts = parsing.expand_hostlist(os.environ["SLURM_STEP_NODELIST"])
+        tasks = parsing.expand_tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])
+        rank, count = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
+        job = int(os.environ["SLURM_JOB_ID"])
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            "A Slurm step must set SLURM_STEP_NODELIST, SLURM_STEP_TASKS_PER_NODE, SLURM_PROCID, "
+            f"SLURM_STEP_NUM_TASKS and SLURM_JOB_ID. Received: {type(error).__name__} {error}. "
+            "Start the script with srun."
+        ) from error
+    first = _FIRST_SLURM_PORT + job * 64 % _SLURM_PORTS
+    workers = [
+        f"{host}:{first + place}"
+        for host, here in zip(hosts, tasks, strict=False)
+        for place in range(here)
+    ]
+    if len(workers) != count:
+        raise InputError(
+            f"A Slurm step must have as many tasks as it says. Received: {count} tasks, and "
+            f"{len(workers)} on the nodes {hosts} with {tasks}. Start the script with srun."
+        )
+    cluster = Cluster(tuple(workers), rank, f"Slurm job {job}")
+    node = [node for node, here in enumerate(tasks) for _ in range(here)][rank]
+    if os.environ.get("SLURM_NODEID", str(node)) != str(node):
+        raise InputError(
+            f"Slurm must fill one node after the other. Received: task {rank} on node "
+            f"{os.environ['SLURM_NODEID']} instead of {node}. Start the script with srun "
+            "--distribution=block."
+        )
+    return cluster

@@ -1,0 +1,170 @@
+"""What `export` is asked for, checked before anything is written."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from keras_efficient import flavor as flavors
+from keras_efficient._errors import InputError
+from keras_efficient.compression._activation_quantization import rounds_inputs
+from keras_efficient.compression._fake_quant import FakeQuant
+from keras_efficient.exporters._evaluation import Evaluation
+from keras_efficient.exporters._export_report import check_facts
+from keras_efficient.exporters.inference_ops.matmul import check_machine
+from keras_efficient.parametrize._attach import transforms
+from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, all_weights, check_untouched
+from keras_efficient.versions._destination import ARCHIVES, is_version
+
+#: Allowed difference, relative to the largest output or 1, by whether the model computes in less
+#: than float32; where activations are rounded, in memory or in the export, since a rounding error
+#: next to a tie becomes a whole step there; and by what else is written.
+_TOLERANCE = {False: 1e-5, True: 2e-2}
+_STEPS = 1e-1
+_WRITTEN = {"bfloat16": 5e-2, "int8": _STEPS}
+_QUANTIZE = (None, "int8", "int8-weights", "bfloat16")
+_SIGNATURES = ("tokens", "text")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportArguments:
+    """The checked arguments of an export."""
+
+    quantize: str | None
+    signatures: tuple
+    tokenizer: object
+    evaluate: Evaluation | None
+    facts: dict
+    tolerance: float | None
+    latency: bool
+
+
+def validate_arguments(
+    model,
+    directory,
+    *,
+    quantize,
+    format,
+    signatures,
+    tokenizer,
+    evaluate,
+    compress,
+    facts,
+    tolerance,
+    latency,
+) -> ExportArguments:
+    """The arguments of `export`, complete.
+
+    Raises:
+        InputError: one will not do, or this machine has no int8 products.
+    """
+    _check_model(model)
+    if quantize not in _QUANTIZE:
+        raise InputError(f"`quantize` must be one of {_QUANTIZE}. Received: {quantize!r}.")
+    _check_format(format, quantize, signatures, tokenizer)
+    signatures = _check_signatures(signatures, tokenizer)
+    if quantize is not None and format == "saved_model":
+        _check_roundable(model, quantize)
+    if evaluate is not None and not isinstance(evaluate, Evaluation):
+        evaluate = Evaluation(evaluate)
+    if evaluate is not None and "tokens" not in signatures:
+        raise InputError(
+            "`evaluate` runs features through the signature 'tokens'. Received: "
+            f"signatures={signatures!r}. Add it, or leave `evaluate` out."
+        )
+    _check_archive(directory, compress)
+    return ExportArguments(
+        quantize=quantize,
+        signatures=signatures,
+        tokenizer=tokenizer,
+        evaluate=evaluate,
+        facts=check_facts(facts),
+        tolerance=_check_tolerance(tolerance, model, quantize, format),
+        latency=latency,
+    )
+
+
+def _check_model(model):
+    try:
+        flavors.of(model)
+    except TypeError as error:
+        raise InputError(str(error)) from error
+    if not model.built:
+        raise InputError(
+            "A model must be built before it is exported: it has no weights yet. Received: "
+            f"{type(model).__name__} {model.name!r}, not built. Train it, or call it on a batch."
+        )
+
+
+def _check_tolerance(tolerance, model, quantize, format):
+    if tolerance is None and format == "litert":
+        return None
+    if tolerance is None:
+        layers = model._flatten_layers()
+        low = any(getattr(x, "compute_dtype", None) in ("bfloat16", "float16") for x in layers)
+        steps = _STEPS if rounds_inputs(model) else 0.0
+        return max(_TOLERANCE[low], _WRITTEN.get(quantize, 0.0), steps)
+    number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
+    if not number or not 0 <= tolerance < math.inf:
+        raise InputError(
+            "`tolerance` must be a finite number, at least 0, or None for 1e-5 (2e-2 where the "
+            f"model computes in bfloat16 or float16). Received: {tolerance!r}."
+        )
+    return float(tolerance)
+
+
+def _check_roundable(model, quantize):
+    weights = [weight for weight in all_weights(model) if weight.kind in (KERNEL, EMBEDDING)]
+    try:
+        check_untouched(weights, f"quantize={quantize!r}")
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    for transform in transforms(model, FakeQuant):
+        begun = None if transform.updater is None else transform.updater.begun()
+        if begun is not None and not bool(begun):
+            raise InputError(
+                "Integers are written of weights that are rounded. Received: a model whose "
+                f"ke.quantize_aware begins at update {transform.updater.begin_step}, which it has "
+                "not reached. Train on, or export without `quantize`."
+            )
+    if quantize == "int8":
+        check_machine()
+
+
+def _check_archive(directory, compress):
+    if compress and is_version(directory):
+        for suffix in ARCHIVES:
+            path = Path(directory).with_name(Path(directory).name + suffix)
+            if path.exists():
+                raise InputError(
+                    f"An archive is never overwritten. Received: {directory} with {path.name} "
+                    "beside it. Move that away, or export to another version."
+                )
+
+
+def _check_format(format, quantize, signatures, tokenizer):
+    if format not in ("saved_model", "litert"):
+        raise InputError(f"`format` must be 'saved_model' or 'litert'. Received: {format!r}.")
+    text = tokenizer is not None or signatures not in (None, "tokens", ("tokens",), ["tokens"])
+    if format == "litert" and (quantize == "bfloat16" or text):
+        received = "quantize='bfloat16'" if quantize == "bfloat16" else "a text signature"
+        raise InputError(
+            "A LiteRT file has one signature, of tokens, in float32 or int8. Received: "
+            f"format='litert' with {received}. Leave that out, or export a SavedModel."
+        )
+
+
+def _check_signatures(signatures, tokenizer):
+    if signatures is None:
+        signatures = ("tokens",) if tokenizer is None else _SIGNATURES
+    signatures = (signatures,) if isinstance(signatures, str) else tuple(signatures)
+    if not signatures or len(set(signatures)) < len(signatures) or set(signatures) - {*_SIGNATURES}:
+        raise InputError(
+            f"`signatures` must be some of {_SIGNATURES}, the first being the server's default. "
+            f"Received: {signatures!r}."
+        )
+    if "text" in signatures and not hasattr(tokenizer, "inputs"):
+        raise InputError(
+            "The text signature needs `tokenizer`, a keras_efficient.data.Tokenizer. Received: "
+            f"{tokenizer!r}. ke.models.load returns it; ke.data.as_tokenizer makes one of others."
+        )
+    return signatures

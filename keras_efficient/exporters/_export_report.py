@@ -1,0 +1,161 @@
+"""What an export wrote, how fast it answers and how exactly: `report.json` beside the model."""
+
+import dataclasses
+import io
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from keras_efficient._errors import InputError
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What is known of an exported version.
+
+    Attributes:
+        directory: path of the version. Not part of the JSON, since versions are moved.
+        bytes: int, size of the SavedModel on disk.
+        weight_bytes: int, bytes of the model's variables, each counted once.
+        max_abs_difference: float, the largest difference between the served outputs and those of
+            the model in memory, on the sample.
+        tolerance: float, the difference allowed, relative to the largest output or 1.
+        signature: {"inputs" and "outputs": {name: {"dtype", "shape"}}}; None is any size.
+        versions: {library: version}.
+        created: str, UTC time in ISO 8601.
+        latency_ms: {"batch_1" and "batch_8": {"median", "p95"}} in milliseconds on this machine's
+            CPU, or None if it was not measured.
+        max_rss_bytes: int, peak memory of the process that served the sample.
+        quantize: as the export was asked, or None.
+        evaluation: {"examples", "in_memory", "served"} (accuracies), or None.
+        accuracy, examples_per_second, seed, data_fingerprint: from the export's `facts`, or None.
+        facts: dict, the other facts.
+    """
+
+    directory: Path
+    bytes: int
+    weight_bytes: int
+    max_abs_difference: float
+    tolerance: float
+    signature: dict
+    versions: dict
+    created: str
+    latency_ms: dict | None = None
+    max_rss_bytes: int | None = None
+    quantize: str | None = None
+    evaluation: dict | None = None
+    accuracy: float | None = None
+    examples_per_second: float | None = None
+    seed: Any = None
+    data_fingerprint: Any = None
+    facts: dict = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The report as JSON: every attribute but `directory`, in one stable order."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del values["directory"]
+        first = ("accuracy", "examples_per_second", "bytes", "weight_bytes", "latency_ms")
+        ordered = {name: values.pop(name) for name in first} | values
+        return json.dumps(ordered, indent=2, allow_nan=False) + "\n"
+
+    def rows(self) -> list[tuple[str, str]]:
+        """`(label, value)` for people."""
+        rows = [
+            ("SavedModel", f"{self.bytes / 1e6:,.2f} MB"),
+            ("Weights", f"{self.weight_bytes / 1e6:,.2f} MB"),
+        ]
+        if self.accuracy is not None:
+            rows.append(("Accuracy", f"{self.accuracy:.4f}"))
+        if self.examples_per_second is not None:
+            rows.append(("Training", f"{self.examples_per_second:,.1f} examples/s"))
+        for batch, times in (self.latency_ms or {}).items():
+            label = f"Latency, batch {batch.removeprefix('batch_')}"
+            rows.append((label, f"{times['median']:.2f} ms (p95 {times['p95']:.2f} ms)"))
+        if self.max_rss_bytes is not None:
+            rows.append(("Memory when served", f"{self.max_rss_bytes / 1e6:,.0f} MB"))
+        rows.append(
+            (
+                "Difference to memory",
+                f"{self.max_abs_difference:.2g} (tolerance {self.tolerance:g}, relative)",
+            )
+        )
+        if self.quantize is not None:
+            rows.append(("Written as", self.quantize))
+        if self.evaluation is not None:
+            found = self.evaluation
+            rows.append(
+                (
+                    "Accuracy, served",
+                    f"{found['served']:.4f} on {found['examples']:,} examples (in memory "
+                    f"{found['in_memory']:.4f})",
+                )
+            )
+        for side, tensors in self.signature.items():
+            for name, spec in tensors.items():
+                shape = ", ".join("any" if n is None else str(n) for n in spec["shape"])
+                rows.append((side.removesuffix("s").title(), f"{name}: {spec['dtype']} [{shape}]"))
+        facts = {"seed": self.seed, "data_fingerprint": self.data_fingerprint, **self.facts}
+        rows += [
+            (name.replace("_", " ").capitalize(), str(value))
+            for name, value in facts.items()
+            if value is not None
+        ]
+        rows.append(("Versions", ", ".join(f"{k} {v}" for k, v in self.versions.items())))
+        rows.append(("Created", self.created))
+        return rows
+
+    def __str__(self):
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(
+            title=f"Exported to {self.directory}", show_header=False, title_justify="left"
+        )
+        table.add_column(no_wrap=True)
+        table.add_column()
+        for label, value in self.rows():
+            # Text: what looks like markup in a name is not markup.
+            table.add_row(label, Text(value))
+        console = Console(file=io.StringIO(), width=100, color_system=None)
+        console.print(table)
+        return console.file.getvalue().rstrip("\n")
+
+
+def check_facts(facts) -> dict:
+    """`facts` as plain JSON values; NaN and infinities become None.
+
+    Raises:
+        InputError: not a dict, a value JSON cannot hold, or a measure that is no number.
+    """
+    try:
+        facts = {} if facts is None else {**facts}
+        plain = {name: _plain(value) for name, value in facts.items()}
+        json.dumps(plain, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "`facts` must be a dict of names to numbers, strings, lists or dicts, since it becomes "
+            f"JSON. Received: {facts!r} ({error}). Convert those values first."
+        ) from error
+    for name in ("accuracy", "examples_per_second"):
+        value = plain.get(name)
+        if value is not None and not isinstance(value, int | float):
+            raise InputError(
+                f"The fact {name!r} must be a number or None. Received: {value!r}. Give it as a "
+                "float, such as 0.83, or under another name."
+            )
+    return plain
+
+
+def _plain(value):
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

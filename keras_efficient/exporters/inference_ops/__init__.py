@@ -1,0 +1,1 @@
+"""Inference-only forms of layers, used in exported graphs."""

@@ -1,0 +1,143 @@
+"""Dense and EinsumDense layers as one product of rows and a written matrix."""
+
+from dataclasses import replace
+
+import numpy as np
+import tensorflow as tf
+
+from keras_efficient.compression._activation_quantization import ActivationQuantizer, input_axes
+from keras_efficient.exporters.inference_ops.matmul import (
+    BFloat16MatMul,
+    Int8MatMul,
+    activation_of,
+)
+from keras_efficient.exporters.inference_ops.packed_weights import Int8Weight
+from keras_efficient.parametrize._parametrized_layer import CallWrapper, parametrized_layer
+from keras_efficient.parametrize._weights import KERNEL
+
+
+class DenseOp(CallWrapper):
+    """A layer as `matrix` on the last axes of its inputs.
+
+    Args:
+        matrix: `Matrix`.
+        inputs: int, how many axes of the input are summed over.
+        outputs: tuple, the shape of an output.
+    """
+
+    name = "lean product"
+
+    def __init__(self, matrix, inputs, outputs):
+        self.inputs, self.outputs = inputs, outputs
+        # (A function that is not known may look at all axes.)
+        known = isinstance(matrix.activation, str)
+        self.after = None if known else matrix.activation
+        self.matrix = matrix if known else replace(matrix, activation="linear")
+
+    def wrap_call(self, call, inputs, *args, **kwargs):
+        return tf.cast(self.of(inputs), self.view.layer.compute_dtype)
+
+    def of(self, x):
+        rows, restored = flat(x, self.matrix.inputs, self.inputs)
+        y = restored(self.matrix(rows), self.outputs)
+        return y if self.after is None else self.after(y)
+
+
+def flat(x, size, axes=1):
+    """`x` as rows of `size` numbers, its last axes; and a function that restores the others."""
+    rank = len(x.shape) - axes
+    rows = x if len(x.shape) == 2 and axes == 1 else tf.reshape(x, [-1, size])
+
+    def restored(y, shape):
+        if rank == 1 and len(shape) == 1:
+            return y
+        leading = x.shape[:rank]
+        if leading[1:].is_fully_defined():
+            first = -1 if leading[0] is None else leading[0]
+            return tf.reshape(y, [first, *leading[1:], *shape])
+        y = tf.reshape(y, tf.concat([tf.shape(x)[:rank], shape], 0))
+        y.set_shape([*leading, *shape])
+        return y
+
+    return rows, restored
+
+
+def matrix_of(layer, weight, pack, activation=None):
+    """The `Matrix` of a layer, or None where it is no product of rows and a matrix.
+
+    Args:
+        layer: one of the weight's owners.
+        weight: `Weight`, the layer's kernel.
+        pack: the weight's `Pack`.
+        activation: what follows, if not the layer's own.
+    """
+    if weight.kind != KERNEL or not is_product(layer, weight):
+        return None
+    if isinstance(pack, Int8Weight) and len(pack.scales) > 1:
+        return None
+    outputs = [weight.shape[axis] for axis in weight.outputs]
+    bias = getattr(layer, "bias", None)
+    bias = np.zeros(outputs) if bias is None else np.asarray(tf.convert_to_tensor(bias))
+    if np.ndim(bias) > len(outputs):
+        # (One of other axes too.)
+        return None
+    bias = np.broadcast_to(bias, outputs).reshape(-1).astype("float32")
+    if activation is None:
+        activation = getattr(layer, "activation", None)
+    common = {"name": weight.path, "bias": bias, "activation": activation_of(activation)}
+    if not isinstance(pack, Int8Weight):
+        half = np.asarray(weight.matrix(tf.constant(pack.half)))
+        # (A matrix already: written once for all that read it.)
+        plain = half.shape == pack.half.shape and weight.inputs == (0,)
+        matrix = BFloat16MatMul(**common, half=half, variable=pack.table)
+        return matrix if plain else matrix.with_variable()
+    range_, smooth = _range(layer)
+    if (smooth is None) != (pack.smooth is None):
+        return None
+    return Int8MatMul(
+        **common,
+        integers=pack.matrix,
+        scales=np.ascontiguousarray(pack.scales[0]),
+        range=range_,
+        smooth=smooth,
+        variable=pack.integers,
+    )
+
+
+def is_product(layer, weight):
+    """Whether a layer sums over the last axes of its input, in the kernel's order."""
+    if not computes(layer, "Dense.call", "EinsumDense.call"):
+        return False
+    equation = getattr(layer, "equation", None)
+    if isinstance(equation, str):
+        left, output = equation.replace(" ", "").split("->")
+        x, kernel = left.split(",")
+        inner = "".join(kernel[axis] for axis in weight.inputs)
+        outer = "".join(kernel[axis] for axis in weight.outputs)
+        return x.endswith(inner) and output == x.removesuffix(inner) + outer
+    return input_axes(layer, weight, len(weight.shape)) is not None
+
+
+def class_of(layer):
+    """A layer's class without what is on it."""
+    view = parametrized_layer(layer)
+    return type(layer) if view is None else view.plain_class
+
+
+def computes(layer, *methods):
+    """Whether a layer's `call` is one of these of a library: a subclass may do anything."""
+    call = class_of(layer).call
+    known = ("keras", "tf_keras", "keras_hub", "official", "transformers")
+    return call.__qualname__ in methods and call.__module__.partition(".")[0] in known
+
+
+def _range(layer):
+    """The range a layer's inputs are rounded in, and what they are divided by."""
+    view = parametrized_layer(layer)
+    parts = [p for p in (view.calls if view else ()) if isinstance(p, ActivationQuantizer)]
+    if not parts:
+        return None, None
+    low, high, sure = (float(x) for x in parts[0].range.numpy())
+    smooth = parts[0].smooth
+    known = sure > 0 and high > low and parts[0].bits == 8
+    return (low, high) if known else None, None if smooth is None else smooth.numpy()

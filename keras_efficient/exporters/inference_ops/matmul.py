@@ -1,0 +1,281 @@
+"""Products of a batch of rows and a written matrix, with what comes right after them."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework import op_def_library
+
+from keras_efficient._errors import InputError
+from keras_efficient.exporters.inference_ops.packed_weights import written
+from keras_efficient.exporters.inference_ops.size_dispatch import by_size
+
+#: The name of every such operation: TensorFlow names it where there is no kernel for it.
+_NODE = "int8_needs_x86_TensorFlow_with_oneDNN__else_export_int8_weights"
+#: What oneDNN fuses into a product, by the name of an activation.
+_FUSED = {
+    "linear": (),
+    "relu": ("Relu",),
+    "gelu": ("GeluExact",),
+    "gelu_approximate": ("GeluApproximate",),
+}
+_ACTIVATIONS = {
+    "linear": tf.identity,
+    "relu": tf.nn.relu,
+    "gelu": tf.nn.gelu,
+    "gelu_approximate": lambda x: tf.nn.gelu(x, approximate=True),
+}
+
+
+def activation_of(function):
+    """The name of an activation in `_ACTIVATIONS` that computes the same, or the function.
+
+    (Libraries wrap and rename them; their values tell.)
+    """
+    if function is None:
+        return "linear"
+    with tf.init_scope():
+        # (Far out some are clipped.)
+        far = [7.0, 11.0, 30.0, 101.0, 1e3, 1e5]
+        grid = tf.concat([tf.linspace(-6.0, 6.0, 241), far, [-x for x in far]], 0)
+        try:
+            values = np.asarray(function(grid))
+        except Exception:
+            return function
+        for name, known in _ACTIVATIONS.items():
+            same = values.shape == grid.shape
+            if same and np.allclose(values, known(grid), rtol=1e-6, atol=1e-6):
+                return name
+    return function
+
+
+@dataclass(frozen=True, eq=False)
+class MatMul:
+    """y = activation(x · W + b), of rows x.
+
+    Attributes:
+        name: str, of the weight.
+        bias: float32 array [outputs].
+        activation: a name in `_ACTIVATIONS`, or a function.
+    """
+
+    name: str
+    bias: np.ndarray
+    activation: object = "linear"
+
+    def __call__(self, x):
+        """Float tensor [rows, inputs] to float32 [rows, outputs]."""
+        raise NotImplementedError
+
+    @property
+    def inputs(self) -> int:
+        """The length of a row."""
+        raise NotImplementedError
+
+    def times(self, factor):
+        """The same, with all outputs so many times as large."""
+        raise NotImplementedError
+
+    def with_variable(self):
+        """The same with a variable of its own."""
+        raise NotImplementedError
+
+    def _activated(self, y):
+        return _ACTIVATIONS.get(self.activation, self.activation)(y)
+
+
+@dataclass(frozen=True, eq=False)
+class Int8MatMul(MatMul):
+    """With integers: x is rounded to 8 bits of a range, and oneDNN multiplies integers.
+
+    x ≈ s · (q - z) with q in 0 ... 255, W ≈ t · i for each output, so
+    y = s · t · (q · i) + (b - s · z · t · Σi).
+
+    Attributes:
+        integers: int8 array [inputs, outputs].
+        scales: float32 array [outputs], t.
+        range: (low, high) of x with zero in it, or None: that of the rows at hand.
+        smooth: float32 array [inputs] that x is divided by, or None.
+        variable: `tf.Variable` of `integers`.
+    """
+
+    integers: np.ndarray = None
+    scales: np.ndarray = None
+    range: tuple | None = None
+    smooth: np.ndarray | None = None
+    variable: object = None
+
+    def __call__(self, x):
+        x = tf.cast(x, tf.float32)
+        if self.smooth is not None:
+            x /= self.smooth
+        sums = self.scales * self.integers.sum(0, dtype="int64").astype("float32")
+        low, high = _range_of(x) if self.range is None else self.range
+        # (As `Activations` rounds.)
+        scale = (high - low) * np.float32(1 / 255)
+        zero = (tf.round if self.range is None else np.round)(-low / scale)
+        bias = self.bias - scale * zero * sums
+        known = isinstance(self.activation, str)
+        most = (127 * self.scales).astype("float32")
+        y = _multiplied(
+            _rounded(x, scale, zero),
+            255 * scale,
+            tf.bitcast(tf.convert_to_tensor(self.variable), tf.qint8),
+            most,
+            tf.cast(bias, tf.float32),
+            _FUSED[self.activation] if known else (),
+            constant=self.range is not None,
+        )
+        return y if known else self.activation(y)
+
+    @property
+    def inputs(self):
+        return self.integers.shape[0]
+
+    def times(self, factor):
+        # (The integers stay, and so does their variable.)
+        factor = np.float32(factor)
+        return replace(self, scales=self.scales * factor, bias=self.bias * factor)
+
+    def with_variable(self):
+        return replace(self, variable=written(self.integers, f"{self.name}.integers"))
+
+
+@dataclass(frozen=True, eq=False)
+class BFloat16MatMul(MatMul):
+    """In bfloat16.
+
+    Attributes:
+        half: bfloat16 array [inputs, outputs].
+        variable: `tf.Variable` of it.
+    """
+
+    half: np.ndarray = None
+    variable: object = None
+
+    def __call__(self, x):
+        y = tf.matmul(tf.cast(x, tf.bfloat16), tf.convert_to_tensor(self.variable))
+        y = tf.nn.bias_add(y, tf.cast(self.bias, tf.bfloat16))
+        return tf.cast(self._activated(y), tf.float32)
+
+    @property
+    def inputs(self):
+        return self.half.shape[0]
+
+    def times(self, factor):
+        # (Rounded once more, unless it is a power of two.)
+        half = (self.half.astype("float32") * factor).astype(self.half.dtype)
+        return replace(self, half=half, bias=self.bias * np.float32(factor)).with_variable()
+
+    def with_variable(self):
+        return replace(self, variable=written(self.half, f"{self.name}.half"))
+
+
+def joined(matrices):
+    """One matrix for several of the same inputs, their outputs one after the other; or None."""
+    first = matrices[0]
+    arrays = {"bias": np.concatenate([m.bias for m in matrices])}
+    if any(m.activation != "linear" for m in matrices):
+        return None
+    if isinstance(first, BFloat16MatMul):
+        arrays["half"] = np.concatenate([m.half for m in matrices], 1)
+    else:
+        same = all(m.range == first.range for m in matrices)
+        if not same or any(m.smooth is not None for m in matrices):
+            return None
+        arrays["integers"] = np.concatenate([m.integers for m in matrices], 1)
+        arrays["scales"] = np.concatenate([m.scales for m in matrices])
+    return replace(first, **arrays).with_variable()
+
+
+def _range_of(x):
+    low = tf.minimum(tf.reduce_min(x), 0.0)
+    high = tf.maximum(tf.reduce_max(x), 0.0)
+    # (All zeros have no range.)
+    return low, tf.maximum(high, low + 1e-12)
+
+
+def _rounded(x, scale, zero):
+    """clip(round(x / scale) + zero, 0, 255) as quint8."""
+    y = by_size(_rounded_in_steps, _rounded_at_once, x, scale, zero)
+    y.set_shape(x.shape)
+    return tf.bitcast(y, tf.quint8)
+
+
+def _rounded_in_steps(x, scale, zero):
+    y = tf.round(x * (1 / scale)) + zero
+    # (Not `tf.clip_by_value`, which is two.)
+    return tf.cast(tf.raw_ops.ClipByValue(t=y, clip_value_min=0.0, clip_value_max=255.0), tf.uint8)
+
+
+def _rounded_at_once(x, scale, zero):
+    low, high = -scale * zero, scale * (255 - zero)
+    made = tf.raw_ops.QuantizeV2(
+        input=x, min_range=low, max_range=high, T=tf.quint8, mode="MIN_FIRST"
+    )
+    return tf.bitcast(made.output, tf.uint8)
+
+
+def _multiplied(x, x_most, matrix, most, bias, fused, constant):
+    # (One constant, which is written once.)
+    most = tf.constant(most)
+    outputs, _ = op_def_library.apply_op(
+        "_QuantizedMatMul",
+        name=_NODE,
+        device_inputs=[x, matrix, bias],
+        host_inputs=[
+            tf.zeros([]),
+            tf.cast(x_most, tf.float32),
+            -most,
+            most,
+        ],
+        Tdevice_outputs=[tf.float32],
+        Thost_outputs=[],
+        T1=tf.quint8,
+        T2=tf.qint8,
+        Tbias=tf.float32,
+        U=tf.float32,
+        Tout=tf.float32,
+        transpose_a=False,
+        transpose_b=False,
+        # (It is packed once, for all calls.)
+        is_weight_const=True,
+        is_bias_const=constant,
+        fused_ops=["BiasAdd", *fused, "Dequantize"],
+        input_quant_mode="SCALED",
+        output_quant_mode="SCALED",
+        leakyrelu_alpha=0.2,
+    )
+    outputs[0].set_shape([x.shape[0], matrix.shape[1]])
+    return outputs[0]
+
+
+def check_machine():
+    """Refuse a machine whose TensorFlow has no int8 product.
+
+    Raises:
+        InputError: there is none.
+    """
+    matrix = Int8MatMul(
+        "probe",
+        np.zeros(8, "float32"),
+        # (The largest of all: CPUs without VNNI would saturate in between.)
+        integers=np.full((8, 8), 127, "int8"),
+        scales=np.full(8, 1 / 127, "float32"),
+        range=(0.0, 1.0),
+    )
+    matrix = matrix.with_variable()
+    try:
+        y = tf.function(lambda: matrix(tf.ones([1, 8])))().numpy()
+    except Exception as error:
+        last = str(error).strip().splitlines()[-1]
+        raise InputError(
+            "quantize='int8' multiplies integers with an operation that only TensorFlow for x86 "
+            f"CPUs (with oneDNN) has. Received: a TensorFlow where it fails: {last}. Use "
+            "quantize='int8-weights', which runs on any device."
+        ) from error
+    if np.abs(y - 8).max() > 0.1:
+        raise InputError(
+            "quantize='int8' needs a CPU whose int8 products are exact. Received: one on which "
+            f"8 came out as {y.flat[0]:.3g}. Use quantize='int8-weights', which runs on any device."
+        )

@@ -1,0 +1,109 @@
+"""What a weight is written as: integers with scales, or bfloat16."""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_efficient.parametrize._weights import EMBEDDING
+
+
+def written(array, name):
+    """A variable of the export; made before the graph that reads it."""
+    with tf.device("CPU:0"):
+        return tf.Variable(array, trainable=False, name=name.replace("/", "."))
+
+
+class PackedWeight:
+    """A weight as it is written. (Of its variables, those are that a graph reads.)
+
+    Attributes:
+        weight: the `Weight`.
+    """
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def variable(self, part, array):
+        return written(array, f"{self.weight.path}.{part}")
+
+    def value(self):
+        """The weight in its own shape and dtype."""
+        raise NotImplementedError
+
+    def rows(self, ids):
+        """Vectors of an embedding, float32."""
+        raise NotImplementedError
+
+
+class Int8Weight(PackedWeight):
+    """int8 integers times scales: of each output (each row of an embedding), or of each group.
+
+    Attributes:
+        matrix: int8 array [inputs, outputs].
+        scales: float32 array [groups, outputs].
+        smooth: float32 array [inputs] that the rows are divided by, or None.
+        integers: `tf.Variable` of `matrix`; of an embedding its transpose, so that a row is a row.
+    """
+
+    def __init__(self, weight, quantize):
+        super().__init__(weight)
+        self.matrix, scales, self.smooth = quantize.integers()
+        self.scales = np.broadcast_to(scales, (len(scales), self.matrix.shape[1]))
+        table = weight.kind == EMBEDDING
+        self.integers = self.variable("integers", self.matrix.T if table else self.matrix)
+        self._scales = self.variable("scales", scales)
+        self._smooth = None if self.smooth is None else self.variable("smooth", self.smooth)
+
+    def value(self):
+        # (A graph of constants would be folded into the floats again, when it is loaded.)
+        (inputs, outputs), groups = self.matrix.shape, len(self.scales)
+        scales = self._scales
+        if self.weight.kind == EMBEDDING:
+            table = tf.cast(tf.reshape(self.integers, [outputs, groups, -1]), tf.float32)
+            table *= tf.transpose(scales)[..., None]
+            return tf.cast(tf.reshape(table, self.weight.shape), self.weight.value.dtype)
+        matrix = tf.reshape(self.integers, [groups, inputs // groups, outputs])
+        matrix = tf.reshape(tf.cast(matrix, tf.float32) * scales[:, None], [inputs, outputs])
+        if self.smooth is not None:
+            matrix /= self._smooth[:, None]
+        return tf.cast(self.weight.unmatrix(matrix), self.weight.value.dtype)
+
+    def rows(self, ids):
+        found = tf.cast(tf.gather(self.integers, ids), tf.float32)
+        if len(self.scales) == 1:
+            return found * self._of(ids)[..., None]
+        shape = tf.shape(found)
+        scales = tf.gather(tf.transpose(self._scales), ids)[..., None]
+        grouped = tf.reshape(found, tf.concat([tf.shape(ids), [len(self.scales), -1]], 0))
+        rows = tf.reshape(grouped * scales, shape)
+        rows.set_shape(found.shape)
+        return rows
+
+    @property
+    def row_scales(self):
+        """Of an embedding without groups: float32 tensor [rows]."""
+        return tf.broadcast_to(self._scales[0], [self.matrix.shape[1]])
+
+    def _of(self, ids):
+        scales = self._scales[0]
+        return (
+            tf.gather(scales, ids) if scales.shape[0] > 1 else scales[0] + tf.zeros(tf.shape(ids))
+        )
+
+
+class BFloat16Weight(PackedWeight):
+    """bfloat16.
+
+    Attributes:
+        half: bfloat16 array, of the weight's shape.
+        table: `tf.Variable` of it.
+    """
+
+    def __init__(self, weight, half):
+        super().__init__(weight)
+        self.half, self.table = half, self.variable("half", half)
+
+    def value(self):
+        return tf.cast(self.table, self.weight.value.dtype)
+
+    def rows(self, ids):
+        return tf.cast(tf.gather(self.table, ids), tf.float32)

@@ -1,0 +1,204 @@
+"""A model whose layers compute as its export will, for as long as it is written."""
+
+from contextlib import contextmanager
+
+import tensorflow as tf
+
+from keras_efficient import flavor as flavors
+from keras_efficient.compression._fake_quant import FakeQuant
+from keras_efficient.exporters.inference_ops.attention import SelfAttention, heads_of, projections
+from keras_efficient.exporters.inference_ops.dense import DenseOp, computes, matrix_of
+from keras_efficient.exporters.inference_ops.embedding import (
+    EmbeddingOp,
+    LazyEmbeddingOp,
+    PositionEmbeddingOp,
+)
+from keras_efficient.exporters.inference_ops.layer_norm import LayerNormOp, is_last_axis
+from keras_efficient.exporters.inference_ops.matmul import joined
+from keras_efficient.exporters.inference_ops.packed_weights import BFloat16Weight, Int8Weight
+from keras_efficient.parametrize._attach import attach, detach, transform_chain, transforms
+from keras_efficient.parametrize._layer_paths import layer_paths
+from keras_efficient.parametrize._parametrized_layer import parametrize_layer, parametrized_layer
+from keras_efficient.parametrize._plain_model import save_as_before
+from keras_efficient.parametrize._transform import QUANTIZE, Transform
+from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, all_weights
+
+#: What looks its rows up.
+_TABLES = ("Embedding.call", "ReversibleEmbedding.call", "OnDeviceEmbedding.call")
+
+
+class _Seen(Transform):
+    """Changes nothing: what is written in bfloat16 is seen through something."""
+
+    name, place = "bfloat16", QUANTIZE + 1
+
+    def __call__(self, value):
+        return value
+
+
+@contextmanager
+def rounded(model, quantize):
+    """A context in which what an export needs is on a model's weights, where it is not yet.
+
+    Integers of a model that was neither trained nor calibrated with them are those of its weights
+    as they are, each output by its largest; its activations are rounded by what they are, each
+    time. Afterwards everything is as it was.
+    """
+    saved = any(vars(model).get(name) is not None for name in ("save", "save_pretrained"))
+    weights = [w for w in all_weights(model) if w.kind in (KERNEL, EMBEDDING)]
+    if quantize == "bfloat16":
+        pairs = [(w, _Seen()) for w in weights]
+    elif quantize is None or transforms(model, FakeQuant):
+        pairs = []
+    else:
+        pairs = [(w, FakeQuant(8)) for w in weights]
+    if not pairs:
+        yield
+        return
+    # (In `fit`, what was traced stays.)
+    with flavors.of(model).aside(model):
+        try:
+            attach(model, pairs)
+            yield
+        finally:
+            detach(model, [transform for _, transform in pairs])
+            if not saved:
+                save_as_before(model)
+
+
+@contextmanager
+def substituted_layers(model, quantize):
+    """A context in which a model computes with what is written of its weights.
+
+    Args:
+        model: a model in `rounded`.
+        quantize: None: as it is. "int8-weights": integers, read as floats. "int8": multiplied as
+            integers. "bfloat16": multiplied in that.
+
+    Yields the base variables that nothing reads then. Afterwards everything is as it was.
+    """
+    if quantize is None:
+        yield []
+        return
+    with flavors.of(model).aside(model):
+        stand = _Substitution(model, quantize)
+        try:
+            stand.begin()
+            yield [pack.weight.value for pack in stand.packs.values()]
+        finally:
+            stand.end()
+
+
+class _Substitution:
+    def __init__(self, model, quantize):
+        self.model, self.flavor, self.quantize = model, flavors.of(model), quantize
+        self.packs, self.parts, self.chains = {}, [], []
+
+    def begin(self):
+        weights = all_weights(self.model)
+        for weight in weights:
+            pack = self._pack(weight)
+            if pack is not None:
+                self.packs[id(weight.variable)] = pack
+        # (By layer: the weights whose owner it is.)
+        self.owned = {}
+        for weight in weights:
+            for layer, attribute in weight.owners:
+                self.owned.setdefault(id(layer), []).append((weight, attribute))
+        for path, layer in layer_paths(self.model):
+            for part in self._parts(layer):
+                parametrize_layer(layer, self.flavor, path).attach(part)
+                self.parts.append(part)
+        for pack in self.packs.values():
+            chain = transform_chain(pack.weight)
+            vars(chain)["value"] = self._reader(pack)
+            self.chains.append(chain)
+
+    def end(self):
+        for chain in self.chains:
+            vars(chain).pop("value", None)
+        for part in self.parts:
+            part.view.detach(part)
+
+    def _pack(self, weight):
+        chain = transform_chain(weight)
+        if chain is None:
+            return None
+        if self.quantize == "bfloat16":
+            return BFloat16Weight(weight, tf.cast(chain.value(), tf.bfloat16).numpy())
+        quantize = [t for t in chain.transforms if isinstance(t, FakeQuant)]
+        return Int8Weight(weight, quantize[0]) if quantize else None
+
+    def _reader(self, pack):
+        foreign = pack.weight.attribute == "weight" and pack.weight.kind == EMBEDDING
+        if foreign and isinstance(pack, Int8Weight) and pack.scales.shape[0] == 1:
+            return lambda: LazyEmbeddingOp(pack.integers, pack.row_scales)
+        return pack.value
+
+    def _parts(self, layer):
+        """What stands in for a layer; at most one part."""
+        if _changed(layer):
+            return []
+        if self.quantize != "int8-weights":
+            part = self._attention(layer) or self._intermediate(layer) or self._product(layer)
+            if part is None and self.quantize == "int8" and is_last_axis(layer):
+                part = LayerNormOp()
+            if part is not None:
+                return [part]
+        return self._table(layer)
+
+    def _matrix(self, layer, activation=None):
+        if _changed(layer):
+            return None, None
+        for weight, attribute in self.owned.get(id(layer), ()):
+            pack = self.packs.get(id(weight.variable))
+            if pack is not None and attribute in ("kernel", "weight"):
+                matrix = matrix_of(layer, weight, pack, activation)
+                if matrix is not None:
+                    return matrix, weight
+        return None, None
+
+    def _product(self, layer):
+        matrix, weight = self._matrix(layer)
+        if matrix is None:
+            return None
+        outputs = tuple(weight.shape[axis] for axis in weight.outputs)
+        return DenseOp(matrix, len(weight.inputs), outputs)
+
+    def _intermediate(self, layer):
+        """Hugging Face's dense layer with its activation behind it."""
+        function = getattr(layer, "intermediate_act_fn", None)
+        if function is None or getattr(layer, "dense", None) is None:
+            return None
+        matrix, weight = self._matrix(layer.dense, function)
+        return None if matrix is None else DenseOp(matrix, 1, (weight.shape[1],))
+
+    def _attention(self, layer):
+        inner = projections(layer)
+        if inner is None:
+            return None
+        matrices = [self._matrix(projection)[0] for projection in inner]
+        if None in matrices or len({m.bias.size for m in matrices}) > 1:
+            return None
+        heads, factor = heads_of(layer)
+        matrix = joined([matrices[0].times(factor), *matrices[1:]])
+        return None if matrix is None else SelfAttention(matrix, heads)
+
+    def _table(self, layer):
+        for weight, attribute in self.owned.get(id(layer), ()):
+            pack = self.packs.get(id(weight.variable))
+            if pack is None or weight.kind != EMBEDDING:
+                continue
+            scaled = getattr(layer, "_scale_factor", None)
+            looks_up = computes(layer, *_TABLES) and not scaled
+            if attribute == "embeddings" and len(weight.shape) == 2 and looks_up:
+                return [EmbeddingOp(pack)]
+            if type(layer).__name__ == "PositionEmbedding" and attribute == "position_embeddings":
+                return [PositionEmbeddingOp(pack)] if self.flavor.name == "keras" else []
+        return []
+
+
+def _changed(layer):
+    """Whether something changes what a layer computes (adapters, a prefix): it stays then."""
+    view = parametrized_layer(layer)
+    return view is not None and any(not part.droppable for part in view.calls)

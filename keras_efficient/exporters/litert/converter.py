@@ -1,0 +1,193 @@
+"""Write a model as a LiteRT (TensorFlow Lite) file, by TensorFlow's own converter."""
+
+import re
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import tensorflow as tf
+
+from keras_efficient import flavor as flavors
+from keras_efficient._errors import InputError, VerificationError
+from keras_efficient.compression._activation_quantization import ActivationQuantizer
+from keras_efficient.exporters._signature import described, flat_outputs, trace
+from keras_efficient.flavor._base import replaced
+from keras_efficient.parametrize._parametrized_layer import parametrized_layers
+from keras_efficient.parametrize._plain_model import folded_weights
+
+MODES = ("float32", "dynamic-int8", "int8")
+#: What full int8 leaves in floats: an attention mask of -1e9 added in int8 loses every score, and
+#: sums, norms and soft maxima of BERT lose more accuracy in int8 than their few percent of the time
+#: are worth. Products and look-ups are rounded.
+_IN_FLOATS = (
+    *("ADD", "SUB", "MUL", "DIV", "NEG", "MEAN", "SUM", "RSQRT", "SQUARED_DIFFERENCE"),
+    *("SOFTMAX", "SELECT_V2", "MINIMUM", "MAXIMUM", "TANH", "GELU", "LOGISTIC", "CONCATENATION"),
+    *("BATCH_MATMUL", "TRANSPOSE", "RESHAPE", "SLICE", "STRIDED_SLICE"),
+)
+
+
+def write_litert(
+    model, file, features, *, mode="float32", representative=None, any_length=True
+) -> dict:
+    """Write `model` as a LiteRT file with one signature, "serving_default".
+
+    Names of inputs and outputs, and what is free (the batch, and the length of integer features),
+    are those of the SavedModel that `ke.export` writes. Weights are written as they are seen
+    (pruned, clustered, rounded, with their deltas). Nothing is checked here: see `export_litert`.
+
+    "dynamic-int8": int8 weights, each output with its scale; a product rounds its inputs by the
+    range they have in that call, so what `ke.calibrate` or `ke.quantize_aware` know of ranges is
+    not written. "int8": products have int8 inputs and outputs with ranges that stay, which the
+    converter measures on `representative`. Where the model knows the range of a layer's input,
+    inputs are clipped to it, so that the file's range is no wider. (The converter takes fake
+    quantization only where outputs have it too, which no training here measures; with inputs alone
+    it writes a file that fails.) What is no product or look-up stays in floats. Inputs and outputs
+    are what they were.
+
+    Args:
+        model: a built model that computes in float32.
+        file: str or path, in a folder that exists.
+        features: `serving.signature.Features` of a sample.
+        mode: "float32" (default), "dynamic-int8" or "int8". The converter leaves weights of fewer
+            than 1024 numbers in floats.
+        representative: for "int8", an iterable of dicts of arrays by the features' names. Default:
+            the sample.
+        any_length: bool, whether integer features have any length; False: the sample's. Default
+            True.
+
+    Returns:
+        {"inputs" and "outputs": {name: {"dtype", "shape"}}}; None is any size.
+
+    Raises:
+        InputError: the mode, the model's precision, or `representative` will not do, or the model
+            does not run as a graph.
+        VerificationError: the converter failed, or the model has operations that LiteRT lacks.
+
+    Example:
+        >>> import numpy as np
+        >>> from keras_efficient.exporters.litert.converter import write_litert
+        >>> from keras_efficient.exporters._signature import Features
+        >>> features = Features(model, np.ones((2, 3)))
+        >>> write_litert(model, "model.tflite", features)["inputs"]
+        {'inputs': {'dtype': 'float32', 'shape': [None, 3]}}
+    """
+    if mode not in MODES:
+        raise InputError(f"`mode` must be one of {', '.join(MODES)}. Received: {mode!r}.")
+    _check_precision(model)
+    if representative is not None and mode != "int8":
+        raise InputError(
+            "`representative` is for mode='int8', whose ranges are measured on it. Received: mode="
+            f"{mode!r}. Leave it out."
+        )
+    batches = _batches(representative, features)
+    flavor = flavors.of(model)
+
+    def serve(**tensors):
+        return flat_outputs(model, flavor.call(model, features.restore(tensors), training=False))
+
+    autograph = flavor.name == "tf_keras"
+    with folded_weights(model), _inputs_for(model, mode):
+        if any_length:
+            function = trace(serve, features, autograph=autograph)
+        else:
+            specs = features.specs(dynamic_length=False)
+            function = tf.function(serve, autograph=autograph).get_concrete_function(**specs)
+        written = _convert(function, mode, batches)
+    Path(file).write_bytes(written)
+    return {
+        "inputs": described(function.structured_input_signature[1]),
+        "outputs": described(function.structured_outputs),
+    }
+
+
+def _check_precision(model):
+    low = {getattr(x, "compute_dtype", None) for x in model._flatten_layers()}
+    if low := sorted(low & {"bfloat16", "float16"}):
+        raise InputError(
+            "A LiteRT file is written of a model that computes in float32. Received: "
+            f"{model.name!r} with layers in {low[0]}. Make the model under "
+            'ke.mixed_precision("float32") and load the trained weights into it.'
+        )
+
+
+def _batches(representative, features):
+    """What ranges are measured on: the sample, or batches with the sample's features."""
+    batches = [features.arrays] if representative is None else list(representative)
+    names = set(features.arrays)
+    for batch in batches:
+        if not isinstance(batch, dict) or set(batch) != names:
+            received = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
+            raise InputError(
+                f"`representative` must give dicts of arrays with the sample's features, "
+                f"{sorted(names)}. Received: {received}. Give `Features(model, batch).arrays`."
+            )
+    if not batches:
+        raise InputError(
+            "`representative` must give at least one batch. Received: none. Leave it out for the "
+            "sample."
+        )
+    return [
+        {name: array.astype(features.arrays[name].dtype) for name, array in batch.items()}
+        for batch in batches
+    ]
+
+
+@contextmanager
+def _inputs_for(model, mode):
+    """A context in which layers with ranges treat their inputs as LiteRT's products need it."""
+    parts = [
+        p for v in parametrized_layers(model) for p in v.calls if isinstance(p, ActivationQuantizer)
+    ]
+    if mode == "float32" or not parts:
+        yield
+        return
+    # (Read here: a graph reads no numbers.)
+    low_high = [tuple(map(float, part.range.numpy())) for part in parts]
+    with ExitStack() as stack:
+        stack.enter_context(flavors.of(model).aside(model))
+        for part, (low, high, sure) in zip(parts, low_high, strict=True):
+            clips = mode == "int8" and sure > 0 and high > low and part.smooth is None
+            seen = _clipping(low, high) if clips else _as_it_is
+            stack.enter_context(replaced(part, seen=seen))
+        yield
+
+
+def _clipping(low, high):
+    return lambda x: tf.cast(tf.clip_by_value(tf.cast(x, tf.float32), low, high), x.dtype)
+
+
+def _as_it_is(x):
+    return x
+
+
+def _convert(function, mode, batches):
+    module = tf.Module()
+    module.read = list(function.graph.variables)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
+    if mode != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    try:
+        if mode != "int8":
+            return converter.convert()
+        converter.representative_dataset = lambda: iter(batches)
+        # The official way to leave some operations in floats is by its debugger.
+        options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=list(_IN_FLOATS))
+        return tf.lite.experimental.QuantizationDebugger(
+            converter=converter, debug_dataset=lambda: iter(batches), debug_options=options
+        ).get_nondebug_quantized_model()
+    except Exception as error:
+        raise VerificationError(_why(error)) from error
+
+
+def _why(error):
+    text = str(error).strip()
+    lacking = re.search(r"(?:TF Select|Custom) ops: ([\w, ]+)", text)
+    if lacking:
+        return (
+            "A LiteRT file may only hold operations that LiteRT has itself, since servers and "
+            f"phones seldom have TensorFlow's (Flex) beside it. The model needs {lacking[1]}. Do "
+            "that step before the model or otherwise, or write a SavedModel."
+        )
+    # (A dump of the whole graph follows the errors.)
+    lines = [line for line in text.splitlines() if "error:" in line] or text.splitlines()
+    tail = "\n".join(line[:300] for line in lines[-12:])
+    return f"TensorFlow's LiteRT converter could not write the model. It said:\n{tail}"

@@ -1,0 +1,54 @@
+"""Run a LiteRT file in a process that has neither Keras nor this package."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from keras_efficient._errors import VerificationError
+from keras_efficient.runtime._process import Child, ChildError
+
+
+def run_litert(file, *samples, threads=1) -> list[dict]:
+    """Run a LiteRT file with `ai-edge-litert`, resizing its inputs to each sample.
+
+    Args:
+        file: path of a .tflite file with a signature.
+        *samples: dicts of arrays by the names of the signature; each may have other sizes.
+        threads: int. Default 1.
+
+    Returns:
+        A dict of arrays for each sample.
+
+    Raises:
+        InputError: `ai-edge-litert` is not installed.
+        VerificationError: the process, the file or a sample failed.
+
+    Example:
+        >>> import numpy as np
+        >>> from keras_efficient.exporters.litert.converter import write_litert
+        >>> from keras_efficient.exporters.litert.interpreter import run_litert
+        >>> from keras_efficient.exporters._signature import Features
+        >>> x = np.ones((2, 3), "float32")
+        >>> signature = write_litert(model, "model.tflite", Features(model, x))
+        >>> two, one = run_litert("model.tflite", {"inputs": x}, {"inputs": x[:1]})
+        >>> two["outputs"].shape, one["outputs"].shape
+        ((2, 2), (1, 2))
+    """
+    outputs = []
+    with tempfile.TemporaryDirectory(prefix="keras_efficient-") as folder:
+        inputs, answer = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
+        try:
+            with Child(file, "litert", threads) as child:
+                for sample in samples:
+                    np.savez(inputs, **sample)
+                    child.ask(run=str(inputs), to=str(answer))
+                    with np.load(answer) as written:
+                        outputs.append(dict(written))
+        except ChildError as error:
+            tail = "\n".join([str(error), *error.lines])
+            raise VerificationError(
+                "A LiteRT file must run in a process that has LiteRT but no Keras. It did not:\n"
+                f"{tail}"
+            ) from error
+    return outputs

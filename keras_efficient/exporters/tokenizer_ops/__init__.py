@@ -1,0 +1,1 @@
+"""Tokenization in TensorFlow operations, for models that take strings."""

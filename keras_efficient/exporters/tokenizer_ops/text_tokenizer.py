@@ -1,0 +1,344 @@
+"""A tokenizer as TensorFlow operations, and a signature that takes strings."""
+
+import re
+from math import ceil, log2
+
+import tensorflow as tf
+
+from keras_efficient._errors import InputError
+from keras_efficient.exporters.tokenizer_ops import normalizer_tables
+from keras_efficient.exporters.tokenizer_ops.wordpiece import WordPiece
+
+# What valid UTF-8 never contains: it marks the added tokens inside a text.
+_MARK = b"\xff"
+
+
+class TextTokenizer(tf.Module):
+    """A BERT tokenizer in the graph, with the ids of the Python one for every text.
+
+    It is made of TensorFlow's core operations and constants: no tensorflow-text, no Python
+    function, no table to initialise, so every server and `saved_model_cli` can run it. What the
+    tokenizer does to each code point is asked of the tokenizer itself, once, and kept as a table;
+    words are spelt by the longest-match-first rule on a trie of the vocabulary. Bytes that are not
+    UTF-8 become U+FFFD, as in Python's `bytes.decode("utf-8", "replace")`.
+
+    Args:
+        tokenizer: a `data.Tokenizer` whose backend is a `tokenizers.Tokenizer` with WordPiece, as
+            BERT, DistilBERT, Electra and MiniLM have it.
+        max_length: int, the longest result in tokens, special ones included. Default: None: the
+            tokenizer's own.
+
+    Raises:
+        InputError: the tokenizer is of another kind, or `max_length` is out of its range.
+
+    Example:
+        >>> from tokenizers import BertWordPieceTokenizer
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film", "##s"]
+        >>> vocabulary = {word: number for number, word in enumerate(words)}
+        >>> tokenizer = ke.data.as_tokenizer(BertWordPieceTokenizer(vocabulary))
+        >>> TextTokenizer(tokenizer)(["Good films", "good"])["input_ids"].numpy()
+        array([[2, 5, 6, 7, 3],
+               [2, 5, 3, 0, 0]], dtype=int32)
+
+    Reference: Song et al. 2021, "Fast WordPiece Tokenization",
+    https://arxiv.org/abs/2012.15524 (which spells the same words with another algorithm).
+    """
+
+    def __init__(self, tokenizer, max_length=None):
+        super().__init__(name="text_tokenizer")
+        max_length = tokenizer.max_length if max_length is None else max_length
+        max_length = tokenizer.check_length(max_length)
+        settings = WordPiece.of(tokenizer)
+        self._inputs, self._pad_id = tokenizer.inputs, tokenizer.pad_id
+        self._prefix, self._suffix = settings.prefix, settings.suffix
+        self._room = max_length - len(settings.prefix) - len(settings.suffix)
+        if self._room < 1:
+            raise InputError(
+                "`max_length` must leave room for a token beside the special ones. Received: "
+                f"{max_length}, with {max_length - self._room} special tokens. Raise it."
+            )
+        self._keep_end, self._unknown = settings.keep_end, settings.unknown
+        self._longest_word = settings.longest_word
+        self._symbols_count = len(settings.alphabet) + 2
+        normalizer = settings.normalizer
+        with tf.device("CPU:0"):
+            self._raw = _Added.of(settings.raw)
+            self._normalized = _Added.of(settings.normalized)
+            self._normalizing = None
+            if self._normalized is not None:
+                self._normalizing = _constants(normalizer_tables.normalizing(normalizer))
+                normalizer = "null"
+            self._splitting = _constants(normalizer_tables.splitting(normalizer, settings.alphabet))
+            self._edges, self._ids = tf.constant(settings.edges), tf.constant(settings.ids)
+
+    def __call__(self, texts):
+        """Token ids of `texts`.
+
+        Args:
+            texts: string [batch], UTF-8.
+
+        Returns:
+            dict by the model's input names of int32 [batch, longest of the batch]: ids (padded),
+            mask (1 on tokens, 0 on padding) and segments (zeros), as far as the model has them.
+        """
+        # A server with a GPU would copy these small integers to and fro.
+        with tf.device("CPU:0"):
+            texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
+            batch = tf.shape(texts)[0]
+            pieces = texts, tf.range(batch), tf.zeros_like(texts, tf.int32)
+            if self._raw is not None:
+                pieces = self._raw.split(*pieces)
+            if self._normalized is not None:
+                pieces = self._normalized.split(*_normalize(self._normalizing, *pieces))
+            ids, rows = self._spell(*_words(self._splitting, *pieces))
+            return self._batch(tf.RaggedTensor.from_value_rowids(ids, rows, batch, validate=False))
+
+    def _batch(self, ragged):
+        ragged = ragged[:, -self._room :] if self._keep_end else ragged[:, : self._room]
+        before, after = len(self._prefix), len(self._suffix)
+        total = tf.cast(ragged.row_lengths(), tf.int32) + before + after
+        mask = tf.sequence_mask(total, dtype=tf.int32)
+        position = tf.range(tf.shape(mask)[1])[None]
+        ids = tf.pad(ragged.to_tensor(), [[0, 0], [before, after]])
+        # (A batch of no texts has no length, not that of the special tokens.)
+        ids = tf.where(mask > 0, ids[:, : tf.shape(mask)[1]], self._pad_id)
+        for place, token in enumerate(self._prefix):
+            ids = tf.where(position == place, token, ids)
+        for place, token in enumerate(self._suffix):
+            ids = tf.where(position == total[:, None] - after + place, token, ids)
+        roles = {"ids": ids, "mask": mask, "segments": tf.zeros_like(ids)}
+        return {name: roles[role] for role, name in self._inputs.items()}
+
+    def _spell(self, symbols, rows, starts):
+        """Ids, and their rows, of words given as symbols: [characters] each."""
+        count = tf.size(symbols)
+        word = tf.cumsum(tf.cast(starts, tf.int32)) - 1
+        first = tf.cast(tf.where(starts)[:, 0], tf.int32)
+        ends = tf.concat([first[1:], count[None]], 0)
+        length = tf.gather(ends - first, word)
+        end = tf.gather(ends, word)
+        taken, token = self._longest_matches(symbols, starts, length, end)
+        added = symbols < 0
+        taken, token = tf.where(added, 1, taken), tf.where(added, -1 - symbols, token)
+        reached = self._reached(starts, taken)
+        stuck = tf.cast(reached & (taken == 0), tf.int32)
+        bad = tf.gather(tf.math.segment_max(stuck, word) > 0, word)
+        emitted = tf.where(bad, starts, reached)
+        ids = tf.where(bad, self._unknown, token)
+        return tf.boolean_mask(ids, emitted), tf.boolean_mask(rows, emitted)
+
+    def _longest_matches(self, symbols, starts, length, end):
+        """How many characters the longest token takes at each place, and its id; 0 for none.
+
+        Every place walks down the trie at once; each turn of the loop keeps those that still can.
+        """
+        # An added token, below 0, is a word of its own: from node 0 its edge is below 0 as well.
+        letters = tf.cast(symbols, tf.int64)
+        places = tf.cast(tf.where(length <= self._longest_word)[:, 0], tf.int32)
+        nodes = tf.gather(tf.where(starts, tf.constant(0, tf.int64), 1), places)
+        zeros = tf.zeros_like(symbols)
+
+        def step(depth, places, nodes, taken, token):
+            edge = nodes * self._symbols_count + tf.gather(letters, places + depth)
+            found = tf.searchsorted(self._edges, edge)
+            found = tf.minimum(found, tf.size(self._edges) - 1)
+            there = tf.gather(self._edges, found) == edge
+            found, places = tf.boolean_mask(found, there), tf.boolean_mask(places, there)
+            ids = tf.gather(self._ids, found)
+            whole = tf.where(ids >= 0)[:, 0]
+            at = tf.gather(places, whole)[:, None]
+            depth += 1
+            taken = tf.tensor_scatter_nd_update(taken, at, tf.fill(tf.shape(whole), depth))
+            token = tf.tensor_scatter_nd_update(token, at, tf.gather(ids, whole))
+            more = places + depth < tf.gather(end, places)
+            nodes = tf.cast(tf.boolean_mask(found, more), tf.int64) + 2
+            return depth, tf.boolean_mask(places, more), nodes, taken, token
+
+        any_number = tf.TensorShape([None])
+        *_, taken, token = tf.while_loop(
+            lambda depth, places, *_: tf.size(places) > 0,
+            step,
+            [tf.constant(0), places, nodes, zeros, zeros],
+            shape_invariants=[tf.TensorShape([]), *[any_number] * 4],
+        )
+        return taken, token
+
+    def _reached(self, starts, taken):
+        """Where a token begins: from the words' starts, over jumps of what each token takes."""
+        count = tf.size(taken)
+        # The last place catches the jumps out of the text, and those that lead nowhere.
+        jump = tf.where(taken > 0, tf.range(count) + taken, count)
+        jump = tf.concat([jump, count[None]], 0)
+        reached = tf.concat([tf.cast(starts, tf.int32), [0]], 0)
+        # A word of n characters takes less than n jumps; each round doubles the jumps made.
+        for _ in range(ceil(log2(max(self._longest_word, 2)))):
+            reached = tf.tensor_scatter_nd_max(reached, jump[:, None], reached)
+            jump = tf.gather(jump, jump)
+        return tf.cast(reached[:-1], tf.bool)
+
+
+def text_function(tokens_function, tokenizer, labels=None, max_length=None):
+    """A classifier that takes strings: `probabilities = softmax(logits(tokens(text)))`.
+
+    A classifier with one logit has `sigmoid` for a probability and two labels, the second above
+    0.5.
+
+    Args:
+        tokens_function: called with int32 [batch, length] tensors by the tokenizer's input names;
+            returns a dict of tensors, of which "logits", or else the only float one, is
+            [batch, classes].
+        tokenizer: a `data.Tokenizer`, as `TextTokenizer` takes it.
+        labels: list of str, by class. Default: None: "0", "1" and so on.
+        max_length: int, as `TextTokenizer` takes it. Default: None.
+
+    Returns:
+        A `tf.function` of `text`, string [batch], that returns a dict: "probabilities" (float32
+        [batch, classes]), "label" (string [batch]) and what `tokens_function` returns. Give it to
+        `tf.saved_model.save` as a signature.
+
+    Raises:
+        InputError: the tokenizer is of another kind; while tracing: no or several logits, a number
+            of labels that is not that of the classes, or an output called like one of ours.
+
+    Example:
+        >>> from tokenizers import BertWordPieceTokenizer
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film", "##s"]
+        >>> vocabulary = {word: number for number, word in enumerate(words)}
+        >>> tokenizer = ke.data.as_tokenizer(BertWordPieceTokenizer(vocabulary))
+        >>> def count(input_ids, **others):
+        ...     goods = tf.reduce_sum(tf.cast(input_ids == 5, tf.float32), 1, keepdims=True)
+        ...     return {"logits": goods - 0.5}
+        >>> serve = text_function(count, tokenizer, ["bad", "good"])
+        >>> serve(tf.constant(["good film", "film"]))["label"].numpy()
+        array([b'good', b'bad'], dtype=object)
+    """
+    tokenize = TextTokenizer(tokenizer, max_length)
+    named = labels is not None
+    if named and not (
+        isinstance(labels, list | tuple)
+        and all(isinstance(label, str) for label in labels)
+        and len(set(labels)) == len(labels)
+    ):
+        raise InputError(
+            f"`labels` must be a list of different strings, one per class. Received: {labels!r}. "
+            "Give them in the order of the logits, or None for their numbers."
+        )
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")], autograph=False)
+    def serve(text):
+        outputs = tokens_function(**tokenize(text))
+        logits = tf.cast(_logits(outputs), tf.float32)
+        classes = max(logits.shape[1], 2)
+        if named and len(labels) != classes:
+            raise InputError(
+                f"`labels` must name each of the {classes} classes. Received: {list(labels)!r}. "
+                "Give them in the order of the logits."
+            )
+        if logits.shape[1] == 1:
+            probabilities = tf.sigmoid(logits)
+            best = tf.cast(probabilities[:, 0] > 0.5, tf.int32)
+        else:
+            probabilities = tf.nn.softmax(logits)
+            best = tf.argmax(logits, axis=-1, output_type=tf.int32)
+        names = list(labels) if named else list(map(str, range(classes)))
+        with tf.device("CPU:0"):
+            label = tf.gather(tf.constant(names), best)
+        return {**outputs, "probabilities": probabilities, "label": label}
+
+    return serve
+
+
+def _logits(outputs):
+    if taken := {"probabilities", "label"} & set(outputs):
+        raise InputError(
+            "The text signature adds the outputs 'probabilities' and 'label'. Received: a model "
+            f"with an output called {sorted(taken)}. Rename it."
+        )
+    floats = {name: value for name, value in outputs.items() if value.dtype.is_floating}
+    if len(floats) > 1 and "logits" in floats:
+        floats = {"logits": floats["logits"]}
+    shapes = {name: value.shape for name, value in floats.items()}
+    if len(shapes) != 1 or (shape := next(iter(shapes.values()))).rank != 2 or not shape[1]:
+        raise InputError(
+            "The text signature serves a classifier: its logits, [batch, classes], are the output "
+            f"'logits' or the only float one. Received (shapes of float outputs): {shapes}. Export "
+            "without the text signature."
+        )
+    return next(iter(floats.values()))
+
+
+class _Added:
+    """The added tokens, which are found in a text before it is split into words."""
+
+    def __init__(self, tokens):
+        self.texts = tf.constant([text.encode() for text in tokens])
+        self.symbols = tf.constant([-1 - number for number in tokens.values()], tf.int32)
+        # The regular expression takes the first that fits: the longest, as the tokenizer does.
+        longest_first = sorted(tokens, key=lambda text: -len(text.encode()))
+        self.pattern = f"({'|'.join(map(_escape, longest_first))})".encode()
+
+    @classmethod
+    def of(cls, tokens):
+        return cls(tokens) if tokens else None
+
+    def split(self, texts, rows, symbols):
+        """Texts, their rows of the batch and symbols (negative for an added token), split."""
+        marked = tf.strings.regex_replace(texts, self.pattern, _MARK + rb"\1" + _MARK)
+        split = tf.strings.split(marked, _MARK)
+        parent = tf.cast(split.value_rowids(), tf.int32)
+        texts = split.flat_values
+        place = tf.range(tf.size(texts)) - tf.gather(tf.cast(split.row_starts(), tf.int32), parent)
+        which = tf.argmax(tf.equal(texts[:, None], self.texts[None]), axis=1)
+        # Between two marks, so at the odd places.
+        symbols = tf.where(
+            place % 2 == 1, tf.gather(self.symbols, which), tf.gather(symbols, parent)
+        )
+        return tf.where(symbols < 0, "", texts), tf.gather(rows, parent), symbols
+
+
+def _escape(text):
+    return "".join("\\x00" if c == "\0" else re.escape(c) for c in text)
+
+
+def _constants(table):
+    return tuple(tf.constant(part) for part in (table.pages, table.codes, table.rows))
+
+
+def _expand(table, points, rows):
+    """Code points through a `CharacterTable`; those below 0 are added tokens, and stay."""
+    pages, codes, expansions = table
+    safe = tf.maximum(points, 0)
+    page = tf.gather(pages, safe // normalizer_tables.PAGE)
+    code = tf.gather_nd(codes, tf.stack([page, safe % normalizer_tables.PAGE], 1))
+    code = tf.where(points < 0, normalizer_tables.ADDED, code)
+    found = tf.gather(expansions, code)
+    found = tf.where(found == normalizer_tables.ITSELF, points[:, None], found)
+    there = found != normalizer_tables.NOTHING
+    rows = tf.repeat(rows, tf.math.count_nonzero(there, axis=1, dtype=tf.int32))
+    return tf.boolean_mask(found, there), rows
+
+
+def _decode(texts):
+    decoded = tf.strings.unicode_decode(texts, "UTF-8", errors="replace")
+    return decoded.flat_values, tf.cast(decoded.value_rowids(), tf.int32)
+
+
+def _normalize(table, texts, rows, symbols):
+    """The pieces with normalised texts."""
+    points, piece = _expand(table, *_decode(texts))
+    points = tf.RaggedTensor.from_value_rowids(points, piece, tf.size(rows), validate=False)
+    return tf.strings.unicode_encode(points, "UTF-8"), rows, symbols
+
+
+def _words(table, texts, rows, symbols):
+    """Symbols of the words' characters, their rows, and whether a word starts: [characters]."""
+    # A token has no text left; it is one character, and that is its symbol.
+    points, piece = _decode(tf.where(symbols < 0, "x", texts))
+    symbols = tf.gather(symbols, piece)
+    points = tf.where(symbols < 0, symbols, points)
+    found, rows = _expand(table, points, tf.gather(rows, piece))
+    letters = found != normalizer_tables.BREAK
+    before = tf.concat([[False], letters[:-1]], 0)
+    same_row = tf.concat([[False], rows[1:] == rows[:-1]], 0)
+    starts = letters & ~(before & same_row)
+    return tuple(tf.boolean_mask(part, letters) for part in (found, rows, starts))

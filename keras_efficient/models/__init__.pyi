@@ -1,0 +1,6 @@
+from ._load import (
+    LoadedModel as LoadedModel,
+)
+from ._load import (
+    load as load,
+)

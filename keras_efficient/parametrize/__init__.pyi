@@ -1,0 +1,16 @@
+from ._attach import (
+    attach as attach,
+)
+from ._attach import (
+    detach as detach,
+)
+from ._merge import merge as merge
+from ._plain_model import folded_weights as folded_weights
+from ._summary import summary as summary
+from ._transform import Transform as Transform
+from ._weights import (
+    Weight as Weight,
+)
+from ._weights import (
+    select as select,
+)

@@ -1,0 +1,5 @@
+"""Parameter-efficient fine-tuning: LoRA, AdaLoRA, adapters, prefix tuning and BitFit."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,65 @@
+"""Names for the weights of a model that do not depend on what else a process has made."""
+
+import hashlib
+import json
+import re
+import zlib
+
+from keras_efficient import flavor as flavors
+from keras_efficient.parametrize._weights import all_weights
+
+
+def layers_by_id(model) -> dict:
+    """`{id(layer): canonical path}` of a model and the layers inside.
+
+    Keras numbers layers that have no name of their own by what the process has made before
+    ("dense_7"). Here siblings are numbered among themselves, and one alone has no number.
+    """
+    found, taken, store = {id(model): ""}, set(), flavors.of(model).store
+
+    def visit(parent):
+        inside = parent._flatten_layers(recursive=False, include_self=False)
+        layers = [x for x in inside if id(x) not in found and not isinstance(x, store)]
+        numbers = {}
+        for layer in layers:
+            stem, number = _split(layer.name)
+            numbers.setdefault(stem, set()).add(number)
+        for layer in layers:
+            stem, number = _split(layer.name)
+            if len(numbers[stem]) > 1:
+                stem += f"_{sorted(numbers[stem]).index(number)}"
+            path = f"{found[id(parent)]}/{stem}".removeprefix("/")
+            while path in taken:
+                path += "'"
+            taken.add(path)
+            found[id(layer)] = path
+            visit(layer)
+
+    visit(model)
+    return found
+
+
+def weights_by_path(model) -> dict:
+    """`{canonical path: Weight}` of all weights of a model."""
+    layers = layers_by_id(model)
+    return {
+        f"{layers[id(weight.layer)]}/{weight.attribute}".removeprefix("/"): weight
+        for weight in all_weights(model)
+    }
+
+
+def seeds_of(model, weights, seed) -> list:
+    """A seed for each of some weights: the same wherever and whenever the model is made."""
+    paths = {id(weight.variable): path for path, weight in weights_by_path(model).items()}
+    return [(seed, zlib.crc32(paths[id(weight.variable)].encode())) for weight in weights]
+
+
+def fingerprint(weights) -> str:
+    """A hash of the canonical paths and the shapes of a model's weights."""
+    facts = sorted((path, list(weight.shape)) for path, weight in weights.items())
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _split(name):
+    stem, number = re.fullmatch(r"(.*?)(?:_(\d+))?", name, re.DOTALL).groups()
+    return stem, -1 if number is None else int(number)

@@ -1,0 +1,127 @@
+"""KerasHub's own files of LoRA, `.lora.h5`, as deltas of this package."""
+
+import numpy as np
+
+from keras_efficient import flavor as flavors
+from keras_efficient._errors import InputError
+from keras_efficient.parametrize._attach import attach, check_free
+from keras_efficient.parametrize._weights import KERNEL, all_weights, check_untouched
+from keras_efficient.peft._lora import LoRADelta, check_name
+from keras_efficient.peft._low_rank import compute_factored
+from keras_efficient.peft._report import TuningReport, freeze_base
+
+_A, _B = "lora_kernel_a", "lora_kernel_b"
+
+
+def load_kerashub(model, path, name) -> TuningReport:
+    """Attach what `backbone.save_lora_weights(path)` wrote, and freeze all but the head.
+
+    Args:
+        model: a KerasHub backbone, or a task with one.
+        path: `Path` of the file.
+        name: str, of the LoRA here.
+
+    Raises:
+        InputError: the file is damaged, or for another backbone.
+        ValueError: the model has no KerasHub backbone, or a LoRA of this name.
+    """
+    backbone = model if hasattr(model, "load_lora_weights") else getattr(model, "backbone", None)
+    if not hasattr(backbone, "load_lora_weights"):
+        raise ValueError(
+            "A '.lora.h5' file is for a KerasHub backbone, or a model with one as its `backbone`. "
+            f"Received: {type(model).__name__} {model.name!r}. Load a file of ke.save_adapters."
+        )
+    check_name(name)
+    rank, found = _read(path)
+    kernels = _kernels(model, backbone)
+    pairs, values = [], []
+    for index, (a, b) in found.items():
+        weight = kernels.get(index)
+        if weight is None:
+            _refuse(path, f"a delta for layer {index}, which has no kernel in {backbone.name!r}")
+        wanted = ((*weight.shape[:-1], rank), (rank, weight.shape[-1]))
+        if (a.shape, b.shape) != wanted:
+            _refuse(path, f"a delta of {a.shape} and {b.shape} for {weight.path!r}, not {wanted}")
+        # Keras' `enable_lora` has alpha = rank; KerasHub has no other.
+        pairs.append((weight, LoRADelta(rank, rank, 0, name, by_last_axis=True)))
+        values.append((a.reshape(-1, rank), b))
+    weights = [weight for weight, _ in pairs]
+    check_untouched(weights, "ke.load_adapters")
+    check_free(pairs)
+    freeze_base(model)
+    attach(model, pairs)
+    for (_, delta), (a, b) in zip(pairs, values, strict=True):
+        delta.a.assign(a)
+        delta.b.assign(b)
+    compute_factored(model, weights)
+    return TuningReport.of(model, name, [weight.path for weight in weights])
+
+
+def _kernels(model, backbone):
+    """`{index: Weight}` of kernels, by the numbers that KerasHub gives layers with weights."""
+    flavor = flavors.of(model)
+    by_layer = {
+        id(layer): weight
+        for weight in all_weights(model)
+        if weight.kind == KERNEL and weight.attribute == "kernel"
+        for layer, _ in weight.owners
+    }
+    layers = list(backbone._flatten_layers(include_self=False))
+    stores = [layer for layer in layers if isinstance(layer, flavor.store)]
+    ours = {id(variable) for store in stores for variable in store.weights}
+    numbered = [layer for layer in layers if any(id(v) not in ours for v in layer.weights)]
+    return {i: by_layer[id(x)] for i, x in enumerate(numbered) if id(x) in by_layer}
+
+
+def _read(path):
+    """`(rank, {layer's index: (A, B)})` of a file."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            group = _plain(path, file, "lora", h5py.Group)
+            rank = int(_array(path, _plain(path, group, "vars", h5py.Group), "rank", ()))
+            found = {}
+            for key in group:
+                if key != "vars":
+                    layer = _plain(path, group, key, h5py.Group)
+                    inner = _plain(path, layer, "vars", h5py.Group)
+                    found[int(key)] = tuple(_array(path, inner, name) for name in (_A, _B))
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        _refuse(path, f"one that cannot be read ({error})")
+    if rank < 1 or not found:
+        _refuse(path, f"{len(found)} deltas of rank {rank}")
+    return rank, found
+
+
+def _plain(path, group, key, kind):
+    """A part of the file itself: no link out of it, no data elsewhere."""
+    import h5py
+
+    if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+        _refuse(path, f"one without {group.name}/{key}, or with a link there")
+    part = group[key]
+    away = isinstance(part, h5py.Dataset) and (part.external or part.is_virtual)
+    if not isinstance(part, kind) or away:
+        _refuse(path, f"{part.name}, which is no {kind.__name__.lower()} of the file itself")
+    return part
+
+
+def _array(path, group, name, shape=None):
+    import h5py
+
+    data = _plain(path, group, name, h5py.Dataset)
+    fits = len(data.shape) > 1 if shape is None else data.shape == shape
+    # (A kernel has no more numbers than that; a damaged header may claim any.)
+    if not fits or data.dtype.kind not in "fiu" or data.size > 2**31:
+        _refuse(path, f"{data.name} of {data.dtype} {data.shape}")
+    return np.asarray(data[()])
+
+
+def _refuse(path, what):
+    raise InputError(
+        f"{path} must be a file of `backbone.save_lora_weights` for this backbone. Received: "
+        f"{what}. Write it anew, from a backbone of the same architecture."
+    )

@@ -1,0 +1,1 @@
+"""Run functions of this package in separate processes."""

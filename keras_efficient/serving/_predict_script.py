@@ -1,0 +1,113 @@
+"""Give texts to a signature of a SavedModel, where there is TensorFlow but no Keras.
+
+A script, run as `python -P answering.py FOLDER`. FOLDER holds `request.json` ({"saved_model": path,
+"signature": name, "texts": [...]}); the script adds `result.json`, the answers or {"error": why}.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+BATCH = 32
+
+
+def main(folder):
+    # `import tensorflow` imports an installed Keras for seconds, and does without a missing one.
+    for name in ("keras", "tf_keras"):
+        sys.modules.setdefault(name, None)
+    # The package is where this file is; at the end, since its files shadow nothing there.
+    sys.path.append(str(Path(__file__).resolve().parents[3]))
+    folder = Path(folder)
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    result = answer(Path(request["saved_model"]), request["signature"], request["texts"])
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+def answer(path, signature, texts):
+    from keras_efficient._errors import InputError
+    from keras_efficient.serving._check_graph import check_graph
+
+    try:
+        ops = check_graph(path)
+        load_text_ops(path, ops)
+    except InputError as error:
+        return {"error": str(error)}
+    import tensorflow as tf
+
+    try:
+        # (The whole object: it owns the variables that the signature reads.)
+        model = tf.saved_model.load(str(path))
+        serve = model.signatures.get(signature)
+        problem = unfit(serve, signature, list(model.signatures))
+        if problem:
+            return {"error": problem}
+        name = next(iter(serve.structured_input_signature[1]))
+        labels, probabilities = [], []
+        for start in range(0, len(texts), BATCH):
+            out = serve(**{name: tf.constant(texts[start : start + BATCH])})
+            labels += [label.decode("utf-8", "replace") for label in out["label"].numpy()]
+            probabilities += out["probabilities"].numpy().astype("float64").tolist()
+    except Exception as error:
+        # Whatever a damaged model makes TensorFlow raise.
+        why = (str(error).strip() or "no message").splitlines()[0][:300]
+        return {
+            "error": f"A version must load and run in TensorFlow. Received: {path}, which raised "
+            f"{type(error).__name__}: {why}. Copy the version again, or export it again."
+        }
+    return {"labels": labels, "probabilities": probabilities}
+
+
+def load_text_ops(path, ops):
+    """Make tensorflow-text's ops known, if the graph has any.
+
+    Not by importing it: that imports Keras.
+    """
+    import importlib.util
+
+    import tensorflow as tf
+    from tensorflow.python.framework import op_def_registry
+
+    from keras_efficient._errors import InputError
+
+    if not (unknown := [op for op in sorted(ops) if op_def_registry.get(op) is None]):
+        return
+    found = importlib.util.find_spec("tensorflow_text")
+    for place in found.submodule_search_locations if found else ():
+        for library in sorted(Path(place, "python", "ops").glob("*.so")):
+            tf.load_op_library(str(library))
+    if unknown := [op for op in unknown if op_def_registry.get(op) is None]:
+        missing = "with tensorflow-text" if found else "and tensorflow-text is not installed"
+        raise InputError(
+            f"TensorFlow must know every op of the graph. Received: {path}, with the op "
+            f"{unknown[0][:80]!r}, which it does not {missing}. Run `pip install "
+            "keras_efficient[text]`, in the versions of the model's manifest."
+        )
+
+
+def unfit(serve, signature, names):
+    """Why this signature cannot be given texts, or None."""
+    import tensorflow as tf
+
+    shown = ", ".join(sorted(names)) or "none"
+    if serve is None:
+        return (
+            f"The SavedModel must have a signature {signature!r}, which takes texts. Received: one "
+            f"with the signatures {shown}. Export it with tokenizer= (and labels=), or name "
+            "another by --signature."
+        )
+    inputs = list(serve.structured_input_signature[1].values())
+    outputs = serve.structured_outputs
+    if [spec.dtype for spec in inputs] != [tf.string] or not {"label", "probabilities"} <= set(
+        outputs
+    ):
+        return (
+            f"A signature that takes texts must have one input of strings, and the outputs 'label' "
+            f"and 'probabilities'. Received: {signature!r}, with the inputs "
+            f"{[spec.name for spec in inputs]} and the outputs {sorted(outputs)}. Export the model "
+            f"with tokenizer=, or name another signature (of {shown}) by --signature."
+        )
+    return None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,1 +1,0 @@
-"""LiteRT files, by TensorFlow's converter."""

@@ -1,1 +1,0 @@
-"""A signature that takes strings: the tokenizer as TensorFlow operations."""

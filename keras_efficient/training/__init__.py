@@ -1,0 +1,5 @@
+"""The training step: everything that touches gradients, in one fixed order."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

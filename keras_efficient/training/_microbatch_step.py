@@ -1,0 +1,209 @@
+"""Forward and backward of one microbatch: its gradients to the sums, its scalars to the totals."""
+
+from contextlib import ExitStack
+
+import tensorflow as tf
+
+from keras_efficient.flavor._base import EXAMPLES, SUM, flat_logs
+from keras_efficient.training._gradient_accumulator import unique_rows
+from keras_efficient.training._microbatch_loop import batch_size
+
+
+class CompiledLoss:
+    """Microbatches of a model with Keras' own `train_step`: forward, compiled loss, backward.
+
+    Called with a slice of the batch, it adds the slice's gradients to the sums and returns the
+    scalars to sum. Weights are kept as fractions of the batch's examples (`unit`), so that
+    gradients have the size they would have in one large batch (float16 cares).
+
+    Args:
+        step: the `TrainingStep`.
+        data: the (replica's) batch.
+        context: AutoGraph's control status of the step.
+        quiet: the second pass over a batch: metrics stay as they are.
+    """
+
+    def __init__(self, step, data, context, quiet=False):
+        self.step, self.data, self.context, self.quiet = step, data, context, quiet
+        self.model, self.flavor = step.model, step.flavor
+        self.examples = batch_size(data)
+        window = step.hook.window
+        #: Scalar, what weights are multiples of.
+        self.unit = tf.cast(tf.maximum(self.examples, 1), step.dtype)
+        #: Whether it is here that what is added once per update (a regulariser) is added to a loss
+        #: that sums: the first replica has examples if any has, and the first batch of a window.
+        self.adds = tf.equal(tf.distribute.get_replica_context().replica_id_in_sync_group, 0)
+        if window is not None:
+            self.adds = tf.logical_and(self.adds, window.opens())
+            self.unit = window.unit(self.unit)
+        self.step.reached = [False] * len(self.model.trainable_variables)
+
+    def zeros(self):
+        names = ["weight", "loss", "examples", "microbatches"]
+        names += ["square_norms"] if self._measures else []
+        return {name: tf.zeros([], self.step.dtype) for name in names}
+
+    def __call__(self, part):
+        examples = tf.cast(batch_size(part), self.step.dtype)
+        penalty = self.step.hook.penalty
+        with ExitStack() as stack:
+            if self.quiet:
+                stack.enter_context(self.flavor.still_metrics(self.model))
+            tape = stack.enter_context(tf.GradientTape())
+            with self.context:
+                doubled = part if penalty is None else penalty.doubled(part)
+                forward = self.flavor.forward(self.model, doubled)
+            loss, extra, kind = forward.loss, forward.extra, forward.weight
+            term = None if penalty is None else penalty(self.flavor, self.model, forward.y_pred)
+            times = 1.0 if penalty is None else 2.0
+            given = self.step.split.weight_of(part, examples)
+            if given is not None:
+                weight = tf.cast(given, self.step.dtype) / self.unit
+                self.step.kind = "given"
+            elif kind is EXAMPLES or kind is SUM:
+                weight, self.step.kind = examples / self.unit, kind
+            else:
+                weight = tf.cast(kind, self.step.dtype) / times / self.unit
+                self.step.kind = "counted"
+            if self.step.kind is SUM:
+                share = tf.where(self.adds, weight, tf.zeros_like(weight))
+                loss = loss / times
+                for added, factor in ((term, examples), (extra, share)):
+                    loss = loss if added is None else loss + added * tf.cast(factor, added.dtype)
+            else:
+                loss = tf.add_n([_as(t, loss) for t in (loss, extra, term) if t is not None])
+                loss *= tf.cast(weight, loss.dtype)
+            scaled = self.flavor.scale_loss(self.model, loss)
+        variables = list(map(self.flavor.value, self.model.trainable_variables))
+        gradients = tape.gradient(scaled, variables)
+        return self.add(gradients, weight, examples, {"loss": loss})
+
+    @property
+    def _measures(self):
+        """Whether a watcher wants the norms of the microbatches' gradients."""
+        return any(getattr(watch, "square_norms", False) for watch in self.step.hook.watchers)
+
+    def add(self, gradients, weight, examples, scalars):
+        """Add gradients to the sums; returns the scalars to sum over microbatches."""
+        step = self.step
+        step.reached = [
+            reached or gradient is not None
+            for reached, gradient in zip(step.reached, gradients, strict=True)
+        ]
+        scalars = {**scalars, "weight": weight, "examples": examples, "microbatches": 1.0}
+        if self._measures:
+            # Of the slice's mean gradient: without its weight, and without the loss scale.
+            scale = self.flavor.scale_loss(self.model, weight)
+            square = tf.cast(square_norm(gradients), scale.dtype)
+            scalars["square_norms"] = tf.math.divide_no_nan(square, scale**2)
+
+        def add():
+            step.sums.add(gradients)
+            return {name: tf.cast(scalars[name], step.dtype) for name in self.zeros()}
+
+        if step.kind is SUM or step.kind is EXAMPLES:
+            return add()
+        # A slice without a single counted token has a loss of 0/0.
+        if step.at_once:
+            gradients = [_where(weight > 0, gradient) for gradient in gradients]
+            scalars["loss"] = _where(weight > 0, scalars["loss"])
+            return add()
+        return tf.cond(weight > 0, add, self.zeros)
+
+    def logs(self, totals):
+        loss = totals["loss"]
+        if self.step.kind is not SUM:
+            loss = tf.math.divide_no_nan(loss, totals["weight"])
+        self.flavor.track_loss(self.model, loss, self.examples)
+        return self.flavor.metrics_result(self.model)
+
+
+class OwnStep(CompiledLoss):
+    """Microbatches of a model with a `train_step` of its own, recorded instead of applied."""
+
+    def __init__(self, step, data, context, quiet=False):
+        super().__init__(step, data, context, quiet)
+        self.own = tf.__internal__.autograph.tf_convert(step.hook.plain, context)
+        given = step.split.weight is not None
+        counted = self.flavor.own_weight(self.model, data) is not EXAMPLES
+        step.kind = "given" if given else "counted" if counted else EXAMPLES
+        self.names = self.flavor.own_logs(self.model, self.own, data)
+        metrics = self.flavor.metrics_result(self.model)
+        self.means = [name for name in self.names if name not in metrics]
+
+    def zeros(self):
+        zero = tf.zeros([], self.step.dtype)
+        return {**super().zeros(), **{f"own {name}": zero for name in self.means}}
+
+    def __call__(self, part):
+        examples = tf.cast(batch_size(part), self.step.dtype)
+        weight = self.step.split.weight_of(part, examples)
+        if weight is None:
+            weight = self.flavor.own_weight(self.model, part)
+            weight = examples if weight is EXAMPLES else weight
+        weight = tf.cast(weight, self.step.dtype) / self.unit
+        penalty, term = self.step.hook.penalty, None
+        with ExitStack() as stack:
+            seen = []
+            if self.quiet:
+                stack.enter_context(self.flavor.still_metrics(self.model))
+            elif self.weighted:
+                # The metric called "loss" would take every microbatch for equal, and the 0/0 of one
+                # without a counted token.
+                seen = stack.enter_context(self.flavor.still_loss(self.model))
+            doubled = part
+            if penalty is not None:
+                doubled = penalty.doubled(part)
+                term = stack.enter_context(penalty.watching(self.flavor, self.model))
+            recording = stack.enter_context(self.flavor.recording(self.model, weight, term))
+            logs = flat_logs(self.own(doubled))
+        by_id = dict(zip(map(id, recording.variables), recording.gradients, strict=True))
+        gradients = [by_id.get(id(v)) for v in self.model.trainable_variables]
+        scalars = {f"own {n}": tf.cast(logs[n], weight.dtype) * weight for n in self.means}
+        loss = recording.loss
+        if loss is None and seen:
+            loss = seen[-1] * tf.cast(weight, seen[-1].dtype)
+        self.tracks = self.weighted and loss is not None
+        if self.tracks:
+            scalars["loss"] = tf.reduce_sum(loss)
+        return self.add(gradients, weight, examples, {"loss": 0.0, **scalars})
+
+    @property
+    def weighted(self):
+        return self.step.kind is not EXAMPLES
+
+    def logs(self, totals):
+        weight = totals["weight"]
+        if self.tracks:
+            # With weight 1: that of a loss of shape [1], as transformers' token losses have it.
+            self.flavor.track_loss(self.model, tf.math.divide_no_nan(totals["loss"], weight), 1)
+        logs = self.flavor.metrics_result(self.model)
+        if self.flavor.sums_logs:
+            weight *= tf.distribute.get_strategy().num_replicas_in_sync
+        for name in self.means:
+            logs[name] = tf.math.divide_no_nan(totals[f"own {name}"], weight)
+        return {name: logs[name] for name in self.names}
+
+
+def square_norm(gradients):
+    """Σ g² over all gradients, None left out, repeated rows of a sparse one summed first."""
+    squares = []
+    for gradient in gradients:
+        if isinstance(gradient, tf.IndexedSlices):
+            unique = getattr(gradient, "rows_are_unique", False)
+            gradient = (gradient if unique else unique_rows(gradient)).values
+        if gradient is not None:
+            squares.append(tf.reduce_sum(tf.square(tf.cast(gradient, tf.float32))))
+    return tf.add_n(squares)
+
+
+def _where(condition, value):
+    """`value`, or zeros."""
+    if isinstance(value, tf.IndexedSlices):
+        values = _where(condition, value.values)
+        return tf.IndexedSlices(values, value.indices, value.dense_shape)
+    return value if value is None else tf.where(condition, value, tf.zeros_like(value))
+
+
+def _as(term, like):
+    return tf.cast(term, (term if like is None else like).dtype)

@@ -1,0 +1,314 @@
+"""Compute a block's activations again in the backward pass instead of keeping them."""
+
+import re
+from dataclasses import dataclass
+from functools import partial
+
+import tensorflow as tf
+from tensorflow.python.eager import record
+from tensorflow.python.framework import op_callbacks
+
+from keras_efficient import flavor as flavors
+from keras_efficient.flavor._call_replay import converted, replay
+from keras_efficient.parametrize._layer_paths import layer_paths
+
+
+@dataclass(frozen=True)
+class RematReport:
+    """What `remat` set: the paths of the layers whose activations are computed again."""
+
+    layers: tuple[str, ...]
+
+    def __str__(self):
+        if not self.layers:
+            return "remat: off"
+        number = len(self.layers)
+        return (
+            f"remat: {number} layer{'s' * (number > 1)} computed again in the backward pass: "
+            + (", ".join(self.layers))
+        )
+
+
+def remat(model, layers=None) -> RematReport:
+    """Keep only the inputs of `layers` for the backward pass, and compute the rest again there.
+
+    Rematerialisation, or gradient checkpointing: in training, the activations inside each of these
+    layers are thrown away after the forward pass and computed a second time when their gradients
+    are due. With L equal blocks of A bytes of activations and I bytes of input each, a step holds
+    L·I + A bytes instead of L·A, for one more forward pass of the blocks.
+
+    Exact: dropout draws the same mask both times, and updates of state (seed generators,
+    BatchNormalization's averages) happen once. In Keras 3 the draws are also those of a run without
+    `remat`; in tf_keras they are other ones, as random.
+
+    Acts where a layer is called in training mode, from the next `fit` on; works under
+    `ke.accumulate`, mixed precision and XLA. It belongs to the model in memory: saving leaves it
+    out, so apply it again after loading. Applying it again replaces the choice.
+
+    Args:
+        model: a built Keras 3 or tf_keras model.
+        layers: which layers. None (default): the model's Transformer blocks, that is, the
+            innermost layers with both attention and another kernel inside. Or a regular
+            expression searched in their paths ("encoder/layer_1"), a function `layer -> bool`, or
+            a list of layers; of layers inside each other the outermost counts. False: none,
+            as the model was.
+
+    Returns:
+        A `Rematerialised`: `print(ke.remat(model))` says which layers.
+
+    Raises:
+        ValueError: no such layer, a model that is not built, a list with a layer that is not
+            inside the model. In `fit`: a layer that adds a loss in its call, or that draws random
+            numbers past the library's generators (`tf.random.uniform`), which cannot be drawn
+            again.
+        TypeError: `model` is no Keras model, or `layers` none of the above.
+
+    Example:
+        >>> report = ke.remat(model, "dense")
+        >>> len(report.layers)
+        1
+        >>> print(ke.remat(model, False))
+        remat: off
+
+    Reference:
+        Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". Keras 3's own
+        `RematScope` acts on layers made inside it, and draws other dropout masks the second time;
+        `tf.recompute_grad` takes no keyword arguments in a graph.
+    """
+    flavor = flavors.of(model)
+    if not model.built:
+        raise ValueError(
+            "A model must be built before its layers can be chosen: they may not exist yet. "
+            f"Received: {type(model).__name__} {model.name!r}, not built. Call it on a batch first."
+        )
+    inside = dict(layer_paths(model))
+    chosen = _outermost(_choose(model, inside, layers))
+    for layer in inside.values():
+        if _recomputed(layer):
+            _recomputed(layer).detach()
+    for layer in chosen.values():
+        # Past Keras' own __setattr__, which would track the attribute.
+        object.__setattr__(layer, "call", _Recomputed(layer, flavor).call)
+    model.train_function = None
+    return RematReport(tuple(chosen))
+
+
+# --- which layers --------------------------------------------------------------------------------
+
+
+def _choose(model, inside, layers):
+    if layers is False:
+        return {}
+    if layers is None:
+        rule, found = "the model's Transformer blocks", transformer_blocks(inside)
+    elif isinstance(layers, str):
+        rule = f"layers={layers!r}, searched in the layers' paths"
+        found = {path: layer for path, layer in inside.items() if re.search(layers, path)}
+    elif isinstance(layers, list | tuple):
+        paths = {id(layer): path for path, layer in inside.items()}
+        foreign = [layer for layer in layers if id(layer) not in paths]
+        if foreign:
+            raise ValueError(
+                "`layers` must be layers inside the model. Received: "
+                f"{getattr(foreign[0], 'name', foreign[0])!r}, which is not inside {model.name!r}. "
+                "Take them from `model.layers` or from a layer's attributes."
+            )
+        rule = "an empty list"
+        found = {paths[id(layer)]: layer for layer in layers}
+    elif callable(layers) and not hasattr(layers, "_flatten_layers"):
+        rule, found = (
+            f"layers={layers!r}",
+            {p: layer for p, layer in inside.items() if layers(layer)},
+        )
+    else:
+        raise TypeError(
+            "`layers` must be None, False, a regular expression, a function of a layer or a list "
+            f"of layers. Received: {layers!r}. Put a single layer in a list."
+        )
+    if not found:
+        paths = list(inside)
+        shown = ", ".join(paths[:12]) + (", ..." if len(paths) > 12 else "")
+        raise ValueError(
+            f"There must be a layer to compute again. Received: {rule}, of which {model.name!r} "
+            f"has none. Name some of its layers by a regular expression: {shown}. (False takes "
+            "remat away.)"
+        )
+    return found
+
+
+def transformer_blocks(inside):
+    """The innermost layers that hold attention and, outside of it, another kernel."""
+    attention = {
+        path for path, layer in inside.items() if "attention" in type(layer).__name__.lower()
+    }
+    found = {}
+    for path, layer in inside.items():
+        if _is_inside(path, attention) or path in attention:
+            continue
+        within = [p for p in inside if p.startswith(path + "/")]
+        others = [p for p in within if p not in attention and not _is_inside(p, attention)]
+        kernel = any(len(v.shape) > 1 for p in others for v in _own_weights(inside[p]))
+        if kernel and len(others) < len(within):
+            found[path] = layer
+    return {
+        path: layer
+        for path, layer in found.items()
+        if not any(other.startswith(path + "/") for other in found)
+    }
+
+
+def _own_weights(layer):
+    """The weights of a layer without layers inside."""
+    inner = layer._flatten_layers(recursive=False, include_self=False)
+    return () if next(iter(inner), None) is not None else layer.weights
+
+
+def _is_inside(path, paths):
+    parts = path.split("/")
+    return any("/".join(parts[:n]) in paths for n in range(1, len(parts)))
+
+
+def _outermost(chosen):
+    return {path: layer for path, layer in chosen.items() if not _is_inside(path, chosen)}
+
+
+# --- one layer -----------------------------------------------------------------------------------
+
+
+class _Recomputed:
+    """Has the method that stands in for a layer's `call`, as an attribute of that one layer."""
+
+    def __init__(self, layer, flavor):
+        self.layer, self.flavor = layer, flavor
+        self.own = vars(layer).get("call")
+
+    @property
+    def plain(self):
+        """The `call` the layer had: its own, or its class's (which a view of weights changes)."""
+        return type(self.layer).call.__get__(self.layer) if self.own is None else self.own
+
+    def call(self, *args, **kwargs):
+        run = replay(self.flavor, self.layer, kwargs)
+        call = converted(self.flavor, self.layer, self.plain)
+        return call(*args, **kwargs) if run is None else recompute(call, run, args, kwargs)
+
+    #: By this AutoGraph knows what to leave as it is; `converted` sees to the layer's own code.
+    call.autograph_info__ = None
+
+    def detach(self):
+        """Give the layer its own `call` back."""
+        object.__delattr__(self.layer, "call")
+        if self.own is not None:
+            object.__setattr__(self.layer, "call", self.own)
+
+
+def _recomputed(layer):
+    own = getattr(vars(layer).get("call"), "__self__", None)
+    return own if isinstance(own, _Recomputed) else None
+
+
+def recompute(call, run, args, kwargs):
+    """`call(*args, **kwargs)`, called again for its gradient; what happens between is not kept.
+
+    Args:
+        call: a function of tensors, in any nesting.
+        run: has the contexts `first()` and `again()`, in which it is called.
+        args, kwargs: its arguments, nested as they like; tensors of floats get gradients.
+
+    Returns:
+        What the call returns.
+    """
+    leaves = tf.nest.flatten((args, kwargs), expand_composites=True)
+    places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
+
+    def arguments(tensors):
+        filled = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            mask = getattr(leaves[place], "_keras_mask", None)
+            if mask is not None:
+                tensor._keras_mask = mask
+            filled[place] = tensor
+        return tf.nest.pack_sequence_as((args, kwargs), filled, expand_composites=True)
+
+    with record.stop_recording(), record.VariableWatcher() as watcher, run.first(), _watching():
+        result = call(*args, **kwargs)
+    results = tf.nest.flatten(result, expand_composites=True)
+    given = [i for i, leaf in enumerate(results) if _is_float(leaf)]
+    variables = [v for v in watcher.watched_variables() if v.dtype.is_floating]
+
+    @tf.custom_gradient
+    def outputs(*inputs):
+        # The variables' values are inputs too: that is how their gradients leave.
+        tensors = inputs[: len(places)]
+
+        def gradient(*upstream):
+            late = _after(upstream, tensors)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch([*late, *variables])
+                passed, named = arguments(late)
+                with run.again():
+                    second = tf.nest.flatten(call(*passed, **named), expand_composites=True)
+            return tape.gradient(
+                [second[i] for i in given],
+                [*late, *variables],
+                output_gradients=upstream,
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+
+        return [tf.identity(results[i]) for i in given], gradient
+
+    values = [tf.convert_to_tensor(variable) for variable in variables]
+    for place, tensor in zip(given, outputs(*[leaves[i] for i in places], *values), strict=True):
+        mask = getattr(results[place], "_keras_mask", None)
+        if mask is not None:
+            tensor._keras_mask = mask
+        results[place] = tensor
+    return tf.nest.pack_sequence_as(result, results, expand_composites=True)
+
+
+def _is_float(leaf):
+    return isinstance(leaf, tf.Tensor) and leaf.dtype.is_floating
+
+
+def _after(upstream, tensors):
+    """`tensors`, but not before `upstream` is known: else all would be computed again at once.
+
+    A data dependency, since XLA does not keep control dependencies; without it, TensorFlow would
+    also see that everything has been computed before, and keep that. As `tf.recompute_grad` does.
+    """
+    if tf.executing_eagerly():
+        return list(map(tf.identity, tensors))
+    first = tf.reduce_max(tf.reshape(upstream[0], [-1])[:1])
+    known = tf.cast(first, tf.bool)
+    zero = tf.where(known == known, 0.0, float("nan"))
+    with tf.control_dependencies(upstream):
+        return [tensor + tf.cast(zero, tensor.dtype) for tensor in tensors]
+
+
+#: Ops that draw from a generator of TensorFlow's own.
+_STATEFUL_DRAWS = re.compile(
+    r"^(Random(Uniform|UniformInt|StandardNormal|Gamma|GammaGrad|Poisson|PoissonV2|Shuffle|Crop)"
+    r"|(Parameterized)?TruncatedNormal|Multinomial|Stateful\w+|RngReadAndSkip)$"
+)
+
+
+class _watching:
+    """A context in which an op that cannot be drawn again is an error."""
+
+    def __enter__(self):
+        self.callback = partial(_refuse_draws)
+        op_callbacks.add_op_callback(self.callback)
+
+    def __exit__(self, *exc_info):
+        op_callbacks.remove_op_callback(self.callback)
+
+
+def _refuse_draws(op_type, inputs, attrs, outputs, op_name=None, graph=None):
+    name = op_type.decode() if isinstance(op_type, bytes) else op_type
+    if _STATEFUL_DRAWS.match(name) and not name.startswith("StatefulPartitionedCall"):
+        raise ValueError(
+            "A layer whose activations are computed again must draw its random numbers from the "
+            "library's generators (a Dropout layer, keras.random with a SeedGenerator), which can "
+            f"be drawn again. Received: a layer that uses the op {name} (tf.random). Change that, "
+            "or leave the layer out of `ke.remat`'s `layers`."
+        )

@@ -1,0 +1,370 @@
+"""Exported models timed against each other, in processes of their own."""
+
+import json
+import signal
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from keras_efficient._errors import InputError
+from keras_efficient.bench import _bench as bench_module
+from keras_efficient.bench._bench import bench
+from keras_efficient.bench._bench_report import BenchReport
+from keras_efficient.bench._inputs import labelled, shaped, synthetic
+from keras_efficient.runtime import _process as process_module
+from keras_efficient.runtime import _runner_script as bench_child
+from keras_efficient.runtime._process import Child, ChildError
+from tests.bench.bench_models import (
+    VOCABULARY,
+    Classifier,
+    write_onnx,
+    write_saved_model,
+    write_tflite,
+)
+
+QUICK = {"batches": [1, 2], "lengths": [4], "seconds": 0.05, "vocabulary": VOCABULARY}
+CASES = ["batch 1, length 4", "batch 2, length 4"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """The same classifier in three formats."""
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "saved": write_saved_model(folder / "reviews" / "1"),
+        "litert": write_tflite(folder / "reviews.tflite"),
+        "onnx": write_onnx(folder / "reviews.onnx"),
+    }
+
+
+@pytest.fixture(scope="module")
+def report(models):
+    return bench(models, data=Classifier().labelled(), **QUICK)
+
+
+# --- in processes, as users have it --------------------------------------------------------------
+
+
+def test_every_kind_is_timed(report, models):
+    assert list(report.targets) == ["saved", "litert", "onnx"]
+    kinds = [target["kind"] for target in report.targets.values()]
+    assert kinds == ["saved_model", "litert", "onnx"]
+    for target in report.targets.values():
+        assert list(target["cases"]) == CASES
+        for batch, figures in zip((1, 2), target["cases"].values(), strict=True):
+            assert 0 < figures["median_ms"] <= figures["p95_ms"]
+            assert figures["calls"] >= bench_module._ROUNDS
+            expected = 1e3 * batch / figures["median_ms"]
+            assert figures["examples_per_second"] == pytest.approx(expected)
+
+
+def test_accuracy_is_that_of_the_labels(report):
+    assert {t["accuracy"] for t in report.targets.values()} == {0.75}
+
+
+def test_bytes_are_those_that_a_server_loads(report, models):
+    assert report.targets["onnx"]["bytes"] == models["onnx"].stat().st_size
+    folder = models["saved"]
+    files = [folder / "saved_model.pb", *(folder / "variables").iterdir()]
+    assert report.targets["saved"]["bytes"] == sum(file.stat().st_size for file in files)
+
+
+@pytest.mark.parametrize("kind", ["saved_model", "litert", "onnx"])
+def test_a_child_answers(kind, models, tmp_path):
+    path = dict(zip(("saved_model", "litert", "onnx"), models.values(), strict=True))[kind]
+    data = Classifier().labelled()
+    # Inputs of another integer dtype are converted.
+    np.savez(tmp_path / "in.npz", ids=data["ids"].astype("int64"), mask=data["mask"])
+    with Child(path, kind) as process:
+        expected = {"dtype": "int32", "shape": [None, None]}
+        assert process.inputs == {"ids": expected, "mask": expected}
+        assert process.outputs == ["logits"]
+        process.ask(run=str(tmp_path / "in.npz"), to=str(tmp_path / "out.npz"))
+        # One that fails leaves the process usable.
+        with pytest.raises(ChildError, match=r"FileNotFoundError: .*nowhere"):
+            process.ask(run=str(tmp_path / "nowhere.npz"), to="")
+        answer = process.ask(time=str(tmp_path / "in.npz"), calls=3, seconds=60.0)
+    assert len(answer["times"]) == 3
+    expected = Classifier().serve(data["ids"], data["mask"])["logits"]
+    np.testing.assert_allclose(np.load(tmp_path / "out.npz")["logits"], expected, atol=1e-6)
+
+
+def test_a_child_that_dies_says_so(models):
+    with Child(models["litert"], "litert") as process:
+        process._process.send_signal(signal.SIGKILL)
+        with pytest.raises(ChildError, match=r"the process ended with code -9"):
+            for _ in range(2):
+                process.ask(time="", calls=1, seconds=1.0)
+
+
+def test_a_child_that_hangs_is_ended(models):
+    with Child(models["litert"], "litert") as process:
+        process._process.send_signal(signal.SIGSTOP)
+        process._patience = 0.1
+        with pytest.raises(ChildError, match=r"no answer within 0.1 seconds"):
+            process.ask(time="", calls=1, seconds=1.0)
+        assert process._process.poll() == -signal.SIGKILL
+
+
+# --- turns ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def turns(monkeypatch):
+    """Children that only write down who was asked, and answer with their own number."""
+    log = []
+
+    class Fake:
+        def __init__(self, path, kind, threads):
+            self.path = path
+            self.inputs = {"ids": {"dtype": "int32", "shape": [None, None]}}
+            log.append(("load", path.stem, threads))
+
+        def ask(self, **request):
+            log.append((self.path.stem, dict(np.load(request["time"]))["ids"].shape))
+            return {"times": [float(len(self.path.stem))] * 2}
+
+    @contextmanager
+    def fake(path, kind, threads):
+        yield Fake(path, kind, threads)
+
+    monkeypatch.setattr(bench_module, "Child", fake)
+    return log
+
+
+def test_turns_are_taken(turns, tmp_path):
+    paths = [tmp_path / f"{name}.onnx" for name in ("a", "bb", "ccc")]
+    for path in paths:
+        path.write_bytes(b"")
+    made = bench(paths, batches=[1, 2], lengths=[3], threads=2)
+    assert turns[:3] == [("load", name, 2) for name in ("a", "bb", "ccc")]
+    turns = turns[3:]
+    # Every three in a row are one of each on the same inputs, and each begins in its turn.
+    for number, start in enumerate(range(0, len(turns), 3)):
+        names, shapes = zip(*turns[start : start + 3], strict=True)
+        first = number // 2 % 3
+        order = ("a", "bb", "ccc")
+        assert names == order[first:] + order[:first]
+        assert set(shapes) == {(1 + number % 2, 3)}
+    assert len(turns) == bench_module._ROUNDS * 2 * 3
+    assert made.targets[str(paths[2])]["cases"]["batch 2, length 3"] == {
+        "median_ms": 3.0,
+        "p95_ms": 3.0,
+        "examples_per_second": 2000 / 3,
+        "calls": 2 * bench_module._ROUNDS,
+    }
+
+
+def test_inputs_may_be_given(turns, tmp_path):
+    (tmp_path / "a.onnx").write_bytes(b"")
+    bench(
+        tmp_path / "a.onnx",
+        batches=[2],
+        lengths=[3],
+        inputs=lambda batch, length: {"ids": np.zeros((batch + 5, length + 5))},
+    )
+    assert {shape for _, shape in turns[1:]} == {(7, 8)}
+
+
+def test_calls_end_with_the_seconds():
+    class Model:
+        prepared = staticmethod(lambda values: values)
+
+        def __init__(self):
+            self.calls = 0
+
+        def call(self, inputs):
+            self.calls += 1
+
+    model = Model()
+    request = {"time": "a", "calls": 5, "seconds": 1e3}
+    assert len(bench_child.timed(model, {"a": {}}, request)["times"]) == 5
+    # And the one that is not counted.
+    assert model.calls == 6
+    assert len(bench_child.timed(model, {"a": {}}, {**request, "seconds": 0})["times"]) == 1
+
+
+# --- inputs --------------------------------------------------------------------------------------
+
+
+def test_synthetic_inputs():
+    spec = {"dtype": "int32", "shape": [None, None]}
+    names = ("token_ids", "padding_mask", "segment_ids", "attention_mask", "token_type_ids")
+    inputs = {**dict.fromkeys(names, spec), "image": {"dtype": "float32", "shape": [None, 4, 3]}}
+    shapes = shaped(inputs, 2, 300, "m")
+    made = synthetic(shapes, vocabulary=7)
+    assert {n: a.shape for n, a in made.items()} == {
+        **dict.fromkeys(names, (2, 300)),
+        "image": (2, 4, 3),
+    }
+    assert {n: str(a.dtype) for n, a in made.items()} == {
+        **dict.fromkeys(names, "int32"),
+        "image": "float32",
+    }
+    assert set(np.unique(made["token_ids"])) == set(range(1, 7))
+    assert all((made[n] == 1).all() for n in ("padding_mask", "attention_mask"))
+    assert all((made[n] == 0).all() for n in ("segment_ids", "token_type_ids"))
+    np.testing.assert_array_equal(made["token_ids"], synthetic(shapes, 7)["token_ids"])
+
+
+def test_inputs_that_cannot_be_made():
+    with pytest.raises(InputError, match=r"length it is timed at. Received: m, .* Time it at 6"):
+        shaped({"ids": {"dtype": "int32", "shape": [None, 6]}}, 1, 8, "m")
+    with pytest.raises(InputError, match=r"Inputs are numbers. Received: m, .*'text' is string"):
+        shaped({"text": {"dtype": "string", "shape": [None]}}, 1, 8, "m")
+
+
+def test_labelled(tmp_path):
+    data = Classifier().labelled()
+    np.savez(tmp_path / "d.npz", **data)
+    assert set(labelled(tmp_path / "d.npz")) == set(data) == set(labelled(data))
+    bad = [
+        {"ids": data["ids"]},
+        {"labels": data["labels"]},
+        {**data, "labels": data["labels"].astype(float)},
+        {**data, "ids": data["ids"][:3]},
+        {"ids": data["ids"][:0], "labels": data["labels"][:0]},
+    ]
+    for arrays in bad:
+        with pytest.raises(InputError, match=r"Labelled examples are arrays by the names"):
+            labelled(arrays)
+    with pytest.raises(InputError, match=r"`data` must be the path .* Received: 3\."):
+        labelled(3)
+    whole = (tmp_path / "d.npz").read_bytes()
+    for spoilt in (b"", b"no archive", whole[: len(whole) // 2]):
+        (tmp_path / "bad.npz").write_bytes(spoilt)
+        with pytest.raises(InputError, match=r"npz file of arrays, made with np.savez. Received"):
+            labelled(tmp_path / "bad.npz")
+    with pytest.raises(InputError, match=r"npz file of arrays.* Received.*nowhere"):
+        labelled(tmp_path / "nowhere.npz")
+
+
+# --- what cannot be ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batches": []}, r"`batches` must be different positive integers.* Received: \[\]"),
+        ({"batches": [0]}, r"`batches` must be .* Received: \[0\]"),
+        ({"lengths": [8, 8]}, r"`lengths` must be different .* Received: \[8, 8\]"),
+        ({"threads": 0}, "`threads` must be an integer from 1 to 4096. Received: 0"),
+        ({"seconds": 0.0}, "`seconds` must be positive and finite. Received: 0.0"),
+        ({"seconds": float("nan")}, "`seconds` must be positive and finite. Received: nan"),
+        ({"vocabulary": 1}, "`vocabulary` must be an integer above 1. Received: 1"),
+    ],
+)
+def test_arguments(options, message, models):
+    with pytest.raises(InputError, match=message):
+        bench(models, **options)
+
+
+def test_targets(tmp_path, models):
+    with pytest.raises(InputError, match=r"at least one model. Received: none"):
+        bench([])
+    with pytest.raises(InputError, match=r"Targets must differ. Received"):
+        bench([models["onnx"], str(models["onnx"])])
+    with pytest.raises(InputError, match=r"A .onnx file must exist. Received: .*nowhere.onnx"):
+        bench(tmp_path / "nowhere.onnx")
+    with pytest.raises(InputError, match=r"folder must exist"):
+        bench(tmp_path / "nowhere")
+    (tmp_path / "empty" / "1").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"must hold saved_model.pb or model.tflite. Received"):
+        bench(tmp_path / "empty")
+
+
+def test_a_damaged_version_is_not_loaded(tmp_path, models, monkeypatch):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "manifest.json").write_text("{}")
+    write_tflite(tmp_path / "1" / "model.tflite")
+    monkeypatch.setattr(bench_module, "Child", None)
+    with pytest.raises(InputError, match=r"manifest"):
+        bench(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["m.tflite", "m.onnx"])
+def test_a_broken_file_is_one_line(name, tmp_path, models):
+    source = models["litert" if name.endswith("tflite") else "onnx"].read_bytes()
+    (tmp_path / name).write_bytes(source[: len(source) // 2])
+    with pytest.raises(InputError, match=rf"must load and run .* Received: .*{name}, whose") as e:
+        bench(tmp_path / name, **QUICK)
+    assert "\n" not in str(e.value)
+
+
+def test_a_saved_model_without_its_weights_is_one_line(tmp_path):
+    folder = write_saved_model(tmp_path / "1")
+    (folder / "variables" / "variables.index").unlink()
+    with pytest.raises(InputError, match="must load and run in a process without Keras") as e:
+        bench(tmp_path, **QUICK)
+    assert "\n" not in str(e.value)
+
+
+def test_ids_beyond_the_vocabulary_are_one_line(models):
+    with pytest.raises(
+        InputError, match=r"whose process said: InvalidArgumentError: Graph .*indices"
+    ):
+        bench(models["saved"], **{**QUICK, "vocabulary": 1000})
+
+
+def test_data_without_an_input(models):
+    data = Classifier().labelled()
+    del data["mask"]
+    with pytest.raises(InputError, match=r"no array for the inputs \['mask'\]; there are \['ids'"):
+        bench(models["litert"], data=data, **QUICK)
+
+
+@pytest.mark.parametrize("kind", ["litert", "onnx"])
+def test_runtimes_are_extras(kind, models, monkeypatch):
+    monkeypatch.setattr(process_module, "find_spec", lambda name: None)
+    extra = {"litert": "litert", "onnx": "benchmarks"}[kind]
+    with pytest.raises(InputError, match=rf"not installed. .*'keras_efficient\[{extra}\]'"):
+        bench(models[kind], **QUICK)
+
+
+# --- the report ----------------------------------------------------------------------------------
+
+
+def figures(median):
+    return {"median_ms": median, "p95_ms": median, "examples_per_second": 1.0, "calls": 5}
+
+
+def made(accuracy=None):
+    facts = {"path": "p", "kind": "onnx", "bytes": 2_000_000, "accuracy": accuracy}
+    return BenchReport(
+        1,
+        {
+            "[b]slow": {**facts, "cases": dict(zip(CASES, map(figures, (4.0, 9.0)), strict=True))},
+            "quick": {**facts, "cases": dict(zip(CASES, map(figures, (2.0, 3.0)), strict=True))},
+        },
+    )
+
+
+def test_speedup():
+    assert made().speedup("[b]slow") == {
+        "[b]slow": dict.fromkeys(CASES, 1.0),
+        "quick": {CASES[0]: 2.0, CASES[1]: 3.0},
+    }
+    with pytest.raises(InputError, match=r"`baseline` must be one of \[b\]slow, quick. Received"):
+        made().speedup("fast")
+
+
+def test_json():
+    written = json.loads(made(0.5).to_json())
+    assert written == {"threads": 1, "targets": made(0.5).targets}
+
+
+def test_table(capsys):
+    Console(width=120).print(made(0.5).table())
+    out = capsys.readouterr().out
+    for part in ("[b]slow", *CASES, "9.00", "3.00x", "2.00", "50.00%", "1 thread"):
+        assert part in out
+
+
+def test_plot(tmp_path):
+    made().plot(tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").read_bytes()[:4] == b"\x89PNG"
+    for name in ("nowhere/bench.png", "bench.txt"):
+        with pytest.raises(InputError, match=r"A plot goes into an image file"):
+            made().plot(tmp_path / name)

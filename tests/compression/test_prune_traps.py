@@ -1,0 +1,151 @@
+"""What TF-MOT gets wrong or refuses (traps 22 to 26): ours is right, upstream still wrong."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from fit_helpers import fit
+from test_prune import Each, assert_exact, ready
+from zoo import FEW, ZOO, keras_of
+
+import keras_efficient as ke
+from keras_efficient.compression._masks import Mask
+from keras_efficient.compression._tf_mot import tf_mot
+from keras_efficient.parametrize._attach import transforms, updaters
+
+libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
+
+
+def wrapped(layer_or_model, *args, **kwargs):
+    return tf_mot("sparsity.keras.prune").prune_low_magnitude(layer_or_model, *args, **kwargs)
+
+
+def dense(library, units=64):
+    keras = keras_of(library)
+    return keras.Sequential([keras.layers.Input((8,)), keras.layers.Dense(units)])
+
+
+def data(n=48):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(n, 8)).astype("float32"), rng.normal(size=(n, 64)).astype("float32")
+
+
+def trained_upstream():
+    """Masks and zeros after every step of TF-MOT's own way: 12 steps, to 80% in 10, every 4."""
+    import tf_keras
+
+    schedule = tf_mot("sparsity.keras.pruning_schedule").PolynomialDecay(0.0, 0.8, 0, 10, 3, 4)
+    model = wrapped(dense("tf_keras"), schedule)
+    model.compile(tf_keras.optimizers.SGD(0.1), "mse")
+    layer, seen = model.layers[0], []
+    note = tf_keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda *_: seen.append(
+            (
+                int(np.count_nonzero(layer.pruning_vars[0][1].numpy() == 0)),
+                int(np.count_nonzero(layer.layer.kernel.numpy() == 0)),
+            )
+        )
+    )
+    update = tf_mot("sparsity.keras.pruning_callbacks").UpdatePruningStep()
+    model.fit(*data(), batch_size=4, shuffle=False, verbose=0, callbacks=[update, note])
+    return seen
+
+
+@libraries
+def test_traps_22_and_23_the_last_update_comes_and_weights_are_masked_after_each(library):
+    model, each = dense(library), Each()
+    model.compile(keras_of(library).optimizers.SGD(0.1), "mse", jit_compile=False)
+    ke.prune(model, 0.8, end_step=10, frequency=4, layers="kernel")
+    model.fit(*data(), batch_size=4, shuffle=False, verbose=0, callbacks=[each])
+    counts = [next(iter(step.values()))[0] for step in each.zeros]
+    # Zeros at updates 4 and 8, and at 10, which 4 does not hit.
+    assert len(counts) == 12 and counts[2] == 0 < counts[3] < counts[7] < counts[9]
+    assert counts[9:] == [512 - round(512 * 0.2)] * 3
+    assert counts[3] == counts[6] and counts[7] == counts[8]
+    theirs = trained_upstream()
+    # Upstream: update 10 never comes (trap 22), and no weight is zero at the end of a step (23).
+    assert theirs[-1][0] == theirs[8][0] == counts[8]
+    assert all(zeros == 0 for _, zeros in theirs)
+
+
+def test_trap_22_upstream_step_0_is_never_asked_for():
+    """The counter is moved before it is looked at."""
+    import tf_keras
+
+    model = wrapped(
+        dense("tf_keras"), tf_mot("sparsity.keras.pruning_schedule").ConstantSparsity(0.5, 0, 0)
+    )
+    model.compile(tf_keras.optimizers.SGD(0.1), "mse")
+    update = tf_mot("sparsity.keras.pruning_callbacks").UpdatePruningStep()
+    model.fit(*data(), batch_size=4, verbose=0, callbacks=[update])
+    assert model.layers[0].pruning_vars[0][1].numpy().all()
+    ours = dense("tf_keras")
+    ke.prune(ours, 0.5, schedule="constant", begin_step=0, end_step=0, layers="kernel")
+    assert_exact(ours)
+
+
+@libraries
+def test_trap_24_n_of_m_is_chosen_anew_at_every_move(library):
+    model = dense(library)
+    model.compile(keras_of(library).optimizers.SGD(0.0), "mse", jit_compile=False)
+    ke.prune(model, pattern="2:4", end_step=4, frequency=2, layers="kernel")
+    (mask,) = transforms(model, Mask)
+    first = mask.mask.numpy()
+    # (What was pruned at update 0 is now the largest.)
+    mask.weight.value.assign(np.where(first > 0, 1.0, 2.0))
+    (updater,) = updaters(model)
+    updater.update(tf.constant(2, tf.int64))
+    # Seen through the mask nothing is there to come back; beneath it there is.
+    np.testing.assert_array_equal(mask.mask.numpy(), 1 - first)
+    assert not (mask.mask.numpy() == first).all()
+
+
+def test_trap_24_upstream_chooses_n_of_m_once_and_forgets_it():
+    import tf_keras
+
+    layer = wrapped(tf_keras.layers.Dense(4), sparsity_m_by_n=(2, 4))
+    assert "m_by_n" not in str(layer.get_config())
+    weight, mask, threshold = tf.Variable(tf.ones((4, 1))), tf.Variable(tf.ones((4, 1))), 0.0
+    schedule = tf_mot("sparsity.keras.pruning_schedule").ConstantSparsity(0.5, 0, -1, 1)
+    for step, asked in ((1, True), (2, False)):
+        mask.assign(tf.ones((4, 1)))
+        pruning = tf_mot("sparsity.keras.pruning_impl").Pruning(
+            lambda step=step: tf.constant(step),
+            [(weight, mask, tf.Variable(threshold))],
+            schedule,
+            (1, 1),
+            "AVG",
+            (2, 4),
+        )
+        pruning.conditional_mask_update()
+        assert np.count_nonzero(mask.numpy()) == (2 if asked else 4)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "block:1x4"])
+@pytest.mark.parametrize("specimen", [ZOO[0], ZOO[4]], ids=repr)
+def test_trap_25_rank_3_kernels_take_groups_and_blocks(specimen, pattern):
+    model = ready(specimen)
+    fixed = {"final_sparsity": 0.5} if pattern != "2:4" else {}
+    ke.prune(model, pattern=pattern, layers="attention", **fixed)
+    features, labels = specimen.batch(8)
+    fit(model, features, labels, batch_size=4)
+    assert {len(t.weight.shape) for t in transforms(model, Mask)} == {3}
+    assert len(transforms(model, Mask)) == 4
+    assert_exact(model)
+
+
+@pytest.mark.parametrize("kwargs", [{"sparsity_m_by_n": (2, 4)}, {"block_size": (1, 4)}])
+def test_trap_25_upstream_refuses_them(kwargs):
+    import tf_keras
+
+    inputs = tf_keras.Input((4, 8))
+    with pytest.raises(AttributeError, match="_query_dense"):
+        wrapped(tf_keras.layers.MultiHeadAttention(2, 4), **kwargs)(inputs, inputs)
+    with pytest.raises(ValueError, match="supported layer"):
+        wrapped(tf_keras.layers.EinsumDense("abc,cde->abde", (None, 2, 4)), **kwargs)
+
+
+@pytest.mark.parametrize("specimen", FEW, ids=repr)
+def test_trap_26_upstream_refuses_what_we_prune(specimen):
+    """(That we prune it, test_prune.py shows.)"""
+    with pytest.raises(ValueError, match=r"can only prune|supported layer"):
+        wrapped(specimen.make())

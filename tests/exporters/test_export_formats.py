@@ -1,0 +1,259 @@
+"""Every kind of compressed model in every format: exported, loaded without Keras, and equal."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from in_process_export import in_process as in_process
+from zoo import ZOO
+
+import keras_efficient as ke
+from keras_efficient._errors import InputError, VerificationError
+from keras_efficient.exporters import _export as export_module
+from keras_efficient.exporters.inference_ops import matmul
+from keras_efficient.versions._check_manifest import check_manifest
+
+VERBS = {
+    "none": lambda m, x: None,
+    "prune": lambda m, x: ke.prune(m, 0.5),
+    "quantize": lambda m, x: ke.quantize_aware(m, calibration=x),
+    "lora": lambda m, x: ke.lora(m, rank=2),
+    "cluster": lambda m, x: ke.cluster(m, clusters=4),
+}
+#: What is written, and how far it may be from the model in memory (of outputs below 1).
+TOLERANCES = {None: 1e-5, "bfloat16": 1e-2, "int8-weights": 1e-2, "int8": 1e-2}
+both = pytest.mark.parametrize("specimen", [ZOO[3], ZOO[4]], ids=str)
+
+
+def logits(model, x):
+    return np.asarray(ke.flavor.of(model).call(model, x, training=False))
+
+
+@both
+@pytest.mark.parametrize("caller", VERBS)
+@pytest.mark.parametrize("quantize", TOLERANCES, ids=str)
+def test_every_verb_in_every_format(specimen, caller, quantize, tmp_path, in_process):
+    model, x = specimen.make(), specimen.batch(8)[0]
+    VERBS[caller](model, x)
+    seen, weights = logits(model, x), model.get_weights()
+    report = ke.export(model, tmp_path / "m", sample=x, quantize=quantize, latency=False)
+    (answer,) = in_process[-1].values()
+    np.testing.assert_allclose(answer, seen, rtol=0, atol=TOLERANCES[quantize])
+    assert check_manifest(report.directory)["recipe"]["quantize"] == quantize
+    assert report.quantize == quantize
+    np.testing.assert_array_equal(logits(model, x), seen)
+    for a, b in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@both
+@pytest.mark.parametrize("caller", VERBS)
+def test_every_verb_in_litert(specimen, caller, tmp_path):
+    pytest.importorskip("ai_edge_litert", reason="LiteRT files are checked with ai-edge-litert")
+    model, x = specimen.make(), specimen.batch(8)[0]
+    VERBS[caller](model, x)
+    report = ke.export(model, tmp_path / "m", sample=x, format="litert")
+    assert report.max_abs_difference <= 1e-2
+    assert sorted(p.name for p in report.directory.iterdir()) == [
+        "manifest.json",
+        "model.tflite",
+        "report.json",
+    ]
+    assert check_manifest(report.directory)["recipe"]["format"] == "litert"
+
+
+@both
+@pytest.mark.parametrize("quantize", ["bfloat16", "int8-weights", "int8"])
+def test_the_bare_process_runs_every_format(specimen, quantize, tmp_path):
+    model, (x, y) = specimen.make(), specimen.batch(8)
+    y = logits(model, x).argmax(-1)
+    report = ke.export(
+        model, tmp_path / "m", sample=x, quantize=quantize, evaluate=(x, y), latency=False
+    )
+    # (Its own answers are the labels.)
+    assert report.evaluation["in_memory"] == 1.0 and report.evaluation["examples"] == 8
+    assert report.accuracy == report.evaluation["served"] >= 0.995
+    share = report.weight_bytes / sum(w.nbytes for w in model.get_weights())
+    assert share < {"bfloat16": 0.8, "int8-weights": 0.8, "int8": 0.9}[quantize]
+
+
+def test_an_export_that_loses_accuracy_is_refused(tmp_path, in_process, monkeypatch):
+    model, (x, _) = ZOO[0].make(), ZOO[0].batch(8)
+    y = logits(model, x).argmax(-1)
+    run = export_module.run_bare
+
+    def wrong(*args, **kwargs):
+        served, measured = run(*args, **kwargs)
+        return {**served, "scores": [-scores for scores in served["scores"]]}, measured
+
+    monkeypatch.setattr(export_module, "run_bare", wrong)
+    with pytest.raises(VerificationError, match=r"right on 0.00% of 8 .* memory on 100.00%.*see"):
+        ke.export(model, tmp_path / "m", sample=x, evaluate=(x, y), latency=False)
+    allowed = ke.exporters.Evaluation([(x, y)], max_drop=1.0)
+    ke.export(model, tmp_path / "m", sample=x, evaluate=allowed, latency=False)
+
+
+@pytest.mark.parametrize(
+    "evaluate, message",
+    [
+        (lambda x, y: ke.exporters.Evaluation((x, y), max_drop=2), "`max_drop` must be a share"),
+        (lambda x, y: [x], "must be batches"),
+        (lambda x, y: [], "must hold examples"),
+        (lambda x, y: (x, np.zeros((len(y), 3, 2))), "compares classes"),
+        (lambda x, y: (x, np.ones((len(y), 3))), "one class per example"),
+        (lambda x, y: (x, y, np.ones((len(y), 2))), "one weight per example"),
+        (lambda x, y: tf.data.Dataset.from_tensors((x, y)).repeat(), "must end"),
+    ],
+)
+def test_bad_evaluations(tmp_path, evaluate, message):
+    model, (x, y) = ZOO[0].make(), ZOO[0].batch(4)
+    with pytest.raises(InputError, match=message):
+        ke.export(model, tmp_path / "m", sample=x, evaluate=evaluate(x, y))
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_model_that_does_not_classify_is_not_evaluated(tmp_path):
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.Input((3, 2)), keras.layers.Dense(2)])
+    x = np.ones((4, 3, 2), "float32")
+    with pytest.raises(InputError, match="needs a classifier"):
+        ke.export(model, tmp_path / "m", sample=x, evaluate=(x, np.zeros(4)))
+
+
+def test_weights_and_probabilities(tmp_path, in_process):
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, activation="sigmoid")])
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype("float32")
+    right = np.asarray(model(x))[:, 0] > 0.5
+    assert 5 < right.sum() < 35
+    report = ke.export(model, tmp_path / "m", sample=x, evaluate=(x, right), latency=False)
+    assert report.evaluation["in_memory"] == report.evaluation["served"] == 1.0
+    half = np.where(np.arange(40) < 20, right, ~right)
+    kept = (np.arange(40) < 20).astype("float32")
+    report = ke.export(model, tmp_path / "m", sample=x, evaluate=(x, half, kept), latency=False)
+    assert report.evaluation["in_memory"] == 1.0
+    report = ke.export(
+        model, tmp_path / "m", sample=x, evaluate=(x, keras.ops.one_hot(half * 1, 1)), latency=False
+    )
+    assert report.evaluation["examples"] == 40
+
+
+def test_what_keras_changed_is_not_rounded(tmp_path):
+    keras = pytest.importorskip("keras")
+    for change in (lambda d: d.enable_lora(2), lambda d: d.quantize("int8")):
+        model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
+        change(model.layers[-1])
+        for quantize in ("int8", "int8-weights", "bfloat16"):
+            with pytest.raises(InputError, match="without Keras' own LoRA or quantization"):
+                ke.export(model, tmp_path / "m", sample=np.ones((2, 8)), quantize=quantize)
+
+
+def test_integers_of_a_model_that_does_not_round_yet(tmp_path):
+    model, x = ZOO[0].make(), ZOO[0].batch(4)[0]
+    ke.quantize_aware(model, calibration=x, begin_step=5)
+    with pytest.raises(InputError, match="begins at update 5, which it has not reached"):
+        ke.export(model, tmp_path / "m", sample=x, quantize="int8-weights")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"quantize": "int3"}, r"`quantize` must be one of \(None, 'int8'"),
+        ({"format": "onnx"}, "`format` must be"),
+        ({"format": "litert", "quantize": "bfloat16"}, "with quantize='bfloat16'"),
+        ({"format": "litert", "signatures": ("text",)}, "with a text signature"),
+        ({"signatures": ("text",)}, "needs `tokenizer`"),
+        ({"signatures": ("texts",)}, "`signatures` must be some of"),
+        ({"signatures": ()}, "`signatures` must be some of"),
+    ],
+)
+def test_bad_options(tmp_path, options, message):
+    model, x = ZOO[0].make(), ZOO[0].batch(2)[0]
+    with pytest.raises(InputError, match=message):
+        ke.export(model, tmp_path / "m", sample=x, **options)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("broken", ["fails", "saturates"])
+def test_a_machine_without_int8_products_is_told(tmp_path, monkeypatch, broken):
+    def multiplied(x, *args, **kwargs):
+        if broken == "fails":
+            raise tf.errors.NotFoundError(None, None, "No registered '_QuantizedMatMul' OpKernel")
+        return tf.fill([1, 8], 4.0)
+
+    monkeypatch.setattr(matmul, "_multiplied", multiplied)
+    model, x = ZOO[0].make(), ZOO[0].batch(2)[0]
+    with pytest.raises(InputError, match=r"int8'.*(fails|came out as 4).*int8-weights"):
+        ke.export(model, tmp_path / "m", sample=x, quantize="int8")
+    # And a server without the operation names what to do.
+    assert "else_export_int8" in matmul._NODE
+
+
+def test_one_file_beside_the_version(tmp_path, in_process):
+    model, x = ZOO[0].make(), ZOO[0].batch(4)[0]
+    ke.prune(model, 0.8)
+    report = ke.export(model, tmp_path / "m", sample=x, quantize="int8", compress=True)
+    (file,) = [p for p in (tmp_path / "m").iterdir() if p.is_file()]
+    assert file.stat().st_size < report.bytes
+    ke.versions.unpack(file, tmp_path / "again")
+    # An archive is as good as a version: it is neither overwritten nor its number used again.
+    shutil.rmtree(report.directory)
+    with pytest.raises(InputError, match="An archive is never overwritten"):
+        ke.export(model, tmp_path / "m/1", sample=x, compress=True)
+    assert ke.export(model, tmp_path / "m", sample=x).directory.name == "2"
+
+
+_EXPORT = """
+import sys
+sys.path[:0] = sys.argv[2:4]
+import conftest
+from zoo import ZOO
+import keras_efficient as ke
+from in_process_export import serve_here
+import pytest
+serve_here(pytest.MonkeyPatch())
+model, x = ZOO[0].make(), ZOO[0].batch(4)[0]
+print("ready", flush=True)
+while True:
+    ke.export(model, sys.argv[1], sample=x, quantize="int8", latency=False)
+    print("written", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_version_is_whole_or_not_there(tmp_path):
+    rng = np.random.default_rng(0)
+    tests = os.path.dirname(os.path.dirname(__file__))
+    killed = 0
+    while killed < 20:
+        child = subprocess.Popen(
+            [sys.executable, "-c", _EXPORT, str(tmp_path / "m"), tests, os.path.dirname(tests)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert child.stdout.readline() == "ready\n"
+        # (The first export of a process takes longer: it is killed there, or in one of the next.)
+        for _ in range(rng.integers(0, 3)):
+            child.stdout.readline()
+        time.sleep(float(rng.uniform(0, 1.5)))
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        killed += 1
+        versions = [p for p in (tmp_path / "m").glob("*") if p.name.isdecimal()]
+        for version in versions:
+            check_manifest(version)
+    assert len(versions) >= 5
+    # A killed export's folder is gone at the next one.
+    model, x = ZOO[0].make(), ZOO[0].batch(4)[0]
+    report = ke.export(model, tmp_path / "m", sample=x, latency=False)
+    assert not list((tmp_path / "m").glob(".*.partial-*"))
+    loaded = tf.saved_model.load(str(report.directory)).signatures["serving_default"]
+    assert loaded(inputs=tf.constant(x)) if not isinstance(x, dict) else True

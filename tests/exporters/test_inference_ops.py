@@ -1,0 +1,407 @@
+"""What stands in for layers while an export is written computes what they do."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from zoo import ZOO
+
+import keras_efficient as ke
+from keras_efficient.exporters.inference_ops.attention import SelfAttention, heads_of, projections
+from keras_efficient.exporters.inference_ops.embedding import LazyEmbeddingOp
+from keras_efficient.exporters.inference_ops.matmul import (
+    BFloat16MatMul,
+    Int8MatMul,
+    MatMul,
+    activation_of,
+    joined,
+)
+from keras_efficient.exporters.inference_ops.substitution import rounded, substituted_layers
+from keras_efficient.parametrize._parametrized_layer import parametrize_layer, parametrized_layers
+from keras_efficient.parametrize._plain_model import folded_weights
+from keras_efficient.parametrize._weights import all_weights
+
+models = pytest.mark.parametrize("specimen", ZOO, ids=str)
+FORMS = ("int8-weights", "int8", "bfloat16")
+
+
+def padded(specimen, n=6):
+    """A batch with padding where the model has a mask."""
+    x = specimen.batch(n)[0]
+    if isinstance(x, dict):
+        for name in x:
+            if "mask" in name:
+                x[name] = np.tril(np.ones_like(x[name]), 2)[:n]
+    return x
+
+
+def traced(model, x):
+    """The logits of a model as a graph computes them, and how many operations of each kind."""
+    flavor = ke.flavor.of(model)
+
+    def call():
+        return flavor.call(model, x, training=False)
+
+    concrete = tf.function(call, autograph=flavor.name == "tf_keras").get_concrete_function()
+    result = concrete()
+    kinds = [node.op for node in concrete.graph.as_graph_def().node]
+    if isinstance(result, dict):
+        result = result["logits"]
+    return np.asarray(getattr(result, "logits", result)), {k: kinds.count(k) for k in set(kinds)}
+
+
+def written(model, x, form):
+    with rounded(model, form), substituted_layers(model, form), folded_weights(model):
+        return traced(model, x)
+
+
+@models
+def test_calibrated_models_compute_the_same(specimen):
+    model, x = specimen.make(), padded(specimen)
+    ke.calibrate(model, x)
+    before, classes = model.get_weights(), [type(layer) for layer in model._flatten_layers()]
+    seen, _ = traced(model, x)
+    floats, _ = written(model, x, "int8-weights")
+    np.testing.assert_allclose(floats, seen, rtol=0, atol=1e-6)
+    integers, kinds = written(model, x, "int8")
+    # (One step of the ranges, where a number is next to a tie.)
+    np.testing.assert_allclose(integers, seen, rtol=0, atol=2e-3)
+    assert kinds["_QuantizedMatMul"] > 0
+    # No product is left in floats, and queries, keys and values are one.
+    assert not {"MatMul", "Einsum"} & set(kinds)
+    attention = sum(projections(layer) is not None for layer in model._flatten_layers())
+    assert kinds.get("BatchMatMulV2", 0) == 2 * attention
+    # Afterwards all is as it was.
+    np.testing.assert_array_equal(traced(model, x)[0], seen)
+    assert [type(layer) for layer in model._flatten_layers()] == classes
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@models
+@pytest.mark.parametrize("form", FORMS)
+def test_models_without_ranges_are_close(specimen, form):
+    model, x = specimen.make(), padded(specimen)
+    seen, _ = traced(model, x)
+    found, kinds = written(model, x, form)
+    assert 0 < np.abs(found - seen).max() < 1e-2
+    assert ("_QuantizedMatMul" in kinds) == (form == "int8")
+    np.testing.assert_array_equal(traced(model, x)[0], seen)
+    assert not parametrized_layers(model) and "save" not in vars(model)
+
+
+class Floats(MatMul):
+    """In float32: what surrounds a product can be compared closely."""
+
+    weight = None
+
+    @property
+    def inputs(self):
+        return self.weight.shape[0]
+
+    def __call__(self, x):
+        return x @ self.weight + self.bias
+
+
+@pytest.mark.parametrize("specimen", [s for s in ZOO if "sequential" not in s.name], ids=str)
+def test_attention(specimen):
+    model, x = specimen.make(), padded(specimen)
+    seen, _ = traced(model, x)
+    weights = {id(layer): w for w in all_weights(model) for layer, a in w.owners if a == "kernel"}
+    count = 0
+    for layer in list(model._flatten_layers()):
+        inner = projections(layer)
+        if inner is None:
+            continue
+        heads, factor = heads_of(layer)
+        kernels, biases = [], []
+        for part, times in zip(inner, (factor, 1, 1), strict=True):
+            kernels.append(weights[id(part)].matrix(part.kernel).numpy() * times)
+            biases.append(np.asarray(part.bias).reshape(-1) * times)
+        matrix = Floats("qkv", np.concatenate(biases))
+        object.__setattr__(matrix, "weight", np.concatenate(kernels, 1))
+        part = SelfAttention(matrix, heads)
+        parametrize_layer(layer, ke.flavor.of(model)).attach(part)
+        count += 1
+    assert count > 0
+    found, kinds = traced(model, x)
+    np.testing.assert_allclose(found, seen, rtol=0, atol=2e-6)
+    assert kinds["BatchMatMulV2"] >= 2 * count
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_attention_of_another_kind_is_left_alone(library):
+    keras = pytest.importorskip(library)
+    a, b = keras.Input((4, 8)), keras.Input((5, 8))
+    attend = keras.layers.MultiHeadAttention(2, 4)
+    causal = keras.layers.MultiHeadAttention(2, 4)
+    outputs = [attend(a, b), causal(a, a, use_causal_mask=True)]
+    model = keras.Model([a, b], outputs)
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(3, n, 8)).astype("float32") for n in (4, 5)]
+    ke.calibrate(model, [(x, 0)])
+    seen = [np.asarray(y) for y in model(x)]
+    with substituted_layers(model, "int8"), folded_weights(model):
+        found = [np.asarray(y) for y in tf.function(lambda: model(x))()]
+    for y, z in zip(found, seen, strict=True):
+        np.testing.assert_allclose(y, z, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu", "gelu", "gelu_approximate", "tanh"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_int8_products_are_those_of_numpy(activation, dynamic):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(70, 48)).astype("float32")
+    integers = rng.integers(-127, 128, (48, 40)).astype("int8")
+    scales = rng.uniform(0.001, 0.01, 40).astype("float32")
+    bias = rng.normal(size=40).astype("float32")
+    low, high = (float(x.min()), float(x.max())) if dynamic else (-1.5, 2.5)
+    known = {"gelu_approximate": lambda y: tf.nn.gelu(y, approximate=True), "linear": tf.identity}
+    function = known.get(activation) or getattr(tf.nn, activation)
+    matrix = Int8MatMul(
+        "w",
+        bias,
+        function if activation == "tanh" else activation,
+        integers=integers,
+        scales=scales,
+        range=None if dynamic else (low, high),
+    ).with_variable()
+    y = tf.function(matrix)(tf.constant(x)).numpy()
+    step = np.float32(high - low) * np.float32(1 / 255)
+    zero = np.round(-low / step)
+    rounded_x = np.clip(np.round(x / step) + zero, 0, 255) - zero
+    product = (rounded_x @ integers.astype("float64")) * step * scales + bias
+    np.testing.assert_allclose(y, function(product.astype("float32")), rtol=0, atol=2e-5)
+
+
+def test_rows_of_zeros_and_of_any_number():
+    matrix = Int8MatMul(
+        "w", np.ones(8, "float32"), integers=np.ones((8, 8), "int8"), scales=np.ones(8, "float32")
+    ).with_variable()
+    serve = tf.function(matrix, input_signature=[tf.TensorSpec([None, 8])])
+    for rows in (1, 3, 64, 1000, 2):
+        np.testing.assert_array_equal(serve(tf.zeros([rows, 8])), np.ones((rows, 8)))
+        np.testing.assert_allclose(serve(tf.ones([rows, 8])), np.full((rows, 8), 9), rtol=1e-3)
+
+
+def test_matrices_join_if_their_inputs_are_rounded_alike():
+    def make(**changed):
+        arrays = {"integers": np.ones((4, 8), "int8"), "scales": np.ones(8, "float32")}
+        return Int8MatMul("w", np.zeros(8, "float32"), **(arrays | changed))
+
+    both = joined([make(range=(-1.0, 1.0)), make(range=(-1.0, 1.0)).times(0.5)])
+    assert both.integers.shape == (4, 16)
+    np.testing.assert_array_equal(both.scales, [1] * 8 + [0.5] * 8)
+    assert joined([make(range=(-1.0, 1.0)), make(range=(-1.0, 2.0))]) is None
+    assert joined([make(smooth=np.ones(4, "float32"))] * 2) is None
+    assert joined([make(activation="relu")] * 2) is None
+    half = BFloat16MatMul(
+        "w", np.zeros(8, "float32"), half=np.ones((4, 8), tf.bfloat16.as_numpy_dtype)
+    )
+    assert joined([half, half.times(0.5)]).half.shape == (4, 16)
+
+
+def test_activations_are_known_by_their_values():
+    assert activation_of(None) == "linear"
+    assert activation_of(lambda x: tf.nn.gelu(x, approximate=True)) == "gelu_approximate"
+    assert activation_of(lambda x: x * 0.5 * (1 + tf.math.erf(x / 2**0.5))) == "gelu"
+    assert activation_of(tf.nn.tanh) is tf.nn.tanh
+
+    def odd(x):
+        return tf.reshape(x, [2, -1])
+
+    assert activation_of(odd) is odd
+
+
+def test_a_lazy_table_is_a_table():
+    integers = np.arange(-6, 6, dtype="int8").reshape(4, 3)
+    scales = np.array([1, 2, 3, 4], "float32")
+    table, whole = LazyEmbeddingOp(integers, scales), integers * scales[:, None]
+    ids = np.array([[0, 3], [1, 1]])
+    np.testing.assert_array_equal(tf.gather(params=table, indices=ids), whole[ids])
+    np.testing.assert_array_equal(tf.gather(table, [1, 2], axis=1), whole[:, [1, 2]])
+    sums = tf.matmul(tf.ones([1, 3]), table, transpose_b=True)
+    np.testing.assert_array_equal(sums[0], whole.sum(1))
+    assert tf.convert_to_tensor(table, tf.float64).dtype == tf.float64
+
+
+@pytest.mark.parametrize("specimen", [ZOO[3], ZOO[6]], ids=str)
+def test_smoothquant(specimen):
+    model, x = specimen.make(), padded(specimen)
+    ke.calibrate(model, x, method="smoothquant")
+    seen, _ = traced(model, x)
+    found, kinds = written(model, x, "int8")
+    np.testing.assert_allclose(found, seen, rtol=0, atol=2e-3)
+    assert kinds["_QuantizedMatMul"] > 0
+
+
+@pytest.mark.parametrize("specimen", [ZOO[0], ZOO[3], ZOO[6]], ids=str)
+@pytest.mark.parametrize("bits, group", [(4, 2), (4, None)])
+def test_four_bits(specimen, bits, group):
+    model, x = specimen.make(), padded(specimen)
+    ke.quantize_aware(model, weight_bits=bits, group_size=group, activation_bits=None)
+    seen, _ = traced(model, x)
+    np.testing.assert_allclose(written(model, x, "int8-weights")[0], seen, rtol=0, atol=1e-6)
+    found, kinds = written(model, x, "int8")
+    # (Groups are no single scale: such weights are multiplied as floats.)
+    assert ("_QuantizedMatMul" in kinds) == (group is None)
+    np.testing.assert_allclose(found, seen, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("specimen", [ZOO[0], ZOO[3], ZOO[6]], ids=str)
+@pytest.mark.parametrize("caller", ["adapters", "prefix"])
+def test_what_changes_a_layer_is_not_stood_in_for(specimen, caller):
+    model, x = specimen.make(), padded(specimen)
+    if caller == "adapters":
+        ke.adapters(model, size=4)
+    else:
+        ke.prefix_tuning(model, length=3)
+    rng = np.random.default_rng(0)
+    model.set_weights(
+        [w + rng.normal(0, 0.3, w.shape).astype(w.dtype) for w in model.get_weights()]
+    )
+    seen, _ = traced(model, x)
+    for form in FORMS:
+        np.testing.assert_allclose(written(model, x, form)[0], seen, rtol=0, atol=5e-2)
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_a_mask_that_keras_passes_on_is_kept(library):
+    keras = pytest.importorskip(library)
+    ids = keras.Input((6,), dtype="int32")
+    x = keras.layers.Embedding(20, 8, mask_zero=True)(ids)
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.MultiHeadAttention(2, 4)(x, x))
+    model = keras.Model(ids, keras.layers.Dense(2)(x))
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(0, 0.5, w.shape).astype(w.dtype) for w in model.get_weights()])
+    ids = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 0, 0, 0, 0]], "int32")
+    ke.calibrate(model, ids)
+    seen, _ = traced(model, ids)
+    np.testing.assert_allclose(written(model, ids, "int8")[0], seen, rtol=0, atol=2e-2)
+
+
+def test_attention_is_known_by_its_code():
+    import keras
+    import tf_keras
+    from transformers.models.roberta.modeling_tf_roberta import TFRobertaSelfAttention
+    from transformers.models.swin.modeling_tf_swin import TFSwinSelfAttention
+
+    from keras_efficient.exporters.inference_ops.attention import _is_of_bert
+
+    assert _is_of_bert(TFRobertaSelfAttention) and not _is_of_bert(TFSwinSelfAttention)
+    for library in (keras, tf_keras):
+
+        class Other(library.layers.MultiHeadAttention):
+            def _compute_attention(self, query, *args, **kwargs):
+                return query, None
+
+        for cls, known in ((library.layers.MultiHeadAttention, True), (Other, False)):
+            layer = cls(2, 4)
+            layer(np.ones((1, 3, 8), "float32"), np.ones((1, 3, 8), "float32"))
+            assert (projections(layer) is not None) == known
+    gated = keras.layers.MultiHeadAttention(2, 4, use_gate=True)
+    gated(np.ones((1, 3, 8), "float32"), np.ones((1, 3, 8), "float32"))
+    assert projections(gated) is None
+
+
+def _same(model, x, atol=2e-2):
+    """Every form computes what the model does, on inputs as they are and far out."""
+    for batch in (x, x * 100 if x.dtype.kind == "f" else x):
+        seen, _ = traced(model, batch)
+        scale = max(1.0, np.abs(seen).max())
+        for form in FORMS:
+            found, _ = written(model, batch, form)
+            np.testing.assert_allclose(found, seen, rtol=0, atol=atol * scale, err_msg=form)
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_layers_that_are_more_than_they_look(library):
+    keras = pytest.importorskip(library)
+    layers, rng = keras.layers, np.random.default_rng(0)
+
+    class Louder(layers.Dense):
+        def call(self, inputs):
+            return super().call(inputs) * 5
+
+    class Scaled(layers.Embedding):
+        def call(self, inputs):
+            return super().call(inputs) * 5
+
+    def model_of(*stack, shape, dtype="float32"):
+        model = keras.Sequential([keras.Input(shape, dtype=dtype), *stack])
+        values = [rng.normal(0, 0.5, w.shape).astype(w.dtype) for w in model.get_weights()]
+        model.set_weights(values)
+        return model
+
+    x = rng.normal(size=(6, 8)).astype("float32")
+    _same(model_of(layers.Dense(8, activation="relu6"), shape=(8,)), x)
+    _same(model_of(Louder(8), shape=(8,)), x)
+    deep = rng.normal(size=(6, 4, 8)).astype("float32")
+    over_time = layers.Dense(1, activation=lambda y: tf.nn.softmax(y, axis=1))
+    _same(model_of(over_time, shape=(4, 8)), deep)
+    einsum = layers.EinsumDense("abc,cd->abd", (4, 6), bias_axes="bd")
+    _same(model_of(einsum, shape=(4, 8)), deep)
+    ids = rng.integers(0, 9, (6, 4)).astype("int32")
+    _same(model_of(Scaled(9, 8), shape=(4,), dtype="int32"), ids)
+    _same(model_of(layers.Dense(3), shape=(4,), dtype="int32"), ids)
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_masks_of_numbers(library, dropout):
+    keras = pytest.importorskip(library)
+    x, mask = keras.Input((4, 8)), keras.Input((4, 4))
+    attend = keras.layers.MultiHeadAttention(2, 4, dropout=dropout)
+    model = keras.Model([x, mask], attend(x, x, attention_mask=mask))
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=(3, 4, 8)).astype("float32"), np.float32(0.7) * np.tri(4)[None]]
+    values[1] = np.repeat(values[1], 3, 0).astype("float32")
+    ke.calibrate(model, [(values, 0)])
+    seen, _ = traced(model, values)
+    np.testing.assert_allclose(written(model, values, "int8")[0], seen, rtol=0, atol=2e-2)
+
+
+def test_an_attention_layer_that_is_not_used_is_left_alone():
+    import keras
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.unused, self.head = keras.layers.MultiHeadAttention(2, 4), keras.layers.Dense(3)
+
+        def call(self, x):
+            return self.head(x)
+
+    model, x = Model(), np.ones((2, 8), "float32")
+    model(x)
+    _same(model, x)
+
+
+@pytest.mark.parametrize("specimen", [ZOO[3], ZOO[6]], ids=str)
+def test_low_rank_deltas_are_in_the_products(specimen):
+    model, x = specimen.make(), padded(specimen)
+    ke.lora(model, rank=2)
+    ke.calibrate(model, x)
+    seen, _ = traced(model, x)
+    found, kinds = written(model, x, "int8")
+    np.testing.assert_allclose(found, seen, rtol=0, atol=2e-3)
+    assert "MatMul" not in kinds and kinds["_QuantizedMatMul"] > 4
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@pytest.mark.parametrize("shape", [(4, 8), (2, 4, 8)])
+def test_known_shapes_stay_known(library, shape):
+    """A layer may ask for the number of rows of what a dense layer made of a weight."""
+    keras = pytest.importorskip(library)
+
+    class Relative(keras.layers.Layer):
+        def build(self, input_shape):
+            self.table = self.add_weight(name="table", shape=shape, initializer="ones")
+            self.dense = keras.layers.Dense(8)
+            self.dense.build(shape)
+            super().build(input_shape)
+
+        def call(self, x):
+            return x + sum(tf.reduce_sum(part) for part in tf.unstack(self.dense(self.table)))
+
+    model = keras.Sequential([keras.Input((8,)), Relative()])
+    _same(model, np.random.default_rng(0).normal(size=(6, 8)).astype("float32"))

@@ -1,0 +1,344 @@
+"""A layer whose weights are seen through a chain: its class, its variables, its files."""
+
+import pickle
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from contract import outputs
+from fit_helpers import compiled, fit
+from zoo import ZOO, keras_of
+
+import keras_efficient as ke
+from keras_efficient.parametrize._attach import attach, detach
+from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transform_chains
+from keras_efficient.parametrize._plain_model import folded_weights, plain_model
+from keras_efficient.parametrize._transform import LOW_RANK, MASK, Transform
+from keras_efficient.parametrize._weights import select
+
+models = pytest.mark.parametrize("specimen", ZOO, ids=str)
+libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
+
+
+class Scaled(Transform):
+    """See a weight as so many times itself; the number trains."""
+
+    name, place = "scaled", LOW_RANK
+
+    def __init__(self, scale):
+        self.initial = scale
+
+    def build(self):
+        self.scale = self.variable("scale", (), self.initial, trainable=True)
+
+    def __call__(self, value):
+        return value * tf.cast(self.scale, value.dtype)
+
+
+class Halved(Scaled):
+    name, place = "halved", MASK
+
+    def __call__(self, value):
+        return value / 2
+
+
+def dense(library, **kwargs):
+    keras = keras_of(library)
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2, **kwargs)])
+    return model, select(model, caller="the test")[0]
+
+
+@libraries
+def test_a_weight_is_seen_through_its_chain_in_order(library):
+    model, weight = dense(library)
+    base = weight.value.numpy()
+    attach(model, [(weight, Halved(1.0))])
+    attach(model, [(weight, Scaled(3.0))])
+    (chain,) = transform_chains(model)
+    assert [t.name for t in chain.transforms] == ["scaled", "halved"]
+    np.testing.assert_allclose(model(np.eye(3, dtype="float32")), base * 3 / 2, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(model.layers[-1].kernel), base * 3 / 2, atol=1e-6)
+    # The weight beneath is as it was.
+    np.testing.assert_array_equal(weight.value.numpy(), base)
+
+
+@libraries
+def test_the_layer_looks_like_one_of_its_class(library):
+    model, weight = dense(library)
+    layer, cls = weight.layer, type(weight.layer)
+    attach(model, [(weight, Scaled(1.0))])
+    assert isinstance(layer, cls)
+    assert type(layer).__name__ == cls.__name__
+    assert type(layer).__module__ == cls.__module__
+    assert ke.flavor.of(layer).name == library
+    (view,) = parametrized_layers(model)
+    detach(model, transform_chains(model)[0].transforms)
+    assert type(layer) is cls
+    assert not parametrized_layers(model)
+    assert len(model.weights) == 2
+    assert view.store.named == {}
+
+
+@libraries
+def test_variables_of_transforms_train_with_the_model(library):
+    model, weight = dense(library)
+    attach(model, [(weight, Scaled(1.0))])
+    assert len(model.trainable_variables) == 3
+    compiled(library, model)
+    fit(model, np.ones((4, 3), "float32"), np.zeros(4, "int32"), batch_size=4, epochs=2)
+    assert float(transform_chains(model)[0].transforms[0].scale) != 1.0
+
+
+@libraries
+def test_attaching_after_a_fit_lets_the_optimizer_know(library):
+    model, weight = dense(library)
+    compiled(library, model, keras_of(library).optimizers.Adam(0.1))
+    data = np.ones((4, 3), "float32"), np.zeros(4, "int32")
+    fit(model, *data, batch_size=4, epochs=2)
+    attach(model, [(weight, Scaled(1.0))])
+    fit(model, *data, batch_size=4, epochs=2)
+    assert float(transform_chains(model)[0].transforms[0].scale) != 1.0
+    # Schedules go on.
+    assert int(model.optimizer.iterations) == 4
+
+
+@libraries
+def test_a_weight_is_read_in_the_dtype_that_its_layer_computes_in(library):
+    model, weight = dense(library, dtype="mixed_bfloat16")
+    attach(model, [(weight, Scaled(1.0))])
+    read = []
+    chain, plain_value = transform_chains(model)[0], transform_chains(model)[0].value
+    vars(chain)["value"] = lambda: read.append(plain_value()) or read[-1]
+    assert model(np.ones((1, 3), "float32")).dtype == tf.bfloat16
+    # The chain itself computes in the variable's dtype, and files have that.
+    assert {value.dtype for value in read} == {tf.float32}
+    assert weight.layer.kernel.dtype == tf.float32
+
+
+@libraries
+def test_a_keras_file_holds_the_plain_model_that_computes_the_same(library, tmp_path):
+    keras = keras_of(library)
+    model, weight = dense(library)
+    attach(model, [(weight, Scaled(3.0))])
+    x = np.ones((2, 3), "float32")
+    keras.models.save_model(model, tmp_path / "a.keras")
+    loaded = keras.models.load_model(tmp_path / "a.keras")
+    np.testing.assert_array_equal(loaded(x), model(x))
+    assert not parametrized_layers(loaded)
+    copy = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(copy(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["a.h5", "folder"])
+def test_the_older_formats_of_tf_keras_do_too(name, tmp_path):
+    import tf_keras
+
+    model, weight = dense("tf_keras")
+    attach(model, [(weight, Scaled(3.0))])
+    x = np.ones((2, 3), "float32")
+    model.save(tmp_path / name)
+    loaded = tf_keras.models.load_model(tmp_path / name)
+    np.testing.assert_array_equal(loaded(x), model(x))
+    assert len(loaded.weights) == 2
+    assert len(parametrized_layers(model)) == 1
+
+
+def test_hugging_face_saves_the_plain_model_too(tmp_path):
+    specimen = next(s for s in ZOO if s.name == "hugging-face-bert")
+    model = specimen.make()
+    weights = select(model, caller="the test")
+    attach(model, [(weight, Scaled(1.5)) for weight in weights])
+    x, _ = specimen.batch(3)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    np.testing.assert_allclose(outputs(loaded, x), outputs(model, x), atol=1e-6)
+
+
+@models
+def test_a_weights_file_of_the_plain_model_loads_beneath(specimen, tmp_path):
+    source, model = specimen.make(), specimen.make()
+    path = str(tmp_path / "a.weights.h5")
+    source.save_weights(path)
+    weights = select(model, caller="the test")
+    attach(model, [(weight, Scaled(2.0)) for weight in weights])
+    weights[0].value.assign(tf.zeros_like(weights[0].value))
+    model.load_weights(path)
+    x, _ = specimen.batch(3)
+    detach(model, [t for chain in transform_chains(model) for t in chain.transforms])
+    np.testing.assert_array_equal(outputs(model, x), outputs(source, x))
+
+
+@models
+def test_folded_and_plain_put_everything_back(specimen):
+    model = specimen.make()
+    weights = select(model, kinds=("kernel", "embedding"), caller="the test")
+    attach(model, [(weight, Scaled(1.5)) for weight in weights])
+    x, _ = specimen.batch(3)
+    seen, before, classes = outputs(model, x), model.get_weights(), list(map(type, model.layers))
+    with folded_weights(model):
+        np.testing.assert_allclose(outputs(model, x), seen, atol=1e-6)
+        np.testing.assert_allclose(
+            weights[0].value.numpy(), 1.5 * before[_index(before, weights[0])], atol=1e-6
+        )
+    viewed = parametrized_layers(model)
+    with plain_model(model):
+        assert {type(view.layer) is view.plain_class for view in viewed} == {True}
+        np.testing.assert_allclose(outputs(model, x), seen, atol=1e-6)
+    assert list(map(type, model.layers)) == classes
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(outputs(model, x), seen)
+
+
+def _index(arrays, weight):
+    matches = [
+        i
+        for i, array in enumerate(arrays)
+        if array.shape == weight.shape and np.array_equal(array * 1.5, weight.value.numpy())
+    ]
+    return matches[0]
+
+
+@libraries
+def test_names_of_variables_are_whole_paths(library):
+    model, weight = dense(library)
+    attach(model, [(weight, Scaled(1.0))])
+    paths = [ke.flavor.of(model).path(v) for v in model.weights]
+    assert f"{weight.layer.name}/kernel.scaled.scale" in [p.split(":")[0] for p in paths]
+
+
+@libraries
+def test_a_whole_model_is_saved_in_fit(library, tmp_path):
+    keras = keras_of(library)
+    x, y = np.ones((12, 3), "float32"), np.zeros(12, "int32")
+    ended = []
+    for callbacks in ([], [keras.callbacks.ModelCheckpoint(str(tmp_path / "a.keras"))]):
+        keras.utils.set_random_seed(0)
+        model, _ = dense(library)
+        ke.lora(model, rank=1, train=False)
+        ke.prune(model, 0.5, end_step=4)
+        ke.quantize_aware(model)
+        compiled(library, model)
+        fit(model, x, y, batch_size=4, epochs=3, callbacks=callbacks)
+        ended.append(model)
+    for a, b in zip(ended[0].get_weights(), ended[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    loaded = keras.models.load_model(tmp_path / "a.keras")
+    assert len(loaded.weights) == 2
+
+
+@libraries
+def test_an_export_in_fit(library, tmp_path):
+    keras = keras_of(library)
+    model, _ = dense(library)
+    ke.quantize_aware(model, activation_bits=None)
+    ke.prune(model, 0.5, end_step=2)
+    compiled(library, model)
+    x, y = np.ones((12, 3), "float32"), np.zeros(12, "int32")
+    write = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: ke.export(
+            model, tmp_path / "a", sample=x, quantize="int8-weights", latency=False
+        )
+    )
+    fit(model, x, y, batch_size=4, epochs=2, callbacks=[write])
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["1", "2"]
+    assert int(model.optimizer.iterations) == 6
+
+
+@libraries
+def test_a_file_of_other_verbs_is_refused(library, tmp_path):
+    model, _weight = dense(library)
+    ke.lora(model, rank=1, train=False)
+    path = str(tmp_path / "a.weights.h5")
+    model.save_weights(path)
+    other, _ = dense(library)
+    ke.quantize_aware(other)
+    with pytest.raises(
+        ValueError, match=r"loaded under the verbs they were saved with|objects could"
+    ):
+        other.load_weights(path)
+    more, _ = dense(library)
+    ke.lora(more, rank=1, train=False)
+    ke.prune(more, 0.5, end_step=4)
+    more.load_weights(path)
+    np.testing.assert_allclose(more(np.eye(3)), model(np.eye(3)), atol=1e-6)
+
+
+@libraries
+@pytest.mark.parametrize("whole", [False, True])
+def test_layers_that_may_not_train_take_nothing_that_trains(library, whole):
+    model, _weight = dense(library)
+    (model if whole else model.layers[-1]).trainable = False
+    message = "trains inside of layers that may train"
+    with pytest.raises(ValueError, match=message):
+        ke.lora(model, rank=1)
+    with pytest.raises(ValueError, match=message):
+        ke.adapters(model, 2, layers="dense")
+    assert not parametrized_layers(model)
+    # A mask does not train.
+    ke.prune(model, 0.5)
+    model.layers[-1].trainable = model.trainable = True
+    ke.lora(model, rank=1)
+
+
+@libraries
+def test_what_a_verb_froze_stays_frozen(library):
+    model, _weight = dense(library)
+    ke.lora(model, rank=1, train=False)
+    before = [v.shape for v in model.trainable_variables]
+    assert len(before) == 2
+    model.trainable = False
+    assert not model.trainable_variables
+    model.trainable = True
+    assert [v.shape for v in model.trainable_variables] == before
+    ke.merge(model)
+    assert len(model.trainable_variables) == 2
+
+
+@libraries
+def test_a_clone_is_a_plain_model(library):
+    model, weight = dense(library)
+    attach(model, [(weight, Scaled(3.0))])
+    clone = keras_of(library).models.clone_model(model)
+    assert type(clone.layers[-1]) is parametrized_layers(model)[0].plain_class
+    assert clone(np.ones((1, 3))).shape == (1, 2)
+
+
+@libraries
+def test_saving_a_model_that_rounds_its_inputs_warns(library, tmp_path):
+    model, _ = dense(library)
+    ke.calibrate(model, np.ones((4, 3), "float32"))
+    with pytest.warns(UserWarning, match="does not round its inputs: 1 layers here do"):
+        model.save(tmp_path / "a.keras")
+
+
+@libraries
+def test_the_step_is_the_models_own_again_after_merge(library):
+    from keras_efficient.training import _train_step_hook as train_step_hook
+
+    model, _ = dense(library)
+    ke.prune(model, 0.5, end_step=2)
+    compiled(library, model)
+    data = np.ones((4, 3), "float32"), np.zeros(4, "int32")
+    fit(model, *data)
+    assert train_step_hook.of(model).parts
+    ke.merge(model)
+    fit(model, *data)
+    assert not train_step_hook.of(model).parts
+
+
+@libraries
+def test_this_packages_optimizers_take_variables_that_come_between_two_fits(library):
+    model, _ = dense(library)
+    compiled(library, model, ke.optimizers.AdamW(0.1, exclude=["bias"], library=library))
+    data = np.ones((4, 3), "float32"), np.zeros(4, "int32")
+    fit(model, *data)
+    ke.lora(model, rank=1)
+    before = [v.numpy().copy() for v in model.trainable_variables]
+    fit(model, *data)
+    assert any(
+        np.abs(a - v.numpy()).max() > 0
+        for a, v in zip(before, model.trainable_variables, strict=True)
+    )
+    ke.merge(model)
+    fit(model, *data)

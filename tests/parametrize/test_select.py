@@ -1,0 +1,124 @@
+"""Which weights a model has, how each is a matrix, and how they are chosen."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from zoo import ZOO, keras_of
+
+from keras_efficient.parametrize._weights import all_weights, head, select, without_head
+
+models = pytest.mark.parametrize("specimen", ZOO, ids=str)
+libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
+
+
+@models
+def test_every_weight_once_under_a_path_of_its_own(specimen):
+    model = specimen.make()
+    weights = all_weights(model)
+    assert len({w.path for w in weights}) == len(weights)
+    variables = {id(w.value) for w in weights}
+    flavor = weights[0].flavor
+    trainable = {id(flavor.value(v)) for v in model.trainable_variables}
+    assert trainable <= variables
+    assert sum(w.size for w in weights if id(w.value) in trainable) == sum(
+        int(np.prod(v.shape)) for v in model.trainable_variables
+    )
+
+
+@models
+def test_a_matrix_and_back(specimen):
+    for weight in select(specimen.make(), kinds=("kernel", "embedding"), caller="the test"):
+        value = weight.value.numpy()
+        matrix = weight.matrix(tf.constant(value))
+        assert tuple(matrix.shape) == weight.matrix_shape
+        np.testing.assert_array_equal(weight.unmatrix(matrix), value)
+
+
+@libraries
+@pytest.mark.parametrize(
+    "equation, shape, x, inputs",
+    [
+        ("abc,cde->abde", (6, 2, 3), (4, 5, 6), (0,)),
+        ("abcd,cde->abe", (2, 3, 6), (4, 5, 2, 3), (0, 1)),
+        ("ab,cb->ac", (7, 6), (4, 6), (1,)),
+        ("...x,xy->...y", (6, 7), (4, 5, 6), (0,)),
+    ],
+)
+def test_the_matrix_of_an_einsum_layer_multiplies_its_inputs(library, equation, shape, x, inputs):
+    layers = keras_of(library).layers
+    output = {"abc,cde->abde": (None, 2, 3), "abcd,cde->abe": (None, 6), "ab,cb->ac": 7}
+    layer = layers.EinsumDense(equation, output.get(equation, 7))
+    rng = np.random.default_rng(0)
+    array = rng.normal(size=x).astype("float32")
+    model = keras_of(library).Sequential([layers.Input(x[1:]), layer])
+    weight = select(model, caller="the test")[0]
+    assert weight.inputs == inputs
+    assert weight.shape == shape
+    matrix = weight.matrix(tf.convert_to_tensor(weight.value)).numpy()
+    flat = array.reshape(-1, matrix.shape[0])
+    np.testing.assert_allclose(
+        np.asarray(model(array)).reshape(len(flat), -1), flat @ matrix, atol=1e-5
+    )
+
+
+@models
+def test_kernels_are_those_of_dense_and_attention_layers(specimen):
+    weights = select(specimen.make(), caller="the test")
+    expected = {"keras-sequential": 1, "keras-subclassed": 5, "tf_keras-subclassed": 5}
+    functional = {"keras-functional": 6, "tf_keras-functional": 6}
+    # A block: query, key, value, output, two of the feed-forward; pooler and head.
+    number = (expected | functional).get(specimen.name, 8)
+    assert len(weights) == number
+    assert all(len(w.shape) > 1 for w in weights)
+
+
+@models
+def test_the_head_is_the_last_layer(specimen):
+    model = specimen.make()
+    last = head(model)
+    assert [w.shape[-1] for w in last] == [3, 3]
+    kernels = select(model, caller="the test")
+    rest = without_head(kernels)
+    if len(kernels) > 1:
+        assert len(rest) == len(kernels) - 1
+        assert last[0].path not in [w.path for w in rest]
+
+
+@models
+def test_embeddings_are_tables_of_rows(specimen):
+    tables = select(specimen.make(), kinds=("embedding",), caller="the test")
+    words = next(w for w in tables if 50 in w.shape)
+    assert words.matrix_shape == (8, 50)
+
+
+@libraries
+def test_ways_to_choose(library):
+    specimen = next(s for s in ZOO if s.name == f"{library}-functional")
+    model, layers = specimen.make(), keras_of(library).layers
+    paths = lambda chosen: [w.path for w in select(model, chosen, caller="the test")]  # noqa: E731
+    everything = paths(None)
+    attention = [p for p in everything if "attention" in p]
+    assert len(attention) == 4
+    assert paths("attention") == attention
+    assert paths(layers.MultiHeadAttention) == attention
+    assert paths((layers.MultiHeadAttention, layers.Embedding)) == attention
+    assert paths(lambda layer: isinstance(layer, layers.MultiHeadAttention)) == attention
+    chosen = [layer for layer in model.layers if isinstance(layer, layers.MultiHeadAttention)]
+    assert paths(chosen) == attention
+    assert paths(layers.Dense) == [p for p in everything if p not in attention]
+
+
+@libraries
+def test_what_cannot_be_chosen(library):
+    specimen = next(s for s in ZOO if s.name == f"{library}-functional")
+    model, keras = specimen.make(), keras_of(library)
+    with pytest.raises(ValueError, match=r"ke.prune needs at least one weight.*fits none in"):
+        select(model, "no such layer", caller="ke.prune")
+    with pytest.raises(ValueError, match="which is not inside"):
+        select(model, [keras.layers.Dense(3)], caller="ke.prune")
+    with pytest.raises(TypeError, match="Put a single layer in a list"):
+        select(model, model.layers[-1], caller="ke.prune")
+    with pytest.raises(ValueError, match=r"ke.prune needs a built model"):
+        select(keras.Sequential([keras.layers.Dense(3)]), caller="ke.prune")
+    with pytest.raises(TypeError, match="Expected a Keras object"):
+        select(object(), caller="ke.prune")

@@ -1,0 +1,353 @@
+"""Files of adapters: written small and whole, and put onto a base model that they fit."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from fit_helpers import compiled, fit
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from zoo import FEW, ZOO, keras_of
+
+import keras_efficient as ke
+from keras_efficient.parametrize._attach import transforms
+
+libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
+
+
+def specimen_of(library):
+    return next(s for s in ZOO if s.name == f"{library}-functional")
+
+
+def outputs(model, x):
+    found = model(x)
+    return np.asarray(getattr(found, "logits", found))
+
+
+def shake(model, head=False):
+    """Give everything that trains other values."""
+    rng, flavor = np.random.default_rng(0), ke.flavor.of(model)
+    for variable in model.trainable_variables:
+        value = flavor.value(variable)
+        value.assign(value + rng.normal(0, 0.2, value.shape).astype("float32"))
+
+
+def frozen(model):
+    """How many numbers train, and the values beneath."""
+    weights = ke.parametrize.weights.all_weights(model)
+    count = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    return count, [weight.value.numpy() for weight in weights]
+
+
+def assert_untouched(model, before):
+    assert frozen(model)[0] == before[0]
+    assert not transforms(model)
+    for a, b in zip(before[1], frozen(model)[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+VERBS = {
+    "lora": lambda model: ke.lora(model, 2, 3.0),
+    "named": lambda model: ke.lora(model, 2, name="french"),
+    "two": lambda model: (ke.lora(model, 2, name="a"), ke.lora(model, 3, name="b")),
+    "adalora": lambda model: ke.adalora(model, 2, begin_step=3, end_step=7, orthogonality=0.1),
+    "embeddings too": lambda model: ke.lora(model, 2, layers="dense", train="norm"),
+}
+
+
+@pytest.mark.parametrize("specimen", FEW, ids=repr)
+def test_onto_a_fresh_base_it_computes_and_trains_the_same(specimen, tmp_path):
+    model, (x, _) = specimen.make(), specimen.batch(3)
+    ke.lora(model, 2)
+    shake(model)
+    path = tmp_path / "new" / "a.safetensors"
+    saved = ke.save_adapters(model, path)
+    assert saved.parameters == sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    assert saved.bytes == path.stat().st_size
+    other = specimen.make()
+    report = ke.load_adapters(other, str(path))
+    np.testing.assert_array_equal(outputs(other, x), outputs(model, x))
+    assert frozen(other)[0] == frozen(model)[0] == report.trainable
+    # Again, onto one that has it.
+    shake(other)
+    assert np.abs(outputs(other, x) - outputs(model, x)).max() > 0
+    ke.load_adapters(other, path)
+    np.testing.assert_array_equal(outputs(other, x), outputs(model, x))
+
+
+@libraries
+@pytest.mark.parametrize("name", VERBS)
+def test_every_kind_of_delta(library, name, tmp_path):
+    specimen = specimen_of(library)
+    model, (x, _) = specimen.make(), specimen.batch(3)
+    VERBS[name](model)
+    shake(model)
+    ke.save_adapters(model, tmp_path / "a.safetensors")
+    other = specimen.make()
+    ke.load_adapters(other, tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(outputs(other, x), outputs(model, x))
+    assert frozen(other)[0] == frozen(model)[0]
+    described = [[t.describe() for t in transforms(m)] for m in (model, other)]
+    assert described[0] == described[1]
+    settings = [[t.settings() for t in transforms(m)] for m in (model, other)]
+    assert settings[0] == settings[1]
+
+
+@libraries
+def test_adalora_goes_on_within_its_budget(library, tmp_path):
+    specimen = specimen_of(library)
+    model, (x, y) = specimen.make(), specimen.batch(12)
+    ke.adalora(model, 2, begin_step=0, end_step=4)
+    compiled(library, model)
+    fit(model, x, y, batch_size=4)
+    ke.save_adapters(model, tmp_path / "a.safetensors")
+    other = specimen.make()
+    ke.load_adapters(other, tmp_path / "a.safetensors")
+    fit(compiled(library, other), x, y, batch_size=4)
+    budget = transforms(other)[0].updater
+    assert int(budget.updates.numpy()) == 6
+    assert sum(int(np.count_nonzero(t.lambda_.numpy())) for t in transforms(other)) == 10
+
+
+@libraries
+def test_other_ways_of_tuning_are_applied_first(library, tmp_path):
+    specimen = specimen_of(library)
+    model, (x, _) = specimen.make(), specimen.batch(3)
+    ke.adapters(model, 2)
+    ke.lora(model, 2)
+    shake(model)
+    ke.save_adapters(model, tmp_path / "a.safetensors")
+    other = specimen.make()
+    before = frozen(other)
+    with pytest.raises(ValueError, match=r"must be attached before.* Apply ke\.adapters with"):
+        ke.load_adapters(other, tmp_path / "a.safetensors")
+    assert_untouched(other, before)
+    ke.adapters(other, 2)
+    ke.load_adapters(other, tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(outputs(other, x), outputs(model, x))
+
+
+@libraries
+def test_biases_that_train_are_in_it(library, tmp_path):
+    specimen = specimen_of(library)
+    model, (x, _) = specimen.make(), specimen.batch(3)
+    ke.bitfit(model)
+    shake(model)
+    saved = ke.save_adapters(model, tmp_path / "a.safetensors")
+    assert saved.parameters == frozen(model)[0]
+    other = specimen.make()
+    ke.load_adapters(other, tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(outputs(other, x), outputs(model, x))
+
+
+@libraries
+def test_averages_of_normalisation_are_in_it(library, tmp_path):
+    keras = keras_of(library)
+    layers = keras.layers
+
+    def make():
+        keras.utils.set_random_seed(0)
+        parts = [layers.Input((4,)), layers.Dense(4), layers.BatchNormalization(), layers.Dense(2)]
+        return keras.Sequential(parts)
+
+    model, x = make(), np.random.default_rng(0).normal(2, 3, (8, 4)).astype("float32")
+    ke.lora(model, 2)
+    model.compile("sgd", "mse")
+    model.fit(x, x[:, :2], verbose=0)
+    ke.save_adapters(model, tmp_path / "a.safetensors")
+    other = make()
+    ke.load_adapters(other, tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(np.asarray(model(x)), np.asarray(other(x)))
+
+
+@libraries
+def test_one_of_two_under_another_name_and_without_the_head(library, tmp_path):
+    specimen = specimen_of(library)
+    model, (x, _) = specimen.make(), specimen.batch(3)
+    ke.lora(model, 2, name="french", train=False)
+    ke.lora(model, 2, name="german", train=False)
+    shake(model)
+    for name in ("french", "german"):
+        saved = ke.save_adapters(model, tmp_path / f"{name}.safetensors", name=name, head=False)
+        assert saved.adapters == (name,)
+    other = specimen.make()
+    ke.load_adapters(other, tmp_path / "french.safetensors", name="first")
+    ke.load_adapters(other, tmp_path / "german.safetensors")
+    for theirs, ours in (("french", "first"), ("german", "german")):
+        ke.switch_adapters(model, theirs)
+        ke.switch_adapters(other, ours)
+        np.testing.assert_array_equal(outputs(other, x), outputs(model, x))
+    # The head was in no file: it is the base's, and trains.
+    assert len(other.trainable_variables) == len(transforms(other)) + 2
+
+
+def test_the_file_is_small(tmp_path):
+    """Against what trains, and against the model."""
+    keras = keras_of("keras")
+    parts = [keras.layers.Input((256,)), keras.layers.Dense(256), keras.layers.Dense(256)]
+    model = keras.Sequential([*parts, keras.layers.Dense(2)])
+    ke.lora(model, 8)
+    saved = ke.save_adapters(model, tmp_path / "a.safetensors")
+    trains = 4 * frozen(model)[0]
+    assert trains < saved.bytes < 1.2 * trains
+    assert saved.bytes < 4 * model.count_params() / 5
+    assert str(saved).endswith("0.04 MB")
+
+
+def test_what_a_process_has_made_before_changes_no_name(tmp_path):
+    first = specimen_of("keras").make()
+    specimen_of("keras").make()
+    second = specimen_of("keras").make()
+    assert [layer.name for layer in first.layers] != [layer.name for layer in second.layers]
+    ke.lora(first, 2)
+    ke.save_adapters(first, tmp_path / "a.safetensors")
+    keys = load_file(tmp_path / "a.safetensors").keys()
+    assert {"multi_head_attention/query/kernel.lora.a", "dense_0/kernel.lora.b"} <= keys
+    ke.load_adapters(second, tmp_path / "a.safetensors")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    model = specimen_of("keras").make()
+    ke.lora(model, 2)
+    path = tmp_path / "a.safetensors"
+    ke.save_adapters(model, path)
+    before = path.read_bytes()
+
+    def broken(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="disk full"):
+        ke.save_adapters(model, path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+# --- what is refused -------------------------------------------------------------------------
+
+
+def test_nothing_to_write(tmp_path):
+    model = specimen_of("keras").make()
+    with pytest.raises(ValueError, match="of which nothing was tuned"):
+        ke.save_adapters(model, tmp_path / "a.safetensors")
+    ke.lora(model, 2)
+    with pytest.raises(ValueError, match="End its name in"):
+        ke.save_adapters(model, tmp_path / "a.h5")
+    with pytest.raises(ValueError, match="Received: 'french'; there is lora"):
+        ke.save_adapters(model, tmp_path / "a.safetensors", name="french")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    model = specimen_of("keras").make()
+    ke.lora(model, 2)
+    path = tmp_path_factory.mktemp("good") / "a.safetensors"
+    ke.save_adapters(model, path)
+    return path
+
+
+def edited(good, path, change):
+    """The file with other tensors or metadata."""
+    with safe_open(good, framework="numpy") as file:
+        facts = json.loads(file.metadata()["keras_efficient"])
+    tensors = load_file(good)
+    change(facts, tensors)
+    save_file(tensors, path, {"keras_efficient": json.dumps(facts)})
+    return path
+
+
+KEY = "dense_0/kernel.lora.a"
+
+
+def renamed(facts, tensors):
+    facts["adapters"][0]["name"] = "../x"
+
+
+def setting(name, value):
+    return lambda facts, tensors: facts["adapters"][0]["settings"].update({name: value})
+
+
+EDITS = {
+    "version": (lambda f, t: f.update(version=2), "version 2, not 1"),
+    "no version": (lambda f, t: f.pop("version"), "without the metadata"),
+    "form": (lambda f, t: f.update(others=[1]), "metadata of another form"),
+    "list": (lambda f, t: f.update(adapters={}), "metadata of another form"),
+    "base": (lambda f, t: f.update(base="0"), "other weights' names or shapes"),
+    "missing": (lambda f, t: t.pop(KEY), "without the tensor 'dense_0/kernel.lora.a'"),
+    "shape": (lambda f, t: t.update({KEY: t[KEY][:-1]}), r"of F32 \[7, 2\], not of \[8, 2\]"),
+    "dtype": (lambda f, t: t.update({KEY: t[KEY] > 0}), "of BOOL"),
+    "stray": (lambda f, t: t.update(x=t[KEY]), "'x' that its metadata do not name"),
+    "weight": (lambda f, t: f["weights"].append("no/kernel"), "that the model does not have"),
+    "method": (lambda f, t: f["adapters"][0].update(method="x"), "will not do"),
+    "name": (renamed, "will not do .*`name` must be a word"),
+    "no rank": (lambda f, t: f["adapters"][0]["settings"].pop("rank"), "will not do"),
+    "rank": (setting("rank", -1), "`rank` is no int above 0"),
+    "huge rank": (setting("rank", 10**12), r"not of \[8, 1000000000000\]"),
+    "alpha": (setting("alpha", "x"), "`alpha` must be a number"),
+    "flag": (setting("by_last_axis", 3), "`by_last_axis` is no bool"),
+    "no paths": (lambda f, t: f["adapters"][0].update(weights=[]), "it names no weights"),
+    "wrong path": (lambda f, t: f["adapters"][0].update(weights=["x"]), "the model has no 'x'"),
+    "a bias": (
+        lambda f, t: f["adapters"][0].update(weights=["dense_0/bias"]),
+        "weights that are no matrices",
+    ),
+    "no name": (lambda f, t: f["adapters"][0].update(name=3), "its name is none"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_file_that_was_tampered_with_changes_nothing(name, good, tmp_path):
+    change, message = EDITS[name]
+    model = specimen_of("keras").make()
+    before = frozen(model)
+    with pytest.raises(ke.InputError, match=message):
+        ke.load_adapters(model, edited(good, tmp_path / "b.safetensors", change))
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, -5])
+def test_a_truncated_file(size, good, tmp_path):
+    path = tmp_path / "b.safetensors"
+    path.write_bytes(good.read_bytes()[:size])
+    with pytest.raises(ke.InputError, match="one that cannot be read"):
+        ke.load_adapters(specimen_of("keras").make(), path)
+
+
+def test_files_of_others(tmp_path):
+    model = specimen_of("keras").make()
+    save_file({"x": np.zeros(3)}, tmp_path / "b.safetensors")
+    with pytest.raises(ke.InputError, match="without the metadata"):
+        ke.load_adapters(model, tmp_path / "b.safetensors")
+    with pytest.raises(ke.InputError, match="must exist"):
+        ke.load_adapters(model, tmp_path / "none.safetensors")
+
+
+def test_a_base_model_of_another_shape(good):
+    other = next(s for s in ZOO if s.name == "keras-sequential").make()
+    with pytest.raises(ke.InputError, match="other weights' names or shapes"):
+        ke.load_adapters(other, good)
+
+
+def test_a_lora_that_is_there_must_be_the_same(good):
+    model = specimen_of("keras").make()
+    ke.lora(model, 3)
+    with pytest.raises(ValueError, match=r"as the file's. Received: 'lora', on other"):
+        ke.load_adapters(model, good)
+    ke.load_adapters(model, good, name="second")
+    with pytest.raises(ValueError, match="`name` must be a word"):
+        ke.load_adapters(model, good, name="a.b")
+
+
+def test_only_one_lora_is_renamed(tmp_path):
+    model = specimen_of("keras").make()
+    VERBS["two"](model)
+    ke.save_adapters(model, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="`name` renames the one LoRA of a file"):
+        ke.load_adapters(specimen_of("keras").make(), tmp_path / "a.safetensors", name="c")
+    model = specimen_of("keras").make()
+    ke.adalora(model, 2, end_step=4)
+    ke.save_adapters(model, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="and a file of AdaLoRA"):
+        ke.load_adapters(specimen_of("keras").make(), tmp_path / "a.safetensors", name="c")
