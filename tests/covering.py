@@ -1,0 +1,85 @@
+"""Combine the factors of a test by covering arrays; the full product runs under `make test-all`."""
+
+import itertools
+
+import pytest
+from allpairspy import AllPairs
+
+
+def covering(*factors, strength=2, keep=lambda *levels: True):
+    """Return the full product of `factors` as parameters, of which `make test` runs a covering array.
+
+    Args:
+        factors: sequences of levels, one per argument of the test. A level may be a
+            `pytest.param`, whose value, id and marks are kept.
+        strength: 2: every pair of levels of two factors occurs in `make test`. 1: every level of
+            every factor occurs; the shorter factors are rotated along the longest.
+        keep: predicate of one level of each factor; combinations it refuses do not exist.
+
+    Returns:
+        List of `pytest.param`; those outside the covering array have the marker `full`.
+
+    Example:
+        >>> import pytest
+        >>> from zoo import ZOO
+        >>> pytest.mark.parametrize("specimen, replicas, k", covering(ZOO, (1, 2), (1, 4)))
+    """
+    factors = [list(factor) for factor in factors]
+    values = [[_value(level) for level in factor] for factor in factors]
+
+    def valid(row):
+        return keep(*(values[i][j] for i, j in enumerate(row)))
+
+    product = [row for row in itertools.product(*(range(len(f)) for f in factors)) if valid(row)]
+    chosen = set()
+    if strength == 1 or len(factors) == 1:
+        missing = {(i, j) for row in product for i, j in enumerate(row)}
+        rotated = [tuple(n % len(f) for f in factors) for n in range(max(map(len, factors)))]
+        for row in [*(r for r in rotated if valid(r)), *product]:
+            new = set(enumerate(row)) & missing
+            if new:
+                chosen.add(row)
+                missing -= new
+    else:
+        found = AllPairs(
+            [list(range(len(f))) for f in factors],
+            filter_func=lambda row: len(row) < len(factors) or valid(row),
+        )
+        chosen = {tuple(row) for row in found}
+        # allpairspy may leave out pairs that a filter makes hard to reach.
+        missing = {pair for row in product for pair in _pairs(row)}
+        missing -= {pair for row in chosen for pair in _pairs(row)}
+        for row in product:
+            if new := set(_pairs(row)) & missing:
+                chosen.add(row)
+                missing -= new
+    return [_param(factors, row, full=row not in chosen) for row in product]
+
+
+def _pairs(row):
+    return itertools.combinations(enumerate(row), 2)
+
+
+def _is_param(level):
+    return hasattr(level, "values") and hasattr(level, "marks") and hasattr(level, "id")
+
+
+def _value(level):
+    return level.values[0] if _is_param(level) else level
+
+
+def _param(factors, row, full):
+    levels = [factor[j] for factor, j in zip(factors, row, strict=True)]
+    marks = [mark for level in levels if _is_param(level) for mark in level.marks]
+    if full:
+        marks.append(pytest.mark.full)
+    ids = [level.id if _is_param(level) else None for level in levels]
+    name = "-".join(
+        str(i if i is not None else _name(_value(level)))
+        for i, level in zip(ids, levels, strict=True)
+    )
+    return pytest.param(*(_value(level) for level in levels), marks=marks, id=name)
+
+
+def _name(value):
+    return getattr(value, "__name__", None) or str(value)
