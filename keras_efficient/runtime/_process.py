@@ -12,7 +12,7 @@ from pathlib import Path
 
 from keras_efficient._errors import InputError
 
-_SCRIPT = Path(__file__).with_name("script.py")
+_SCRIPT = Path(__file__).with_name("_runner_script.py")
 #: kind: (module, name of the library, extra of this package, or None: it comes with it).
 _NEEDS = {
     "saved_model": ("tensorflow", "TensorFlow", None),

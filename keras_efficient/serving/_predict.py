@@ -12,7 +12,7 @@ from keras_efficient._errors import InputError
 from keras_efficient.versions._check_manifest import check_manifest
 from keras_efficient.versions._find_version import find_version
 
-_SCRIPT = Path(__file__).with_name("answering.py")
+_SCRIPT = Path(__file__).with_name("_predict_script.py")
 
 
 def predict(directory, texts, *, signature="text", timeout=300.0) -> list:

@@ -16,7 +16,7 @@ def main(folder):
     for name in ("keras", "tf_keras"):
         sys.modules.setdefault(name, None)
     # The package is where this file is; at the end, since its files shadow nothing there.
-    sys.path.append(str(Path(__file__).resolve().parents[3]))
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
     folder = Path(folder)
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     result = answer(Path(request["saved_model"]), request["signature"], request["texts"])
