@@ -108,7 +108,9 @@ class Resume(Callback):
         self.model, self._flavor = model, flavors.of(model)
         self._list = callback_state.list_of(self)
         step = train_step_hook.attach(model)
-        step.join(self, step.around, *([step.observers] if self.check_data else []))
+        step.join(
+            self, step.train_function_wrappers, *([step.observers] if self.check_data else [])
+        )
         self._workers = _workers_of(model)
         if self._workers is not None:
             # Workers tell each other to stop in this package's step.
@@ -155,8 +157,8 @@ class Resume(Callback):
             for callback in self._others:
                 callback.on_epoch_begin(epoch, logs)
 
-    def around(self, function):
-        """Stands in for the train function: draws what is drawn again, and counts."""
+    def wrap_train_function(self, function):
+        """Return a train function that redraws skipped batches and counts steps."""
 
         def train_function(iterator):
             if not self._ready:
@@ -495,7 +497,7 @@ class Resume(Callback):
         def evaluate(*args, **kwargs):
             step = train_step_hook.of(model)
             # A callback is not told when `fit` fails, and this may be left behind.
-            here = step is not None and step.around.count(self) and self._training
+            here = step is not None and step.train_function_wrappers.count(self) and self._training
             if not here or not kwargs.get("_use_cached_eval_dataset"):
                 return plain(*args, **kwargs)
             if self._target is not None:
@@ -515,7 +517,7 @@ class Resume(Callback):
     def _takes_part(self):
         """Whether the `fit` that runs is one with this callback."""
         step = train_step_hook.of(self.model)
-        return step is not None and self in step.around
+        return step is not None and self in step.train_function_wrappers
 
     def _only_in_fit(self, name):
         if not self._training:

@@ -17,8 +17,8 @@ class TrainStepHook:
     Attributes:
         plain: the step the model had.
         observers: functions of a batch, called once per step, in the graph.
-        around: callbacks with a method `around(train_function)`, which gives `fit` another train
-            function to call in its place.
+        train_function_wrappers: callbacks with a method `wrap_train_function(train_function)` that
+            returns the train function `fit` calls instead.
         split: how batches are split into microbatches (`split.Split`), or None.
         window: how many batches make an update (`window.Window`), or None: each makes one.
         second_pass: what is done with a batch's gradient before a second pass over the batch
@@ -36,7 +36,7 @@ class TrainStepHook:
 
     def __init__(self, model):
         self.model, self.flavor = model, flavors.of(model)
-        self.observers, self.around = [], []
+        self.observers, self.train_function_wrappers = [], []
         self.watchers, self.after_update, self.wanted_by = [], [], []
         self.split = self.window = self.second_pass = self.penalty = self.signal = None
         self.upkeep = None
@@ -79,7 +79,13 @@ class TrainStepHook:
 
     @property
     def _groups(self):
-        return (self.observers, self.around, self.watchers, self.after_update, self.wanted_by)
+        return (
+            self.observers,
+            self.train_function_wrappers,
+            self.watchers,
+            self.after_update,
+            self.wanted_by,
+        )
 
     @property
     def own(self):
@@ -104,11 +110,13 @@ class TrainStepHook:
 
     def make_train_function(self, force=False):
         """Stands in for `model.make_train_function`."""
-        model, before = self.model, [*self.parts, *self.observers, *self.around]
+        model, before = self.model, [*self.parts, *self.observers, *self.train_function_wrappers]
         self._drop_leftovers()
         if self.upkeep is not None and self.upkeep.idle:
             self.upkeep = None
-        force = force or len([*self.parts, *self.observers, *self.around]) < len(before)
+        force = force or len([*self.parts, *self.observers, *self.train_function_wrappers]) < len(
+            before
+        )
         if model.train_function in (None, _stale) or force:
             self.remake()
         return model.train_function
@@ -121,8 +129,8 @@ class TrainStepHook:
             function = model.train_function
         else:
             function = self.own.make_train_function()
-        for callback in self.around:
-            function = callback.around(function)
+        for callback in self.train_function_wrappers:
+            function = callback.wrap_train_function(function)
         object.__setattr__(model, "train_function", function)
 
     def make_test_function(self, force=False):
@@ -188,7 +196,7 @@ def detach_if_idle(model):
     if hook is None:
         return
     object.__setattr__(model, "train_function", _stale)
-    if not hook.parts and not hook.observers and not hook.around:
+    if not hook.parts and not hook.observers and not hook.train_function_wrappers:
         model.train_function = model.test_function = None
         for name in _attributes(hook):
             vars(model).pop(name, None)
