@@ -1,22 +1,25 @@
-"""An exponential moving average of the weights, for evaluation and export."""
+"""Exponential moving average of the weights, for evaluation and export."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
+from keras_efficient.callbacks._validation_wrapper import ValidationWrapper
 from keras_efficient.flavor import Callback
 from keras_efficient.training import _train_step_hook as train_step_hook
 
 
 class EMA(Callback):
-    """Keep a moving average of the trainable weights; validate with it.
+    """Keep an exponential moving average of the trainable weights, and validate with it.
 
         a ← d·a + (1 - d)·θ,        d = min(decay, (1 + t) / (10 + t))
 
-    after every update t (a skipped one is none, and microbatches are none). During `fit`,
-    validation sees the averaged weights; the trained ones are back whatever happens in it. For
+    after every update t. A skipped update is not counted, nor is a microbatch. During `fit`,
+    validation uses the averaged weights; the trained ones are restored also if it fails. For
     everything else there is a context:
 
         with ema.averaged():
@@ -24,17 +27,18 @@ class EMA(Callback):
             ke.export(model, "saved_models/a")
 
     Args:
-        decay: float in (0, 1), d in the long run.
-        warm_up: whether the average starts faster, as above; False takes `decay` from the start.
+        decay: float in (0, 1), the limit of d. Default: 0.999.
+        warm_up: bool, whether d starts smaller, as above; False uses `decay` from the start.
+            Default: True.
 
     Attributes:
         averages: list of `tf.Variable`s, in the order of `model.trainable_variables`; they stay
-            after `fit`, and the next `fit` with the same callback goes on with them.
+            after `fit`, and the next `fit` with the same callback continues with them.
 
     Raises:
-        ValueError: `decay` out of range; `averaged` before `fit` has made an average, or after
-            other variables have become trainable.
-        InputError: given to `evaluate` or `predict`.
+        ValueError: `decay` is out of range; or `averaged` is used before `fit` has made an
+            average, or after other variables have become trainable.
+        InputError: the callback is given to `evaluate` or `predict`.
 
     Example:
         >>> ema = ke.callbacks.EMA(decay=0.99)
@@ -44,53 +48,53 @@ class EMA(Callback):
 
     Reference:
         Polyak & Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging". Unlike
-        `keras.callbacks.SwapEMAWeights` it always swaps back, after `predict` too (trap 19).
+        `keras.callbacks.SwapEMAWeights` it always swaps back, after `predict` too.
     """
 
-    #: What `Resume` saves.
+    #: Attributes that `Resume` saves.
     resumes = ("averages",)
 
-    def __init__(self, decay=0.999, *, warm_up=True):
+    def __init__(self, decay: float = 0.999, *, warm_up: bool = True):
         if not 0 < decay < 1:
             raise ValueError(f"`decay` must be between 0 and 1. Received: {decay!r}.")
         self.decay, self.warm_up = decay, warm_up
         self.averages, self._values, self._training = [], [], False
 
-    def set_model(self, model):
+    def set_model(self, model: Any):
         self.model, self._flavor = model, flavors.of(model)
+        self._validation = ValidationWrapper(model, self._validate, self._is_joined)
         step = train_step_hook.attach(model)
         step.join(self, step.after_update)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None):
         self._training = True
-        plain = type(self.model).evaluate.__get__(self.model)
+        self._validation.install()
 
-        # A callback is not told when validation fails: swap around the whole of it. Nor is it told
-        # when `fit` fails: what is not asked for by `fit` is left alone.
-        def evaluate(*args, **kwargs):
-            if not kwargs.get("_use_cached_eval_dataset"):
-                return plain(*args, **kwargs)
-            # An update that a `BatchSizeSchedule` has left to make is one of the trained weights.
-            open_window = getattr(train_step_hook.of(self.model), "window", None)
-            if open_window is not None:
-                open_window.flush()
-            with self.averaged():
-                return plain(*args, **kwargs)
-
-        vars(self.model)["evaluate"] = evaluate
-
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None):
         self._training = False
-        vars(self.model).pop("evaluate", None)
+        self._validation.remove()
         self._detach()
 
-    def on_test_begin(self, logs=None):
-        self._only_in_fit("evaluate")
+    def on_test_begin(self, logs: dict | None = None):
+        self._check_in_fit("evaluate")
 
-    def on_predict_begin(self, logs=None):
-        self._only_in_fit("predict")
+    def on_predict_begin(self, logs: dict | None = None):
+        self._check_in_fit("predict")
 
-    def _only_in_fit(self, name):
+    def _validate(self, evaluate):
+        # The update of a `BatchSizeSchedule`'s incomplete window is one of the trained weights.
+        window = getattr(train_step_hook.of(self.model), "window", None)
+        if window is not None:
+            window.flush()
+        with self.averaged():
+            return evaluate()
+
+    def _is_joined(self):
+        """Whether this callback takes part in the `fit` that runs."""
+        hook = train_step_hook.of(self.model)
+        return hook is not None and self in hook.after_update
+
+    def _check_in_fit(self, name):
         if not self._training:
             self._detach()
             raise InputError(
@@ -105,14 +109,15 @@ class EMA(Callback):
 
     # --- in the training step ------------------------------------------------------------------
 
-    def build(self, model):
-        """Called by the training step before it is traced."""
+    def build(self, model: Any):
+        """Create the averages, before the training step is traced."""
         values = list(map(self._flavor.value, model.trainable_variables))
         if list(map(id, values)) != list(map(id, self._values)):
             self._values = values
             self.averages = [tf.Variable(v.read_value(), trainable=False) for v in values]
 
     def __call__(self):
+        """Move the averages, in the graph after an update."""
         decay = tf.constant(self.decay)
         if self.warm_up:
             updates = tf.cast(self._flavor.optimizer(self.model).iterations, tf.float32)
@@ -124,8 +129,8 @@ class EMA(Callback):
     # --- outside of it -------------------------------------------------------------------------
 
     @contextmanager
-    def averaged(self):
-        """A context in which the model has the averaged weights."""
+    def averaged(self) -> Iterator[None]:
+        """Give the model the averaged weights within the context."""
         values = list(map(self._flavor.value, self.model.trainable_variables))
         if not self.averages or list(map(id, values)) != list(map(id, self._values)):
             raise ValueError(

@@ -85,7 +85,7 @@ class GradientNoiseScale(Callback):
     def set_model(self, model):
         self.model = model
         self._step = train_step_hook.attach(model)
-        self._step.join(self, self._step.watchers)
+        self._step.join(self, self._step.gradient_observers)
         if self.max_batches is not None:
             self._window = accumulation_window.attach(model, self)
             self._window.batches.assign(self.batches)
@@ -98,7 +98,7 @@ class GradientNoiseScale(Callback):
             self._state = tf.Variable([0.0] * 5, trainable=False)
 
     def __call__(self, gradients):
-        if self._step.own.sums_up:
+        if self._step.training_step.loss_is_sum:
             raise ValueError(
                 "The gradient noise scale needs a loss that is averaged over examples. Received: "
                 'reduction="sum". Use the default reduction.'

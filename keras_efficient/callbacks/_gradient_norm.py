@@ -38,7 +38,7 @@ class GradientNorm(Callback):
     def set_model(self, model):
         self.model = model
         step = train_step_hook.attach(model)
-        step.join(self, step.watchers)
+        step.join(self, step.gradient_observers)
 
     def build(self, model):
         """Called by the training step before it is traced."""

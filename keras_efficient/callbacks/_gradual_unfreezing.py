@@ -6,7 +6,8 @@ from keras_efficient.checkpoint import _variables as variables_module
 from keras_efficient.flavor import Callback
 from keras_efficient.optimizers._layer_depths import layer_depths
 from keras_efficient.parametrize._attach import freeze
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, OTHER, all_weights, select
+from keras_efficient.parametrize._select import select
+from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, OTHER, all_weights
 from keras_efficient.training import _train_step_hook as train_step_hook
 
 
@@ -73,7 +74,7 @@ class GradualUnfreezing(Callback):
             self._let(len(self._weights))
         self.model, self._weights = model, []
         step = train_step_hook.attach(model)
-        step.join(self, step.wanted_by)
+        step.join(self, step.requesters)
 
     def on_train_begin(self, logs=None):
         model = self.model
@@ -116,7 +117,7 @@ class GradualUnfreezing(Callback):
         if changed:
             freeze(self.model, changed, trainable=more)
             # (`fit` calls the function that the model has at each step.)
-            train_step_hook.of(self.model).remake()
+            train_step_hook.of(self.model).retrace()
 
 
 def _by_depth(model):

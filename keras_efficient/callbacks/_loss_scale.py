@@ -51,8 +51,8 @@ class LossScale(Callback):
     def set_model(self, model):
         self.model = model
         step = train_step_hook.attach(model)
-        step.join(self, step.wanted_by)
-        self._step, self._seen = step, step.own.skipped_steps
+        step.join(self, step.requesters)
+        self._step, self._seen = step, step.training_step.skipped_steps
 
     @property
     def scale(self):
@@ -69,7 +69,7 @@ class LossScale(Callback):
             )
 
     def on_train_batch_end(self, batch, logs=None):
-        skipped = self._step.own.skipped_steps
+        skipped = self._step.training_step.skipped_steps
         # (A step that was set up anew counts from 0.)
         new = skipped - self._seen if skipped >= self._seen else skipped
         self._seen = skipped

@@ -1,8 +1,12 @@
-"""Train a model for a try, and put everything back."""
+"""Context that restores a model and its optimizer after a trial run."""
 
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from keras_efficient.checkpoint import _variables as variables_module
+import tensorflow as tf
+
+from keras_efficient.checkpoint._variables import model_variables
 
 _MISSING = object()
 #: What `fit` leaves on a model besides variables.
@@ -10,15 +14,19 @@ _ATTRIBUTES = ("stop_training", "history")
 
 
 @contextmanager
-def restored(model, variables=()):
-    """A context that puts a model and its optimizer back, however it is left.
+def trial_run(model: Any, variables: Iterable[tf.Variable] = ()) -> Iterator[None]:
+    """Restore a model and its optimizer on leaving the context, also after an error.
 
-    That is: weights, random seeds (Keras 3's), the optimizer's slots, counter and loss scale,
-    metrics, `stop_training` and `history`, and `variables`, bit by bit. Model and optimizer must
-    be built. The copies are in the host's memory. tf_keras draws dropout from a state that
-    nobody can read: it goes on from where it was.
+    That is: weights, random seeds of Keras 3, the optimizer's moments, counter and loss scale,
+    metrics, `stop_training` and `history`, bit by bit. Model and optimizer must be built. The
+    copies are in the host's memory. The random state from which tf_keras draws dropout cannot be
+    read, and is not restored.
+
+    Args:
+        model: a compiled, built model.
+        variables: further variables to restore.
     """
-    everything = [*variables_module.of_model(model).values(), *variables]
+    everything = [*model_variables(model).values(), *variables]
     everything = list({id(variable): variable for variable in everything}.values())
     values = [variable.numpy() for variable in everything]
     attributes = {name: vars(model).get(name, _MISSING) for name in _ATTRIBUTES}
@@ -26,7 +34,7 @@ def restored(model, variables=()):
         yield
     finally:
         with model.distribute_strategy.scope():
-            # Of metrics that were built in between, there is nothing to put back.
+            # Metrics that were built within the context are reset only.
             model.reset_metrics()
             for variable, value in zip(everything, values, strict=True):
                 variable.assign(value)

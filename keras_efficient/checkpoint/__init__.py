@@ -1,4 +1,4 @@
-"""Training state and its storage."""
+"""Training state and its storage: what `callbacks.Resume` saves and restores."""
 
 import lazy_loader
 

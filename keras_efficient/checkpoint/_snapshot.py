@@ -1,6 +1,7 @@
-"""A run at one moment: taken into arrays and plain data, and set back to them."""
+"""Snapshot of a run: its state as arrays and JSON values, and its restoration."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,92 +10,104 @@ import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
-from keras_efficient.checkpoint import _callback_state as callback_state
-from keras_efficient.checkpoint import _variables as variables_module
+from keras_efficient.checkpoint._array_file import Specs
+from keras_efficient.checkpoint._callback_state import (
+    callback_state,
+    labelled_callbacks,
+    restore_callback_state,
+)
+from keras_efficient.checkpoint._replica_values import ReplicaValues
+from keras_efficient.checkpoint._store import StoredCheckpoint
+from keras_efficient.checkpoint._variables import model_variables, run_variables
 from keras_efficient.distribute._cluster import cluster_of
 from keras_efficient.training import _train_step_hook as train_step_hook
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What there is to write.
+    """The state of a run at one moment, to be written.
 
     Attributes:
         specs: dict {array's name: (shape, NumPy dtype)}.
-        read: function of a name that gives the array.
+        read: function of a name that returns the array.
         state: dict of JSON values.
-        unsavable: list of the callbacks' attributes that were left out.
+        unsupported: names of the callbacks' attributes that were left out.
     """
 
-    specs: dict
-    read: Any
-    state: dict
-    unsavable: list
+    specs: Specs
+    read: Callable[[str], np.ndarray]
+    state: dict[str, Any]
+    unsupported: list[str]
 
 
-def metrics_of(model) -> dict:
-    """The metrics' arrays, as `take` has them."""
-    variables = variables_module.of_model(model)
+def read_metrics(model: Any) -> dict[str, np.ndarray]:
+    """Return the values of the model's metrics, under their names in a snapshot."""
+    variables = model_variables(model)
     metrics = {name: v for name, v in variables.items() if name.startswith("metrics.")}
-    held = variables_module.Variables(model.distribute_strategy, metrics)
-    return {name: held.read(name) for name in metrics}
+    values = ReplicaValues(model.distribute_strategy, metrics)
+    return {name: values.read(name) for name in metrics}
 
 
-def take(model, callbacks, metrics=None) -> Snapshot:
-    """The state of `model`, of its optimizer and step, and of `callbacks`; for all workers to call.
+def take_snapshot(
+    model: Any, callbacks: list, metrics: dict[str, np.ndarray] | None = None
+) -> Snapshot:
+    """Return the state of a model, its optimizer and training step, and of callbacks.
+
+    A collective: all workers must call it.
 
     Args:
-        metrics: dict, what `metrics_of` gave, in place of what the metrics are now.
+        model: a compiled model whose `train_step` is hooked.
+        callbacks: callbacks whose state is part of it.
+        metrics: values from `read_metrics` to use instead of the present ones. Default: None.
     """
-    remembered, arrays, unsavable = callback_state.state_of(callbacks)
-    variables = variables_module.of_run(model)
+    remembered, arrays, unsupported = callback_state(callbacks)
+    variables = run_variables(model)
     variables |= {name: v for name, v in arrays.items() if isinstance(v, tf.Variable)}
     arrays = {name: a for name, a in arrays.items() if name not in variables} | (metrics or {})
-    held = variables_module.Variables(model.distribute_strategy, variables)
-    held.gather()
-    specs = held.specs() | {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    values = ReplicaValues(model.distribute_strategy, variables)
+    values.gather()
+    specs = values.specs() | {name: (array.shape, array.dtype) for name, array in arrays.items()}
     state = {
         "replicas": model.distribute_strategy.num_replicas_in_sync,
         "updates": int(flavors.of(model).optimizer(model).iterations.numpy()),
         "callbacks": remembered,
         "training_step": _step_state(model),
     }
-    return Snapshot(
-        specs, lambda name: arrays[name] if name in arrays else held.read(name), state, unsavable
-    )
+
+    def read(name):
+        return arrays[name] if name in arrays else values.read(name)
+
+    return Snapshot(specs, read, state, unsupported)
 
 
-def put(model, callbacks, saved):
-    """Set `model` and `callbacks`, whose variables must all exist, to what was saved.
-
-    Args:
-        saved: a `Saved`.
+def restore_snapshot(model: Any, callbacks: list, checkpoint: StoredCheckpoint):
+    """Set a model and callbacks, whose variables must all exist, to a stored state.
 
     Raises:
-        InputError: it is not of this model.
+        InputError: the checkpoint is of another model, optimizer or training step.
     """
-    state, arrays = saved.state, saved.arrays
-    variables = variables_module.of_run(model, window_open="step.dirty" in arrays)
-    variables |= callback_state.restore(callbacks, state["callbacks"], arrays)
-    _check_fit(variables, arrays, saved.path)
+    state, arrays = checkpoint.state, checkpoint.arrays
+    variables = run_variables(model, window_open="step.dirty" in arrays)
+    variables |= restore_callback_state(callbacks, state["callbacks"], arrays)
+    _check_variables(variables, arrays, checkpoint)
     cluster = cluster_of(model)
     if cluster is None or cluster.index == 0:
-        # (What only writes may be with the first worker alone.)
+        # Callbacks that only write files may be given to the first worker alone.
         _check_callbacks(callbacks, state["callbacks"])
-    held = variables_module.Variables(model.distribute_strategy, variables)
-    # (Every one is to be assigned.)
-    counts = {held.assign(name, arrays[name]) for name in variables}
+    values = ReplicaValues(model.distribute_strategy, variables)
+    saved_replicas = [values.assign(name, arrays[name]) for name in variables]
     _set_step_state(model, state["training_step"])
-    now = model.distribute_strategy.num_replicas_in_sync
-    if state["replicas"] != now or counts - {None}:
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if state["replicas"] != replicas or any(saved_replicas):
         warnings.warn(
-            f"The run was saved with {state['replicas']} replicas and goes on with {now}: sums are "
-            "divided anew, dropout draws other masks, and results agree no longer to the last bit.",
+            f"The run was saved with {state['replicas']} replicas and continues with {replicas}: "
+            "sums are redistributed, dropout draws other masks, and results are no longer equal "
+            "to the last bit.",
             stacklevel=2,
         )
 
 
-def _check_fit(variables, arrays, path):
+def _check_variables(variables, arrays, checkpoint):
     wrong = [f"{name} is missing" for name in variables if name not in arrays]
     wrong += [
         f"{name} is not in the model"
@@ -106,45 +119,50 @@ def _check_fit(variables, arrays, path):
             continue
         shape, saved = tuple(variable.shape), arrays[name].shape
         dtype = np.dtype(variable.dtype.as_numpy_dtype)
-        # (The values of several replicas are stacked.)
+        # The values of several replicas are stacked.
         if shape not in (saved, saved[1:]) or dtype != arrays[name].dtype:
             was = f"{arrays[name].dtype}{list(saved)}"
             wrong.append(f"{name} ({variable.name}): was {was}, now {dtype}{list(shape)}")
     if wrong:
         listed = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise InputError(
-            "A saved run goes on with the model, the optimizer and the settings of its step that "
-            f"it was started with. Received: {str(path)!r}, in which {listed}. Make them as they "
-            "were, or start anew in another folder."
+            "A run resumes with the model, optimizer and training step it was started with. "
+            f"Received: {str(checkpoint.path)!r}, in which {listed}. Use those of the first start, "
+            "or start a new run in another folder."
         )
 
 
 def _check_callbacks(callbacks, remembered):
-    then, now = set(remembered), set(callback_state.labelled(callbacks))
-    # (`fit` adds a History of its own, and nothing else that remembers.)
+    # `fit` adds a History of its own, and no other callback with state.
+    then, now = set(remembered), set(labelled_callbacks(callbacks))
     if then != now:
         warnings.warn(
-            f"The callbacks that remember something were {sorted(then)} and are now {sorted(now)}: "
-            "new ones start anew, and what others remembered is forgotten.",
+            f"The callbacks with state were {sorted(then)} and are now {sorted(now)}: new ones "
+            "start afresh, and the state of missing ones is dropped.",
             stacklevel=3,
         )
 
 
 def _step_state(model):
-    """What this package's training step knows once it has been traced, and its halvings."""
-    step = train_step_hook.of(model)
-    if not step.parts:
+    """Return what this package's training step has learnt while it was traced, and its halvings."""
+    hook = train_step_hook.of(model)
+    if not hook.parts:
         return {}
-    own = step.own
-    sparse = sorted(getattr(own.sums, "sparse", ()))
-    return {"halvings": own.halvings, "reached": own.reached, "kind": own.kind, "sparse": sparse}
+    step = hook.training_step
+    return {
+        "halvings": step.halvings,
+        "reached": step.reached,
+        "weighting": step.weighting,
+        "sparse": sorted(getattr(step.accumulator, "sparse", ())),
+    }
 
 
 def _set_step_state(model, state):
     if not state:
         return
-    own = train_step_hook.of(model).own
-    own.halvings, own.reached, own.kind = state["halvings"], state["reached"], state["kind"]
+    step = train_step_hook.of(model).training_step
+    step.halvings, step.reached = state["halvings"], state["reached"]
+    step.weighting = state["weighting"]
     # A window may be closed before the next step is traced.
-    if hasattr(own.sums, "sparse"):
-        own.sums.sparse |= set(state["sparse"])
+    if hasattr(step.accumulator, "sparse"):
+        step.accumulator.sparse |= set(state["sparse"])

@@ -1,62 +1,55 @@
-"""Checkpoints of a run in a folder: each written whole or not at all, and checked when read."""
+"""Checkpoints in a folder: each written completely or not at all, and verified when read."""
 
 import hashlib
 import json
 import os
 import re
 import shutil
+import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from keras_efficient._errors import InputError
+from keras_efficient.checkpoint._array_file import Specs, read_arrays, write_arrays
 
 FORMAT = 1
 _ARRAYS, _STATE = "arrays.safetensors", "state.json"
 _NAME = re.compile(r"step-\d{8,}(-epoch-\d{4,})?")
 _PARTIAL = ".partial-"
-#: safetensors' names of NumPy's (and ml_dtypes') dtypes.
-_CODES = {
-    "bool": "BOOL",
-    **{
-        f"{'u' * (kind == 'U')}int{bits}": f"{kind}{bits}"
-        for kind in "IU"
-        for bits in (8, 16, 32, 64)
-    },
-    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
-    "bfloat16": "BF16",
-}
 
 
 class CorruptCheckpointError(Exception):
-    """A checkpoint that is not what was written."""
+    """A checkpoint whose files are not as they were written."""
 
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint that was found whole.
+    """A complete checkpoint, read from its folder.
 
     Attributes:
         path: its folder.
-        state: dict, its state.json.
-        arrays: dict {name: array}, its arrays.safetensors, mapped into memory.
+        state: dict, the content of its state.json.
+        arrays: dict {name: array}, the content of its arrays.safetensors, mapped into memory.
     """
 
     path: Path
-    state: dict
-    arrays: dict
+    state: dict[str, Any]
+    arrays: dict[str, np.ndarray]
 
 
 class CheckpointStore:
-    """The checkpoints in a folder of their own."""
+    """The checkpoints of one run, in a folder of their own."""
 
-    def __init__(self, directory):
+    def __init__(self, directory: str | os.PathLike):
         self.directory = Path(directory)
 
-    def names(self) -> list:
-        """The names of all checkpoints, whole or not, oldest first."""
+    def names(self) -> list[str]:
+        """Return the names of all checkpoints, complete or not, oldest first."""
         if not self.directory.is_dir():
             return []
         return sorted(
@@ -64,9 +57,9 @@ class CheckpointStore:
         )
 
     def check(self):
-        """Refuse a folder that cannot be written, or that holds something else.
+        """Refuse a folder that cannot be written or that holds something else.
 
-        What killed writers left behind is removed.
+        Removes what killed writers left behind.
 
         Raises:
             InputError: the path is refused.
@@ -92,15 +85,23 @@ class CheckpointStore:
         if present and not ours:
             raise InputError(
                 "A run is saved in a folder of its own. Received: "
-                f"{str(self.directory)!r}, which holds {sorted(present)[0]!r} and no saved run. "
+                f"{str(self.directory)!r}, which holds {sorted(present)[0]!r} and no checkpoint. "
                 "Give an empty folder, or one that does not exist."
             )
         for name in present:
             if name.startswith(_PARTIAL):
                 shutil.rmtree(self.directory / name, ignore_errors=True)
 
-    def check_room(self, needed_bytes, keep):
-        """Refuse a disk that is too full for `keep` checkpoints and the one being written."""
+    def check_free_space(self, needed_bytes: int, keep: int):
+        """Refuse a disk without space for `keep` checkpoints and the one being written.
+
+        Args:
+            needed_bytes: size of one checkpoint.
+            keep: number of checkpoints that stay.
+
+        Raises:
+            InputError: the disk is too full.
+        """
         ancestor = self.directory.absolute()
         while not ancestor.is_dir():
             ancestor = ancestor.parent
@@ -113,17 +114,21 @@ class CheckpointStore:
                 "space, choose another disk or keep fewer."
             )
 
-    def write(self, name, specs, read, state):
-        """Write a checkpoint; it is there when this returns, whatever happens to the machine.
+    def write(
+        self, name: str, specs: Specs, read: Callable[[str], np.ndarray], state: dict[str, Any]
+    ):
+        """Write a checkpoint; when this returns, it survives a crash of the machine.
+
+        A complete checkpoint of that name is kept as it is.
 
         Args:
-            name: of its folder.
+            name: name of its folder.
             specs: dict {array's name: (shape, NumPy dtype)}.
-            read: function of a name that gives the array.
+            read: function of a name that returns the array.
             state: dict of JSON values.
 
         Raises:
-            OSError: it could not be written; nothing is left of it.
+            OSError: it could not be written; nothing of it is left.
         """
         target = self.directory / name
         if target.exists():
@@ -132,51 +137,84 @@ class CheckpointStore:
                 return
             shutil.rmtree(target)
         self.directory.mkdir(parents=True, exist_ok=True)
-        _sync(self.directory.parent)
+        _flush(self.directory.parent)
         partial = self.directory / f"{_PARTIAL}{name}-{os.getpid()}"
         try:
             partial.mkdir()
-            digest, size = _write_arrays(partial / _ARRAYS, specs, read)
+            digest, size = write_arrays(partial / _ARRAYS, specs, read)
             state = {"format": FORMAT, **state, "arrays": {"sha256": digest, "bytes": size}}
-            # (As it will be read: with strings for keys.)
+            # The digest is of the state as it will be read: JSON turns keys into strings.
             state = json.loads(json.dumps(state))
             with open(partial / _STATE, "w") as file:
                 json.dump({**state, "checksum": _digest(state)}, file)
-            sync(partial)
+            for path in (*partial.iterdir(), partial):
+                _flush(path)
             os.rename(partial, target)
-            _sync(self.directory)
+            _flush(self.directory)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
-    def prune(self, newest, keep):
-        """Delete all but `newest` and the `keep - 1` before it."""
+    def prune(self, newest: str, keep: int):
+        """Delete all checkpoints but `newest` and the `keep - 1` before it."""
         names = self.names()
         upto = [name for name in names if _key(name) <= _key(newest)]
         for name in {*names} - {*upto[-keep:]}:
             shutil.rmtree(self.directory / name, ignore_errors=True)
 
-    def load(self, name) -> StoredCheckpoint:
-        """Read a checkpoint and check it.
+    def clear(self):
+        """Delete all checkpoints."""
+        for name in self.names():
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+
+    def latest(self) -> StoredCheckpoint | None:
+        """Return the newest complete checkpoint, or None if there is none at all.
+
+        Warns of each corrupt one that is newer.
 
         Raises:
-            Damaged: it is not whole.
+            InputError: all checkpoints are corrupt.
+        """
+        names = self.names()
+        for name in reversed(names):
+            try:
+                return self.load(name)
+            except CorruptCheckpointError as error:
+                warnings.warn(
+                    f"The checkpoint {str(self.directory / name)!r} is corrupt ({error}) and is "
+                    "skipped: the one before it is used.",
+                    stacklevel=3,
+                )
+        if names:
+            raise InputError(
+                "A run resumes from a complete checkpoint. Received: "
+                f"{str(self.directory)!r}, where {', '.join(names)} are corrupt. Check the disk; "
+                "delete the folder to start a new run."
+            )
+        return None
+
+    def load(self, name: str) -> StoredCheckpoint:
+        """Read a checkpoint and verify its size and checksums.
+
+        Raises:
+            CorruptCheckpointError: its files are not as they were written.
+            InputError: another version wrote it, in another format.
         """
         path = self.directory / name
         try:
             state = json.loads((path / _STATE).read_text())
             checksum = state.pop("checksum")
-            whole = checksum == _digest(state)
+            complete = checksum == _digest(state)
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise CorruptCheckpointError(
                 f"{_STATE} cannot be read: {type(error).__name__}"
             ) from error
-        if not whole:
-            raise CorruptCheckpointError(f"{_STATE} is not as it was written")
+        if not complete:
+            raise CorruptCheckpointError(f"{_STATE} has another checksum")
         if state["format"] != FORMAT:
             raise InputError(
-                "A saved run is read by the version that knows its format. Received: "
-                f"{str(path)!r} of format {state['format']}, where this one knows {FORMAT}. "
-                "Install the version that wrote it, or start anew in another folder."
+                "A checkpoint must be in the format that this version reads. Received: "
+                f"{str(path)!r} of format {state['format']}, where this version reads {FORMAT}. "
+                "Install the version that wrote it, or start a new run in another folder."
             )
         try:
             arrays = path / _ARRAYS
@@ -190,51 +228,15 @@ class CheckpointStore:
             ) from error
         if digest is None:
             raise CorruptCheckpointError(
-                f"{_ARRAYS} has {size} bytes of {state['arrays']['bytes']}"
+                f"{_ARRAYS} has {size} bytes instead of {state['arrays']['bytes']}"
             )
         if digest != state["arrays"]["sha256"]:
-            raise CorruptCheckpointError(f"{_ARRAYS} is not as it was written")
+            raise CorruptCheckpointError(f"{_ARRAYS} has another checksum")
         return StoredCheckpoint(path, state, read_arrays(arrays))
 
 
-def check_settings(then, now):
-    """Refuse to go on with other settings than a run was started with.
-
-    Raises:
-        InputError: they differ.
-    """
-    names = [name for name in now if then.get(name) != now[name]]
-    if names:
-        listed = "; ".join(f"{n}: was {then.get(n)!r}, now {now[n]!r}" for n in names)
-        raise InputError(
-            f"A run resumes with the settings it was started with. Received: {listed}. "
-            "Resume with the same settings, or start anew: without --resume on the command line, "
-            "in another folder elsewhere."
-        )
-
-
-def check_dtypes(specs):
-    """Refuse what a file of arrays cannot hold.
-
-    Raises:
-        InputError: a dtype is not one of NumPy's numbers, bool or bfloat16.
-    """
-    wrong = [f"{name} ({dtype})" for name, (_, dtype) in specs.items() if dtype.name not in _CODES]
-    if wrong:
-        raise InputError(
-            f"A saved run holds variables of these dtypes: {', '.join(_CODES)}. Received: "
-            f"{', '.join(wrong[:3])}. Keep other things out of what training changes."
-        )
-
-
-def sync(folder):
-    """Have a folder and the files in it on the disk, not only in the machine's memory."""
-    for path in (*folder.iterdir(), folder):
-        _sync(path)
-
-
-def _sync(path):
-    # (Windows cannot open a folder.)
+def _flush(path: Path):
+    """Flush a file or folder to the disk. Windows cannot open a folder, which is ignored."""
     with suppress(PermissionError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -243,50 +245,10 @@ def _sync(path):
             os.close(descriptor)
 
 
-def read_arrays(path) -> dict:
-    """The arrays of a safetensors file. (Its NumPy reader knows no bfloat16.)"""
-    import ml_dtypes
-
-    raw = np.memmap(path, np.uint8, mode="r")
-    start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
-    header = json.loads(raw[8:start].tobytes())
-    dtypes = {code: getattr(ml_dtypes, n, None) or np.dtype(n) for n, code in _CODES.items()}
-    arrays = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        flat = raw[start + begin : start + end].view(dtypes[entry["dtype"]])
-        arrays[name] = flat.reshape(entry["shape"])
-    return arrays
-
-
-def _write_arrays(path, specs, read):
-    """Write one array after the other, as safetensors; the file's SHA-256 and size."""
-    header, offset = {}, 0
-    for name, (shape, dtype) in specs.items():
-        end = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        header[name] = {
-            "dtype": _CODES[dtype.name],
-            "shape": list(shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    digest, size = hashlib.sha256(), 0
-    with open(path, "wb") as file:
-        for block in (len(text).to_bytes(8, "little"), text, *specs):
-            if isinstance(block, str):
-                block = np.ascontiguousarray(read(block)).reshape(-1).view(np.uint8).data
-            file.write(block)
-            digest.update(block)
-            size += len(block)
-    return digest.hexdigest(), size
-
-
-def _digest(state):
+def _digest(state: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def _key(name):
+def _key(name: str) -> tuple[int, int]:
     _, step, *epoch = name.split("-")
     return int(step), int(epoch[-1]) if epoch else 0

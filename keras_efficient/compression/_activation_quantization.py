@@ -56,7 +56,7 @@ class ActivationQuantizer(CallWrapper):
     def seen(self, inputs):
         x = tf.cast(inputs, tf.float32)
         if self.smooth is not None:
-            smooth = along_inputs(self.smooth, self.view.layer, self.weight_of_smooth, len(x.shape))
+            smooth = along_inputs(self.smooth, self.layer, self.weight_of_smooth, len(x.shape))
             x = x / smooth
         if self.look is not None:
             self.look(x)
@@ -78,7 +78,7 @@ class ActivationQuantizer(CallWrapper):
 
     def _watch(self, x):
         """Widen what this replica has seen since the last update."""
-        pending = replicas.here(self.pending)
+        pending = replicas.local(self.pending)
         low, high, _ = tf.unstack(pending.read_value())
         low = tf.minimum(low, tf.reduce_min(x))
         high = tf.maximum(high, tf.reduce_max(x))
@@ -139,15 +139,15 @@ class RangeTracker:
         """Move the ranges: here, where replicas may talk even if a loss scale skips the update."""
         if not self.parts:
             return
-        seen = tf.stack([replicas.here(part.pending).read_value() for part in self.parts])
+        seen = tf.stack([replicas.local(part.pending).read_value() for part in self.parts])
         # An overflow is no range.
         finite = tf.reduce_all(tf.math.is_finite(seen), -1, keepdims=True)
         low, high, known = tf.unstack(_of_all(tf.where(finite, seen, tf.zeros_like(seen))), axis=1)
         move = known > 0
         if self.freeze_step is not None:
-            move &= replicas.here(self.updates).read_value() < self.freeze_step
+            move &= replicas.local(self.updates).read_value() < self.freeze_step
         for index, part in enumerate(self.parts):
-            variable = replicas.here(part.range)
+            variable = replicas.local(part.range)
             before = variable.read_value()
             sure = DECAY * before[2] + (1 - DECAY)
             rate = (1 - DECAY) / sure
@@ -159,10 +159,10 @@ class RangeTracker:
                 ]
             )
             variable.assign(tf.where(move[index], new, before))
-            replicas.here(part.pending).assign(tf.zeros([3]))
+            replicas.local(part.pending).assign(tf.zeros([3]))
 
     def after_update(self):
-        replicas.here(self.updates).assign_add(1)
+        replicas.local(self.updates).assign_add(1)
 
 
 def _of_all(seen):
@@ -183,7 +183,7 @@ def rounds_inputs(model) -> bool:
     return any(
         isinstance(part, ActivationQuantizer)
         for view in parametrized_layers(model)
-        for part in view.calls
+        for part in view.call_wrappers
     )
 
 

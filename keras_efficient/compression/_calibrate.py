@@ -24,9 +24,8 @@ from keras_efficient.compression._reconstruction import (
     quantize_gptq,
 )
 from keras_efficient.compression._smoothquant import smoothing
-from keras_efficient.parametrize._attach import attach, check_free
-from keras_efficient.parametrize._merge import check_strategy
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, select
+from keras_efficient.parametrize._attach import attach
+from keras_efficient.parametrize._weights import EMBEDDING, KERNEL
 
 
 @dataclass(frozen=True)
@@ -125,10 +124,8 @@ def calibrate(
         paths, bits = quantize_with_keras(model, method, layers, data, plain)
         return CalibrationReport(f"Keras' {name_of(method)}", paths, bits, {}, (), 0)
     _check_numbers(percentile, migration, method, activation_bits)
-    weights = select(model, layers, (KERNEL, EMBEDDING), caller=caller)
-    check_strategy(model, caller)
+    weights = select(model, layers, (KERNEL, EMBEDDING), caller=caller, transform=FakeQuant.name)
     pairs = [(weight, FakeQuant(weight_bits, group_size=group_size)) for weight in weights]
-    check_free(pairs)
     for weight, transform in pairs:
         transform.check(weight)
     rebuilds = method == "reconstruction"
@@ -180,7 +177,7 @@ def _range(seen, method, percentile, bits):
 
 def _migrate(model, pairs, parts, batches, migration):
     """Divide the inputs of dense layers, and multiply the rows of their weights."""
-    by_layer = {id(part.view.layer): part for part in parts.values()}
+    by_layer = {id(part.layer): part for part in parts.values()}
     owned = Counter(id(layer) for w, _ in pairs if w.kind == KERNEL for layer, _ in w.owners)
     smoothed = {}
     for weight, transform in pairs:

@@ -6,10 +6,11 @@ import numpy as np
 
 from keras_efficient.compression._centroids import INITIALIZATIONS, initial_centroids
 from keras_efficient.compression._codebook import CodebookTransform, CodebookUpdater
-from keras_efficient.parametrize._attach import attach, check_free, transform_chain, transform_of
-from keras_efficient.parametrize._merge import check_strategy
+from keras_efficient.parametrize._attach import attach
+from keras_efficient.parametrize._parametrized_layer import transform_chain, transform_of
+from keras_efficient.parametrize._select import select
 from keras_efficient.parametrize._transform import QUANTIZE
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, select, without_head
+from keras_efficient.parametrize._weights import EMBEDDING, KERNEL
 from keras_efficient.training._transform_updates import update_transforms
 
 
@@ -89,12 +90,16 @@ def cluster(
     """
     _check(clusters, initialization, preserve_sparsity)
     kinds = (KERNEL,) if layers is None else (KERNEL, EMBEDDING)
-    weights = select(model, layers, kinds, caller="ke.cluster")
-    if layers is None:
-        weights = without_head(weights)
-    check_strategy(model, "ke.cluster")
+    weights = select(
+        model,
+        layers,
+        kinds,
+        caller="ke.cluster",
+        head=False,
+        transform=CodebookTransform.name,
+        trains=trainable,
+    )
     updater, pairs, errors = CodebookUpdater(), [], {}
-    check_free([(weight, CodebookTransform(updater, ())) for weight in weights])
     for weight in weights:
         value, masked = _seen(weight), transform_of(weight, "mask") is not None
         _check_weight(weight, value, masked, clusters, preserve_sparsity)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import tensorflow as tf
 
-from keras_efficient.flavor._base import replaced
+from keras_efficient.flavor._patched import patched
 from keras_efficient.parametrize._transform import CLUSTER, Transform
 
 #: From so many numbers on compiling a look-up is worth its while.
@@ -86,7 +86,7 @@ class CodebookUpdater:
 
     @contextmanager
     def training(self):
-        with replaced(self, tracing=True):
+        with patched(self, tracing=True):
             yield
 
 

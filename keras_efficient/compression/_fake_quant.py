@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient.compression._integers import TINY, largest, reciprocal, to_integers
-from keras_efficient.parametrize._attach import transform_chain
+from keras_efficient.parametrize._parametrized_layer import transform_chain
 from keras_efficient.parametrize._transform import QUANTIZE, Transform
 
 

@@ -3,8 +3,8 @@
 import warnings
 
 from keras_efficient import flavor as flavors
+from keras_efficient.parametrize._checks import check_model
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers
-from keras_efficient.parametrize._weights import check_built
 
 #: Methods of this package, and of Keras.
 METHODS = ("minmax", "percentile", "mse", "smoothquant", "reconstruction")
@@ -25,7 +25,7 @@ def quantize_with_keras(model, method, layers, data, plain):
     Returns:
         (tuple of the paths of the layers that hold integers now, bits).
     """
-    check_built(model, "ke.calibrate")
+    check_model(model, "ke.calibrate", strategy=False)
     flavor, shown, named = flavors.of(model), name_of(method), isinstance(method, str)
     config = any(c.__name__ == "QuantizationConfig" for c in type(method).__mro__)
     if not config and (not named or method not in KERAS):
@@ -36,7 +36,7 @@ def quantize_with_keras(model, method, layers, data, plain):
             f"keras.quantizers. Received: {method!r}."
             + (f" Pass keras.quantizers.{hint}(...), which brings its data." if hint else "")
         )
-    if flavor.name != "keras":
+    if not flavor.has_quantize:
         raise ValueError(
             f"method={shown} is `model.quantize` of Keras 3. Received: a tf_keras model. Choose "
             f"one of {', '.join(METHODS)}."

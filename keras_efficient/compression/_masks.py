@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_efficient.compression._tf_mot import tf_mot
 from keras_efficient.compression._top_k import kth_largest
-from keras_efficient.parametrize._attach import transform_chain
+from keras_efficient.parametrize._parametrized_layer import transform_chain
 from keras_efficient.parametrize._transform import MASK, Transform
 from keras_efficient.training import _replicas as replicas
 
@@ -56,7 +56,7 @@ class Mask(Transform):
     def importance(self):
         """What decides: the larger, the longer a number is kept. As a matrix."""
         if self.scores is not None:
-            return self.weight.matrix(replicas.here(self.scores).read_value())
+            return self.weight.matrix(replicas.local(self.scores).read_value())
         chain = transform_chain(self.weight)
         value = chain.value(chain.transforms[: chain.transforms.index(self)])
         return tf.cast(tf.abs(self.weight.matrix(value)), tf.float32)
@@ -64,12 +64,12 @@ class Mask(Transform):
     def set(self, matrix):
         """Take a new mask, given as a matrix."""
         mask = self.weight.unmatrix(tf.cast(matrix, tf.uint8))
-        replicas.here(self.mask).assign(mask)
+        replicas.local(self.mask).assign(mask)
 
     def apply(self):
         """Let the weight beneath be zero where it is pruned."""
-        base = replicas.here(self.weight.value)
-        base.assign(base.read_value() * tf.cast(replicas.here(self.mask).read_value(), base.dtype))
+        base = replicas.local(self.weight.value)
+        base.assign(base.read_value() * tf.cast(replicas.local(self.mask).read_value(), base.dtype))
 
     def describe(self):
         movement = self.updater.movement
@@ -182,14 +182,14 @@ class MaskUpdater:
 
     def after_update(self):
         """Count the update, move the masks if it is time, and apply them."""
-        step = replicas.here(self.step)
+        step = replicas.local(self.step)
         step.assign_add(1)
         now = step.read_value()
         due = self.schedule(self.masks[0].target)(now)[0]
         if self.last is not None:
             # TF-MOT's frequency need not hit the last step (trap 22); and from there on masks stay.
             due = (due & (now < self.last)) | tf.equal(now, self.last)
-        due &= tf.equal(replicas.here(self.held).read_value(), 0)
+        due &= tf.equal(replicas.local(self.held).read_value(), 0)
         tf.cond(due, self._update_all, lambda: False)
         # An update makes pruned weights dense again (trap 23).
         if self.movement is None:
@@ -198,7 +198,7 @@ class MaskUpdater:
             tf.cond(now >= self.last, self._applied, lambda: False)
 
     def _update_all(self):
-        self.update(replicas.here(self.step).read_value())
+        self.update(replicas.local(self.step).read_value())
         return True
 
     def _applied(self):
@@ -222,7 +222,7 @@ class MaskUpdater:
         """Choose what is kept at this step, by TF-MOT's `pruning_impl.Pruning`."""
         if self.movement is not None and self.movement.soft:
             for mask in self.masks:
-                mask.set(mask.weight.matrix(self.movement.kept(replicas.here(mask.scores))))
+                mask.set(mask.weight.matrix(self.movement.kept(replicas.local(mask.scores))))
             return
         if self.scope == "global":
             self._update_together(step)

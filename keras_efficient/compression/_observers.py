@@ -88,7 +88,7 @@ def observe(model, parts, batches, *, counts=False, channels=None) -> list:
         mine = seen[id(part)]
         mine.widen(x)
         weight = (channels or {}).get(id(part))
-        axes = weight and input_axes(part.view.layer, weight, x.ndim)
+        axes = weight and input_axes(part.layer, weight, x.ndim)
         if axes is not None:
             mine.raise_channels(x, axes)
 
@@ -118,8 +118,8 @@ def products(model, parts, weights, batches) -> dict:
     sums = {}
 
     def add(part, x):
-        weight = by_layer[id(part.view.layer)]
-        axes = input_axes(part.view.layer, weight, x.ndim)
+        weight = by_layer[id(part.layer)]
+        axes = input_axes(part.layer, weight, x.ndim)
         if axes is None or not x.size:
             return
         axes = [axis % x.ndim for axis in axes]

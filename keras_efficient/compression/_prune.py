@@ -10,9 +10,11 @@ from keras_efficient.compression._reconstruction import Reconstruction
 from keras_efficient.compression._sensitivity import Sensitivity, sensitivity
 from keras_efficient.compression._sparsity_patterns import pattern_of
 from keras_efficient.compression._tf_mot import tf_mot
-from keras_efficient.parametrize._attach import attach, check_free, transform_chain
-from keras_efficient.parametrize._merge import check_strategy
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, select, without_head
+from keras_efficient.parametrize._attach import attach
+from keras_efficient.parametrize._checks import check_weights
+from keras_efficient.parametrize._parametrized_layer import transform_chain
+from keras_efficient.parametrize._select import select
+from keras_efficient.parametrize._weights import EMBEDDING, KERNEL
 from keras_efficient.training._transform_updates import update_transforms
 
 
@@ -132,8 +134,7 @@ def prune(
     weights = _chosen(model, layers, final_sparsity)
     if reconstruction is not None:
         reconstruction.check(weights, pattern, scope, begin_step, end_step, schedule)
-    check_strategy(model, "ke.prune")
-    check_free([(weight, Mask(None, None)) for weight in weights])
+    check_weights(weights, "ke.prune", transform=Mask.name)
     for weight in weights:
         pattern.check(weight)
     found = None
@@ -243,7 +244,7 @@ def _chosen(model, layers, final_sparsity):
             )
         return [weight for weight in weights if weight.path in final_sparsity]
     if layers is None:
-        return without_head(select(model, caller="ke.prune"))
+        return select(model, caller="ke.prune", head=False)
     return select(model, layers, (KERNEL, EMBEDDING), caller="ke.prune")
 
 

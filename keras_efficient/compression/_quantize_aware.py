@@ -7,11 +7,10 @@ from keras_efficient import flavor as flavors
 from keras_efficient.compression._activation_quantization import ActivationQuantizer, RangeTracker
 from keras_efficient.compression._fake_quant import FakeQuant
 from keras_efficient.compression._observers import batches_of, observe
-from keras_efficient.parametrize._attach import attach, check_free
+from keras_efficient.parametrize._attach import attach
 from keras_efficient.parametrize._layer_paths import layer_paths
-from keras_efficient.parametrize._merge import check_strategy
-from keras_efficient.parametrize._parametrized_layer import parametrize_layer
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, select
+from keras_efficient.parametrize._select import select
+from keras_efficient.parametrize._weights import EMBEDDING, KERNEL
 from keras_efficient.training._transform_updates import update_transforms
 
 
@@ -105,14 +104,12 @@ def quantize_aware(
     check_bits("ke.quantize_aware", weight_bits, activation_bits, per_channel, group_size)
     _check_steps(begin_step, freeze_step, activation_bits, calibration)
     kinds = (KERNEL, EMBEDDING) if embeddings else (KERNEL,)
-    weights = select(model, layers, kinds, caller="ke.quantize_aware")
-    check_strategy(model, "ke.quantize_aware")
+    weights = select(model, layers, kinds, caller="ke.quantize_aware", transform=FakeQuant.name)
     updater = RangeTracker(begin_step, freeze_step) if activation_bits or begin_step else None
     pairs = [
         (w, FakeQuant(weight_bits, per_channel=per_channel, group_size=group_size, updater=updater))
         for w in weights
     ]
-    check_free(pairs)
     for weight, transform in pairs:
         transform.check(weight)
     batches = [] if calibration is None else batches_of(calibration, "ke.quantize_aware")
@@ -142,14 +139,14 @@ def attached(model, weights, updater, bits) -> dict:
     Returns:
         Dict of the layer's path to its part, in the order of the layers.
     """
-    flavor, parts = flavors.of(model), {}
+    parts = {}
     wanted = {id(layer) for w in weights if w.kind == KERNEL for layer, _ in w.owners}
     with model.distribute_strategy.scope():
         for path, layer in layer_paths(model):
             if id(layer) in wanted:
                 parts[path] = ActivationQuantizer(updater, bits)
                 parametrize_layer(layer, flavor, path).attach(parts[path])
-    flavor.renew(model)
+    flavor.retrace(model)
     return parts
 
 
@@ -175,8 +172,8 @@ def for_a_while(model, weights):
 
 def _take_off(model, parts):
     for part in parts.values():
-        part.view.detach(part)
-    flavors.of(model).renew(model)
+        part.parametrized.detach(part)
+    flavors.of(model).retrace(model)
 
 
 def check_bits(caller, weight_bits, activation_bits, per_channel, group_size):

@@ -11,7 +11,7 @@ from keras_efficient.compression import _range_estimation as range_estimation
 from keras_efficient.compression._integers import largest, to_integers
 from keras_efficient.compression._observers import batches_of, products
 from keras_efficient.compression._quantize_aware import for_a_while
-from keras_efficient.parametrize._attach import transform_chain
+from keras_efficient.parametrize._parametrized_layer import transform_chain
 from keras_efficient.parametrize._weights import KERNEL
 
 #: Inputs whose masks are chosen together; corrections reach inputs beyond them block by block.

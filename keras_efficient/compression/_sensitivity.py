@@ -7,10 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
-from keras_efficient.parametrize._attach import transform_chain
-from keras_efficient.parametrize._merge import check_strategy
+from keras_efficient.parametrize._parametrized_layer import transform_chain
 from keras_efficient.parametrize._plain_model import folded_weights
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, select, without_head
+from keras_efficient.parametrize._select import select
+from keras_efficient.parametrize._weights import EMBEDDING, KERNEL
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,6 @@ def sensitivity(
     maximum = levels[-1] if maximum is None and levels else maximum
     _check_numbers(final_sparsity, levels, minimum, maximum)
     weights = _weights(model, layers)
-    check_strategy(model, "ke.compression.sensitivity")
     _check_unpruned(weights)
     batches = _batches(model, data)
     increases = {}
@@ -143,7 +142,7 @@ def _check_numbers(final_sparsity, levels, minimum, maximum):
 def _weights(model, layers):
     caller, kinds = "ke.compression.sensitivity", (KERNEL, EMBEDDING)
     if layers is None:
-        return without_head(select(model, caller=caller))
+        return select(model, caller=caller, head=False)
     if isinstance(layers, list | tuple) and layers and all(isinstance(x, str) for x in layers):
         return [w for w in select(model, None, kinds, caller=caller) if w.path in layers]
     return select(model, layers, kinds, caller=caller)
@@ -184,7 +183,7 @@ def _plain(model, weights):
         return
     with folded_weights(model):
         # (What was traced before sees the chains.)
-        flavors.of(model).renew(model)
+        flavors.of(model).retrace(model)
         yield
 
 

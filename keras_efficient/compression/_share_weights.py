@@ -9,28 +9,18 @@ import numpy as np
 
 from keras_efficient import flavor as flavors
 from keras_efficient.compression._weight_tying import Tie, TransposedTie
+from keras_efficient.parametrize._architecture import (
+    embedding_tables,
+    key_value_projections,
+    output_layer_kernels,
+    transformer_blocks,
+)
+from keras_efficient.parametrize._checks import check_model
 from keras_efficient.parametrize._layer_paths import layer_paths
-from keras_efficient.parametrize._merge import TIES, check_strategy
+from keras_efficient.parametrize._merge import TIES
 from keras_efficient.parametrize._parametrized_layer import parametrized_layer
-from keras_efficient.parametrize._weights import (
-    EMBEDDING,
-    KERNEL,
-    all_weights,
-    check_built,
-    matcher,
-)
-from keras_efficient.training._remat import transformer_blocks
-
-#: What attention layers of the libraries call their projections.
-_KEY_VALUE = (
-    ("_key_dense", "_value_dense"),
-    ("key_dense", "value_dense"),
-    ("key", "value"),
-    ("key_proj", "value_proj"),
-    ("k_proj", "v_proj"),
-    ("k_lin", "v_lin"),
-    ("k", "v"),
-)
+from keras_efficient.parametrize._select import matcher
+from keras_efficient.parametrize._weights import all_weights
 
 
 @dataclass(frozen=True)
@@ -81,7 +71,7 @@ class SharingReport:
         with self._model.distribute_strategy.scope():
             for tie in reversed(self._ties):
                 tie.undo()
-        flavors.of(self._model).renew(self._model)
+        flavors.of(self._model).retrace(self._model)
 
 
 def share_weights(model, what, *, layers=None, groups=1, start="first") -> SharingReport:
@@ -132,8 +122,7 @@ def share_weights(model, what, *, layers=None, groups=1, start="first") -> Shari
         projection in two roles.
     """
     _check(what, groups, start)
-    check_built(model, "ke.share_weights")
-    check_strategy(model, "ke.share_weights")
+    check_model(model, "ke.share_weights")
     pairs = {"layers": _blocks_pairs, "key_value": _key_values, "embeddings": _embeddings}[what](
         model, layers, *([groups] if what == "layers" else [])
     )
@@ -157,7 +146,7 @@ def share_weights(model, what, *, layers=None, groups=1, start="first") -> Shari
             for source, weight in pairs
             for layer, attribute in weight.owners
         )
-    flavors.of(model).renew(model)
+    flavors.of(model).retrace(model)
     return SharingReport(what, tied, _parameters(model), before, model, ties)
 
 
@@ -226,9 +215,7 @@ def _chosen(model, found, layers, name):
 
 
 def _blocks_pairs(model, layers, groups):
-    blocks = _chosen(
-        model, transformer_blocks(dict(layer_paths(model))), layers, "Transformer blocks"
-    )
+    blocks = _chosen(model, transformer_blocks(model), layers, "Transformer blocks")
     weights = _by_owner(model)
     alike = {}
     for path, block in blocks.items():
@@ -269,15 +256,11 @@ def _trained(block, weights):
 
 
 def _key_values(model, layers):
-    found = {
-        path: projections
-        for path, layer in layer_paths(model)
-        if "attention" in type(layer).__name__.lower() and (projections := _projections(layer))
-    }
+    found = key_value_projections(model)
     weights = _by_owner(model)
     for path, (key, value) in _chosen(model, found, layers, "attention layers").items():
         flavor = flavors.of(model)
-        for attribute, variable in flavor.attributes(value).items():
+        for attribute, variable in flavor.variable_attributes(value).items():
             source = weights.get((id(key), attribute))
             weight = weights[id(value), attribute]
             shape = None if source is None else source.shape
@@ -290,19 +273,9 @@ def _key_values(model, layers):
             yield source, weight
 
 
-def _projections(layer):
-    for names in _KEY_VALUE:
-        pair = [getattr(layer, name, None) for name in names]
-        if all(hasattr(part, "kernel") for part in pair):
-            return pair
-    return None
-
-
 def _embeddings(model, layers):
-    weights = all_weights(model)
-    tables = [w for w in weights if w.kind == EMBEDDING and len(w.shape) == 2]
-    kernels = [w for w in weights if w.kind == KERNEL and w.inputs == (0,) and len(w.shape) == 2]
-    found = {w.path.rpartition("/")[0]: w for w in kernels}
+    tables = embedding_tables(model)
+    found = {weight.layer_path: weight for weight in output_layer_kernels(model)}
     if layers is None:
         shapes = {table.shape[::-1] for table in tables}
         found = {path: w for path, w in found.items() if w.shape in shapes}

@@ -5,8 +5,8 @@ import itertools
 
 import tensorflow as tf
 
-from keras_efficient.parametrize._attach import transform_chain
 from keras_efficient.parametrize._merge import TIES
+from keras_efficient.parametrize._parametrized_layer import transform_chain
 
 _TIE = "_keras_efficient_transposed"
 _numbers = itertools.count()
@@ -42,23 +42,23 @@ class Tie:
     def __init__(self, source, weight, layer, attribute, taken):
         self.source, self.layer, self.attribute, self.path = source, layer, attribute, weight.path
         self.flavor, self.number = weight.flavor, next(_numbers)
-        self.place = self.flavor.take_variable(layer, weight.variable)
+        self.place = self.flavor.detach_variable(layer, weight.variable)
         self.taken = taken.setdefault(id(weight.variable), ReleasedVariable(self.place.make))
         self.tie()
         vars(layer).setdefault(TIES, []).append(self)
 
     def tie(self):
-        self.flavor.put_variable(self.layer, self.place, self.source.variable)
+        self.flavor.attach_variable(self.layer, self.place, self.source.variable)
 
     def undo(self):
         """Give the layer a variable of its own, with the value that it sees now."""
         # (Not always the source's: that may have been another's meanwhile, and made anew.)
         variable = vars(self.layer)[self.place.name]
-        self.flavor.take_variable(self.layer, variable)
+        self.flavor.detach_variable(self.layer, variable)
         self.part(self.flavor.value(variable).numpy())
 
     def part(self, value):
-        self.flavor.put_variable(self.layer, self.place, self.taken.again(value))
+        self.flavor.attach_variable(self.layer, self.place, self.taken.again(value))
         vars(self.layer)[TIES].remove(self)
         if not vars(self.layer)[TIES]:
             del vars(self.layer)[TIES]
@@ -76,7 +76,7 @@ class TransposedTie(Tie):
 
     def tie(self):
         layer = self.layer
-        self.plain_class, self.others = type(layer), self.flavor.saved_order(layer)
+        self.plain_class, self.others = type(layer), self.flavor.own_variables(layer)
         vars(layer)[_TIE] = self
         object.__setattr__(layer, "__class__", _tied(self.plain_class, self.attribute))
 

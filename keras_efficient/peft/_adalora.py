@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import tensorflow as tf
 
-from keras_efficient.parametrize._attach import attach, check_free
-from keras_efficient.parametrize._merge import check_strategy
-from keras_efficient.parametrize._weights import select, without_head
+from keras_efficient.parametrize._attach import attach
+from keras_efficient.parametrize._select import select
 from keras_efficient.peft._canonical_paths import seeds_of
 from keras_efficient.peft._low_rank import LowRankDelta, check_alpha, check_rank, compute_factored
 from keras_efficient.peft._report import TuningReport, freeze_base
@@ -75,8 +74,8 @@ class AdaLoRADelta(LowRankDelta):
 
     def drop(self):
         """Let λ be zero out of the budget."""
-        middle = replicas.here(self.lambda_)
-        kept = tf.cast(replicas.here(self.mask).read_value(), middle.dtype)
+        middle = replicas.local(self.lambda_)
+        kept = tf.cast(replicas.local(self.mask).read_value(), middle.dtype)
         middle.assign(middle.read_value() * kept)
 
     @property
@@ -110,8 +109,8 @@ class _Track:
 
     def watch(self, gradient, good):
         """Take an update's gradient in, if the update is made."""
-        mean, spread = replicas.here(self.mean), replicas.here(self.spread)
-        now = tf.abs(replicas.here(self.factor).read_value() * gradient)
+        mean, spread = replicas.local(self.mean), replicas.local(self.spread)
+        now = tf.abs(replicas.local(self.factor).read_value() * gradient)
         old, far = mean.read_value(), spread.read_value()
         new = _SMOOTHING * old + (1 - _SMOOTHING) * now
         mean.assign(tf.where(good, new, old))
@@ -119,7 +118,7 @@ class _Track:
         spread.assign(tf.where(good, farther, far))
 
     def sensitivity(self):
-        return replicas.here(self.mean).read_value() * replicas.here(self.spread).read_value()
+        return replicas.local(self.mean).read_value() * replicas.local(self.spread).read_value()
 
 
 class RankAllocator:
@@ -168,7 +167,7 @@ class RankAllocator:
     def after_update(self):
         if not self.active:
             return
-        updates = replicas.here(self.updates)
+        updates = replicas.local(self.updates)
         updates.assign_add(1)
         now = updates.read_value()
         falling = (now > self.begin_step) & (now < self.end_step)
@@ -191,10 +190,10 @@ class RankAllocator:
         # Row by row: where all are equal, weights give way in turn.
         order = tf.math.top_k(tf.reshape(scores, [-1]), scores.shape.num_elements()).indices
         places = tf.range(scores.shape.num_elements())
-        kept = tf.cast(places < self.budget(replicas.here(self.updates).read_value()), tf.uint8)
+        kept = tf.cast(places < self.budget(replicas.local(self.updates).read_value()), tf.uint8)
         kept = tf.reshape(tf.scatter_nd(order[:, None], kept, places.shape), scores.shape)
         for triplets, mask in zip(self.triplets, tf.unstack(kept, axis=1), strict=True):
-            replicas.here(triplets.mask).assign(mask)
+            replicas.local(triplets.mask).assign(mask)
         return True
 
     def _drop(self):
@@ -287,9 +286,9 @@ def adalora(
         Zhang et al. 2023, "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient
         Fine-Tuning". P and Q start orthonormal here, not as small random numbers.
     """
-    chosen = select(model, layers, caller="ke.adalora")
-    if layers is None:
-        chosen = without_head(chosen)
+    chosen = select(
+        model, layers, caller="ke.adalora", head=False, transform=AdaLoRADelta.name, trains=True
+    )
     check_rank(rank, chosen)
     if initial_rank is None:
         smallest = min(min(weight.matrix_shape) for weight in chosen)
@@ -307,8 +306,6 @@ def adalora(
     budget = RankAllocator(rank, initial_rank, begin_step, end_step)
     seeds = zip(chosen, seeds_of(model, chosen, seed), strict=True)
     pairs = [(weight, AdaLoRADelta(budget, alpha, orthogonality, own)) for weight, own in seeds]
-    check_free(pairs)
-    check_strategy(model, "ke.adalora")
     freeze_base(model, train)
     attach_budgeted(model, pairs, budget)
     report = TuningReport.of(model, "adalora", [weight.path for weight in chosen])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from keras_efficient import flavor as flavors
-from keras_efficient.parametrize._attach import parametrized_layers, transforms
+from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transforms
 from keras_efficient.peft._canonical_paths import fingerprint, layers_by_id, weights_by_path
 from keras_efficient.peft._low_rank import LowRankDelta
 
@@ -38,8 +38,8 @@ class Parts:
             path = path_of[id(delta.weight.variable)]
             parts.adapters.setdefault(delta.name, {})[path] = delta
         layers = layers_by_id(model)
-        rest = [(t, t._view) for t in transforms(model) if not isinstance(t, LowRankDelta)]
-        rest += [(part, view) for view in parametrized_layers(model) for part in view.calls]
+        rest = [(t, t.parametrized) for t in transforms(model) if not isinstance(t, LowRankDelta)]
+        rest += [(part, view) for view in parametrized_layers(model) for part in view.call_wrappers]
         trains = {id(variable) for variable in model.trainable_variables}
         for part, view in rest:
             names = {} if view.store is None else view.store.named.items()
@@ -59,7 +59,7 @@ class Parts:
 
 def variables_of(delta) -> dict:
     """`{name: variable}` of what a file holds of a delta."""
-    names = {id(variable): name for name, variable in delta._view.store.named.items()}
+    names = {id(variable): name for name, variable in delta.parametrized.store.named.items()}
     found = {names[id(v)].rpartition(".")[2]: v for v in delta.variables}
     return {name: v for name, v in found.items() if name in (*delta.kept, "updates")}
 

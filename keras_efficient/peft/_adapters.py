@@ -7,10 +7,11 @@ import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient.parametrize._architecture import output_projections
-from keras_efficient.parametrize._merge import check_strategy
+from keras_efficient.parametrize._checks import check_call_wrapper, check_model, check_trainable
 from keras_efficient.parametrize._parametrized_layer import CallWrapper
-from keras_efficient.parametrize._weights import all_weights, check_built, check_trains, select
-from keras_efficient.peft._call_wrappers import CallWrapperReport, check_no_such
+from keras_efficient.parametrize._select import select
+from keras_efficient.parametrize._weights import all_weights
+from keras_efficient.peft._call_wrappers import attach_and_report
 from keras_efficient.peft._report import TuningReport, freeze_base
 
 
@@ -109,7 +110,7 @@ def adapters(
         raise ValueError(f"`where` must be 'both' or 'output'. Received: {where!r}.")
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f"`size` must be an int of at least 1. Received: {size!r}.")
-    check_built(model, "ke.adapters")
+    check_model(model, "ke.adapters")
     if layers is not None:
         weights = select(model, layers, caller="ke.adapters")
     else:
@@ -122,18 +123,17 @@ def adapters(
         )
     for weight in weights:
         _check_last(weight)
-    check_trains(weights, name)
+    check_trainable(weights, name)
     function = _function(model, activation)
-    check_no_such([(w.path, w.layer, name) for w in weights], "ke.adapters")
-    check_strategy(model, "ke.adapters")
+    check_call_wrapper([(w.path, w.layer) for w in weights], name, "ke.adapters")
     freeze_base(model, train)
     # The same on every worker, in every process, and whatever else is attached.
     places = {id(w.variable): place for place, w in enumerate(all_weights(model))}
     pairs = [
-        (w.layer, w.layer_path, Bottleneck(w, size, function, [seed, places[id(w.variable)]], name))
+        (w.layer_path, w.layer, Bottleneck(w, size, function, [seed, places[id(w.variable)]], name))
         for w in weights
     ]
-    return CallWrapperReport.to(model, name, [weight.path for weight in weights], pairs)
+    return attach_and_report(model, name, [weight.path for weight in weights], pairs)
 
 
 def _function(model, activation):

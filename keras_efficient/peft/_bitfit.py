@@ -1,9 +1,9 @@
 """BitFit: train a model's biases and nothing else."""
 
-from keras_efficient.parametrize._architecture import plain_class
 from keras_efficient.parametrize._attach import freeze
-from keras_efficient.parametrize._merge import check_strategy
-from keras_efficient.parametrize._weights import all_weights, check_built
+from keras_efficient.parametrize._checks import check_model
+from keras_efficient.parametrize._parametrized_layer import original_class
+from keras_efficient.parametrize._weights import all_weights
 from keras_efficient.peft._report import TuningReport, freeze_base
 
 
@@ -33,14 +33,13 @@ def bitfit(model, *, train=None, norms=False) -> TuningReport:
         Ben Zaken et al. 2022, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based
         Masked Language-models".
     """
-    check_built(model, "ke.bitfit")
+    check_model(model, "ke.bitfit")
     chosen = [w for w in all_weights(model) if _is_bias(w) or (norms and _is_of_norm(w))]
     if not chosen:
         raise ValueError(
             f"ke.bitfit trains biases. Received: {model.name!r}, which has none. Use ke.lora or "
             "ke.adapters."
         )
-    check_strategy(model, "ke.bitfit")
     freeze_base(model, train)
     freeze(model, chosen, trainable=True)
     return TuningReport.of(model, "bitfit", [weight.path for weight in chosen])
@@ -51,4 +50,4 @@ def _is_bias(weight):
 
 
 def _is_of_norm(weight):
-    return "norm" in plain_class(weight.layer).__name__.lower()
+    return "norm" in original_class(weight.layer).__name__.lower()

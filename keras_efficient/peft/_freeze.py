@@ -1,8 +1,8 @@
 """Freeze weights of a model one by one, as `layer.trainable` cannot, and let them train again."""
 
 from keras_efficient.parametrize import _attach as attach
-from keras_efficient.parametrize._merge import check_strategy
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, OTHER, select
+from keras_efficient.parametrize._select import select
+from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, OTHER
 from keras_efficient.peft._report import TuningReport
 
 _KINDS = (KERNEL, EMBEDDING, OTHER)
@@ -50,6 +50,5 @@ def unfreeze(model, layers=None) -> TuningReport:
 
 def _set(model, layers, trainable, caller):
     weights = select(model, layers, _KINDS, caller=f"ke.peft.{caller}")
-    check_strategy(model, f"ke.peft.{caller}")
     attach.freeze(model, weights, trainable)
     return TuningReport.of(model, caller, [weight.path for weight in weights])

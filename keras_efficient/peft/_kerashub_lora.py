@@ -4,8 +4,9 @@ import numpy as np
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
-from keras_efficient.parametrize._attach import attach, check_free
-from keras_efficient.parametrize._weights import KERNEL, all_weights, check_untouched
+from keras_efficient.parametrize._attach import attach
+from keras_efficient.parametrize._checks import check_weights
+from keras_efficient.parametrize._weights import KERNEL, all_weights
 from keras_efficient.peft._lora import LoRADelta, check_name
 from keras_efficient.peft._low_rank import compute_factored
 from keras_efficient.peft._report import TuningReport, freeze_base
@@ -46,8 +47,7 @@ def load_kerashub(model, path, name) -> TuningReport:
         pairs.append((weight, LoRADelta(rank, rank, 0, name, by_last_axis=True)))
         values.append((a.reshape(-1, rank), b))
     weights = [weight for weight, _ in pairs]
-    check_untouched(weights, "ke.load_adapters")
-    check_free(pairs)
+    check_weights(weights, "ke.load_adapters", transform=name, trains=True)
     freeze_base(model)
     attach(model, pairs)
     for (_, delta), (a, b) in zip(pairs, values, strict=True):

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 from keras_efficient._errors import InputError
-from keras_efficient.parametrize._attach import attach, check_free, freeze
-from keras_efficient.parametrize._merge import check_strategy
-from keras_efficient.parametrize._weights import check_built, check_untouched
+from keras_efficient.parametrize._attach import attach, freeze
+from keras_efficient.parametrize._checks import check_model, check_weights
 from keras_efficient.peft._adalora import (
     AdaLoRADelta,
     RankAllocator,
@@ -58,8 +57,7 @@ def load_adapters(model, path, name=None) -> TuningReport:
         >>> print(ke.load_adapters(model, "reviews.safetensors"))  # doctest: +ELLIPSIS
         lora: ...
     """
-    check_built(model, "ke.load_adapters")
-    check_strategy(model, "ke.load_adapters")
+    check_model(model, "ke.load_adapters")
     path = Path(path)
     if not path.is_file():
         raise InputError(
@@ -190,9 +188,8 @@ class _Loading:
                 )
             deltas = [have[path] for path in paths]
         else:
-            check_untouched(weights, "ke.load_adapters")
+            check_weights(weights, "ke.load_adapters", transform=name, trains=True)
             pairs, deltas = list(zip(weights, new, strict=True)), new
-            check_free(pairs)
             self.pairs.append((pairs, budget))
         expected = set()
         for index, (path, delta, weight) in enumerate(zip(paths, deltas, weights, strict=True)):

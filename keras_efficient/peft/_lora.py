@@ -3,9 +3,8 @@
 import math
 from dataclasses import replace
 
-from keras_efficient.parametrize._attach import attach, check_free
-from keras_efficient.parametrize._merge import check_strategy
-from keras_efficient.parametrize._weights import select, without_head
+from keras_efficient.parametrize._attach import attach
+from keras_efficient.parametrize._select import select
 from keras_efficient.peft._canonical_paths import seeds_of
 from keras_efficient.peft._low_rank import LowRankDelta, check_alpha, check_rank, compute_factored
 from keras_efficient.peft._report import TuningReport, freeze_base
@@ -90,17 +89,13 @@ def lora(
         Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Keras 3's own
         `enable_lora` leaves biases and norms trainable (trap 32).
     """
-    chosen = select(model, layers, caller="ke.lora")
-    if layers is None:
-        chosen = without_head(chosen)
+    check_name(name)
+    chosen = select(model, layers, caller="ke.lora", head=False, transform=name, trains=True)
     check_rank(rank, chosen)
     alpha = 2 * rank if alpha is None else alpha
     check_alpha(alpha)
-    check_name(name)
     seeds = zip(chosen, seeds_of(model, chosen, seed), strict=True)
     pairs = [(weight, LoRADelta(rank, alpha, own, name)) for weight, own in seeds]
-    check_free(pairs)
-    check_strategy(model, "ke.lora")
     freeze_base(model, train)
     attach(model, pairs)
     compute_factored(model, chosen)

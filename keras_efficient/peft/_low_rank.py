@@ -3,11 +3,11 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_efficient.flavor._base import replaced
+from keras_efficient.flavor._patched import patched
 from keras_efficient.parametrize._parametrized_layer import (
     CallWrapper,
+    original_class,
     parametrize_layer,
-    parametrized_layer,
 )
 from keras_efficient.parametrize._transform import LOW_RANK, Transform
 
@@ -88,16 +88,16 @@ class Factored(CallWrapper):
         self.attribute = attribute
 
     def wrap_call(self, call, inputs, *args, **kwargs):
-        chain = self.view.chains.get(self.attribute)
+        chain = self.parametrized.chains.get(self.attribute)
         deltas = chain.transforms if chain is not None else []
         plain = all(isinstance(t, LowRankDelta) and t.factorable for t in deltas)
         # (Ragged and sparse inputs have products of their own.)
         if not deltas or not plain or not isinstance(inputs, tf.Tensor):
             return call(inputs, *args, **kwargs)
-        layer = self.view.layer
-        x = self.view.flavor.autocast(inputs)
+        layer = self.layer
+        x = self.parametrized.flavor.autocast(inputs)
         added = [t.of(x, getattr(layer, "equation", None)) for t in deltas if t.active]
-        with replaced(chain, transforms=[]):
+        with patched(chain, transforms=[]):
             if not added:
                 return call(inputs, *args, **kwargs)
             if not hasattr(layer, "activation"):
@@ -108,7 +108,7 @@ class Factored(CallWrapper):
                 product = product + tf.add_n(added)
                 return product if plain is None else plain(product)
 
-            with replaced(layer, activation=activation):
+            with patched(layer, activation=activation):
                 return call(inputs, *args, **kwargs)
 
     def describe(self):
@@ -122,7 +122,7 @@ def compute_factored(model, weights):
             if len(weight.owners) > 1 or not _is_product(weight):
                 continue
             view = parametrize_layer(weight.layer, weight.flavor)
-            if not any(isinstance(part, Factored) for part in view.calls):
+            if not any(isinstance(part, Factored) for part in view.call_wrappers):
                 view.attach(Factored(weight.attribute))
 
 
@@ -131,8 +131,7 @@ def _is_product(weight):
 
     (A table's rows are looked up, a convolution slides, and a subclass may do anything.)
     """
-    layers, view = weight.flavor.keras.layers, parametrized_layer(weight.layer)
-    cls = type(weight.layer) if view is None else view.plain_class
+    layers, cls = weight.flavor.keras.layers, original_class(weight.layer)
     if cls.__name__ == "TFConv1D" and cls.__module__.startswith("transformers."):
         return True
     return cls.call in (layers.Dense.call, layers.EinsumDense.call)

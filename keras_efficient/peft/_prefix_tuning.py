@@ -5,12 +5,13 @@ import inspect
 import numpy as np
 import tensorflow as tf
 
-from keras_efficient.flavor._base import replaced
-from keras_efficient.parametrize._architecture import attentions, plain_class
-from keras_efficient.parametrize._merge import check_strategy
-from keras_efficient.parametrize._parametrized_layer import CallWrapper
-from keras_efficient.parametrize._weights import all_weights, check_built, check_trains, select
-from keras_efficient.peft._call_wrappers import CallWrapperReport, check_no_such
+from keras_efficient.flavor._patched import patched
+from keras_efficient.parametrize._architecture import attention_layers
+from keras_efficient.parametrize._checks import check_call_wrapper, check_model, check_trainable
+from keras_efficient.parametrize._parametrized_layer import CallWrapper, original_class
+from keras_efficient.parametrize._select import select
+from keras_efficient.parametrize._weights import all_weights
+from keras_efficient.peft._call_wrappers import attach_and_report
 from keras_efficient.peft._report import TuningReport, freeze_base
 
 
@@ -26,7 +27,7 @@ class PrefixVectors(CallWrapper):
 
     def build(self):
         # (A kernel [inputs, outputs] or [inputs, heads, size].)
-        shape = (self.length, *self.view.layer.kernel.shape[1:])
+        shape = (self.length, *self.layer.kernel.shape[1:])
         rng = np.random.default_rng(self.seed)
         initial = rng.normal(0, 0.02, shape).astype("float32")
         self.vectors = self.variable("vectors", shape, initial, trainable=True)
@@ -48,8 +49,8 @@ class PrefixMask(CallWrapper):
         self.attention, self.length, self.name = attention, length, name
 
     def wrap_call(self, call, *args, **kwargs):
-        layer = self.view.layer
-        given = inspect.signature(plain_class(layer).call).bind(layer, *args, **kwargs).arguments
+        layer = self.layer
+        given = inspect.signature(original_class(layer).call).bind(layer, *args, **kwargs).arguments
         given = {**given, **given.pop("kwargs", {})}
         del given["self"]
         if self.attention.additive:
@@ -69,7 +70,7 @@ class PrefixMask(CallWrapper):
             mask = plain(*args, **kwargs)
             return mask if mask is None else self._longer(mask, 1, length)
 
-        with replaced(layer, _compute_attention_mask=compute_attention_mask):
+        with patched(layer, _compute_attention_mask=compute_attention_mask):
             return call(**given)
 
     def _longer(self, mask, seen, length):
@@ -141,27 +142,26 @@ def prefix_tuning(
         raise ValueError(f"`length` must be an int of at least 1. Received: {length!r}.")
     if scope not in ("deep", "shallow"):
         raise ValueError(f"`scope` must be 'deep' or 'shallow'. Received: {scope!r}.")
-    check_built(model, "ke.prefix_tuning")
+    check_model(model, "ke.prefix_tuning")
     chosen = _chosen(model, layers)
     if scope == "shallow":
         chosen = chosen[:1]
-    check_no_such([(a.path, a.layer, name) for a in chosen], "ke.prefix_tuning")
+    check_call_wrapper([(a.path, a.layer) for a in chosen], name, "ke.prefix_tuning")
     projections = {id(layer) for a in chosen for layer in (a.key, a.value)}
-    check_trains([w for w in all_weights(model) if id(w.layer) in projections], name)
-    check_strategy(model, "ke.prefix_tuning")
+    check_trainable([w for w in all_weights(model) if id(w.layer) in projections], name)
     freeze_base(model, train)
     pairs = []
     for attention in chosen:
-        pairs.append((attention.layer, attention.path, PrefixMask(attention, length, name)))
+        pairs.append((attention.path, attention.layer, PrefixMask(attention, length, name)))
         # The same on every worker, in every process, and whatever else is chosen.
         for side, layer in enumerate((attention.key, attention.value)):
-            vectors = PrefixVectors(length, [seed, attention.place, side], name)
-            pairs.append((layer, f"{attention.path}/{layer.name}", vectors))
-    return CallWrapperReport.to(model, name, [attention.path for attention in chosen], pairs)
+            vectors = PrefixVectors(length, [seed, attention.index, side], name)
+            pairs.append((f"{attention.path}/{layer.name}", layer, vectors))
+    return attach_and_report(model, name, [attention.path for attention in chosen], pairs)
 
 
 def _chosen(model, layers):
-    known, others = attentions(model)
+    known, others = attention_layers(model)
     if layers is not None:
         paths = [weight.path for weight in select(model, layers, caller="ke.prefix_tuning")]
         among = lambda path: any(p.startswith(f"{path}/") for p in paths)  # noqa: E731

@@ -4,8 +4,9 @@ import math
 import re
 from dataclasses import dataclass
 
+from keras_efficient.parametrize._architecture import head_weights
 from keras_efficient.parametrize._attach import freeze
-from keras_efficient.parametrize._weights import all_weights, head
+from keras_efficient.parametrize._weights import all_weights
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class TuningReport:
 def freeze_base(model, train=None):
     """Freeze all weights but those named by `train` (None: the head's; False: none)."""
     if train is None:
-        kept = head(model)
+        kept = head_weights(model)
     elif train is False:
         kept = []
     elif isinstance(train, str):

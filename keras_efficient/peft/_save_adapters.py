@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keras_efficient import flavor as flavors
-from keras_efficient.parametrize._weights import check_built
+from keras_efficient.parametrize._checks import check_model
 from keras_efficient.peft._adapter_state import Parts, array, variables_of
 
 #: The key of our part in the file's metadata, and what it says of itself.
@@ -64,7 +64,7 @@ def save_adapters(model, path, *, name=None, head=True) -> AdapterFileReport:
     """
     from safetensors.numpy import save_file
 
-    check_built(model, "ke.save_adapters")
+    check_model(model, "ke.save_adapters", strategy=False)
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from keras_efficient import flavor as flavors
-from keras_efficient.parametrize._attach import freeze, transforms
-from keras_efficient.parametrize._weights import OTHER, Weight, check_built
+from keras_efficient.parametrize._attach import freeze
+from keras_efficient.parametrize._checks import check_model
+from keras_efficient.parametrize._parametrized_layer import transforms
+from keras_efficient.parametrize._weights import OTHER, Weight
 from keras_efficient.peft._low_rank import LowRankDelta
 
 
@@ -47,7 +49,7 @@ def switch_adapters(model, names) -> SwitchReport:
         >>> print(ke.switch_adapters(model, "german"))
         adapters on: german; off: french
     """
-    check_built(model, "ke.switch_adapters")
+    check_model(model, "ke.switch_adapters", strategy=False)
     deltas = transforms(model, LowRankDelta)
     known = tuple(dict.fromkeys(delta.name for delta in deltas))
     wanted = [] if names is None else [names] if isinstance(names, str) else list(names)
@@ -72,7 +74,7 @@ def switch_adapters(model, names) -> SwitchReport:
 def _variables(delta):
     """A delta's variables as weights of the layer that holds them, to be frozen."""
     flavor = flavors.of(delta.weight.layer)
-    store = delta._view.store
+    store = delta.parametrized.store
     names = {id(variable): name for name, variable in store.named.items()}
     return [
         Weight(names[id(v)], v, [(store, names[id(v)])], OTHER, (), flavor) for v in delta.variables

@@ -22,7 +22,7 @@ class AccumulationWindow:
         with model.distribute_strategy.scope():
             self.batches = tf.Variable(batches, dtype=tf.int32, trainable=False)
             self._seen = replicas.variable(0)
-            dtype = train_step_hook.attach(model).own.dtype
+            dtype = train_step_hook.attach(model).training_step.dtype
             self._unit = replicas.variable(0.0, dtype)
             self._flush = None
             self._totals = {name: replicas.variable(0.0, dtype) for name in _NAMES}
@@ -37,7 +37,7 @@ class AccumulationWindow:
 
     def unit(self, unit):
         """One unit for all batches of the window: that of the first."""
-        here = replicas.here(self._unit)
+        here = replicas.local(self._unit)
         unit = tf.where(self.opens(), unit, here)
         here.assign(unit)
         return unit
@@ -45,29 +45,29 @@ class AccumulationWindow:
     def add(self, totals):
         """One more batch, whose gradients are in the sums."""
         for name in set(_NAMES) & set(totals):
-            replicas.here(self._totals[name]).assign_add(totals[name])
-        replicas.here(self._seen).assign_add(1)
+            replicas.local(self._totals[name]).assign_add(totals[name])
+        replicas.local(self._seen).assign_add(1)
 
     @property
     def seen(self):
         """How many batches are in it, the same on all replicas."""
-        return replicas.here(self._seen).read_value()
+        return replicas.local(self._seen).read_value()
 
     def opens(self):
         """Whether the next batch is the first of a window."""
-        return replicas.here(self._seen) == 0
+        return replicas.local(self._seen) == 0
 
     def complete(self):
         return self.seen >= self.batches
 
     def totals(self):
         """The totals of the window's batches, as `TrainingStep.reduced` takes them."""
-        values = {n: replicas.here(v).read_value() for n, v in self._totals.items()}
-        return {**values, "unit": replicas.here(self._unit).read_value()}
+        values = {n: replicas.local(v).read_value() for n, v in self._totals.items()}
+        return {**values, "unit": replicas.local(self._unit).read_value()}
 
     def restart(self):
         for variable in (self._seen, *self._totals.values()):
-            here = replicas.here(variable)
+            here = replicas.local(variable)
             here.assign(tf.zeros_like(here))
 
     # --- outside of it -------------------------------------------------------------------------
@@ -80,7 +80,7 @@ class AccumulationWindow:
         if self._flush is None:
             strategy, update = (
                 self.model.distribute_strategy,
-                train_step_hook.of(self.model).own.update_window,
+                train_step_hook.of(self.model).training_step.update_window,
             )
             update = tf.autograph.experimental.do_not_convert(update)
             self._flush = tf.function(lambda: strategy.run(update), autograph=False)

@@ -120,7 +120,7 @@ class _State:
             variables += getattr(observer, "variables", [])
         unique = {id(variable): variable for variable in variables}
         step.applying.assign(0)
-        self.dirty = model.distribute_strategy.experimental_local_results(step.sums.dirty)
+        self.dirty = model.distribute_strategy.experimental_local_results(step.accumulator.dirty)
         self.parts = [
             part
             for variable in unique.values()

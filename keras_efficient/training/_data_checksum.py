@@ -26,7 +26,7 @@ class DataChecksum:
         self.variables = [self._sum, self._step]
 
     def __call__(self, data):
-        total, step = replicas.here(self._sum), replicas.here(self._step)
+        total, step = replicas.local(self._sum), replicas.local(self._step)
         value = batch_hash(data)
         total.assign_add(value * (2 * step + 1))
         # A step that finds no more data is none.

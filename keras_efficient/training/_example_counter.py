@@ -25,7 +25,7 @@ class ExampleCounter:
                 tokens = tf.math.count_nonzero(masks[0])
                 positions = tf.size(masks[0], tf.int64)
         counts = [batch_size(features), tokens, positions]
-        replicas.here(self.totals).assign_add(
+        replicas.local(self.totals).assign_add(
             tf.stack([tf.cast(count, tf.int64) for count in counts])
         )
 

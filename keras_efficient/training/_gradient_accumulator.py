@@ -45,12 +45,12 @@ class GradientAccumulator:
 
         Only after a step that failed half-way is there anything to clear.
         """
-        dirty = replicas.here(self.dirty)
+        dirty = replicas.local(self.dirty)
 
         def clear():
             self._fill(range(len(self.sums)))
             for touched in filter(lambda touched: touched is not None, self.touched):
-                here = replicas.here(touched)
+                here = replicas.local(touched)
                 here.assign(tf.zeros_like(here))
             return False
 
@@ -62,14 +62,14 @@ class GradientAccumulator:
     def add(self, gradients):
         """Add one gradient per variable: a tensor, `IndexedSlices` or None."""
         for index, gradient in enumerate(gradients):
-            total = replicas.here(self.sums[index])
+            total = replicas.local(self.sums[index])
             if isinstance(gradient, tf.IndexedSlices):
                 values = tf.cast(gradient.values, total.dtype)
                 total.scatter_add(tf.IndexedSlices(values, gradient.indices))
                 if not self.static:
                     self.sparse.add(index)
                     ones = tf.ones_like(gradient.indices, tf.float32)
-                    replicas.here(self.touched[index]).scatter_update(
+                    replicas.local(self.touched[index]).scatter_update(
                         tf.IndexedSlices(ones, gradient.indices)
                     )
             elif gradient is not None:
@@ -78,7 +78,7 @@ class GradientAccumulator:
     def read(self):
         """The sums of this replica."""
         return [
-            self._rows(index) if index in self.sparse else replicas.here(total).read_value()
+            self._rows(index) if index in self.sparse else replicas.local(total).read_value()
             for index, total in enumerate(self.sums)
         ]
 
@@ -87,17 +87,17 @@ class GradientAccumulator:
         done = self._fill(index for index in range(len(self.sums)) if index not in self.sparse)
         for index in self.sparse:
             zeros = self._rows(index, zero=True)
-            total, touched = (replicas.here(v[index]) for v in (self.sums, self.touched))
+            total, touched = (replicas.local(v[index]) for v in (self.sums, self.touched))
             done.append(total.scatter_update(zeros))
             done.append(touched.assign(tf.zeros_like(touched)))
         # Only then: a step that fails in between leaves something to clear.
         with tf.control_dependencies([operation for operation in done if operation is not None]):
-            replicas.here(self.dirty).assign(0)
+            replicas.local(self.dirty).assign(0)
 
     def _rows(self, index, zero=False):
         """The touched rows of a sum, or zeros in their place."""
-        total = replicas.here(self.sums[index])
-        rows = tf.where(replicas.here(self.touched[index]) > 0)[:, 0]
+        total = replicas.local(self.sums[index])
+        rows = tf.where(replicas.local(self.touched[index]) > 0)[:, 0]
         if zero:
             shape = tf.concat([tf.shape(rows), total.shape[1:]], 0)
             values = tf.fill(shape, tf.zeros([], total.dtype))
@@ -109,10 +109,10 @@ class GradientAccumulator:
         """Zeros for the dense sums of these indices; returns the operations."""
         done = []
         for index in indices:
-            total = replicas.here(self.sums[index])
+            total = replicas.local(self.sums[index])
             # Wait for the variable's update, or TensorFlow makes all the zeros long before it.
             with tf.control_dependencies([self.variables[index].read_value()]):
-                zero = tf.cast(replicas.here(self.zero).read_value(), total.dtype)
+                zero = tf.cast(replicas.local(self.zero).read_value(), total.dtype)
             done.append(total.assign(tf.fill(total.shape, zero), read_value=False))
         return done
 

@@ -4,7 +4,8 @@ from contextlib import ExitStack
 
 import tensorflow as tf
 
-from keras_efficient.flavor._base import EXAMPLES, SUM, flat_logs
+from keras_efficient.flavor._flat_logs import flat_logs
+from keras_efficient.flavor._forward import EXAMPLES, SUM
 from keras_efficient.training._gradient_accumulator import unique_rows
 from keras_efficient.training._microbatch_loop import batch_size
 
@@ -48,7 +49,7 @@ class CompiledLoss:
         penalty = self.step.hook.penalty
         with ExitStack() as stack:
             if self.quiet:
-                stack.enter_context(self.flavor.still_metrics(self.model))
+                stack.enter_context(self.flavor.frozen_metrics(self.model))
             tape = stack.enter_context(tf.GradientTape())
             with self.context:
                 doubled = part if penalty is None else penalty.doubled(part)
@@ -59,13 +60,13 @@ class CompiledLoss:
             given = self.step.split.weight_of(part, examples)
             if given is not None:
                 weight = tf.cast(given, self.step.dtype) / self.unit
-                self.step.kind = "given"
+                self.step.weighting = "given"
             elif kind is EXAMPLES or kind is SUM:
-                weight, self.step.kind = examples / self.unit, kind
+                weight, self.step.weighting = examples / self.unit, kind
             else:
                 weight = tf.cast(kind, self.step.dtype) / times / self.unit
-                self.step.kind = "counted"
-            if self.step.kind is SUM:
+                self.step.weighting = "counted"
+            if self.step.weighting is SUM:
                 share = tf.where(self.adds, weight, tf.zeros_like(weight))
                 loss = loss / times
                 for added, factor in ((term, examples), (extra, share)):
@@ -81,7 +82,9 @@ class CompiledLoss:
     @property
     def _measures(self):
         """Whether a watcher wants the norms of the microbatches' gradients."""
-        return any(getattr(watch, "square_norms", False) for watch in self.step.hook.watchers)
+        return any(
+            getattr(watch, "square_norms", False) for watch in self.step.hook.gradient_observers
+        )
 
     def add(self, gradients, weight, examples, scalars):
         """Add gradients to the sums; returns the scalars to sum over microbatches."""
@@ -98,10 +101,10 @@ class CompiledLoss:
             scalars["square_norms"] = tf.math.divide_no_nan(square, scale**2)
 
         def add():
-            step.sums.add(gradients)
+            step.accumulator.add(gradients)
             return {name: tf.cast(scalars[name], step.dtype) for name in self.zeros()}
 
-        if step.kind is SUM or step.kind is EXAMPLES:
+        if step.weighting is SUM or step.weighting is EXAMPLES:
             return add()
         # A slice without a single counted token has a loss of 0/0.
         if step.at_once:
@@ -112,7 +115,7 @@ class CompiledLoss:
 
     def logs(self, totals):
         loss = totals["loss"]
-        if self.step.kind is not SUM:
+        if self.step.weighting is not SUM:
             loss = tf.math.divide_no_nan(loss, totals["weight"])
         self.flavor.track_loss(self.model, loss, self.examples)
         return self.flavor.metrics_result(self.model)
@@ -125,9 +128,9 @@ class OwnStep(CompiledLoss):
         super().__init__(step, data, context, quiet)
         self.own = tf.__internal__.autograph.tf_convert(step.hook.plain, context)
         given = step.split.weight is not None
-        counted = self.flavor.own_weight(self.model, data) is not EXAMPLES
-        step.kind = "given" if given else "counted" if counted else EXAMPLES
-        self.names = self.flavor.own_logs(self.model, self.own, data)
+        counted = self.flavor.custom_step_weight(self.model, data) is not EXAMPLES
+        step.weighting = "given" if given else "counted" if counted else EXAMPLES
+        self.names = self.flavor.custom_step_logs(self.model, self.own, data)
         metrics = self.flavor.metrics_result(self.model)
         self.means = [name for name in self.names if name not in metrics]
 
@@ -139,23 +142,23 @@ class OwnStep(CompiledLoss):
         examples = tf.cast(batch_size(part), self.step.dtype)
         weight = self.step.split.weight_of(part, examples)
         if weight is None:
-            weight = self.flavor.own_weight(self.model, part)
+            weight = self.flavor.custom_step_weight(self.model, part)
             weight = examples if weight is EXAMPLES else weight
         weight = tf.cast(weight, self.step.dtype) / self.unit
         penalty, term = self.step.hook.penalty, None
         with ExitStack() as stack:
             seen = []
             if self.quiet:
-                stack.enter_context(self.flavor.still_metrics(self.model))
+                stack.enter_context(self.flavor.frozen_metrics(self.model))
             elif self.weighted:
                 # The metric called "loss" would take every microbatch for equal, and the 0/0 of one
                 # without a counted token.
-                seen = stack.enter_context(self.flavor.still_loss(self.model))
+                seen = stack.enter_context(self.flavor.frozen_loss_tracker(self.model))
             doubled = part
             if penalty is not None:
                 doubled = penalty.doubled(part)
                 term = stack.enter_context(penalty.watching(self.flavor, self.model))
-            recording = stack.enter_context(self.flavor.recording(self.model, weight, term))
+            recording = stack.enter_context(self.flavor.record_gradients(self.model, weight, term))
             logs = flat_logs(self.own(doubled))
         by_id = dict(zip(map(id, recording.variables), recording.gradients, strict=True))
         gradients = [by_id.get(id(v)) for v in self.model.trainable_variables]
@@ -170,7 +173,7 @@ class OwnStep(CompiledLoss):
 
     @property
     def weighted(self):
-        return self.step.kind is not EXAMPLES
+        return self.step.weighting is not EXAMPLES
 
     def logs(self, totals):
         weight = totals["weight"]

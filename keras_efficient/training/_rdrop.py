@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from keras_efficient.flavor._base import replaced
+from keras_efficient.flavor._patched import patched
 
 
 def symmetric_divergence(one, other, from_logits, mask=None):
@@ -74,5 +74,5 @@ class RDrop:
             outputs.append(plain(*args, **kwargs))
             return outputs[-1]
 
-        with replaced(model, call=call):
+        with patched(model, call=call):
             yield lambda: self(flavor, model, outputs[-1])

@@ -9,7 +9,7 @@ from tensorflow.python.eager import record
 from tensorflow.python.framework import op_callbacks
 
 from keras_efficient import flavor as flavors
-from keras_efficient.flavor._call_replay import converted, replay
+from keras_efficient.parametrize._architecture import transformer_blocks
 from keras_efficient.parametrize._layer_paths import layer_paths
 
 
@@ -100,7 +100,7 @@ def _choose(model, inside, layers):
     if layers is False:
         return {}
     if layers is None:
-        rule, found = "the model's Transformer blocks", transformer_blocks(inside)
+        rule, found = "the model's Transformer blocks", transformer_blocks(model)
     elif isinstance(layers, str):
         rule = f"layers={layers!r}, searched in the layers' paths"
         found = {path: layer for path, layer in inside.items() if re.search(layers, path)}
@@ -136,33 +136,6 @@ def _choose(model, inside, layers):
     return found
 
 
-def transformer_blocks(inside):
-    """The innermost layers that hold attention and, outside of it, another kernel."""
-    attention = {
-        path for path, layer in inside.items() if "attention" in type(layer).__name__.lower()
-    }
-    found = {}
-    for path, layer in inside.items():
-        if _is_inside(path, attention) or path in attention:
-            continue
-        within = [p for p in inside if p.startswith(path + "/")]
-        others = [p for p in within if p not in attention and not _is_inside(p, attention)]
-        kernel = any(len(v.shape) > 1 for p in others for v in _own_weights(inside[p]))
-        if kernel and len(others) < len(within):
-            found[path] = layer
-    return {
-        path: layer
-        for path, layer in found.items()
-        if not any(other.startswith(path + "/") for other in found)
-    }
-
-
-def _own_weights(layer):
-    """The weights of a layer without layers inside."""
-    inner = layer._flatten_layers(recursive=False, include_self=False)
-    return () if next(iter(inner), None) is not None else layer.weights
-
-
 def _is_inside(path, paths):
     parts = path.split("/")
     return any("/".join(parts[:n]) in paths for n in range(1, len(parts)))
@@ -188,8 +161,8 @@ class _Recomputed:
         return type(self.layer).call.__get__(self.layer) if self.own is None else self.own
 
     def call(self, *args, **kwargs):
-        run = replay(self.flavor, self.layer, kwargs)
-        call = converted(self.flavor, self.layer, self.plain)
+        run = self.flavor.replay(self.layer, kwargs)
+        call = self.flavor.converted(self.layer, self.plain)
         return call(*args, **kwargs) if run is None else recompute(call, run, args, kwargs)
 
     #: By this AutoGraph knows what to leave as it is; `converted` sees to the layer's own code.

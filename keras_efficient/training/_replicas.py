@@ -22,7 +22,7 @@ def variable(value, dtype=None):
     )
 
 
-def here(variable):
+def local(variable):
     """This replica's own part of `variable`, a `tf.Variable` that also takes sparse updates."""
     strategy = tf.distribute.get_strategy()
     # A TPU's replicas are traced once, for all.
@@ -45,7 +45,7 @@ def all_sum(values):
     return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
-def when(condition, function, *args):
+def cond(condition, function, *args):
     """Run `function(*args)`, which may synchronise replicas, where `condition` holds.
 
     Args:

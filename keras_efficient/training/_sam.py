@@ -79,7 +79,7 @@ class SecondPass:
     def move(self, variables, gradients, paths):
         """Move the chosen variables; returns the function that puts them back, exactly."""
         chosen = [
-            (replicas.here(variable), gradient)
+            (replicas.local(variable), gradient)
             for variable, gradient, path in zip(variables, gradients, paths, strict=True)
             if self.pattern is None or re.search(self.pattern, path)
         ]

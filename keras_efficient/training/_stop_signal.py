@@ -15,28 +15,28 @@ class StopSignal:
     def __init__(self, model):
         self._strategy = model.distribute_strategy
         with self._strategy.scope(), tf.init_scope():
-            self._said, self._heard = replicas.variable(0.0), replicas.variable(0.0)
+            self._sent, self._received = replicas.variable(0.0), replicas.variable(0.0)
 
-    def say(self):
+    def send(self):
         """Let everyone hear it with the next update."""
-        for part in self._parts(self._said):
+        for part in self._parts(self._sent):
             part.assign(1.0)
 
     @property
-    def heard(self) -> bool:
+    def received(self) -> bool:
         """Whether anyone has said it before the last update."""
-        return bool(self._parts(self._heard)[0].numpy())
+        return bool(self._parts(self._received)[0].numpy())
 
     def _parts(self, variable):
         return self._strategy.experimental_local_results(variable)
 
     # --- in the graph, in every replica --------------------------------------------------------
 
-    def word(self, dtype):
+    def local_value(self, dtype):
         """What this replica adds to the sum."""
         # (Read: the collective takes no variable.)
-        return tf.cast(replicas.here(self._said).read_value(), dtype)
+        return tf.cast(replicas.local(self._sent).read_value(), dtype)
 
-    def hear(self, sum_of_words):
+    def receive(self, total):
         """Take the sum over all replicas."""
-        replicas.here(self._heard).assign(tf.cast(sum_of_words > 0, tf.float32))
+        replicas.local(self._received).assign(tf.cast(total > 0, tf.float32))

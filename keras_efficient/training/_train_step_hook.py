@@ -24,11 +24,12 @@ class TrainStepHook:
         second_pass: what is done with a batch's gradient before a second pass over the batch
             (`second_pass.SecondPass`), or None.
         penalty: a term added to the loss of every microbatch (`rdrop.RDrop`), or None.
-        signal: what processes tell each other with an update (`signal.Signal`), or None.
-        watchers: objects called with an update's `Gradients`, in the graph, before it is applied.
+        stop_signal: what processes tell each other with an update (`signal.Signal`), or None.
+        gradient_observers: objects called with an update's `Gradients`, in the graph, before it
+            is applied.
         upkeep: what looks after transforms of weights (`upkeep.Upkeep`), or None.
         after_update: objects called in the graph after an update that was applied.
-        wanted_by: whoever else wants this package's training step.
+        requesters: whoever else wants this package's training step.
 
     Watchers and what comes after an update have a method `build(model)`, called outside of the
     graph, in the strategy's scope, to create variables.
@@ -37,12 +38,12 @@ class TrainStepHook:
     def __init__(self, model):
         self.model, self.flavor = model, flavors.of(model)
         self.observers, self.train_function_wrappers = [], []
-        self.watchers, self.after_update, self.wanted_by = [], [], []
-        self.split = self.window = self.second_pass = self.penalty = self.signal = None
-        self.upkeep = None
+        self.gradient_observers, self.after_update, self.requesters = [], [], []
+        self.split = self.window = self.second_pass = self.penalty = self.stop_signal = None
+        self.transform_updater = None
         self.plain, self.plain_make = model.train_step, model.make_train_function
         self.plain_make_test = model.make_test_function
-        self._own, self._joined = None, []
+        self._training_step, self._joined = None, []
 
     def join(self, callback, *groups):
         """Let a callback take part in the coming `fit`.
@@ -82,25 +83,25 @@ class TrainStepHook:
         return (
             self.observers,
             self.train_function_wrappers,
-            self.watchers,
+            self.gradient_observers,
             self.after_update,
-            self.wanted_by,
+            self.requesters,
         )
 
     @property
-    def own(self):
+    def training_step(self):
         """The training step of this package, for this model."""
-        if self._own is None:
+        if self._training_step is None:
             from keras_efficient.training._training_step import TrainingStep
 
-            self._own = TrainingStep(self)
-        return self._own
+            self._training_step = TrainingStep(self)
+        return self._training_step
 
     @property
     def parts(self):
         """What asks for the training step of this package."""
-        parts = (self.split, self.window, self.second_pass, self.penalty, self.upkeep)
-        others = (*self.watchers, *self.after_update, *self.wanted_by)
+        parts = (self.split, self.window, self.second_pass, self.penalty, self.transform_updater)
+        others = (*self.gradient_observers, *self.after_update, *self.requesters)
         return [part for part in (*parts, *others) if part is not None]
 
     def __call__(self, data):
@@ -112,23 +113,23 @@ class TrainStepHook:
         """Stands in for `model.make_train_function`."""
         model, before = self.model, [*self.parts, *self.observers, *self.train_function_wrappers]
         self._drop_leftovers()
-        if self.upkeep is not None and self.upkeep.idle:
-            self.upkeep = None
+        if self.transform_updater is not None and self.transform_updater.idle:
+            self.transform_updater = None
         force = force or len([*self.parts, *self.observers, *self.train_function_wrappers]) < len(
             before
         )
         if model.train_function in (None, _stale) or force:
-            self.remake()
+            self.retrace()
         return model.train_function
 
-    def remake(self):
+    def retrace(self):
         """Trace the step anew; also between two steps of a `fit`, for what trains has changed."""
         model = self.model
         if not self.parts:
             self.plain_make(force=True)
             function = model.train_function
         else:
-            function = self.own.make_train_function()
+            function = self.training_step.make_train_function()
         for callback in self.train_function_wrappers:
             function = callback.wrap_train_function(function)
         object.__setattr__(model, "train_function", function)
@@ -169,7 +170,7 @@ def _step(hook, data, context):
     for observe in hook.observers:
         observe(data)
     if hook.parts:
-        return hook.own(data, context)
+        return hook.training_step(data, context)
     return tf.__internal__.autograph.tf_convert(hook.plain, context)(data)
 
 
@@ -210,5 +211,5 @@ def _attributes(hook):
         "train_step": hook,
         "make_train_function": hook.make_train_function,
         "make_test_function": hook.make_test_function,
-        **hook.flavor.adaptations(hook.model),
+        **hook.flavor.fit_overrides(hook.model),
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from keras_efficient.flavor._base import EXAMPLES, SUM
+from keras_efficient.flavor._forward import EXAMPLES, SUM
 from keras_efficient.training import _auto_microbatch as auto_microbatch
 from keras_efficient.training import _replicas as replicas
 from keras_efficient.training._batch_split import BatchSplit
@@ -48,11 +48,11 @@ class TrainingStep:
 
     def __init__(self, hook):
         self.hook, self.model, self.flavor = hook, hook.model, hook.flavor
-        self.sums = self.jit = self.skipped = None
+        self.accumulator = self.jit = self.skipped = None
         self.halvings = 0
         #: Known once a microbatch is traced: which variables get a gradient, and what the loss
         #: divides by.
-        self.reached, self.kind = [], None
+        self.reached, self.weighting = [], None
 
     # --- outside of the graph ------------------------------------------------------------------
 
@@ -82,9 +82,9 @@ class TrainingStep:
         return 0 if self.skipped is None else int(self.skipped.numpy())
 
     @property
-    def sums_up(self):
+    def loss_is_sum(self):
         """Whether the loss is a sum over examples (known once a microbatch is traced)."""
-        return self.kind is SUM
+        return self.weighting is SUM
 
     def make_train_function(self):
         """What `fit` calls with an iterator for every step."""
@@ -127,21 +127,23 @@ class TrainingStep:
             variables = list(map(flavor.value, model.trainable_variables))
             # XLA wants to know every shape.
             kind = SingleBatchGradients if self.at_once else GradientAccumulator
-            if type(self.sums) is not kind or not self.sums.fits(variables, self.static):
-                self.sums = kind(variables, static=self.static)
+            if type(self.accumulator) is not kind or not self.accumulator.fits(
+                variables, self.static
+            ):
+                self.accumulator = kind(variables, static=self.static)
             if self.skipped is None:
                 with tf.init_scope():
                     self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False)
                     self.applying = replicas.variable(0)
                     self.halved = tf.Variable(self.halvings, trainable=False)
             with tf.init_scope():
-                for part in (*self.hook.watchers, *self.followers):
+                for part in (*self.hook.gradient_observers, *self.followers):
                     part.build(model)
 
     @property
     def followers(self):
         """What comes after an update: weights are masked before anyone averages them."""
-        upkeep = self.hook.upkeep
+        upkeep = self.hook.transform_updater
         return [*([] if upkeep is None else [upkeep]), *self.hook.after_update]
 
     @property
@@ -156,8 +158,8 @@ class TrainingStep:
         hook = self.hook
         if replicas.count() == 1:
             self.prepare(spec_of_any_batch(data))
-        if hook.upkeep is not None:
-            with hook.upkeep.training():
+        if hook.transform_updater is not None:
+            with hook.transform_updater.training():
                 return self.step(data, context)
         return self.step(data, context)
 
@@ -167,7 +169,7 @@ class TrainingStep:
         totals = self.accumulate(microbatch, data)
         if hook.window is not None:
             hook.window.add(totals)
-            replicas.when(hook.window.complete(), self.update_window)
+            replicas.cond(hook.window.complete(), self.update_window)
         elif hook.second_pass is not None:
             totals = self.update_twice(totals, data, context)
         else:
@@ -176,7 +178,7 @@ class TrainingStep:
 
     def microbatch(self, data, context, quiet=False):
         """What is done with every microbatch of `data`."""
-        kind = OwnStep if self.flavor.has_own_train_step(self.model) else CompiledLoss
+        kind = OwnStep if self.flavor.has_custom_train_step(self.model) else CompiledLoss
         return kind(self, data, context, quiet)
 
     def accumulate(self, microbatch, data):
@@ -189,7 +191,7 @@ class TrainingStep:
 
         def run(data):
             first = True if window is None else window.opens()
-            with tf.control_dependencies([self.sums.open(first)]):
+            with tf.control_dependencies([self.accumulator.open(first)]):
                 return sum_over(microbatch, data, size, microbatch.zeros(), static=self.static)
 
         if self.static and replicas.count() > 1:
@@ -202,7 +204,7 @@ class TrainingStep:
         gradients = self.reduced(totals)
         self.apply(gradients)
         with tf.control_dependencies([totals["weight"]]):
-            self.sums.close()
+            self.accumulator.close()
         return gradients.totals
 
     def update_window(self):
@@ -215,7 +217,7 @@ class TrainingStep:
         second_pass = self.hook.second_pass
         first = self.reduced(totals)
         with tf.control_dependencies([totals["weight"]]):
-            self.sums.close()
+            self.accumulator.close()
         values, paths = (
             list(map(f, first.variables)) for f in (self.flavor.value, self.flavor.path)
         )
@@ -224,7 +226,7 @@ class TrainingStep:
         second = self.reduced(again)
         with tf.control_dependencies([again["weight"]]):
             restore()
-            self.sums.close()
+            self.accumulator.close()
         combined = second_pass.combine(first.values, second.values)
         self.apply(Gradients(combined, first.variables, second.totals))
         return first.totals
@@ -236,7 +238,7 @@ class TrainingStep:
         pairs = [
             (sums, variable)
             for sums, variable, reached in zip(
-                self.sums.read(), variables, self.reached, strict=True
+                self.accumulator.read(), variables, self.reached, strict=True
             )
             if reached
         ]
@@ -244,20 +246,20 @@ class TrainingStep:
         totals, unit, divisor = dict(totals), totals["unit"], None
         del totals["unit"]
         for name in totals:
-            summed_as_it_is = name in _COUNTS or (name == "loss" and self.kind is SUM)
+            summed_as_it_is = name in _COUNTS or (name == "loss" and self.weighting is SUM)
             totals[name] *= 1.0 if summed_as_it_is else unit
         if replicas.count() > 1:
-            if self.kind is not SUM:
+            if self.weighting is not SUM:
                 sums = [tf.math.scalar_mul(tf.cast(unit, s.dtype), s) for s in sums]
-            signal, names = self.hook.signal, list(totals)
-            words = [] if signal is None else [signal.word(self.dtype)]
+            signal, names = self.hook.stop_signal, list(totals)
+            words = [] if signal is None else [signal.local_value(self.dtype)]
             summed = replicas.all_sum([*sums, *totals.values(), *words])
             if signal is not None:
-                signal.hear(summed.pop())
+                signal.receive(summed.pop())
             sums = [unique_rows(s) for s in summed[: len(sums)]]
             totals = dict(zip(names, summed[len(sums) :], strict=True))
             unit = 1.0
-        if self.kind is not SUM and not self.whole:
+        if self.weighting is not SUM and not self.whole:
             weight = totals["weight"] if self.split.normalise is True else self.split.normalise
             divisor = tf.cast(weight, self.dtype) / unit
         scaling = self.flavor.loss_scale(self.model)
@@ -276,13 +278,13 @@ class TrainingStep:
     def whole(self):
         """Whether the weights of a batch are known to sum up to one unit."""
         alone = replicas.count() == 1 and self.hook.window is None
-        return alone and self.kind is EXAMPLES and self.split.normalise is True
+        return alone and self.weighting is EXAMPLES and self.split.normalise is True
 
     def apply(self, gradients):
         """One update, unless a loss scale let a gradient overflow."""
-        if self.hook.upkeep is not None:
-            self.hook.upkeep.watch(gradients)
-        for watch in self.hook.watchers:
+        if self.hook.transform_updater is not None:
+            self.hook.transform_updater.watch(gradients)
+        for watch in self.hook.gradient_observers:
             watch(gradients)
         self.variables = gradients.variables
         scaling = self.flavor.loss_scale(self.model)
@@ -292,7 +294,7 @@ class TrainingStep:
         finite = tf.reduce_all(
             [tf.reduce_all(tf.math.is_finite(_values(g))) for g in gradients.values]
         )
-        replicas.when(finite, self.apply_now, gradients.values)
+        replicas.cond(finite, self.apply_now, gradients.values)
         scaling.update(finite)
         self.skipped.assign(self.skipped + tf.cast(tf.logical_not(finite), tf.int64))
 
@@ -301,7 +303,7 @@ class TrainingStep:
         if self.split.auto:
             # From here on, when all microbatches are done, the batch cannot be done again.
             with tf.control_dependencies(tf.nest.flatten(values, expand_composites=True)):
-                begun = replicas.here(self.applying).assign(1)
+                begun = replicas.local(self.applying).assign(1)
             with tf.control_dependencies([begun]):
                 values = tf.nest.map_structure(tf.identity, values, expand_composites=True)
         self.flavor.apply(self.model, values, self.variables)

@@ -51,7 +51,7 @@ def update_transforms(model):
     """Let the model's training step look after its transforms, from the next `fit` on."""
     step = train_step_hook.attach(model)
     if updaters(model):
-        step.upkeep = TransformUpdater(model)
+        step.transform_updater = TransformUpdater(model)
     else:
-        step.upkeep = None
+        step.transform_updater = None
         train_step_hook.detach_if_idle(model)

@@ -306,7 +306,7 @@ def test_several_workers_are_refused(monkeypatch):
     with pytest.raises(
         ValueError, match=r"microbatch_size='auto' needs one process.*on one worker"
     ):
-        train_step_hook.of(model).own.make_train_function()
+        train_step_hook.of(model).training_step.make_train_function()
 
 
 def test_a_broken_all_reduce_is_explained(monkeypatch):
