@@ -1,6 +1,7 @@
-"""When validation stops improving: lower the learning rate, enlarge the batch, or both."""
+"""Lower the learning rate or enlarge the batch when validation stops improving."""
 
 import math
+from typing import Any
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
@@ -11,56 +12,56 @@ from keras_efficient.training import _accumulation_window as accumulation_window
 class AdaptOnPlateau(Callback):
     """Multiply the learning rate and the batch size when a monitored value stops improving.
 
-    After `patience` epochs without an improvement of more than `min_delta`, the rate is multiplied
-    by `rate_factor` and the number of the dataset's batches per update by `batch_factor`. Works on
-    a float rate and on top of a `ke.schedules` schedule (whose `scale` it lowers); nothing is
-    traced anew.
+    After more than `patience` epochs without an improvement by more than `min_delta`, the learning
+    rate is multiplied by `rate_factor`, and the number of the dataset's batches per update by
+    `batch_factor`. Works on a float rate and on a `ke.schedules` schedule, whose `scale` it
+    lowers. The training step is not traced again.
 
     Adds `learning_rate_scale` and, if batches grow, `batches_per_update` to the epoch's logs.
 
     Args:
-        monitor: name in the epoch's logs.
-        mode: "min" or "max"; "auto" (default) takes "max" for names with "acc", "auc", "f1",
-            "precision" or "recall".
-        patience: int >= 0, epochs to wait for an improvement.
-        rate_factor: float in (0, 1]; 1 leaves the rate alone.
-        batch_factor: int >= 1; 1 (default) leaves the batch alone.
-        max_batches: int >= 1, the most batches per update.
-        min_scale: float >= 0, the least that the rate is multiplied by in all.
-        min_delta: float >= 0, what counts as an improvement.
+        monitor: name in the epoch's logs. Default: "val_loss".
+        mode: "min" or "max"; "auto" is "max" for names with "acc", "auc", "f1", "precision" or
+            "recall", else "min". Default: "auto".
+        patience: int >= 0, number of epochs to wait for an improvement. Default: 2.
+        rate_factor: float in (0, 1]; 1 does not change the rate. Default: 0.5.
+        batch_factor: int >= 1; 1 does not change the batch. Default: 1.
+        max_batches: int >= 1, maximum number of batches per update. Default: 64.
+        min_scale: float >= 0, minimum of the product of all factors of the rate. Default: 0.0.
+        min_delta: float >= 0, smallest change that counts as an improvement. Default: 0.0.
 
     Attributes:
-        scale: float, what the rate has been multiplied by so far.
-        batches: int, batches per update at present.
+        scale: float, product of the factors of the rate so far.
+        batches: int, number of batches per update at present.
 
     Raises:
-        ValueError: a number out of range, or nothing to adapt.
-        InputError: in `fit`, if the rate belongs to a schedule that is not of `ke.schedules`, or
-            `monitor` is not in the logs.
+        ValueError: a number is out of range, or both factors are 1.
+        InputError: in `fit`, if the rate is a schedule that is not of `ke.schedules`, or `monitor`
+            is not in the logs.
 
     Example:
         >>> adapt = ke.callbacks.AdaptOnPlateau("loss", patience=1, rate_factor=0.5, batch_factor=2)
         >>> model.fit(dataset, callbacks=[adapt])
 
     Reference:
-        Smith et al. 2018, "Don't Decay the Learning Rate, Increase the Batch Size". The rate alone
-        is what `keras.callbacks.ReduceLROnPlateau` does, for float rates only.
+        Smith et al. 2018, "Don't Decay the Learning Rate, Increase the Batch Size". With the rate
+        alone it is `keras.callbacks.ReduceLROnPlateau`, which takes float rates only.
     """
 
-    #: What `Resume` saves.
+    #: Attributes that `Resume` saves.
     resumes = ("scale", "batches", "_best", "_waited")
 
     def __init__(
         self,
-        monitor="val_loss",
+        monitor: str = "val_loss",
         *,
-        mode="auto",
-        patience=2,
-        rate_factor=0.5,
-        batch_factor=1,
-        max_batches=64,
-        min_scale=0.0,
-        min_delta=0.0,
+        mode: str = "auto",
+        patience: int = 2,
+        rate_factor: float = 0.5,
+        batch_factor: int = 1,
+        max_batches: int = 64,
+        min_scale: float = 0.0,
+        min_delta: float = 0.0,
     ):
         rules = {
             "`mode` must be 'auto', 'min' or 'max'": mode in ("auto", "min", "max"),
@@ -85,13 +86,13 @@ class AdaptOnPlateau(Callback):
         self.max_batches = max_batches
         self.scale, self.batches, self._window = 1.0, 1, None
 
-    def set_model(self, model):
+    def set_model(self, model: Any):
         self.model = model
         if self.batch_factor > 1:
             self._window = accumulation_window.attach(model, self)
             self._window.batches.assign(self.batches)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None):
         optimizer = flavors.of(self.model).optimizer(self.model)
         rate = getattr(optimizer, "_learning_rate", optimizer.learning_rate)
         if callable(rate) and not hasattr(rate, "scale"):
@@ -102,10 +103,10 @@ class AdaptOnPlateau(Callback):
         self._rate = rate.scale if callable(rate) else rate
         self._best, self._waited = math.inf, 0
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: dict | None = None):
         self._flush()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None):
         self._flush()
         logs = {} if logs is None else logs
         if self.monitor not in logs:
@@ -137,7 +138,7 @@ class AdaptOnPlateau(Callback):
         if self._window is not None:
             self._window.flush()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None):
         if self._window is not None:
             self._flush()
             accumulation_window.detach(self.model, self)

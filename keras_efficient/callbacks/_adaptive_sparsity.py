@@ -1,4 +1,4 @@
-"""Stop making a model sparser where validation falls."""
+"""Stop the growth of sparsity when a monitored value falls too far below its best."""
 
 import math
 
@@ -13,45 +13,55 @@ _RISING = ("acc", "auc", "f1", "precision", "recall")
 class AdaptiveSparsity(Callback):
     """Stop the growth of sparsity where a monitored value falls too far below its best.
 
-    After every epoch: while the value is within `max_drop` of the best so far (and of `baseline`),
-    weights and masks are remembered as good. Once it is not, those of the last good epoch come
-    back, and masks move no more; training goes on with that sparsity. For a finer stop let epochs
-    be shorter (`fit(steps_per_epoch=...)`). For a model pruned by `ke.prune`, with or without
-    `adaptive=`.
+    After every epoch whose value is within `max_drop` of the best so far, and of `baseline`,
+    weights and masks are kept as good. After the first other epoch, those of the last good epoch
+    are restored and the masks are frozen; training continues with that sparsity. For a finer stop
+    use shorter epochs (`fit(steps_per_epoch=...)`). For a model pruned by `ke.prune`, with or
+    without `adaptive=`.
 
-    Adds `sparsity`, the share of zeros among all weights that are pruned, to the epoch's logs.
+    Adds `sparsity`, the share of zeros among all pruned weights, to the epoch's logs.
 
     Args:
-        monitor: name in the epoch's logs. Default "val_accuracy".
-        max_drop: float >= 0, how much worse than the best is still good enough. Default 0.01.
-        baseline: float, what the dense model had, where training starts from it: then the weights
-            `fit` starts with count as good. Default None: the best of this run so far.
-        mode: "min" or "max"; "auto" (default) takes "max" for names with "acc", "auc", "f1",
-            "precision" or "recall".
+        monitor: name in the epoch's logs. Default: "val_accuracy".
+        max_drop: float >= 0, how much worse than the best a good epoch may be. Default: 0.01.
+        baseline: float, the value of the dense model if training starts from it; the weights
+            that `fit` starts with then count as good. Default: None, the best of this run so far.
+        mode: "min" or "max"; "auto" is "max" for names with "acc", "auc", "f1", "precision" or
+            "recall", else "min". Default: "auto".
 
     Attributes:
-        best: float or None, the best value so far.
-        stopped_epoch: int or None, the epoch after which masks were stopped.
+        best: float, the best value so far; None before the first epoch.
+        stopped_epoch: int, index of the epoch after which the masks were frozen; None before.
 
     Raises:
-        ValueError: `max_drop` below 0, or another mode.
+        ValueError: `max_drop` is below 0, or `mode` is none of the three.
         InputError: in `fit`, if the model is not pruned or `monitor` is not in the logs.
 
     Example:
         >>> report = ke.prune(model, 0.9, end_step=100)
         >>> stop = ke.callbacks.AdaptiveSparsity("loss", max_drop=0.5, mode="min")
         >>> model.fit(dataset, callbacks=[stop])
+
+    Reference:
+        Zhu & Gupta 2017, "To prune, or not to prune", for the schedule that this stops.
     """
 
-    #: What `Resume` saves.
+    #: Attributes that `Resume` saves.
     resumes = ("best", "stopped_epoch", "_good")
 
-    def __init__(self, monitor="val_accuracy", *, max_drop=0.01, baseline=None, mode="auto"):
+    def __init__(
+        self,
+        monitor: str = "val_accuracy",
+        *,
+        max_drop: float = 0.01,
+        baseline: float | None = None,
+        mode: str = "auto",
+    ):
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"`mode` must be 'auto', 'min' or 'max'. Received: {mode!r}.")
         if not max_drop >= 0:
             raise ValueError(
-                "`max_drop` must be at least 0: how far below the best is still good enough. "
+                "`max_drop` must be at least 0, the distance from the best that is still good. "
                 f"Received: {max_drop!r}."
             )
         rising = mode == "max" or (mode == "auto" and any(word in monitor for word in _RISING))
@@ -59,18 +69,18 @@ class AdaptiveSparsity(Callback):
         self.max_drop, self.baseline = max_drop, baseline
         self.best = self.stopped_epoch = self._good = None
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None):
         self._masks = [updater for updater in updaters(self.model) if hasattr(updater, "hold")]
         if not self._masks:
             raise InputError(
-                "AdaptiveSparsity watches a model that is pruned. Received: "
+                "AdaptiveSparsity needs a pruned model. Received: "
                 f"{self.model.name!r}, which has no masks. Apply ke.prune(model, ...) first, or "
                 "leave the callback out."
             )
         self.best, self.stopped_epoch = self.baseline, None
         self._good = None if self.baseline is None else self._values()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None):
         logs = {} if logs is None else logs
         if self.monitor not in logs:
             raise InputError(
@@ -101,7 +111,7 @@ class AdaptiveSparsity(Callback):
         return [variable.numpy() for variable in self._variables()]
 
     def _variables(self):
-        """The model's weights, those of masks among them, without the counters of updates."""
+        """Return the weights of model and masks, without the counters of updates."""
         flavor = flavors.of(self.model)
         counters = {id(v) for masks in self._masks for v in (masks.step, masks.held)}
         return [v for v in flavor.weights(self.model) if id(v) not in counters]

@@ -1,33 +1,35 @@
-"""Find a learning rate by trying all of them: the range test."""
+"""Learning-rate range test: train with a rising rate, and find where the loss falls steepest."""
 
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
-from keras_efficient.callbacks._trial_run import restored
-from keras_efficient.checkpoint._variables import build_optimizer, chain
+from keras_efficient.callbacks._trial_run import trial_run
+from keras_efficient.checkpoint._variables import build_optimizer, optimizer_chain
 from keras_efficient.flavor import Callback
 
-#: The loss has diverged when it is this many times the best: 4, with the usual positive losses.
+#: The loss has diverged when it exceeds the best by this many times the best.
 _RISE = 3.0
 
 
 @dataclass(frozen=True, eq=False)
-class LearningRates:
-    """What `find_learning_rate` found.
+class LearningRateReport:
+    """Result of `find_learning_rate`.
 
     Attributes:
-        rates: float array of the rates tried, one per update.
-        losses: float array, the loss of each update's batch, just before the update.
-        smoothed: float array, `losses` without the noise of single batches.
-        suggestion: float, the rate at which the smoothed loss falls steepest, per factor in the
-            rate; None if it never fell.
+        rates: float array `[updates]`, the learning rates tried.
+        losses: float array `[updates]`, the loss of each update's batch before the update.
+        smoothed: float array `[updates]`, `losses` without the noise of single batches.
+        suggestion: float, the rate at which the smoothed loss falls steepest over the logarithm
+            of the rate; None if it never fell.
         diverged_at: float, the rate at which the test stopped because the loss had risen to four
-            times its best, or was no number (that loss is not in `losses`); None if it had not.
+            times its best or was not finite (that loss is not in `losses`); None if neither.
     """
 
     rates: np.ndarray
@@ -49,9 +51,9 @@ class LearningRates:
         low, high = self.smoothed.min(), self.smoothed[0]
         return f"Learning rates: {found}; {end} ({tried}, loss {high:.4g}, at best {low:.4g})"
 
-    def plot(self, path):
-        """Draw loss over rate into a file; its suffix (.png, .svg, .pdf) is the format."""
-        # Not pyplot: it keeps every figure, and may want a display.
+    def plot(self, path: str | PathLike):
+        """Draw loss over rate into a file, in the format of its suffix: .png, .svg or .pdf."""
+        # Not pyplot, which keeps every figure and may need a display.
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 4), layout="constrained")
@@ -64,7 +66,7 @@ class LearningRates:
         if self.diverged_at is not None:
             label = f"diverged at {self.diverged_at:.1e}"
             axes.axvline(self.diverged_at, color="tab:red", linestyle=":", label=label)
-        # Single batches may shoot far above; that would flatten the rest.
+        # The range of the smoothed loss: single batches may lie far above.
         low, high = self.losses.min(), self.smoothed.max()
         margin = 0.1 * (high - low) or 0.1 * abs(high) or 0.1
         axes.set(
@@ -80,64 +82,72 @@ class LearningRates:
 
 
 def find_learning_rate(
-    model, data, *, low=1e-7, high=1.0, steps=100, smoothing=0.9, plot=None
-) -> LearningRates:
-    """Train for a try with an exponentially rising rate, and see where the loss falls steepest.
+    model: Any,
+    data: Any,
+    *,
+    low: float = 1e-7,
+    high: float = 1.0,
+    steps: int = 100,
+    smoothing: float = 0.9,
+    plot: str | PathLike | None = None,
+) -> LearningRateReport:
+    """Train with an exponentially rising learning rate, and suggest the one of steepest descent.
 
         rate(i) = low · (high / low)^(i / (steps - 1))        i = 0 … steps - 1
         smoothed(i) = Σⱼ β^|i - j| loss(j) / Σⱼ β^|i - j|
 
     The test ends early when the smoothed loss of the updates so far is four times its best, or a
-    loss is no finite number. Then everything is put back, also after an error or an interrupt: the
+    loss is not finite. Then everything is restored, also after an error or an interrupt: the
     model's weights and seeds, the optimizer's variables, counter, rate or schedule, and the
-    metrics. (Weights and slots are copied to the host's memory for that. An iterator of yours, and
-    the order of a shuffled dataset, move on.)
+    metrics. For that, weights and moments are copied to the host's memory. An iterator passed as
+    `data`, and the order of a shuffled dataset, are not restored.
 
-    Take the suggestion for the highest rate of a schedule. It belongs to this optimizer, this
+    Use the suggestion as the highest rate of a schedule. It is valid for this optimizer, this
     batch size and this state of the weights.
 
     Args:
-        model: a compiled `keras` or `tf_keras` model; its optimizer's own rate does not matter.
+        model: a compiled `keras` or `tf_keras` model; the rate of its optimizer does not matter.
         data: batches as `fit` takes them: a `tf.data.Dataset`, or a `PyDataset` or `Sequence` of
-            the library. Begun anew if it is shorter than `steps`.
-        low, high: float > 0, the first and the last rate.
-        steps: int >= 10, the most updates to make.
-        smoothing: float in [0, 1), β; 0.9 looks about ten updates far each way, which suits 100
-            steps: fewer want less. 0 does not smooth.
-        plot: path of a picture to draw, or None (default).
+            the library. It is started again if it has fewer batches than `steps`.
+        low: float > 0, the first rate. Default: 1e-7.
+        high: float > `low`, the last rate. Default: 1.0.
+        steps: int >= 10, maximum number of updates. Default: 100.
+        smoothing: float in [0, 1), β; 0.9 averages over about ten updates in each direction,
+            which suits 100 steps; use less for fewer. 0 does not smooth. Default: 0.9.
+        plot: path of an image of the curve to write. Default: None.
 
     Returns:
-        `LearningRates`: the curve, the suggestion, and `plot(path)`.
+        A `LearningRateReport` with the curve, the suggestion, and `plot(path)`.
 
     Raises:
-        ValueError: a number out of its range; the model is not compiled, or not built and `data`
+        ValueError: a number is out of range; the model is not compiled, or not built and `data`
             is a generator; `steps_per_execution` is more than 1; there is no batch; or the loss is
             not finite before the first update.
         TypeError: `data` is a tuple or list of arrays, or the optimizer has no learning rate.
 
     Example:
-        >>> found = ke.find_learning_rate(model, dataset, steps=20)
-        >>> print(found)
-        >>> model.compile(ke.optimizers.AdamW(found.suggestion or 1e-3), loss)
+        >>> report = ke.find_learning_rate(model, dataset, steps=20)
+        >>> print(report)
+        >>> model.compile(ke.optimizers.AdamW(report.suggestion or 1e-3), loss)
 
     Reference:
         Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3. The
-        steepest point is fastai's choice.
+        steepest point is the suggestion of fastai's `lr_find`.
     """
     _check(model, data, low, high, steps, smoothing)
     _build(model, data)
     test = _RangeTest(np.geomspace(low, high, int(steps)), smoothing)
-    with _rate_of(model) as (rate, variables), restored(model, variables):
+    with _rate_of(model) as (rate, variables), trial_run(model, variables):
         test.rate = rate
         model.fit(data, verbose=0, callbacks=[test], **_length(data, int(steps)))
-    found = test.found()
+    report = test.report()
     if plot is not None:
-        found.plot(plot)
-    return found
+        report.plot(plot)
+    return report
 
 
-def smooth(losses, smoothing):
-    """Each loss averaged with those before and after it, which does not shift the curve."""
+def smooth(losses: Any, smoothing: float) -> np.ndarray:
+    """Average each loss with those before and after it, which does not shift the curve."""
     count = len(losses)
     weights = float(smoothing) ** np.abs(np.arange(1 - count, count))
     total, weight = (
@@ -147,8 +157,8 @@ def smooth(losses, smoothing):
     return total / weight
 
 
-def steepest(rates, smoothed):
-    """The rate before the lowest loss at which the loss falls most per factor, or None."""
+def steepest(rates: Any, smoothed: Any) -> float | None:
+    """Return the rate of steepest descent before the lowest loss; None if there is no descent."""
     lowest = int(np.argmin(smoothed))
     if lowest == 0:
         return None
@@ -158,7 +168,7 @@ def steepest(rates, smoothed):
 
 
 class _RangeTest(Callback):
-    """Sets the rate before each update, and looks at the loss after it."""
+    """Sets the rate before each update, and records the loss after it."""
 
     def __init__(self, rates, smoothing):
         self.rates, self.smoothing = rates, smoothing
@@ -181,10 +191,10 @@ class _RangeTest(Callback):
         if not self.losses and not np.isfinite(loss):
             raise ValueError(
                 "The loss must be finite before the first update. Received: "
-                f"loss={loss}. Look for bad numbers in the first batch and in the weights; in "
-                "float16, for overflows."
+                f"loss={loss}. Look for inf or nan in the first batch and in the weights, and for "
+                "overflows in float16."
             )
-        # What `smooth` gives for the last of the losses so far; no number from a loss that is none.
+        # What `smooth` returns for the last loss; a non-finite loss makes it non-finite.
         self.total = self.smoothing * self.total + loss
         self.weight = self.smoothing * self.weight + 1.0
         smoothed = self.total / self.weight
@@ -196,16 +206,16 @@ class _RangeTest(Callback):
         if self.diverged or len(self.losses) == len(self.rates):
             self.model.stop_training = True
 
-    def found(self):
+    def report(self):
         if not self.losses:
             raise ValueError(
-                "`data` must have at least one batch. Received: an empty one. Look at how it is "
-                "batched (`drop_remainder`?) and filtered."
+                "`data` must have at least one batch. Received: an empty one. Check how it is "
+                "filtered and batched, for example with `drop_remainder`."
             )
         count = len(self.losses)
         rates, losses = self.rates[:count], np.array(self.losses)
         smoothed = smooth(losses, self.smoothing)
-        return LearningRates(
+        return LearningRateReport(
             rates,
             losses,
             smoothed,
@@ -216,13 +226,13 @@ class _RangeTest(Callback):
 
 @contextmanager
 def _rate_of(model):
-    """The variable that is the optimizer's learning rate, and what of it there is to restore.
+    """Yield the variable that is the optimizer's learning rate, and the variables to restore.
 
-    A schedule, which cannot be assigned to, is taken out for the time.
+    A schedule, which cannot be assigned to, is replaced within the context.
     """
     flavor = flavors.of(model)
-    *_, optimizer = chain(model.optimizer)
-    # tf_keras' legacy optimizers, such as Model Garden's, have a dict.
+    *_, optimizer = optimizer_chain(model.optimizer)
+    # tf_keras' legacy optimizers, such as those of Model Garden, keep it in a dict.
     place = getattr(optimizer, "_hyper", None)
     name = "_learning_rate" if place is None else "learning_rate"
     held = getattr(optimizer, name, None) if place is None else place.get(name)
@@ -246,7 +256,7 @@ def _rate_of(model):
             object.__setattr__(optimizer, name, value)
         else:
             place[name] = value
-        # The traced step has the other one in it.
+        # The traced step contains the other one.
         model.train_function = None
 
     with model.distribute_strategy.scope():
@@ -259,22 +269,22 @@ def _rate_of(model):
 
 
 def _build(model, data):
-    """Create all variables, which there could else be no copy of."""
+    """Create all variables, so that they can be copied."""
     flavor = flavors.of(model)
     with model.distribute_strategy.scope():
         if not flavor.is_ready(model) and (spec := _spec(data)) is not None:
             flavor.prepare(model, spec)
         if not model.built:
             raise ValueError(
-                "The model must be built before its weights can be kept. Received: "
+                "The model must be built before its weights can be copied. Received: "
                 f"{model.name!r} without weights, and data of type {type(data).__name__}, which "
-                "does not tell its shapes. Call the model once on a batch."
+                "has no known shapes. Call the model once on a batch."
             )
         build_optimizer(model)
 
 
 def _spec(data):
-    """The shapes and dtypes of a batch, with any number of examples, or None."""
+    """Return the shapes and dtypes of a batch with any number of examples, or None."""
     if isinstance(data, tf.data.Dataset):
         return data.element_spec
     if not hasattr(data, "__getitem__"):
@@ -285,7 +295,7 @@ def _spec(data):
 
 
 def _length(data, steps):
-    """`fit`'s arguments for `steps` updates, if need be by several passes."""
+    """Return the arguments of `fit` for `steps` updates, in several epochs if necessary."""
     if isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY:
         return {"epochs": 1, "steps_per_epoch": steps}
     return {"epochs": 1 if inspect.isgenerator(data) else steps}
@@ -302,7 +312,7 @@ def _check(model, data, low, high, steps, smoothing):
     if broken:
         raise ValueError(
             f"{'; '.join(broken)}. Received: low={low}, high={high}, steps={steps}, "
-            f"smoothing={smoothing}. The defaults try seven decades in 100 updates."
+            f"smoothing={smoothing}. The defaults cover seven decades in 100 updates."
         )
     if getattr(model, "optimizer", None) is None:
         raise ValueError(
@@ -314,7 +324,7 @@ def _check(model, data, low, high, steps, smoothing):
     per_call = getattr(model, "steps_per_execution", 1) if per_call is None else per_call.numpy()
     if per_call > 1:
         raise ValueError(
-            "The loss of each update must be seen. Received a model compiled with "
+            "The range test needs the loss of each update. Received: a model compiled with "
             "`steps_per_execution` > 1. Compile it with 1 for the test."
         )
     if isinstance(data, tuple | list):

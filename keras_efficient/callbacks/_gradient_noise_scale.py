@@ -1,4 +1,6 @@
-"""Estimate the batch size beyond which more examples per update hardly help."""
+"""Gradient noise scale: the batch size beyond which more examples per update hardly help."""
+
+from typing import Any
 
 import tensorflow as tf
 
@@ -9,18 +11,21 @@ from keras_efficient.training import _train_step_hook as train_step_hook
 from keras_efficient.training._microbatch_step import square_norm
 
 
-def noise_scale(small, large, small_size, large_size):
-    """The two estimates whose ratio is the simple noise scale.
+def noise_scale(small: Any, large: Any, small_size: Any, large_size: Any) -> tuple[Any, Any]:
+    """Estimate the two quantities whose ratio is the simple noise scale.
 
         |G|² ≈ (B·|g_B|² - b·|g_b|²) / (B - b)        tr Σ ≈ (|g_b|² - |g_B|²) / (1/b - 1/B)
 
     Args:
-        small, large: mean square norm of the gradients of `small_size` and `large_size` examples.
+        small: scalar tensor, mean square norm |g_b|² of gradients of `small_size` examples.
+        large: scalar tensor, mean square norm |g_B|² of gradients of `large_size` examples.
+        small_size: number of examples b.
+        large_size: number of examples B.
 
     Returns:
         |G|², the square norm of the true gradient, and tr Σ, the variance of one example's. Both
-        are noisy, may be negative, and are to be averaged before they are divided. Zeros, if the
-        sizes are equal.
+        are noisy and may be negative, so average them before dividing. Zeros if the sizes are
+        equal.
     """
     squared = tf.math.divide_no_nan(
         large_size * large - small_size * small, large_size - small_size
@@ -30,30 +35,30 @@ def noise_scale(small, large, small_size, large_size):
 
 
 class GradientNoiseScale(Callback):
-    """Measure the gradient noise scale from microbatches, and let the batch follow it if asked.
+    """Measure the gradient noise scale from microbatches, and optionally adapt the batch to it.
 
         B_noise = tr Σ / |G|²
 
-    Well below it, twice the batch is worth twice the updates; well above it, more examples per
-    update are wasted. Costs the norm of every microbatch's gradient.
+    Well below it, a batch of twice the size is worth twice the updates; well above it, more
+    examples per update are wasted. The cost is the norm of every microbatch's gradient.
 
-    Adds `gradient_noise_scale` (examples) to the epoch's logs.
+    Adds `gradient_noise_scale`, in examples, to the epoch's logs.
 
     Args:
-        smoothing: float in [0, 1), the weight of the past in the moving averages of tr Σ and
-            |G|².
-        max_batches: int >= 1 or None (default). If given, the batch follows: at every epoch's end
-            and every `every_updates` updates, as many of the dataset's batches make an update as
-            come nearest to B_noise, never fewer than one nor more than `max_batches`.
-        every_updates: int >= 1, how often the batch is adapted.
+        smoothing: float in [0, 1), weight of the past in the moving averages of tr Σ and |G|².
+            Default: 0.9.
+        max_batches: int >= 1. If given, the batch is adapted at the end of every epoch and every
+            `every_updates` updates, to the number of the dataset's batches per update that comes
+            nearest to B_noise, between one and `max_batches`. Default: None, not adapted.
+        every_updates: int >= 1, number of updates between adaptations. Default: 50.
 
     Attributes:
-        value: float, B_noise in examples, nan before the first update, inf where the gradient is
+        value: float, B_noise in examples; nan before the first update, inf where the gradient is
             lost in the noise.
-        batches: int, batches per update at present.
+        batches: int, number of batches per update at present.
 
     Raises:
-        ValueError: a number out of range; in `fit`, losses that are summed, not averaged.
+        ValueError: a number is out of range; in `fit`, losses are summed instead of averaged.
         InputError: in `fit`, if an update has one microbatch only: use `ke.accumulate`, several
             replicas, or a `BatchSizeSchedule`.
 
@@ -66,13 +71,19 @@ class GradientNoiseScale(Callback):
         McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", appendix A.1.
     """
 
-    #: The training step then measures every microbatch's gradient.
+    #: Makes the training step measure every microbatch's gradient.
     square_norms = True
 
-    #: What `Resume` saves.
+    #: Attributes that `Resume` saves.
     resumes = ("batches", "_state", "_adapted")
 
-    def __init__(self, smoothing=0.9, *, max_batches=None, every_updates=50):
+    def __init__(
+        self,
+        smoothing: float = 0.9,
+        *,
+        max_batches: int | None = None,
+        every_updates: int = 50,
+    ):
         if not 0 <= smoothing < 1:
             raise ValueError(f"`smoothing` must be in [0, 1). Received: {smoothing!r}.")
         for name, value in (("max_batches", max_batches), ("every_updates", every_updates)):
@@ -82,7 +93,7 @@ class GradientNoiseScale(Callback):
         self.every_updates = every_updates
         self.batches, self._state, self._window = 1, None, None
 
-    def set_model(self, model):
+    def set_model(self, model: Any):
         self.model = model
         self._step = train_step_hook.attach(model)
         self._step.join(self, self._step.gradient_observers)
@@ -91,13 +102,14 @@ class GradientNoiseScale(Callback):
             self._window.batches.assign(self.batches)
         self._adapted = 0
 
-    def build(self, model):
-        """Called by the training step before it is traced."""
+    def build(self, model: Any):
+        """Create the variables, before the training step is traced."""
         if self._state is None:
-            #: |G|², tr Σ, updates, microbatches of the last update, examples per batch
+            # |G|², tr Σ, updates, microbatches of the last update, examples per batch.
             self._state = tf.Variable([0.0] * 5, trainable=False)
 
-    def __call__(self, gradients):
+    def __call__(self, gradients: Any):
+        """Take an update's gradients into account, in the graph before it is applied."""
         if self._step.training_step.loss_is_sum:
             raise ValueError(
                 "The gradient noise scale needs a loss that is averaged over examples. Received: "
@@ -112,7 +124,7 @@ class GradientNoiseScale(Callback):
             examples,
         )
         past = tf.where(state[2] > 0, self.smoothing, 0.0)
-        # (An update at an epoch's end may be of fewer batches than asked for.)
+        # The last update of an epoch may have fewer batches.
         batches = 1.0 if self._window is None else tf.cast(self._window.seen, tf.float32)
         known = tf.logical_and(microbatches > 1, tf.math.is_finite(squared + variance))
         new = tf.stack(
@@ -128,13 +140,13 @@ class GradientNoiseScale(Callback):
         state.assign(tf.where(known, new, skipped))
 
     @property
-    def value(self):
+    def value(self) -> float:
         squared, variance, updates, *_ = self._state.numpy()
         if not updates:
             return float("nan")
         return float(max(variance, 0.0) / squared) if squared > 0 else float("inf")
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None):
         _, _, updates, microbatches, _ = self._state.numpy()
         alone = self._step.window is None or self._step.window is self._window
         if microbatches == 1 and alone and not updates:
@@ -145,11 +157,11 @@ class GradientNoiseScale(Callback):
         if self._window is not None and updates - self._adapted >= self.every_updates:
             self._adapt()
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: dict | None = None):
         if self._window is not None:
             self._window.flush()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None):
         if self._window is not None:
             self._window.flush()
             self._adapt()
@@ -164,7 +176,7 @@ class GradientNoiseScale(Callback):
             self.batches = max(1, min(round(wanted), self.max_batches))
             self._window.batches.assign(self.batches)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None):
         self._step.leave(self)
         if self._window is not None:
             self._window.flush()

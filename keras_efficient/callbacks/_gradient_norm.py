@@ -1,4 +1,6 @@
-"""Log the size of the gradients."""
+"""Global norm of the gradients, in the logs."""
+
+from typing import Any
 
 import tensorflow as tf
 
@@ -12,8 +14,8 @@ class GradientNorm(Callback):
 
         ‖g‖ = √ Σ gᵢ²        over all trainable variables, replicas and microbatches
 
-    It is measured after the all-reduce and without the loss scale; the optimizer's own
-    `global_clipnorm` then clips that same gradient. Adds `gradient_norm` (the epoch's mean) and
+    It is measured after the all-reduce and without the loss scale, of the gradient that the
+    optimizer's `global_clipnorm` then clips. Adds `gradient_norm` (the epoch's mean) and
     `gradient_norm_max` to the epoch's logs.
 
     Attributes:
@@ -29,40 +31,41 @@ class GradientNorm(Callback):
         Pascanu et al. 2013, "On the difficulty of training recurrent neural networks".
     """
 
-    #: What `Resume` saves.
+    #: Attributes that `Resume` saves.
     resumes = ("_norm", "_norms")
 
     def __init__(self):
         self._norm, self._norms = None, []
 
-    def set_model(self, model):
+    def set_model(self, model: Any):
         self.model = model
         step = train_step_hook.attach(model)
         step.join(self, step.gradient_observers)
 
-    def build(self, model):
-        """Called by the training step before it is traced."""
+    def build(self, model: Any):
+        """Create the variables, before the training step is traced."""
         if self._norm is None:
             self._norm = tf.Variable(0.0, trainable=False)
 
-    def __call__(self, gradients):
+    def __call__(self, gradients: Any):
+        """Measure an update's gradients, in the graph before it is applied."""
         self._norm.assign(tf.sqrt(square_norm(gradients.values)))
 
     @property
-    def last(self):
+    def last(self) -> float:
         return float(self._norm.numpy())
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None):
         self._norms = []
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None):
         self._norms.append(self.last)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None):
         if logs is not None and self._norms:
             logs["gradient_norm"] = sum(self._norms) / len(self._norms)
             logs["gradient_norm_max"] = max(self._norms)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None):
         train_step_hook.attach(self.model).leave(self)
         train_step_hook.detach_if_idle(self.model)

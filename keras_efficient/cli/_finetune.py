@@ -1,8 +1,9 @@
-"""`keras-efficient finetune`: from a file of labelled texts to a checked SavedModel."""
+"""Command `finetune`: from a file of labelled texts to a verified SavedModel."""
 
 import math
 import shlex
 import shutil
+import signal
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,7 +19,7 @@ from keras_efficient._errors import InputError
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line asks for, checked as far as it can be without reading anything."""
+    """Options of the command, validated as far as possible without reading files."""
 
     data: Path
     model: str
@@ -39,7 +40,8 @@ class Settings:
     resume: bool
 
     @classmethod
-    def names(cls):
+    def names(cls) -> set[str]:
+        """Return the names of the options."""
         return {field.name for field in fields(cls)}
 
     def __post_init__(self):
@@ -67,20 +69,20 @@ class Settings:
             raise InputError(f"--seed must lie from 0 to {2**32 - 1}. Received: {self.seed}.")
 
     @property
-    def share(self):
-        """`validation` as `ke.data.split` wants it: a share, or a count."""
+    def validation_size(self) -> float | int:
+        """`validation` as `ke.data.split` takes it: a share below 1, or a number of rows."""
         return self.validation if self.validation < 1 else int(self.validation)
 
 
-def run(settings):
-    """Check, train, evaluate, export, report; returns nothing and prints a table."""
+def run(settings: Settings):
+    """Check the input, train, evaluate, export, write the run report, and print a table."""
     console = Console(stderr=True)
     train, validation = _read(settings)
-    version = ke.versions.check_destination(settings.output)
+    version = ke.exporters.check_destination(settings.output)
 
     with console.status("Loading TensorFlow and the model ..."):
         precision = ke.mixed_precision(settings.precision, library=settings.library)
-        # Before the model: Keras 3 draws the seeds of its dropout layers when it makes them.
+        # Before the model, because Keras 3 draws the seeds of dropout layers when they are made.
         ke.flavor.get(settings.library).keras.utils.set_random_seed(settings.seed)
         model, tokenizer = ke.models.load(
             settings.model,
@@ -90,10 +92,16 @@ def run(settings):
         )
         flavor = ke.flavor.of(model)
         weight_bytes = sum(w.shape.num_elements() * w.dtype.size for w in flavor.weights(model))
-        # The export, and a checkpoint of weights and two moments while its successor is written.
-        ke.versions.check_destination(settings.output, needed_bytes=7 * weight_bytes)
-        batches = _Batches(settings, train, tokenizer)
-        stats = batches.epoch(0).stats
+        # The export, and two checkpoints of weights and two moments: one stays, one is written.
+        ke.exporters.check_destination(settings.output, needed_bytes=7 * weight_bytes)
+        batches = ke.data.text(
+            train,
+            tokenizer,
+            batch_size=settings.batch_size,
+            max_length=settings.max_length,
+            seed=settings.seed,
+        )
+        stats = batches.stats
         held_out = ke.data.text(
             validation, tokenizer, batch_size=64, max_length=settings.max_length
         )
@@ -103,10 +111,11 @@ def run(settings):
     _compile(model, settings, stats.batches)
     if settings.microbatch_size:
         ke.accumulate(model, microbatch_size=settings.microbatch_size)
-    checkpoint = ke.callbacks.Checkpoint(
-        # Beside the versions: one inside of ".../NAME/3" would make that version exist.
+    resume = ke.callbacks.Resume(
+        # Beside the versions: a folder inside of ".../NAME/3" would make that version exist.
         version.parent / ".checkpoint",
         every_steps=200,
+        keep=1,
         settings={
             "data": train.fingerprint,
             "model": settings.model,
@@ -118,38 +127,46 @@ def run(settings):
             "precision": precision.policy,
             "seed": settings.seed,
         },
+        overwrite=not settings.resume,
+        signals=(signal.SIGINT, signal.SIGTERM),
+        verbose=0,
     )
+    directory = resume.store.directory
     if settings.resume:
-        checkpoint.restore(model)
-        console.print(f"Resuming after epoch {checkpoint.epoch}, step {checkpoint.step}.")
+        if not resume.load_position():
+            raise InputError(
+                f"There must be a checkpoint to resume. Received: {str(directory)!r} without one. "
+                "Start the run without --resume."
+            )
+        console.print(f"Resuming after epoch {resume.epoch}, step {resume.step}.")
     if settings.dry_run:
         console.print("Dry run: nothing was trained or written.")
         return
-    _make(checkpoint.directory)
+    _make(directory)
 
     speed = ke.callbacks.Throughput()
     log = ke.callbacks.RunLog(speed)
     try:
-        with ke.callbacks.progress_bar(console) as bars:
-            progress = ke.callbacks.Progress(bars, speed)
-            for dataset, first, last, steps in batches.left(checkpoint):
-                model.fit(
-                    dataset,
-                    initial_epoch=first,
-                    epochs=last,
-                    steps_per_epoch=steps,
-                    validation_data=held_out,
-                    callbacks=[speed, log, progress, checkpoint],
-                    verbose=0,
-                    **batches.fit_arguments,
-                )
+        with ke.callbacks.progress_bar(console) as bar:
+            progress = ke.callbacks.Progress(bar, speed)
+            model.fit(
+                # Without an end: Keras 3 starts a finite dataset twice per epoch, and each start
+                # of a shuffled one takes the next order.
+                batches.repeat(),
+                epochs=settings.epochs,
+                steps_per_epoch=stats.batches,
+                validation_data=held_out,
+                callbacks=[speed, log, progress, resume],
+                # Keras 3 warns that it does not shuffle a tf.data.Dataset.
+                shuffle=False,
+                verbose=0,
+            )
             results = model.evaluate(held_out, return_dict=True, callbacks=[progress], verbose=0)
-            exporting = bars.add_task("export", total=1, speed="write, reload bare, compare")
-            # A run resumed after its last update has no speed.
+            exporting = bar.add_task("export", total=1, speed="write, reload, compare")
             facts = {
                 "accuracy": float(results["accuracy"]),
-                "examples_per_second": speed.examples_per_second if log.steps else None,
-                "tokens_per_second": speed.tokens_per_second if log.steps else None,
+                "examples_per_second": speed.examples_per_second,
+                "tokens_per_second": speed.tokens_per_second,
                 "padding_share": stats.padding_share,
                 "peak_memory_bytes": speed.peak_memory_bytes,
                 "seed": settings.seed,
@@ -164,11 +181,16 @@ def run(settings):
                 tokenizer=tokenizer if in_graph else None,
                 facts=facts,
             )
-            bars.update(exporting, completed=1)
+            bar.update(exporting, completed=1)
     except KeyboardInterrupt:
-        _interrupted(console, checkpoint)
+        _print_how_to_resume(console, resume)
         raise typer.Exit(130) from None
-    checkpoint.remove()
+    except SystemExit as stopped:
+        if stopped.code != ke.checkpoint.EXIT_PREEMPTED:
+            raise
+        _print_how_to_resume(console, resume)
+        raise typer.Exit(ke.checkpoint.EXIT_PREEMPTED) from None
+    shutil.rmtree(directory, ignore_errors=True)
     page = ke.exporters.write_html_report(
         report.directory / "report.html",
         title=f"{Path(settings.model).name} on {settings.data.name}",
@@ -180,45 +202,8 @@ def run(settings):
     Console().print(_table(facts, report, page))
 
 
-class _Batches:
-    """The training data of every epoch, from wherever a run starts."""
-
-    def __init__(self, settings, records, tokenizer):
-        self.settings, self.records, self.tokenizer = settings, records, tokenizer
-        # Keras 3 warns that it will not shuffle a tf.data.Dataset unless told not to.
-        self.fit_arguments = {"shuffle": False}
-
-    def epoch(self, first):
-        return ke.data.text(
-            self.records,
-            self.tokenizer,
-            batch_size=self.settings.batch_size,
-            max_length=self.settings.max_length,
-            seed=self.settings.seed,
-            first_epoch=first,
-        )
-
-    def left(self, checkpoint):
-        """(dataset, first epoch, last epoch, steps per epoch) of each `fit` that is left to do.
-
-        The datasets have no end: one iteration serves all epochs. Given a finite one, Keras 3
-        starts it twice per epoch, tf_keras twice at first, and a start thrown away is an order
-        thrown away; a resumed run would train on other orders than one that ran through.
-        """
-        epochs, epoch, step = self.settings.epochs, checkpoint.epoch, checkpoint.step
-        dataset = self.epoch(epoch)
-        batches = dataset.stats.batches
-        if step >= batches:
-            epoch, step = epoch + 1, 0
-        if step:
-            yield dataset.skip(step).repeat(), epoch, epoch + 1, batches - step
-            epoch += 1
-        if epoch < epochs:
-            yield self.epoch(epoch).repeat(), epoch, epochs, batches
-
-
 def _runs_in_graph(tokenizer, console):
-    """Whether the export can take strings; asked before the training, not after it."""
+    """Return whether the export can take strings. Checked before the training, not after it."""
     try:
         ke.exporters.TextTokenizer(tokenizer)
     except InputError as error:
@@ -228,7 +213,7 @@ def _runs_in_graph(tokenizer, console):
 
 
 def _read(settings):
-    """Training and validation records; every problem in the files shows here."""
+    """Return training and validation records, or raise the problems of the files."""
     columns = {"text_column": settings.text_column, "label_column": settings.label_column}
     train = ke.data.read_records(settings.data, **columns)
     ke.data.require_classes(train)
@@ -236,7 +221,9 @@ def _read(settings):
         return train, ke.data.read_records(
             settings.validation_data, label_names=train.label_names, **columns
         )
-    train, validation = ke.data.split(train, validation=settings.share, seed=settings.seed)
+    train, validation = ke.data.split(
+        train, validation=settings.validation_size, seed=settings.seed
+    )
     missing = set(range(len(train.label_names))) - set(train.labels.tolist())
     if missing:
         names = ", ".join(repr(train.label_names[index]) for index in sorted(missing))
@@ -248,7 +235,7 @@ def _read(settings):
 
 
 def _make(directory):
-    """Create a folder now: not every filesystem that refuses it says so in its permissions."""
+    """Create a folder before training: permissions do not tell of every file system's refusal."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -266,7 +253,7 @@ def _compile(model, settings, steps_per_epoch):
     rate = ke.schedules.warmup_linear(
         settings.learning_rate, warmup_steps=total // 10, total_steps=total
     )
-    # XLA takes minutes to compile a training step for a CPU; elsewhere the library knows best.
+    # XLA takes minutes to compile a training step for a CPU; on GPUs the library decides.
     on_cpu = not tf.config.list_logical_devices("GPU")
     xla = {"jit_compile": False} if on_cpu else {}
     model.compile(
@@ -277,17 +264,16 @@ def _compile(model, settings, steps_per_epoch):
     )
 
 
-def _interrupted(console, checkpoint):
-    checkpoint.save_now()
-    # What lies there may be an earlier run's.
-    if not (checkpoint.epoch or checkpoint.step):
+def _print_how_to_resume(console, resume):
+    # Checkpoints in the folder may be those of an earlier run.
+    if not (resume.epoch or resume.step):
         console.print("\nInterrupted before the first update: there is nothing to resume.")
         return
     words = [word for word in sys.argv if word != "--resume"]
     command = shlex.join(["keras-efficient", *words[1:], "--resume"])
     console.print(
-        f"\nInterrupted. The state after epoch {checkpoint.epoch}, step {checkpoint.step} is kept "
-        f"in {checkpoint.directory}. Go on with:\n  {command}",
+        f"\nInterrupted. The state after epoch {resume.epoch}, step {resume.step} is kept in "
+        f"{resume.store.directory}. Continue with:\n  {command}",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -181,10 +181,6 @@ def everyday(library, folder):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(21, 4)).astype("float32"), rng.integers(0, 3, 21)
     data = training.batches(x, y, batch_size=10)
-    try:
-        model.fit(data, verbose=0, callbacks=[ke.callbacks.Checkpoint(f"{folder}/checkpoint")])
-    except ke.InputError as error:
-        said.append(str(error))
     log = ke.callbacks.RunLog()
     model.fit(data, epochs=2, shuffle=False, verbose=0, callbacks=[log])
     model.save(f"{folder}/model.keras")
@@ -216,8 +212,7 @@ def test_what_scripts_do_besides_training(library, tmp_path):
     folder = tmp_path / "shared"
     folder.mkdir()
     for said, rates, _ in run(everyday, library, str(folder)):
-        refused, code, _ = said
-        assert "Checkpoint is for one process" in refused
+        code, _ = said
         assert rates == pytest.approx([0.5] * 6)
         assert code == 143
     written = {path.name for path in folder.iterdir()}
