@@ -29,7 +29,7 @@ if arguments.limit:
 train, test = ke.data.split(ke.data.require_classes(records), validation=0.1)
 
 # Fail now, not after training, if the model could not be written.
-ke.versions.check_destination(arguments.output)
+ke.exporters.check_destination(arguments.output)
 
 # Model: the precision policy comes first, since layers take it when they are made.
 precision = ke.mixed_precision("auto", library=arguments.library)

@@ -31,7 +31,7 @@ def serve_here(monkeypatch):
             found = pool.submit(served, path, inputs, texts, batches).result()
         return found, {"latency_ms": None, "max_rss_bytes": 1}
 
-    monkeypatch.setattr(export_module, "run_bare", run)
+    monkeypatch.setattr(export_module, "run_without_keras", run)
     return answers
 
 

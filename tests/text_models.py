@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import tensorflow as tf
 
-from keras_efficient.versions._manifest import write_manifest
+from keras_efficient.exporters._manifest import write_manifest
 
 LABELS = ("negative", "positive")
 REPORT = SimpleNamespace(

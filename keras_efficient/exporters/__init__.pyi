@@ -1,5 +1,8 @@
+from ._destination import check_destination as check_destination
 from ._evaluation import Evaluation as Evaluation
 from ._export import export as export
 from ._export_report import ExportReport as ExportReport
 from ._html_report import write_html_report as write_html_report
+from ._manifest import write_manifest as write_manifest
+from ._warmup import write_warmup as write_warmup
 from .tokenizer_ops.text_tokenizer import TextTokenizer as TextTokenizer

@@ -8,12 +8,13 @@ from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
 from keras_efficient.compression._activation_quantization import rounds_inputs
 from keras_efficient.compression._fake_quant import FakeQuant
+from keras_efficient.exporters._destination import ARCHIVES, is_version
 from keras_efficient.exporters._evaluation import Evaluation
 from keras_efficient.exporters._export_report import check_facts
 from keras_efficient.exporters.inference_ops.matmul import check_machine
-from keras_efficient.parametrize._attach import transforms
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, all_weights, check_untouched
-from keras_efficient.versions._destination import ARCHIVES, is_version
+from keras_efficient.parametrize._checks import check_weights
+from keras_efficient.parametrize._parametrized_layer import transforms
+from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, all_weights
 
 #: Allowed difference, relative to the largest output or 1, by whether the model computes in less
 #: than float32; where activations are rounded, in memory or in the export, since a rounding error
@@ -115,7 +116,7 @@ def _check_tolerance(tolerance, model, quantize, format):
 def _check_roundable(model, quantize):
     weights = [weight for weight in all_weights(model) if weight.kind in (KERNEL, EMBEDDING)]
     try:
-        check_untouched(weights, f"quantize={quantize!r}")
+        check_weights(weights, f"quantize={quantize!r}")
     except ValueError as error:
         raise InputError(str(error)) from error
     for transform in transforms(model, FakeQuant):

@@ -18,21 +18,21 @@ import keras_efficient
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError, VerificationError
 from keras_efficient.distribute._cluster import cluster_of
+from keras_efficient.exporters._archive import write_archive
 from keras_efficient.exporters._arguments import validate_arguments
+from keras_efficient.exporters._destination import check_destination, staged
 from keras_efficient.exporters._evaluation import check_drop, scores_in_memory, scores_of
 from keras_efficient.exporters._export_report import ExportReport
+from keras_efficient.exporters._manifest import write_manifest
 from keras_efficient.exporters._signature import Features, described, flat_outputs, trace
 from keras_efficient.exporters._verification import check_reference, compare, run_without_keras
+from keras_efficient.exporters._warmup import write_warmup
 from keras_efficient.exporters.inference_ops.substitution import rounded, substituted_layers
 from keras_efficient.exporters.litert.export import export_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
 from keras_efficient.exporters.tokenizer_ops.text_signature import TEXTS, TextSignature
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transform_chains
 from keras_efficient.parametrize._plain_model import folded_weights
-from keras_efficient.serving._warmup import write_warmup
-from keras_efficient.versions._archive import archive
-from keras_efficient.versions._destination import check_destination, staged
-from keras_efficient.versions._manifest import write_manifest
 
 
 def export(
@@ -147,7 +147,7 @@ def export(
             return write(flavor, model, Path(folder) / "model", sample, asked)
     report = write(flavor, model, directory, sample, asked)
     if compress:
-        archive(report.directory)
+        write_archive(report.directory)
     return report
 
 
@@ -288,7 +288,7 @@ def _module(flavor, model, unread, features, text, asked):
         return flat_outputs(model, flavor.call(model, features.restore(tensors), training=False))
 
     # tf_keras leaves a choice on a tensor's value to AutoGraph; Keras 3 does not use it.
-    tokens = trace(serve, features, autograph=flavor.name == "tf_keras")
+    tokens = trace(serve, features, autograph=flavor.uses_autograph)
     # (Of what stands in, only what is read.)
     weights = [] if asked.quantize else _served(flavor, model, unread)
     module = tf.Module()
@@ -328,7 +328,9 @@ def _transforms(model):
     found = collections.Counter(
         t.describe() for chain in transform_chains(model) for t in chain.transforms
     )
-    found.update(part.describe() for view in parametrized_layers(model) for part in view.calls)
+    found.update(
+        part.describe() for view in parametrized_layers(model) for part in view.call_wrappers
+    )
     return dict(sorted(found.items()))
 
 

@@ -49,8 +49,8 @@ def write_html_report(path, *, title, steps, epochs, facts, report=None) -> Path
 
     Example:
         >>> import tempfile
-        >>> from keras_efficient.serving import write_page
-        >>> page = write_page(
+        >>> from keras_efficient.exporters import write_html_report
+        >>> page = write_html_report(
         ...     tempfile.mkdtemp() + "/run.html",
         ...     title="Reviews",
         ...     steps=[{"step": 1, "loss": 0.7}],
@@ -72,7 +72,7 @@ def write_html_report(path, *, title, steps, epochs, facts, report=None) -> Path
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    template = Path(__file__).with_name("_html_report.html").read_text(encoding="utf-8")
     share = _padding_share(steps, facts)
     facts = {label: value for label, value in facts.items() if not _is_padding(label)}
     shown = [(str(label), format_value(value)) for label, value in facts.items()]

@@ -1,9 +1,6 @@
 """Run an exported SavedModel in a bare process and compare it with the model in memory."""
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -11,8 +8,10 @@ import numpy as np
 
 from keras_efficient._errors import InputError, VerificationError
 from keras_efficient.exporters._evaluation import scores_of
+from keras_efficient.runtime._bare_process import load_arrays
+from keras_efficient.runtime._run_script import run_script
 
-_SCRIPT = Path(__file__).with_name("bare.py")
+_SCRIPT = Path(__file__).with_name("_verify_script.py")
 
 
 def run_without_keras(saved_model, inputs, *, texts=None, batches=(), latency=True):
@@ -46,17 +45,7 @@ def run_without_keras(saved_model, inputs, *, texts=None, batches=(), latency=Tr
             np.savez(folder / "inputs.npz", **inputs)
         for number, batch in enumerate(batches):
             np.savez(folder / f"batch-{number}.npz", **batch)
-        # TF_CONFIG would make it join the training's cluster; the GPU's memory is taken.
-        env = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
-        env |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-        # -P: this room's file names must not shadow other packages' modules.
-        child = subprocess.run(
-            [sys.executable, "-P", str(_SCRIPT), str(folder)],
-            env=env,
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
+        child = run_script(_SCRIPT, folder)
         if child.returncode:
             tail = "\n".join(child.stderr.strip().splitlines()[-12:])
             raise VerificationError(
@@ -65,22 +54,17 @@ def run_without_keras(saved_model, inputs, *, texts=None, batches=(), latency=Tr
             )
         result = json.loads((folder / "result.json").read_text())
         served = {
-            name: _arrays(folder / file)
+            name: load_arrays(folder / file)
             for name, file in (("tokens", "outputs.npz"), ("text", "texts.npz"))
             if (folder / file).exists()
         }
         files = [folder / f"served-{number}.npz" for number in range(len(batches))]
-        served["scores"] = [scores_of(_arrays(file)) for file in files]
+        served["scores"] = [scores_of(load_arrays(file)) for file in files]
     if found := result.pop("forbidden_modules"):
         raise VerificationError(
             f"An exported model must run without Keras. Its process had loaded: {found}."
         )
     return served, result
-
-
-def _arrays(path):
-    with np.load(path) as file:
-        return dict(file)
 
 
 def compare(reference, outputs, tolerance) -> float:

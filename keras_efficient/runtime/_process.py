@@ -1,16 +1,15 @@
-"""A process of its own for one exported model: the parent's side of `bench_child.py`."""
+"""A process of its own for one exported model: the parent's side of `_runner_script.py`."""
 
 import json
-import os
 import select
 import subprocess
-import sys
 import tempfile
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from keras_efficient._errors import InputError
+from keras_efficient.runtime._run_script import bare_environment, python_command
 
 _SCRIPT = Path(__file__).with_name("_runner_script.py")
 #: kind: (module, name of the library, extra of this package, or None: it comes with it).
@@ -57,16 +56,13 @@ class Child:
                 f"{path}, and it is not installed. Install it: pip install "
                 f"'keras_efficient[{extra}]'."
             )
-        # TF_CONFIG would make it join the training's cluster; the GPU's memory is taken.
-        env = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
-        env |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+        env = bare_environment()
         env |= {"OMP_NUM_THREADS": str(threads), "TF_NUM_INTRAOP_THREADS": str(threads)}
         env["TF_NUM_INTEROP_THREADS"] = "1"
         self._patience = patience
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        # -P: this room's file names must not shadow other packages' modules.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_SCRIPT)],
+            python_command(_SCRIPT),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -1,7 +1,7 @@
-"""Load one exported model in a process of its own, and run it when told to.
+"""Script that loads one exported model in a process without Keras, and runs it on request.
 
-A script, run as `python -P bench_child.py`; it imports the standard library, NumPy and the one
-runtime that is asked for, never Keras. It reads one JSON request a line from its standard input and
+Run as `python -P _runner_script.py`. It imports the standard library, NumPy, `_bare_process` and
+the runtime that the model needs. It reads one JSON request a line from its standard input and
 answers each with one line: {"load": path, "kind": "saved_model" | "litert" | "onnx", "threads": n}
 first, then {"run": npz, "to": npz} and {"time": npz, "calls": n, "seconds": s}.
 """
@@ -9,18 +9,19 @@ first, then {"run": npz, "to": npz} and {"time": npz, "calls": n, "seconds": s}.
 import json
 import os
 import sys
-import time
 import traceback
+from pathlib import Path
 
-FORBIDDEN = ("keras", "tf_keras", "keras_efficient", "keras_hub", "transformers", "official")
+# At the end of the path, where the folder shadows nothing.
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+from keras_efficient.runtime._bare_process import block_imports, load_arrays, time_calls
 
 
 def main():
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     # What a library prints must not get between the answers.
     os.dup2(2, 1)
-    for name in FORBIDDEN:
-        sys.modules.setdefault(name, None)
+    block_imports()
     model, cases = None, {}
     for line in sys.stdin:
         request = json.loads(line)
@@ -50,7 +51,7 @@ def said(error):
 def run(model, request):
     import numpy as np
 
-    outputs = model.call(model.prepared(arrays(request["run"])))
+    outputs = model.call(model.prepared(load_arrays(request["run"])))
     np.savez(request["to"], **outputs)
     return {}
 
@@ -62,23 +63,10 @@ def timed(model, cases, request):
     """
     inputs = cases.get(request["time"])
     if inputs is None:
-        inputs = cases[request["time"]] = model.prepared(arrays(request["time"]))
+        inputs = cases[request["time"]] = model.prepared(load_arrays(request["time"]))
     model.call(inputs)
-    times, begin = [], time.perf_counter()
-    while len(times) < request["calls"]:
-        start = time.perf_counter()
-        if times and start - begin > request["seconds"]:
-            break
-        model.call(inputs)
-        times.append((time.perf_counter() - start) * 1e3)
+    times = time_calls(lambda: model.call(inputs), request["calls"], request["seconds"])
     return {"times": times}
-
-
-def arrays(path):
-    import numpy as np
-
-    with np.load(path) as file:
-        return dict(file)
 
 
 def taken(inputs, values, prefix=""):

@@ -2,13 +2,12 @@
 
 import json
 import math
-import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from keras_efficient._errors import InputError
+from keras_efficient.runtime._run_script import run_script
 from keras_efficient.versions._check_manifest import check_manifest
 from keras_efficient.versions._find_version import find_version
 
@@ -66,20 +65,8 @@ def _ask(version, signature, texts, timeout):
         folder = Path(folder)
         request = {"saved_model": str(version), "signature": signature, "texts": texts}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        # TF_CONFIG would make it join the training's cluster; a GPU may be busy.
-        env = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
-        env |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
         try:
-            child = subprocess.run(
-                [sys.executable, "-P", str(_SCRIPT), str(folder)],
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                timeout=timeout,
-            )
+            child = run_script(_SCRIPT, folder, log_level="3", timeout=timeout)
         except subprocess.TimeoutExpired as error:
             raise InputError(
                 f"A model must answer within {timeout:g} seconds. Received: {version}, which did "

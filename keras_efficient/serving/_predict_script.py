@@ -1,6 +1,6 @@
-"""Give texts to a signature of a SavedModel, where there is TensorFlow but no Keras.
+"""Script that gives texts to a signature of a SavedModel, in a process without Keras.
 
-A script, run as `python -P answering.py FOLDER`. FOLDER holds `request.json` ({"saved_model": path,
+Run as `python -P _predict_script.py FOLDER`. FOLDER holds `request.json` ({"saved_model": path,
 "signature": name, "texts": [...]}); the script adds `result.json`, the answers or {"error": why}.
 """
 
@@ -8,15 +8,15 @@ import json
 import sys
 from pathlib import Path
 
+# At the end of the path, where the folder shadows nothing.
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+from keras_efficient.runtime._bare_process import block_imports
+
 BATCH = 32
 
 
 def main(folder):
-    # `import tensorflow` imports an installed Keras for seconds, and does without a missing one.
-    for name in ("keras", "tf_keras"):
-        sys.modules.setdefault(name, None)
-    # The package is where this file is; at the end, since its files shadow nothing there.
-    sys.path.append(str(Path(__file__).resolve().parents[2]))
+    block_imports(("keras", "tf_keras"))
     folder = Path(folder)
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     result = answer(Path(request["saved_model"]), request["signature"], request["texts"])

@@ -5,7 +5,7 @@ import base64
 import numpy as np
 
 from keras_efficient._errors import InputError
-from keras_efficient.serving._named_arrays import named_arrays
+from keras_efficient.exporters._named_arrays import named_arrays
 
 
 def rest_request(inputs, signature) -> dict:

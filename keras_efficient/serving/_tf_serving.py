@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keras_efficient._errors import InputError
+from keras_efficient.exporters._destination import is_version
 from keras_efficient.serving._check_graph import SAVED_MODEL
 from keras_efficient.versions._check_manifest import check_manifest
-from keras_efficient.versions._destination import is_version
 from keras_efficient.versions._find_version import find_version
 
 PROGRAM = "tensorflow_model_server"
@@ -109,14 +109,15 @@ def server_command(
         batching: path of a file of batching parameters; default None, no batching.
 
     Returns:
-        A `ServerPlan`.
+        A `ServerCommand`.
 
     Raises:
         InputError: no version, one that is not as its manifest says or no SavedModel, a name that
             cannot stand in an address, unusable ports, or no such file.
 
     Example:
-        >>> print(ke.serving.server_command("saved_models/reviews").script("config"))  # doctest: +SKIP
+        >>> command = ke.serving.server_command("saved_models/reviews")  # doctest: +SKIP
+        >>> print(command.script("config"))  # doctest: +SKIP
     """
     version = find_version(directory)
     check_manifest(version)

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from keras_efficient._errors import InputError
-from keras_efficient.versions._files import regular_files, sha256
-from keras_efficient.versions._manifest import FORMAT, MANIFEST, UNLISTED
+from keras_efficient.exporters._files import regular_files, sha256
+from keras_efficient.exporters._manifest import FORMAT, MANIFEST, UNLISTED
 
 #: A manifest has some kB; more is not read.
 _MOST_BYTES = 16_000_000

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from keras_efficient._errors import InputError
-from keras_efficient.versions._destination import is_version
-from keras_efficient.versions._manifest import MANIFEST
+from keras_efficient.exporters._destination import is_version
+from keras_efficient.exporters._manifest import MANIFEST
 
 
 def find_version(directory) -> Path:

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from keras_efficient._errors import InputError
-from keras_efficient.versions._archive import zstandard
+from keras_efficient.exporters._archive import zstandard
+from keras_efficient.exporters._destination import check_destination, is_version, staged
 from keras_efficient.versions._check_manifest import check_manifest
-from keras_efficient.versions._destination import check_destination, is_version, staged
 
 #: What opening or reading a broken archive raises.
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)

@@ -58,7 +58,7 @@ def exported(monkeypatch):
     runs = []
 
     def export(model, directory, *, sample, tokenizer, facts):
-        version = ke.versions.check_destination(directory)
+        version = ke.exporters.check_destination(directory)
         version.mkdir(parents=True)
         runs.append(Exported(model.get_weights(), facts))
         return ke.exporters.ExportReport(

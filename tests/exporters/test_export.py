@@ -250,13 +250,13 @@ def test_exact_version(tmp_path, model, in_process):
 
 
 def test_report_names_the_version_that_won_the_race(tmp_path, model, in_process, monkeypatch):
-    serve = export.run_bare
+    serve = export.run_without_keras
 
     def slow(*args, **kwargs):
         (tmp_path / "m/1").mkdir()
         return serve(*args, **kwargs)
 
-    monkeypatch.setattr(export, "run_bare", slow)
+    monkeypatch.setattr(export, "run_without_keras", slow)
     report = ke.export(model, tmp_path / "m", sample=IDS)
     assert report.directory == tmp_path / "m/2"
     assert (tmp_path / "m/2/report.json").exists()
@@ -266,14 +266,14 @@ def test_report_names_the_version_that_won_the_race(tmp_path, model, in_process,
 
 
 def test_differing_export_is_refused_and_kept_aside(tmp_path, model, in_process, monkeypatch):
-    serve = export.run_bare
+    serve = export.run_without_keras
 
     def wrong(*args, **kwargs):
         served, measured = serve(*args, **kwargs)
         tokens = {name: value + 0.25 for name, value in served["tokens"].items()}
         return {**served, "tokens": tokens}, measured
 
-    monkeypatch.setattr(export, "run_bare", wrong)
+    monkeypatch.setattr(export, "run_without_keras", wrong)
     with pytest.raises(
         VerificationError, match=r"differs by 0\.25.*Nothing was exported; see"
     ) as e:
@@ -303,7 +303,8 @@ def test_model_that_computes_at_random_is_refused(tmp_path, in_process):
 
 
 @pytest.mark.parametrize(
-    "stage", ["tf.saved_model.save", "run_bare", "compare", "ExportReport", "to_json", "rename"]
+    "stage",
+    ["tf.saved_model.save", "run_without_keras", "compare", "ExportReport", "to_json", "rename"],
 )
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_nothing_half_made_appears(tmp_path, model, in_process, monkeypatch, stage, error):

@@ -86,13 +86,13 @@ def test_the_bare_process_runs_every_format(specimen, quantize, tmp_path):
 def test_an_export_that_loses_accuracy_is_refused(tmp_path, in_process, monkeypatch):
     model, (x, _) = ZOO[0].make(), ZOO[0].batch(8)
     y = logits(model, x).argmax(-1)
-    run = export_module.run_bare
+    run = export_module.run_without_keras
 
     def wrong(*args, **kwargs):
         served, measured = run(*args, **kwargs)
         return {**served, "scores": [-scores for scores in served["scores"]]}, measured
 
-    monkeypatch.setattr(export_module, "run_bare", wrong)
+    monkeypatch.setattr(export_module, "run_without_keras", wrong)
     with pytest.raises(VerificationError, match=r"right on 0.00% of 8 .* memory on 100.00%.*see"):
         ke.export(model, tmp_path / "m", sample=x, evaluate=(x, y), latency=False)
     allowed = ke.exporters.Evaluation([(x, y)], max_drop=1.0)

@@ -1,4 +1,4 @@
-"""What a graph would do beside computing is found before it is loaded."""
+"""`check_graph` finds ops with side effects before a SavedModel is loaded."""
 
 import pytest
 import tensorflow as tf
@@ -23,7 +23,7 @@ def change(version, edit):
 
 
 def function(model, part):
-    """The function in whose name `part` is."""
+    """Return the function whose name contains `part`."""
     functions = model.meta_graphs[0].graph_def.library.function
     return next(f for f in functions if part in f.signature.name)
 
@@ -35,12 +35,12 @@ def refused(version, message):
 
 def test_a_good_model_passes(version):
     ops = check_graph(version)
-    # (Its table is filled from its own asset; saving and restoring reach files.)
+    # Its table is filled from its own asset; only saving and restoring access other files.
     assert {"Softmax", "InitializeTableFromTextFileV2", "SaveV2", "RestoreV2"} <= ops
     assert not any(op.startswith("__inference") for op in ops)
 
 
-REACHING_OUT = {
+SIDE_EFFECTS = {
     "WriteFile": lambda x: tf.io.write_file("/tmp/no", x[0]),
     "ReadFile": lambda x: tf.io.read_file("/etc/passwd"),
     "MatchingFiles": lambda x: tf.io.matching_files("/etc/*"),
@@ -59,25 +59,25 @@ REACHING_OUT = {
 }
 
 
-@pytest.mark.parametrize("op", REACHING_OUT)
-def test_an_op_that_reaches_out(op, tmp_path):
-    version = text_models.save(tmp_path / "1", REACHING_OUT[op], signatures=("text",))
+@pytest.mark.parametrize("op", SIDE_EFFECTS)
+def test_an_op_with_a_side_effect(op, tmp_path):
+    version = text_models.save(tmp_path / "1", SIDE_EFFECTS[op], signatures=("text",))
     refused(version, rf"may only compute.*the op {op} ")
 
 
 @pytest.mark.parametrize("op", ["WriteFile", "RestoreV2"])
-def test_in_a_branch_of_a_loop(op, tmp_path):
-    def deep(x):
+def test_an_op_in_a_branch_inside_a_loop(op, tmp_path):
+    def nested(x):
         def body(i):
-            tf.cond(i > 1, lambda: REACHING_OUT[op](x) is None or True, lambda: True)
+            tf.cond(i > 1, lambda: SIDE_EFFECTS[op](x) is None or True, lambda: True)
             return i + 1
 
         return tf.while_loop(lambda i: i < 3, body, [0])[0]
 
-    refused(text_models.save(tmp_path / "1", deep, ("text",)), rf"the op {op} ")
+    refused(text_models.save(tmp_path / "1", nested, ("text",)), rf"the op {op} ")
 
 
-def test_a_table_from_any_file(tmp_path):
+def test_a_table_filled_from_an_arbitrary_file(tmp_path):
     def table(x):
         handle = tf.raw_ops.HashTableV2(key_dtype=tf.string, value_dtype=tf.int64)
         return tf.raw_ops.InitializeTableFromTextFileV2(
@@ -89,29 +89,30 @@ def test_a_table_from_any_file(tmp_path):
     )
 
 
-def test_a_table_whose_file_is_bound_to_something_else(version):
+def test_a_table_whose_file_argument_is_not_an_asset(version):
     def edit(model):
         objects = model.meta_graphs[0].object_graph_def
         kinds = [node.WhichOneof("kind") for node in objects.nodes]
         name = next(n for n in objects.concrete_functions if "initializer" in n)
         bound = objects.concrete_functions[name].bound_inputs
-        place = next(i for i, node in enumerate(bound) if kinds[node] == "asset")
-        bound[place] = kinds.index("variable")
+        index = next(i for i, node in enumerate(bound) if kinds[node] == "asset")
+        bound[index] = kinds.index("variable")
 
     change(version, edit)
     refused(version, "the op InitializeTableFromTextFileV2")
 
 
-@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "", "a/./b", "a\\b"])
-def test_an_asset_elsewhere(name, version):
-    def edit(model):
-        model.meta_graphs[0].asset_file_def[0].filename = name
+def test_an_asset_outside_the_folder(version):
+    for name in ("../../secret", "/etc/passwd", "", "a/./b", "a\\b"):
 
-    change(version, edit)
-    refused(version, "assets must lie in its folder")
+        def edit(model, name=name):
+            model.meta_graphs[0].asset_file_def[0].filename = name
+
+        change(version, edit)
+        refused(version, "assets must lie in its folder")
 
 
-def test_the_function_that_saves_may_not_be_called(version):
+def test_the_save_function_may_not_be_called(version):
     def edit(model):
         saving = function(model, "traced_save").signature.name
         node = function(model, "signature_wrapper").node_def.add(name="call", op="PartitionedCall")
@@ -121,7 +122,7 @@ def test_the_function_that_saves_may_not_be_called(version):
     refused(version, "the op (SaveV2|MergeV2Checkpoints)")
 
 
-def test_nor_stand_in_for_another(version):
+def test_the_restore_function_may_not_implement_another(version):
     def edit(model):
         function(model, "traced_restore").attr["api_implements"].s = b"softmax"
 
@@ -129,7 +130,7 @@ def test_nor_stand_in_for_another(version):
     refused(version, "the op RestoreV2")
 
 
-def test_nor_be_named_as_a_gradient(version):
+def test_the_save_function_may_not_be_a_gradient(version):
     def edit(model):
         saving = function(model, "traced_save").signature.name
         node = function(model, "signature_wrapper").node_def.add(name="x", op="Identity")
@@ -139,7 +140,7 @@ def test_nor_be_named_as_a_gradient(version):
     refused(version, "the op (SaveV2|MergeV2Checkpoints)")
 
 
-def test_two_functions_of_one_name(version):
+def test_two_functions_with_the_same_name(version):
     def edit(model):
         library = model.meta_graphs[0].graph_def.library
         library.function.add().CopyFrom(library.function[0])
@@ -148,7 +149,7 @@ def test_two_functions_of_one_name(version):
     refused(version, "names of their own")
 
 
-def test_an_op_in_a_function_that_nothing_calls(version):
+def test_an_op_in_an_uncalled_function(version):
     def edit(model):
         library = model.meta_graphs[0].graph_def.library
         library.function.add().signature.name = "unused"
@@ -170,16 +171,17 @@ def test_a_graph_of_tensorflow_1(version):
     refused(version, "one graph, written by TensorFlow 2")
 
 
-@pytest.mark.parametrize("name", ["saved_model.pbtxt", "saved_model.cpb"])
-def test_a_graph_elsewhere(name, version):
-    (version / name).write_text("")
-    refused(version, f"nowhere else.*{name}")
+def test_a_second_graph_file(version):
+    for name in ("saved_model.pbtxt", "saved_model.cpb"):
+        (version / name).write_text("")
+        refused(version, f"nowhere else.*{name}")
+        (version / name).unlink()
 
 
-@pytest.mark.parametrize("data", [b"\xff" * 99, b"garbage" * 100, b"\x0a\xff\xff\xff\xff\x7f"])
-def test_garbage(data, version):
-    (version / "saved_model.pb").write_bytes(data)
-    refused(version, "must be a SavedModel")
+def test_garbage(version):
+    for data in (b"\xff" * 99, b"garbage" * 100, b"\x0a\xff\xff\xff\xff\x7f"):
+        (version / "saved_model.pb").write_bytes(data)
+        refused(version, "must be a SavedModel")
 
 
 def test_no_graph(version):
@@ -187,27 +189,21 @@ def test_no_graph(version):
     refused(version, "with no such file")
 
 
-@pytest.mark.parametrize(
-    "op",
-    [
+def test_other_forbidden_ops():
+    ops = [
         *("TFRecordReaderV2", "ImmutableConst", "CacheDatasetV2", "SnapshotDataset", "SqlDataset"),
         *("DebugIdentityV3", "DumpTensor", "CreateSummaryFileWriter", "WriteScalarSummary"),
         *("PyFuncStateless", "RpcCall", "RemoteCall", "_Send", "CollectiveBcastRecvV2", "Save"),
         *("XlaCustomCallV2", "LoadAndRemapMatrix", "Skipgram", "DatasetToTFRecord", "LMDBReader"),
-    ],
-)
-def test_other_ops_of_the_list(op):
-    assert _FORBIDDEN.fullmatch(op)
+    ]
+    assert [op for op in ops if not _FORBIDDEN.fullmatch(op)] == []
 
 
-@pytest.mark.parametrize(
-    "op",
-    [
+def test_ops_of_models_are_allowed():
+    ops = [
         *("MatMul", "_QuantizedMatMul", "QuantizeV2", "ReadVariableOp", "StatefulPartitionedCall"),
         *("RegexSplitWithOffsets", "FastWordpieceTokenizeWithOffsets", "TensorListReserve"),
         *("RaggedTensorToTensor", "LookupTableFindV2", "StaticRegexReplace", "While", "Assert"),
         *("_MklLayerNorm", "CaseFoldUTF8", "NormalizeUTF8", "ScalarSummary", "TensorArrayReadV3"),
-    ],
-)
-def test_ops_of_models_are_not_on_the_list(op):
-    assert not _FORBIDDEN.fullmatch(op)
+    ]
+    assert [op for op in ops if _FORBIDDEN.fullmatch(op)] == []

@@ -1,4 +1,4 @@
-"""Requests to TensorFlow Serving: as JSON, and as its own messages."""
+"""Requests to TensorFlow Serving, as JSON and as protocol buffers."""
 
 import base64
 import json
@@ -40,16 +40,16 @@ def test_rest_of_texts_round_trips():
     assert rest_request({"text": tf.constant(TEXTS)}, "text") == body
 
 
-def test_rest_of_bytes_is_base64_where_it_must():
+def test_rest_encodes_bytes_that_are_not_utf8_as_base64():
     body = rest_request({"x": [b"plain", b"\xff\x00"]}, "s")
     assert body["inputs"]["x"][0] == "plain"
     assert base64.b64decode(body["inputs"]["x"][1]["b64"]) == b"\xff\x00"
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_rest_has_no_nan(value):
-    with pytest.raises(InputError, match=r"JSON has no NaN.*input 'x'"):
-        rest_request({"x": [1.0, value]}, "s")
+def test_rest_has_no_nan():
+    for value in (np.nan, np.inf, -np.inf):
+        with pytest.raises(InputError, match=r"JSON has no NaN.*input 'x'"):
+            rest_request({"x": [1.0, value]}, "s")
 
 
 def test_grpc_of_arrays_parses_back(messages):
@@ -73,23 +73,23 @@ def test_grpc_of_texts_parses_back(messages):
     assert [value.decode() for value in tf.make_ndarray(tensor)] == TEXTS
 
 
-def test_grpc_of_a_version_or_a_label(messages):
+def test_grpc_with_a_version_or_a_label(messages):
     spec = grpc_request("m", "text", TEXTS, version=3).model_spec
     assert (spec.WhichOneof("version_choice"), spec.version.value) == ("version", 3)
     spec = grpc_request("m", "text", TEXTS, version="stable").model_spec
     assert (spec.WhichOneof("version_choice"), spec.version_label) == ("version_label", "stable")
 
 
-@pytest.mark.parametrize("version", [-1, True, 1.0, ""])
-def test_grpc_of_no_version(version, messages):
-    with pytest.raises(InputError, match="`version` must be a version's number"):
-        grpc_request("m", "text", TEXTS, version=version)
+def test_grpc_with_a_bad_version(messages):
+    for version in (-1, True, 1.0, ""):
+        with pytest.raises(InputError, match="`version` must be a version's number"):
+            grpc_request("m", "text", TEXTS, version=version)
 
 
-@pytest.mark.parametrize("name", ["", None])
-def test_grpc_needs_a_name(name, messages):
-    with pytest.raises(InputError, match="`name` must be the model's name"):
-        grpc_request(name, "text", TEXTS)
+def test_grpc_needs_a_name(messages):
+    for name in ("", None):
+        with pytest.raises(InputError, match="`name` must be the model's name"):
+            grpc_request(name, "text", TEXTS)
 
 
 def test_grpc_without_the_extra(monkeypatch):
@@ -120,7 +120,7 @@ def test_bad_inputs(kind):
         rest_request(inputs, "s")
 
 
-@pytest.mark.parametrize("signature", [None, ""])
-def test_no_signature(signature):
-    with pytest.raises(InputError, match="`signature` must be a signature's name"):
-        rest_request(TEXTS, signature)
+def test_no_signature():
+    for signature in (None, ""):
+        with pytest.raises(InputError, match="`signature` must be a signature's name"):
+            rest_request(TEXTS, signature)

@@ -10,7 +10,7 @@ import pytest
 import text_models
 
 from keras_efficient._errors import InputError
-from keras_efficient.versions import _archive as archive_module
+from keras_efficient.exporters import _archive as archive_module
 from keras_efficient.versions._archive import archive
 from keras_efficient.versions._unpack import unpack
 

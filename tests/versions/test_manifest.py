@@ -10,11 +10,11 @@ import text_models
 
 from keras_efficient._errors import InputError
 from keras_efficient.exporters import ExportReport
+from keras_efficient.exporters._files import regular_files
+from keras_efficient.exporters._manifest import write_manifest
 from keras_efficient.versions import _check_manifest as check_manifest_module
 from keras_efficient.versions._check_manifest import check_manifest
-from keras_efficient.versions._files import regular_files
 from keras_efficient.versions._find_version import find_version
-from keras_efficient.versions._manifest import write_manifest
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_no_folder(tmp_path):
 
 
 def test_too_many_files(version, monkeypatch):
-    monkeypatch.setattr("keras_efficient.versions._files._MOST", 3)
+    monkeypatch.setattr("keras_efficient.exporters._files._MOST", 3)
     with pytest.raises(InputError, match="at most 3 files"):
         regular_files(version)
 

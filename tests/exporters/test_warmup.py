@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from keras_efficient._errors import InputError
-from keras_efficient.serving._warmup import _varint, write_warmup
+from keras_efficient.exporters._warmup import _varint, write_warmup
 
 prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
 

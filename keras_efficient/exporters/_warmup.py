@@ -6,7 +6,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from keras_efficient._errors import InputError
-from keras_efficient.serving._named_arrays import named_arrays
+from keras_efficient.exporters._named_arrays import named_arrays
 
 #: Where TensorFlow Serving looks for it, below the version.
 _PATH = "assets.extra/tf_serving_warmup_requests"
@@ -33,8 +33,8 @@ def write_warmup(folder, signature_name, arrays) -> Path:
 
     Example:
         >>> import tempfile
-        >>> from keras_efficient.serving._warmup import write_warm_up
-        >>> path = write_warm_up(tempfile.mkdtemp(), "text", {"text": ["good", "bad"]})
+        >>> from keras_efficient.exporters._warmup import write_warmup
+        >>> path = write_warmup(tempfile.mkdtemp(), "text", {"text": ["good", "bad"]})
         >>> path.name
         'tf_serving_warmup_requests'
 

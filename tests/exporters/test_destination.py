@@ -10,8 +10,8 @@ from collections import namedtuple
 import pytest
 
 from keras_efficient._errors import InputError
-from keras_efficient.versions import _destination as destination
-from keras_efficient.versions import check_destination
+from keras_efficient.exporters import _destination as destination
+from keras_efficient.exporters import check_destination
 
 
 def names(folder):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from keras_efficient._errors import InputError
-from keras_efficient.versions._files import regular_files, sha256
+from keras_efficient.exporters._files import regular_files, sha256
 
 MANIFEST = "manifest.json"
 #: Written after the manifest, for people; nothing loads it.
@@ -45,7 +45,7 @@ def write_manifest(folder, *, report, recipe) -> Path:
 
     Example:
         >>> import tempfile, types
-        >>> from keras_efficient.versions._manifest import write_manifest
+        >>> from keras_efficient.exporters._manifest import write_manifest
         >>> from keras_efficient.versions._check_manifest import check_manifest
         >>> report = types.SimpleNamespace(created="", versions={}, data_fingerprint=None)
         >>> folder = tempfile.mkdtemp()

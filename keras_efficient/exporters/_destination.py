@@ -37,7 +37,7 @@ def check_destination(directory, needed_bytes: int = 0) -> Path:
 
     Example:
         >>> import tempfile, pathlib
-        >>> from keras_efficient.serving import check_destination
+        >>> from keras_efficient.exporters import check_destination
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> check_destination(folder / "reviews").relative_to(folder).as_posix()
         'reviews/1'

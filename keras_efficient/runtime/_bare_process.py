@@ -1,0 +1,63 @@
+"""Helpers of the scripts that run exported models in a process without Keras.
+
+This file is imported inside those processes: it imports the standard library and NumPy only.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+#: Libraries that a process serving an exported model must do without.
+LIBRARIES = ("keras", "tf_keras", "keras_efficient", "keras_hub", "transformers", "official")
+
+
+def block_imports(names=LIBRARIES) -> None:
+    """Make every later import of these packages fail, as if they were not installed.
+
+    `import tensorflow` imports an installed Keras for its own optimizers, which takes seconds, and
+    does without a missing one. A model that needs one of these packages fails in this process.
+    """
+    for name in names:
+        sys.modules[name] = None  # pyright: ignore[reportArgumentType]
+
+
+def imported(names=LIBRARIES) -> list[str]:
+    """Return those of the packages that are loaded."""
+    return [name for name in names if sys.modules.get(name) is not None]
+
+
+def load_arrays(path) -> dict[str, np.ndarray]:
+    """Read all arrays of an .npz file."""
+    with np.load(path) as file:
+        return dict(file)
+
+
+def time_calls(call: Callable, calls: int, seconds: float) -> list[float]:
+    """Return durations in milliseconds: at most `calls` of them, at least one.
+
+    No call starts after `seconds` have passed.
+    """
+    times = []
+    begin = time.perf_counter()
+    while len(times) < calls:
+        start = time.perf_counter()
+        if times and start - begin > seconds:
+            break
+        call()
+        times.append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest resident set size that this process has had."""
+    try:
+        # Linux lets a child process inherit the `ru_maxrss` of its parent.
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,61 @@
+"""Run a script in a separate Python process, on the CPU and outside any training cluster."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def bare_environment(log_level: str = "2") -> dict[str, str]:
+    """Return this process's environment variables, changed for a process that serves a model.
+
+    `TF_CONFIG` would make the process join the training cluster, and training occupies the GPU's
+    memory.
+
+    Args:
+        log_level: `TF_CPP_MIN_LOG_LEVEL`. Default: "2", errors.
+    """
+    env = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
+    return env | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": log_level}
+
+
+def python_command(script: str | os.PathLike, *arguments: str) -> list[str]:
+    """Return the command that runs `script` in this interpreter.
+
+    With -P the folder of the script is not on the path, where its files could shadow modules of
+    other packages.
+    """
+    return [sys.executable, "-P", str(script), *arguments]
+
+
+def run_script(
+    script: str | os.PathLike,
+    folder: Path,
+    *,
+    log_level: str = "2",
+    timeout: float | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run `script` with a folder, through which files are exchanged, as its argument.
+
+    Args:
+        script: path of a Python file.
+        folder: path of the folder.
+        log_level: see `bare_environment`.
+        timeout: seconds before the process is stopped. Default: None, no limit.
+
+    Returns:
+        The finished process, with what it wrote to standard error in `stderr`.
+
+    Raises:
+        subprocess.TimeoutExpired: it did not finish in time.
+    """
+    return subprocess.run(
+        python_command(script, str(folder)),
+        env=bare_environment(log_level),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+    )
