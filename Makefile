@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint env docs clean
+.PHONY: demo test test-all lint docs dist env clean
 
 demo: $(VENV)/.base
 	$(BIN)/keras-efficient demo $(DEMO)
@@ -11,12 +11,27 @@ demo: $(VENV)/.base
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+# The full products of the pairwise tests and the long forms too: about two hours on two cores.
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m ""
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python docs/generate.py --check
+	EAGER_IMPORT=1 TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -c "import keras_efficient"
 
 docs: $(VENV)/.dev
+	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict
+
+# Build a wheel and a source archive, and try them in an environment of their own.
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python .ci/check_dist.py dist
 
 env: $(VENV)/.dev
 
@@ -31,4 +46,4 @@ $(VENV)/.dev: $(VENV)/.base
 	touch $@
 
 clean:
-	rm -rf $(VENV) build site *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
