@@ -25,6 +25,7 @@ from keras_efficient.compression._reconstruction import (
 )
 from keras_efficient.compression._smoothquant import smoothing
 from keras_efficient.parametrize._attach import attach
+from keras_efficient.parametrize._select import select
 from keras_efficient.parametrize._weights import EMBEDDING, KERNEL
 
 

@@ -3,11 +3,10 @@
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from keras_efficient import flavor as flavors
 from keras_efficient.compression._activation_quantization import ActivationQuantizer, RangeTracker
 from keras_efficient.compression._fake_quant import FakeQuant
 from keras_efficient.compression._observers import batches_of, observe
-from keras_efficient.parametrize._attach import attach
+from keras_efficient.parametrize._attach import attach, attach_call_wrappers, detach_call_wrappers
 from keras_efficient.parametrize._layer_paths import layer_paths
 from keras_efficient.parametrize._select import select
 from keras_efficient.parametrize._weights import EMBEDDING, KERNEL
@@ -139,14 +138,10 @@ def attached(model, weights, updater, bits) -> dict:
     Returns:
         Dict of the layer's path to its part, in the order of the layers.
     """
-    parts = {}
     wanted = {id(layer) for w in weights if w.kind == KERNEL for layer, _ in w.owners}
-    with model.distribute_strategy.scope():
-        for path, layer in layer_paths(model):
-            if id(layer) in wanted:
-                parts[path] = ActivationQuantizer(updater, bits)
-                parametrize_layer(layer, flavor, path).attach(parts[path])
-    flavor.retrace(model)
+    layers = {path: layer for path, layer in layer_paths(model) if id(layer) in wanted}
+    parts = {path: ActivationQuantizer(updater, bits) for path in layers}
+    attach_call_wrappers(model, [(path, layers[path], part) for path, part in parts.items()])
     return parts
 
 
@@ -171,9 +166,7 @@ def for_a_while(model, weights):
 
 
 def _take_off(model, parts):
-    for part in parts.values():
-        part.parametrized.detach(part)
-    flavors.of(model).retrace(model)
+    detach_call_wrappers(model, parts.values())
 
 
 def check_bits(caller, weight_bits, activation_bits, per_channel, group_size):

@@ -4,13 +4,22 @@ from ._attach import (
 from ._attach import (
     detach as detach,
 )
-from ._merge import merge as merge
+from ._merge import (
+    MergeReport as MergeReport,
+)
+from ._merge import (
+    merge as merge,
+)
 from ._plain_model import folded_weights as folded_weights
-from ._summary import summary as summary
+from ._select import select as select
+from ._summary import (
+    Summary as Summary,
+)
+from ._summary import (
+    WeightSummary as WeightSummary,
+)
+from ._summary import (
+    summary as summary,
+)
 from ._transform import Transform as Transform
-from ._weights import (
-    Weight as Weight,
-)
-from ._weights import (
-    select as select,
-)
+from ._weights import Weight as Weight

@@ -1,10 +1,21 @@
 """The paths of the layers inside a model."""
 
+from collections.abc import Iterator
 
-def layer_paths(parent, prefix="", seen=None):
-    """`(path, layer)` of every layer inside a model, once, from outside in.
+from keras_efficient.flavor import Layer
 
-    A path is made of the layers' names, as in "encoder/layer_0/attention/query".
+
+def layer_paths(
+    parent: Layer, prefix: str = "", seen: set[int] | None = None
+) -> Iterator[tuple[str, Layer]]:
+    """Yield `(path, layer)` for every layer inside a model, once, outer layers first.
+
+    A path consists of layer names, as in "encoder/layer_0/attention/query".
+
+    Args:
+        parent: a model or layer.
+        prefix: prefix of the paths. Default: "".
+        seen: ids of layers to leave out, to which the others are added. Default: None.
     """
     seen = set() if seen is None else seen
     for layer in parent._flatten_layers(recursive=False, include_self=False):

@@ -1,97 +1,115 @@
-"""A layer whose weights are seen through chains of transforms."""
+"""Parametrized layers, which read their weights through chains of transforms."""
 
 import functools
+from typing import Any
 
 import tensorflow as tf
 
-from keras_efficient.flavor._call_replay import converted
+from keras_efficient.flavor import Layer, Model, Variable
 from keras_efficient.parametrize._layer_paths import layer_paths
+from keras_efficient.parametrize._transform import Transform
+from keras_efficient.parametrize._weights import Weight
 
-_VIEW, _STORE = "_keras_efficient_view", "keras_efficient_transforms"
+_PARAMETRIZED, _STORE = "_keras_efficient_parametrized", "keras_efficient_transforms"
 
 
 class ParametrizedLayer:
-    """What stands between a layer and its weights, for that one layer.
+    """The parametrization of one layer: its transform chains and call wrappers.
 
-    The layer becomes an instance of a subclass of its class (of the same name) in which the chosen
-    attributes are properties that compute what the chain gives. The variables of the transforms
-    live in a layer inside of it, so that the library counts, trains, saves and loads them.
+    The layer's class is replaced by a subclass of the same name in which each parametrized
+    attribute is a property that computes the value of its chain; this is how
+    `torch.nn.utils.parametrize` works too. The variables of transforms live in a layer inside of
+    it, the store, so that the library counts, trains, saves and loads them.
 
-    Weights files hold the weights as seen, where a plain model looks for them, and the variables
-    of the transforms (and the weights beneath) beside: a plain model reads the first, a model with
-    the same transforms both.
+    Weights files hold the transformed values where a model without transforms looks for its
+    weights. The variables of the transforms and the untransformed weights are stored in addition.
+    So a model without transforms can read the file, and so can one with the same transforms.
 
     Attributes:
-        chains: dict of attribute to `Chain`.
-        path: str, of the layer in its model.
-        calls: list of `Around`s, outermost last.
+        layer: the layer.
+        flavor: its library.
+        path: path of the layer in its model.
+        original_class: class of the layer before.
+        chains: dict of attribute name to `TransformChain`.
+        call_wrappers: list of `CallWrapper`s, the outermost last.
+        frozen: list of `Weight`s of the layer that `freeze` has frozen.
+        store: the layer with the variables of the transforms, or None if there are none.
     """
 
-    def __init__(self, layer, flavor, path):
+    def __init__(self, layer: Layer, flavor: Any, path: str):
         self.layer, self.flavor, self.path = layer, flavor, path
-        self.plain_class = type(layer)
-        self.chains, self.calls, self.frozen, self.store = {}, [], [], None
-        vars(layer)[_VIEW] = self
+        self.original_class = type(layer)
+        self.chains, self.call_wrappers, self.frozen, self.store = {}, [], [], None
+        vars(layer)[_PARAMETRIZED] = self
 
-    def refresh(self):
-        """Give the layer the class that its chains and calls need, or its own if it needs none."""
-        if not self.chains and not self.calls and not self.frozen:
+    def refresh(self) -> None:
+        """Set the class of the layer to the one for its present chains and call wrappers."""
+        if not self.chains and not self.call_wrappers and not self.frozen:
             if self.store is not None:
-                self.flavor.release(self.layer, _STORE)
-            del vars(self.layer)[_VIEW]
-            object.__setattr__(self.layer, "__class__", self.plain_class)
+                self.flavor.remove_sublayer(self.layer, _STORE)
+            del vars(self.layer)[_PARAMETRIZED]
+            object.__setattr__(self.layer, "__class__", self.original_class)
             return
-        cls = _viewed(self.plain_class, self.flavor, tuple(self.chains), bool(self.calls))
+        cls = _parametrized_class(
+            self.original_class, self.flavor, tuple(self.chains), bool(self.call_wrappers)
+        )
         object.__setattr__(self.layer, "__class__", cls)
 
-    def check_plain(self):
-        """Refuse what a file of plain layers cannot hold."""
-        stuck = [part.name for part in self.calls if not part.droppable]
-        if stuck:
+    def check_serializable(self) -> None:
+        """Require that a model file, which holds layers without transforms, loses no computation.
+
+        Raises:
+            NotImplementedError: the layer has a call wrapper that changes its outputs.
+        """
+        lost = [wrapper.name for wrapper in self.call_wrappers if not wrapper.droppable]
+        if lost:
             raise NotImplementedError(
                 "A model file holds plain layers with plain weights. Received: a model with "
-                f"{stuck[0]} in {self.path!r}, which would be lost. Use `model.save_weights`, "
+                f"{lost[0]} in {self.path!r}, which would be lost. Use `model.save_weights`, "
                 "ke.save_adapters or ke.export, or take it off first."
             )
 
-    def hide(self):
-        """Let the layer be the plain one for a while; `show` undoes it."""
+    def hide(self) -> None:
+        """Give the layer its original class and no store, until `show` is called."""
         if self.store is not None:
-            self.flavor.release(self.layer, _STORE)
-        object.__setattr__(self.layer, "__class__", self.plain_class)
+            self.flavor.remove_sublayer(self.layer, _STORE)
+        object.__setattr__(self.layer, "__class__", self.original_class)
 
-    def show(self):
+    def show(self) -> None:
+        """Undo `hide`."""
         if self.store is not None:
-            self.flavor.adopt(self.layer, _STORE, self.store)
+            self.flavor.add_sublayer(self.layer, _STORE, self.store)
         self.refresh()
 
-    # --- variables of the transforms -----------------------------------------------------------
+    # --- variables of transforms and call wrappers -----------------------------------------------
 
-    def keep(self):
-        """Make the store, without which files would not hold what lies beneath."""
+    def create_store(self) -> None:
+        """Create the store if there is none; files also need it for the untransformed weights."""
         if self.store is None:
             self.store = self.flavor.store(name=_STORE)
             vars(self.store)["prefix"] = self.path
-            vars(self.store).update(saved_too=self._saved_too, loaded=self._loaded)
-            self.flavor.adopt(self.layer, _STORE, self.store)
+            hooks = {"extra_state": self._base_values, "load_extra_state": self._load_base_values}
+            vars(self.store).update(hooks)
+            self.flavor.add_sublayer(self.layer, _STORE, self.store)
 
-    def add_variable(self, transform, name, shape, initial, **kwargs):
-        self.keep()
-        weight = None if isinstance(transform, CallWrapper) else transform.weight
-        # ("." since files take "/" for a folder.)
-        names = (
-            [transform.name, name] if weight is None else [weight.attribute, transform.name, name]
-        )
-        variable = self.store.variable(".".join(names), shape, initial, **kwargs)
-        vars(transform).setdefault("variables", []).append(variable)
+    def add_variable(self, owner: Any, name: str, shape, initial, **kwargs) -> Variable:
+        """Create a variable of a `Transform` or `CallWrapper` in the store."""
+        self.create_store()
+        weight = None if isinstance(owner, CallWrapper) else owner.weight
+        parts = [owner.name, name] if weight is None else [weight.attribute, owner.name, name]
+        # Joined by ".", since weights files take "/" for a folder.
+        variable = self.store.variable(".".join(parts), shape, initial, **kwargs)
+        vars(owner).setdefault("variables", []).append(variable)
         return variable
 
-    def drop_variables(self, transform):
-        for variable in vars(transform).pop("variables", []):
+    def remove_variables(self, owner: Any) -> None:
+        """Delete the variables of a `Transform` or `CallWrapper`."""
+        for variable in vars(owner).pop("variables", []):
             self.flavor.remove_variable(self.store, variable)
             del self.store.named[next(n for n, v in self.store.named.items() if v is variable)]
 
-    def _saved_too(self):
+    def _base_values(self):
+        """Untransformed weights that a file needs besides the transformed ones, by name."""
         chains = [chain for chain in self.chains.values() if chain.owner is self]
         return {
             f"{chain.weight.attribute}.base": chain.weight.value.numpy()
@@ -99,195 +117,241 @@ class ParametrizedLayer:
             if chain.transforms and not all(t.in_place for t in chain.transforms)
         }
 
-    def _loaded(self, others):
-        bases = {f"{c.weight.attribute}.base" for c in self.chains.values() if c.owner is self}
-        if unknown := sorted(set(others) - bases):
+    def _load_base_values(self, values):
+        names = {f"{c.weight.attribute}.base" for c in self.chains.values() if c.owner is self}
+        if unknown := sorted(set(values) - names):
             raise ValueError(
-                "Weights are loaded under the verbs they were saved with, or into a plain model. "
-                f"Received: a file with {unknown[0]!r} of {self.path!r}, which has none. Apply the "
-                "same verbs first, or load the file first and then apply others."
+                "A weights file is loaded into a model with the transforms it was saved with, or "
+                f"with none. Received: a file with {unknown[0]!r} of {self.path!r}, which has no "
+                "such transform. Apply the same methods (ke.prune, ke.lora, ...) before loading, "
+                "or load the file before applying others."
             )
         for chain in self.chains.values():
             name = f"{chain.weight.attribute}.base"
-            if chain.owner is self and name in others:
-                chain.weight.value.assign(others[name][()])
+            if chain.owner is self and name in values:
+                chain.weight.value.assign(values[name][()])
 
-    # --- reading and calling -------------------------------------------------------------------
+    # --- reading weights and calling -------------------------------------------------------------
 
-    def read(self, attribute):
-        """What the layer sees of a weight, in the dtype it computes in."""
+    def read(self, attribute: str) -> tf.Tensor:
+        """Return the transformed value of a weight, in the dtype the layer computes in."""
         return self.flavor.autocast(self.chains[attribute].value())
 
-    def call(self, plain, args, kwargs):
-        """What the layer computes of its inputs."""
-        call = converted(self.flavor, self.layer, plain)
-        for part in self.calls:
-            call = functools.partial(part.wrap_call, call)
+    def call(self, original, args, kwargs):
+        """Return what the layer's original `call` computes inside of the call wrappers."""
+        call = self.flavor.converted(self.layer, original)
+        for wrapper in self.call_wrappers:
+            call = functools.partial(wrapper.wrap_call, call)
         return call(*args, **kwargs)
 
-    def attach(self, part):
-        """Let an `Around` change what the layer computes; the strategy's scope is the caller's."""
-        part.attach(self)
-        self.calls.append(part)
+    def attach(self, wrapper: "CallWrapper") -> None:
+        """Add a call wrapper outside of the others; to be called in the strategy's scope."""
+        wrapper.attach(self)
+        self.call_wrappers.append(wrapper)
         self.refresh()
 
-    def detach(self, part):
-        self.drop_variables(part)
-        self.calls = [other for other in self.calls if other is not part]
+    def detach(self, wrapper: "CallWrapper") -> None:
+        """Remove a call wrapper and its variables."""
+        self.remove_variables(wrapper)
+        self.call_wrappers = [other for other in self.call_wrappers if other is not wrapper]
         self.refresh()
 
 
 class CallWrapper:
-    """What changes how a layer computes (adapters, ranges of activations), besides its weights.
+    """A computation around a layer's `call`, such as an adapter or the rounding of its inputs.
+
+    A subclass sets `name`, creates its variables in `build` and computes in `wrap_call`.
 
     Attributes:
-        name: str; a layer has at most one of each.
-        droppable: whether `merge` may take it off, because the layer then computes the same but for
-            rounding.
-        exact: whether it computes just the same then, so that nobody need hear of it.
-        updater: as in `Transform`.
+        name: name of the wrapper, unique in its layer.
+        droppable: whether `merge` may remove it, because without it outputs change by no more than
+            rounding. Default: False.
+        exact: whether outputs do not change at all without it, so that no report need mention it.
+            Default: False.
+        updater: as in `Transform`. Default: None.
+        parametrized: the `ParametrizedLayer` it is attached to.
+        layer: the layer it is attached to.
     """
 
     name: str
     droppable = exact = False
     updater = None
+    parametrized: ParametrizedLayer
 
-    def attach(self, view):
-        """Called once; the variables are made here, in the strategy's scope."""
-        self.view = view
+    @property
+    def layer(self) -> Any:
+        """The layer it is attached to."""
+        return self.parametrized.layer
+
+    def attach(self, parametrized: ParametrizedLayer) -> None:
+        """Set the layer and create the variables; called once, in the strategy's scope."""
+        self.parametrized = parametrized
         self.build()
 
-    def build(self):
-        """Make the variables; `self.view` is set."""
+    def build(self) -> None:
+        """Create the variables with `self.variable`; `self.layer` is set."""
 
-    def variable(self, name, shape, initial, **kwargs):
-        """A new variable; see `flavor.base.Store.variable`. A `tf.Variable`."""
-        return self.view.flavor.value(self.view.add_variable(self, name, shape, initial, **kwargs))
+    def variable(self, name: str, shape, initial, **kwargs) -> tf.Variable:
+        """Create a variable; see `VariableStore.variable`."""
+        made = self.parametrized.add_variable(self, name, shape, initial, **kwargs)
+        return self.parametrized.flavor.value(made)
 
     def wrap_call(self, call, *args, **kwargs):
-        """What the layer computes; `call(*args, **kwargs)` is what it does without this."""
+        """Return the outputs of the layer; `call(*args, **kwargs)` are those without the wrapper."""
         raise NotImplementedError
 
     def describe(self) -> str:
-        """A few words for the summary."""
+        """Return a short text for the summary."""
         return self.name
 
 
 class TransformChain:
-    """The transforms of one weight, in their order; shared by all layers that read the weight.
+    """The transforms of one weight in their order, shared by all layers that read the weight.
 
     Attributes:
         weight: the `Weight`.
-        owner: the `View` whose store has the transforms' variables.
-        transforms: list of `Transform`s.
+        owner: the `ParametrizedLayer` whose store has the variables of the transforms.
+        transforms: list of `Transform`s, sorted by `place`.
     """
 
-    def __init__(self, weight, owner):
-        self.weight, self.owner, self.transforms = weight, owner, []
+    def __init__(self, weight: Weight, owner: ParametrizedLayer):
+        self.weight, self.owner = weight, owner
+        self.transforms: list[Transform] = []
 
-    def value(self, transforms=None):
-        """The weight's value as seen (through some of the transforms)."""
+    def value(self, transforms: list[Transform] | None = None) -> tf.Tensor:
+        """Return the weight's transformed value, or its value after some of the transforms only."""
         value = tf.convert_to_tensor(self.weight.value)
         for transform in self.transforms if transforms is None else transforms:
             value = transform(value)
         return value
 
-    def add(self, transform):
-        self.owner.keep()
+    def add(self, transform: Transform) -> None:
+        """Add a transform at its place."""
+        self.owner.create_store()
         self.transforms = sorted([*self.transforms, transform], key=lambda t: t.place)
         self.refresh()
 
-    def remove(self, transform):
-        self.owner.drop_variables(transform)
+    def remove(self, transform: Transform) -> None:
+        """Remove a transform and its variables."""
+        self.owner.remove_variables(transform)
         self.transforms = [t for t in self.transforms if t is not transform]
         self.refresh()
 
-    def refresh(self):
+    def refresh(self) -> None:
+        """Update the layers that read the weight."""
         for layer, attribute in self.weight.owners:
-            view = parametrized_layer(layer)
-            if view is None:
+            parametrized = parametrized_layer(layer)
+            if parametrized is None:
                 continue
             if self.transforms:
-                view.chains[attribute] = self
+                parametrized.chains[attribute] = self
             else:
-                view.chains.pop(attribute, None)
-            view.refresh()
+                parametrized.chains.pop(attribute, None)
+            parametrized.refresh()
 
 
-def parametrized_layer(layer) -> ParametrizedLayer | None:
-    """The layer's view, if it has one."""
-    return vars(layer).get(_VIEW)
+# --- look-up -------------------------------------------------------------------------------------
 
 
-def parametrize_layer(layer, flavor, path=None) -> ParametrizedLayer:
-    """The layer's view, made if there is none; the strategy's scope is the caller's.
+def parametrized_layer(layer: Layer) -> ParametrizedLayer | None:
+    """Return the parametrization of a layer, or None."""
+    return vars(layer).get(_PARAMETRIZED)
+
+
+def parametrize_layer(layer: Layer, flavor: Any, path: str | None = None) -> ParametrizedLayer:
+    """Return the parametrization of a layer, created if there is none, in the strategy's scope.
 
     Args:
-        path: str, of the layer in its model, by which its transforms' variables are named.
-            Default: its name.
+        layer: the layer.
+        flavor: its library.
+        path: path of the layer in its model, by which variables are named. Default: its name.
     """
     return parametrized_layer(layer) or ParametrizedLayer(
         layer, flavor, layer.name if path is None else path
     )
 
 
-def parametrized_layers(model) -> list:
-    """The `View`s of a model's layers, each once, in the order of the layers."""
+def original_class(layer: Layer) -> type:
+    """Return the class of a layer without its parametrization."""
+    parametrized = parametrized_layer(layer)
+    return type(layer) if parametrized is None else parametrized.original_class
+
+
+def parametrized_layers(model: Model) -> list[ParametrizedLayer]:
+    """Return the parametrizations of a model's layers, in the order of the layers."""
     inside = [model, *(layer for _, layer in layer_paths(model))]
-    return [view for layer in inside if (view := parametrized_layer(layer)) is not None]
+    return [found for layer in inside if (found := parametrized_layer(layer)) is not None]
 
 
-def transform_chains(model) -> list:
-    """The `Chain`s of a model's weights, each once."""
-    found = {id(c): c for view in parametrized_layers(model) for c in view.chains.values()}
-    return list(found.values())
+def transform_chains(model: Model) -> list[TransformChain]:
+    """Return the transform chains of a model's weights, each once."""
+    chains = [c for layer in parametrized_layers(model) for c in layer.chains.values()]
+    return list({id(chain): chain for chain in chains}.values())
+
+
+def transform_chain(weight: Weight) -> TransformChain | None:
+    """Return the chain of a weight, or None."""
+    parametrized = parametrized_layer(weight.layer)
+    return None if parametrized is None else parametrized.chains.get(weight.attribute)
+
+
+def transforms(model: Model, kind: type = object) -> list:
+    """Return the transforms of a model's weights that are instances of `kind`."""
+    return [t for chain in transform_chains(model) for t in chain.transforms if isinstance(t, kind)]
+
+
+def transform_of(weight: Weight, name: str) -> Transform | None:
+    """Return the transform of this name in a weight's chain, or None."""
+    chain = transform_chain(weight)
+    found = [] if chain is None else [t for t in chain.transforms if t.name == name]
+    return found[0] if found else None
+
+
+# --- the class of a parametrized layer -----------------------------------------------------------
 
 
 @functools.cache
-def _viewed(plain, flavor, attributes, calls):
-    """The subclass of `plain` in which `attributes` are seen through their chains."""
-    own = {name: _seen(name) for name in attributes} | flavor.viewed()
-    own["save_own_variables"] = _save_own_variables
-    own["get_config"] = _get_config
-    # A clone is a plain layer.
-    own["from_config"] = classmethod(lambda cls, config: plain.from_config(config))
+def _parametrized_class(original, flavor, attributes, calls):
+    """The subclass of `original` in which `attributes` are read through their chains."""
+    members = {name: _transformed(name) for name in attributes} | flavor.class_attributes()
+    members["save_own_variables"] = _save_own_variables
+    members["get_config"] = _get_config
+    # A clone has no transforms.
+    members["from_config"] = classmethod(lambda cls, config: original.from_config(config))
     if calls:
-        own["call"] = _call
-    # Libraries write a layer's class down by its name.
-    names = ("__module__", "__name__", "__qualname__", "__doc__")
-    own |= {name: getattr(plain, name) for name in names if name != "__name__"}
-    return type(plain)(plain.__name__, (plain,), own)
+        members["call"] = _call
+    # Libraries store the name of a layer's class in files.
+    members |= {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(original)(original.__name__, (original,), members)
 
 
-def _seen(attribute):
-    return property(lambda layer: vars(layer)[_VIEW].read(attribute))
+def _transformed(attribute):
+    return property(lambda layer: vars(layer)[_PARAMETRIZED].read(attribute))
 
 
 def _call(self, *args, **kwargs):
-    return parametrized_layer(self).call(super(type(self), self).call, args, kwargs)
+    return vars(self)[_PARAMETRIZED].call(super(type(self), self).call, args, kwargs)
 
 
-#: By this AutoGraph leaves it as it is; `converted` sees to the layer's own code.
-_call.autograph_info__ = None
+#: Keeps AutoGraph from converting `_call`; `Flavor.converted` applies it to the layer's own code.
+_call.autograph_info__ = None  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _save_own_variables(self, store):
-    """Save the weights as seen in place of those beneath."""
-    view, plain = parametrized_layer(self), {}
-    super(type(self), self).save_own_variables(plain)
-    order = [id(variable) for variable in view.flavor.saved_order(self)]
-    for chain in view.chains.values():
-        key = (
-            str(order.index(id(chain.weight.variable)))
-            if id(chain.weight.variable) in order
-            else ""
-        )
-        if key in plain and chain.transforms:
-            plain[key] = chain.value().numpy()
-    for name, value in plain.items():
+    """Save the transformed values in place of the weights."""
+    parametrized, values = vars(self)[_PARAMETRIZED], {}
+    super(type(self), self).save_own_variables(values)
+    order = [id(variable) for variable in parametrized.flavor.own_variables(self)]
+    for chain in parametrized.chains.values():
+        if id(chain.weight.variable) not in order or not chain.transforms:
+            continue
+        key = str(order.index(id(chain.weight.variable)))
+        if key in values:
+            values[key] = chain.value().numpy()
+    for name, value in values.items():
         store[name] = value
 
 
 def _get_config(self):
-    parametrized_layer(self).check_plain()
+    vars(self)[_PARAMETRIZED].check_serializable()
     return super(type(self), self).get_config()

@@ -1,4 +1,4 @@
-"""What each weight of a model is seen through, and what it costs to store."""
+"""A table of a model's weights, their transforms and what they cost to store."""
 
 import math
 from dataclasses import dataclass
@@ -6,28 +6,30 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_efficient import flavor as flavors
-from keras_efficient.parametrize._attach import transform_chain
-from keras_efficient.parametrize._parametrized_layer import parametrized_layers
-from keras_efficient.parametrize._weights import OTHER, all_weights, check_built
+from keras_efficient.flavor import Model
+from keras_efficient.parametrize._checks import check_model
+from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transform_chain
+from keras_efficient.parametrize._weights import OTHER, all_weights
 
 
 @dataclass(frozen=True)
 class WeightSummary:
-    """One weight, as seen.
+    """One weight in a `Summary`.
 
     Attributes:
-        path: str.
-        shape: tuple of ints.
-        transforms: tuple of str.
-        trainable: int, parameters that train: the weight's own and its transforms'.
-        sparsity: float, share of exact zeros among the values seen.
-        bits: int, bits per number as stored by an export that packs it.
-        bytes: int, `bits` times the size, and what comes with it (scales, centroids), dense.
+        path: path of the weight.
+        shape: shape of the weight.
+        transforms: descriptions of its transforms, in order.
+        trainable: number of trainable parameters, of the weight and its transforms.
+        sparsity: fraction of the transformed values that are exactly zero; 0.0 for untransformed
+            biases and the like.
+        bits: bits per element in an export that packs it.
+        bytes: bytes for all elements at `bits` each, and for scales, centroids and the like.
     """
 
     path: str
-    shape: tuple
-    transforms: tuple
+    shape: tuple[int, ...]
+    transforms: tuple[str, ...]
     trainable: int
     sparsity: float
     bits: int
@@ -36,33 +38,37 @@ class WeightSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What `summary` found; prints as a table.
+    """Result of `summary`; prints as a table.
 
     Attributes:
-        weights: tuple of `WeightSummary`, in the model's order.
-        trainable: int, parameters that a training step moves.
-        parameters: int, of the model without its transforms.
-        others: dict of the layer's path to what else it computes (adapters, ranges).
+        weights: tuple of `WeightSummary`, in the order of the model.
+        trainable: number of trainable parameters of the model.
+        parameters: number of parameters without those of transforms.
+        others: dict of a layer's path to a description of its call wrappers, such as adapters and
+            the rounding of inputs.
+        bytes: bytes of all weights.
+        sparsity: fraction of zeros among the elements of all weights.
     """
 
-    weights: tuple
+    weights: tuple[WeightSummary, ...]
     trainable: int
     parameters: int
-    others: dict
+    others: dict[str, str]
 
     @property
     def bytes(self) -> int:
+        """Bytes of all weights."""
         return sum(weight.bytes for weight in self.weights)
 
     @property
     def sparsity(self) -> float:
-        """Zeros among all weights."""
+        """Fraction of zeros among the elements of all weights."""
         sizes = [math.prod(w.shape) for w in self.weights]
         zeros = sum(w.sparsity * size for w, size in zip(self.weights, sizes, strict=True))
         return zeros / max(1, sum(sizes))
 
     def __str__(self):
-        head = ("weight", "shape", "seen through", "trainable", "sparsity", "bits", "bytes")
+        head = ("weight", "shape", "transforms", "trainable", "sparsity", "bits", "bytes")
         rows = [
             (
                 w.path,
@@ -93,27 +99,31 @@ class Summary:
             f"{self.trainable:,} of {self.parameters:,} parameters train ({share:.2%}, those of "
             "transforms counted among the first)"
         )
-        lines += [f"{path}: {what}" for path, what in self.others.items()]
+        lines += [f"{path}: {text}" for path, text in self.others.items()]
         return "\n".join(lines)
 
 
-def summary(model) -> Summary:
-    """Say for every weight what it is seen through, what trains, its sparsity, bits and bytes.
+def summary(model: Model) -> Summary:
+    """Summarize a model's weights: their transforms, sparsity, and size when packed.
 
     Args:
         model: a built Keras 3 or tf_keras model, with transforms or without.
 
     Returns:
-        A `Summary`: `print(ke.summary(model))` shows a table; `.weights` holds its rows.
+        A `Summary`, to print as a table.
 
     Raises:
+        TypeError: `model` is not a Keras model.
         ValueError: the model is not built.
 
     Example:
         >>> print(ke.summary(model))  # doctest: +ELLIPSIS
         weight ...
+
+    Reference:
+        Like `keras.Model.summary`, but one row per weight.
     """
-    check_built(model, "ke.summary")
+    check_model(model, "ke.summary", strategy=False)
     flavor = flavors.of(model)
     training = {id(flavor.value(v)) for v in model.trainable_variables}
     rows, parameters = [], 0
@@ -121,28 +131,28 @@ def summary(model) -> Summary:
         chain = transform_chain(weight)
         transforms = chain.transforms if chain is not None else []
         value = weight.value if chain is None else chain.value()
-        own = [weight.value]
-        own += [flavor.value(v) for t in transforms for v in vars(t).get("variables", ())]
+        variables = [weight.value]
+        variables += [flavor.value(v) for t in transforms for v in vars(t).get("variables", ())]
         bits = min([t.bits for t in transforms if t.bits] or [8 * weight.value.dtype.size])
-        # (Biases start as zeros, which says nothing.)
-        told = weight.kind != OTHER or transforms
-        zeros = 0.0 if not told else 1 - np.count_nonzero(value.numpy()) / max(1, weight.size)
+        # Untransformed biases start as zeros, which is not sparsity.
+        counted = weight.kind != OTHER or transforms
+        zeros = 0.0 if not counted else 1 - np.count_nonzero(value.numpy()) / max(1, weight.size)
         parameters += weight.size
         rows.append(
             WeightSummary(
                 weight.path,
                 weight.shape,
                 tuple(t.describe() for t in transforms),
-                sum(math.prod(v.shape) for v in own if id(v) in training),
+                sum(math.prod(v.shape) for v in variables if id(v) in training),
                 float(zeros),
                 bits,
                 math.ceil(weight.size * bits / 8) + sum(t.extra_bytes for t in transforms),
             )
         )
-    others = {
-        view.path: ", ".join(part.describe() for part in view.calls if not part.exact)
-        for view in parametrized_layers(model)
-        if not all(part.exact for part in view.calls)
-    }
+    others = {}
+    for parametrized in parametrized_layers(model):
+        shown = [w.describe() for w in parametrized.call_wrappers if not w.exact]
+        if shown:
+            others[parametrized.path] = ", ".join(shown)
     trainable = sum(math.prod(v.shape) for v in model.trainable_variables)
     return Summary(tuple(rows), trainable, parameters, others)

@@ -13,8 +13,8 @@ import keras_efficient as ke
 from keras_efficient.parametrize._attach import attach, detach
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transform_chains
 from keras_efficient.parametrize._plain_model import folded_weights, plain_model
+from keras_efficient.parametrize._select import select
 from keras_efficient.parametrize._transform import LOW_RANK, MASK, Transform
-from keras_efficient.parametrize._weights import select
 
 models = pytest.mark.parametrize("specimen", ZOO, ids=str)
 libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
@@ -182,7 +182,7 @@ def test_folded_and_plain_put_everything_back(specimen):
         )
     viewed = parametrized_layers(model)
     with plain_model(model):
-        assert {type(view.layer) is view.plain_class for view in viewed} == {True}
+        assert {type(view.layer) is view.original_class for view in viewed} == {True}
         np.testing.assert_allclose(outputs(model, x), seen, atol=1e-6)
     assert list(map(type, model.layers)) == classes
     for a, b in zip(before, model.get_weights(), strict=True):

@@ -5,7 +5,9 @@ import pytest
 import tensorflow as tf
 from zoo import ZOO, keras_of
 
-from keras_efficient.parametrize._weights import all_weights, head, select, without_head
+from keras_efficient.parametrize._architecture import head_weights, without_head
+from keras_efficient.parametrize._select import select
+from keras_efficient.parametrize._weights import all_weights
 
 models = pytest.mark.parametrize("specimen", ZOO, ids=str)
 libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
@@ -75,7 +77,7 @@ def test_kernels_are_those_of_dense_and_attention_layers(specimen):
 @models
 def test_the_head_is_the_last_layer(specimen):
     model = specimen.make()
-    last = head(model)
+    last = head_weights(model)
     assert [w.shape[-1] for w in last] == [3, 3]
     kernels = select(model, caller="the test")
     rest = without_head(kernels)

@@ -10,7 +10,9 @@ from fit_helpers import assert_same, compiled, fit, mirrored
 from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
-from keras_efficient.parametrize._attach import transforms
+from keras_efficient.parametrize._architecture import head_weights
+from keras_efficient.parametrize._parametrized_layer import transforms
+from keras_efficient.parametrize._weights import all_weights
 from keras_efficient.peft._adalora import AdaLoRADelta, RankAllocator
 from keras_efficient.training._training_step import Gradients
 
@@ -38,8 +40,8 @@ def test_trains_and_ends_within_its_budget(specimen):
     first = outputs(model, x)
     report = ke.adalora(model, 2, begin_step=1, end_step=4)
     np.testing.assert_array_equal(outputs(model, x), first)
-    head = {w.path for w in ke.parametrize.weights.head(model)}
-    weights = ke.parametrize.weights.all_weights(model)
+    head = {w.path for w in head_weights(model)}
+    weights = all_weights(model)
     before = {weight.path: weight.value.numpy() for weight in weights}
     compiled(specimen.library, model)
     ke.accumulate(model, microbatches=2)
@@ -48,7 +50,7 @@ def test_trains_and_ends_within_its_budget(specimen):
     assert int(report.budget.updates.numpy()) == 6
     assert sum(ranks(model)) == 2 * len(report.weights) == sum(report.ranks.values())
     assert list(report.ranks.values()) == ranks(model)
-    for weight in ke.parametrize.weights.all_weights(model):
+    for weight in all_weights(model):
         if weight.path not in head:
             np.testing.assert_array_equal(weight.value.numpy(), before[weight.path])
     seen = outputs(model, x)

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
-from keras_efficient.parametrize._attach import transforms
+from keras_efficient.parametrize._parametrized_layer import transforms
+from keras_efficient.parametrize._weights import all_weights
 
 libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 
@@ -35,7 +36,7 @@ def shake(model, head=False):
 
 def frozen(model):
     """How many numbers train, and the values beneath."""
-    weights = ke.parametrize.weights.all_weights(model)
+    weights = all_weights(model)
     count = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     return count, [weight.value.numpy() for weight in weights]
 

@@ -6,7 +6,7 @@ import pytest
 from zoo import ZOO, keras_of
 
 import keras_efficient as ke
-from keras_efficient.parametrize._attach import transforms
+from keras_efficient.parametrize._parametrized_layer import transforms
 
 SPECIMEN = next(s for s in ZOO if s.name == "kerashub-bert")
 

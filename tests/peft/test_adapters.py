@@ -24,8 +24,8 @@ from tuned import (
 from zoo import FEW, VOCABULARY, keras_of
 
 import keras_efficient as ke
-from keras_efficient.parametrize import _attach as attach
 from keras_efficient.parametrize import _parametrized_layer as parametrized_layer
+from keras_efficient.parametrize._parametrized_layer import parametrized_layers
 
 names = pytest.mark.parametrize
 
@@ -189,7 +189,7 @@ def test_remove(specimen):
     report.remove()
     ke.peft.unfreeze(model)
     assert [type(layer) for layer in model._flatten_layers()] == classes
-    assert added(model) == {} and not attach.views(model)
+    assert added(model) == {} and not parametrized_layers(model)
     assert len(model.weights) == len(specimen.make().weights)
     for key, value in values(specimen.make()).items():
         np.testing.assert_array_equal(values(model)[key], value + (key in head), err_msg=key)
@@ -250,7 +250,7 @@ def test_bad_arguments(library, arguments, message):
     model = SPECIMENS[f"{library}-functional"].make()
     with pytest.raises(ValueError, match=message):
         ke.adapters(model, **{"size": 2, **arguments})
-    assert not attach.views(model)
+    assert not parametrized_layers(model)
 
 
 def test_no_attention():

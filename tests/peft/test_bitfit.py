@@ -20,7 +20,7 @@ from tuned import (
 from zoo import FEW
 
 import keras_efficient as ke
-from keras_efficient.parametrize import _attach as attach
+from keras_efficient.parametrize._parametrized_layer import parametrized_layers
 
 names = pytest.mark.parametrize
 
@@ -98,7 +98,7 @@ def test_unfreeze_undoes_it(specimen):
     ke.bitfit(model)
     ke.peft.unfreeze(model)
     assert ([w.name for w in model.weights], len(model.trainable_weights)) == before
-    assert not attach.views(model)
+    assert not parametrized_layers(model)
 
 
 @names("specimen", TWO, ids=repr)

@@ -7,7 +7,9 @@ from fit_helpers import compiled, fit
 from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
-from keras_efficient.parametrize._attach import parametrized_layers, transforms
+from keras_efficient.parametrize._architecture import head_weights
+from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transforms
+from keras_efficient.parametrize._weights import all_weights
 from keras_efficient.peft._lora import LoRADelta
 from keras_efficient.peft._low_rank import Factored
 
@@ -21,7 +23,7 @@ def outputs(model, x):
 
 def values(model):
     """`{path: value}` of the weights beneath."""
-    weights = ke.parametrize.weights.all_weights(model)
+    weights = all_weights(model)
     return {weight.path: weight.value.numpy() for weight in weights}
 
 
@@ -35,7 +37,7 @@ def shake(model, seed=0):
 def plainly(model):
     """Let layers compute with the deltas themselves."""
     for view in parametrized_layers(model):
-        for part in [part for part in view.calls if isinstance(part, Factored)]:
+        for part in [part for part in view.call_wrappers if isinstance(part, Factored)]:
             view.detach(part)
 
 
@@ -66,7 +68,7 @@ def test_at_first_it_is_the_base_model(trained):
 
 
 def test_only_the_factors_and_the_head_train(trained):
-    head = {weight.path for weight in ke.parametrize.weights.head(trained.model)}
+    head = {weight.path for weight in head_weights(trained.model)}
     after = values(trained.model)
     assert head and set(after) == set(trained.before)
     for path, value in after.items():
@@ -97,7 +99,9 @@ def test_by_factors_is_by_deltas(trained):
     shake(model)
     flavor = ke.flavor.of(model)
     assert any(
-        isinstance(part, Factored) for view in parametrized_layers(model) for part in view.calls
+        isinstance(part, Factored)
+        for view in parametrized_layers(model)
+        for part in view.call_wrappers
     )
     found = []
     for _ in range(2):
@@ -119,14 +123,14 @@ def test_merged_is_unmerged_and_the_old_classes_are_back(trained):
     specimen = trained.specimen
     model, (x, _) = specimen.make(), specimen.batch(3)
     classes = [type(layer) for layer in model._flatten_layers()]
-    names = [weight.path for weight in ke.parametrize.weights.all_weights(model)]
+    names = [weight.path for weight in all_weights(model)]
     ke.lora(model, rank=2)
     shake(model)
     before = outputs(model, x)
     ke.merge(model)
     np.testing.assert_allclose(outputs(model, x), before, rtol=0, atol=1e-6)
     assert [type(layer) for layer in model._flatten_layers()] == classes
-    assert [weight.path for weight in ke.parametrize.weights.all_weights(model)] == names
+    assert [weight.path for weight in all_weights(model)] == names
     assert len(model.trainable_variables) == len(specimen.make().trainable_variables)
 
 
@@ -216,7 +220,12 @@ def test_hugging_faces_conv1d():
     report = ke.lora(model, rank=2, layers="c_attn|c_proj", train=False)
     assert len(report.weights) == 3
     assert (
-        sum(isinstance(p, Factored) for view in parametrized_layers(model) for p in view.calls) == 3
+        sum(
+            isinstance(p, Factored)
+            for view in parametrized_layers(model)
+            for p in view.call_wrappers
+        )
+        == 3
     )
     np.testing.assert_array_equal(model(x).logits.numpy(), before)
     shake(model)

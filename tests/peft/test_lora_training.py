@@ -10,7 +10,7 @@ from fit_helpers import assert_same, compiled, fit, mirrored
 from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
-from keras_efficient.parametrize._attach import transforms
+from keras_efficient.parametrize._parametrized_layer import transforms
 
 sys.path.append(str(Path(__file__).parents[1] / "callbacks"))
 

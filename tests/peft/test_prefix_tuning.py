@@ -20,8 +20,7 @@ from tuned import (
 from zoo import VOCABULARY, hf_config, keras_of
 
 import keras_efficient as ke
-from keras_efficient.parametrize import _attach as attach
-from keras_efficient.parametrize._parametrized_layer import parametrized_layer
+from keras_efficient.parametrize._parametrized_layer import parametrized_layer, parametrized_layers
 from keras_efficient.peft import _prefix_tuning as prefix_tuning
 
 names = pytest.mark.parametrize
@@ -296,7 +295,7 @@ def test_the_summary_and_remove():
     report.remove()
     np.testing.assert_array_equal(outputs(model, x), before)
     ke.peft.unfreeze(model)
-    assert not attach.views(model)
+    assert not parametrized_layers(model)
 
 
 @names("specimen", TWO, ids=repr)
@@ -332,7 +331,7 @@ def test_bad_arguments(arguments, message):
     model = SPECIMENS["keras-functional"].make()
     with pytest.raises(ValueError, match=message):
         ke.prefix_tuning(model, **arguments)
-    assert not attach.views(model)
+    assert not parametrized_layers(model)
 
 
 def test_no_attention():

@@ -6,7 +6,7 @@ from fit_helpers import compiled, fit
 from zoo import ZOO
 
 import keras_efficient as ke
-from keras_efficient.parametrize._attach import parametrized_layers, transforms
+from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transforms
 
 FUNCTIONAL = [s for s in ZOO if s.name.endswith("functional") or s.name == "hugging-face-bert"]
 specimens = pytest.mark.parametrize("specimen", FUNCTIONAL, ids=repr)

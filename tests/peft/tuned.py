@@ -7,8 +7,9 @@ from in_process_export import serve_here
 from zoo import FEW, ZOO
 
 import keras_efficient as ke
-from keras_efficient.parametrize import _attach as attach
-from keras_efficient.parametrize._weights import all_weights, head
+from keras_efficient.parametrize._architecture import head_weights
+from keras_efficient.parametrize._parametrized_layer import parametrized_layers
+from keras_efficient.parametrize._weights import all_weights
 
 SPECIMENS = {specimen.name: specimen for specimen in ZOO}
 #: One of each library, with blocks.
@@ -37,13 +38,13 @@ def numbered(model):
 
 def head_keys(model):
     """Those of the last layer with a kernel."""
-    inside = {id(weight.variable) for weight in head(model)}
+    inside = {id(weight.variable) for weight in head_weights(model)}
     return {key for key, w in numbered(model).items() if id(w.variable) in inside}
 
 
 def added(model):
     """`{name: array}` of the variables that layers were given."""
-    stores = [view for view in attach.views(model) if view.store is not None]
+    stores = [view for view in parametrized_layers(model) if view.store is not None]
     flavor = ke.flavor.of(model)
     return {
         f"{number}.{name}": flavor.value(variable).numpy()

@@ -1,66 +1,17 @@
 """Self-attention with one product for queries, keys and values, and no needless transposes."""
 
 import inspect
-import math
-import sys
 
 import tensorflow as tf
 
-from keras_efficient.exporters.inference_ops.dense import class_of, computes, flat
+from keras_efficient.exporters.inference_ops.dense import flat
 from keras_efficient.exporters.inference_ops.matmul import BFloat16MatMul, MatMul
 from keras_efficient.parametrize._parametrized_layer import CallWrapper
 
-#: The layers of queries, keys and values, as libraries call them.
-_NAMES = (("_query_dense", "_key_dense", "_value_dense"), ("query", "key", "value"))
-#: The code of Keras' layer, and of KerasHub's with a cache.
-_KERAS = ("MultiHeadAttention.call", "CachedMultiHeadAttention.call")
-_INNER = ("_compute_attention", "_masked_softmax")
 #: Added to a score that is not to count; finite in bfloat16 too.
 _NEVER = -1e9
 #: What an attention layer may be told without being more than self-attention.
 _HARMLESS = {"training"}
-
-
-def projections(layer):
-    """The layers of a self-attention layer's queries, keys and values; None: it is none.
-
-    What a class computes is known by its code: subclasses that override it are left alone, and so
-    are layers with options that change it.
-    """
-    cls = class_of(layer)
-    inner = all(_name(cls, name) == f"MultiHeadAttention.{name}" for name in _INNER)
-    if inner and computes(layer, *_KERAS):
-        odd = any(getattr(layer, name, None) for name in ("_use_gate", "_sliding_window"))
-        # (None where it was never called.)
-        axes = layer._attention_axes or ()
-        if odd or layer._key_dim != layer._value_dim or len(axes) != 1:
-            return None
-        names = _NAMES[0]
-    elif _is_of_bert(cls) and not layer.is_decoder:
-        names = _NAMES[1]
-    else:
-        return None
-    found = [getattr(layer, name, None) for name in names]
-    return None if None in found else found
-
-
-def _name(cls, method):
-    return getattr(getattr(cls, method, None), "__qualname__", None)
-
-
-def _is_of_bert(cls):
-    """Whether a class of Hugging Face's computes what BERT's does: they are copies of it."""
-    bert = sys.modules.get("transformers.models.bert.modeling_tf_bert")
-    if not cls.__module__.startswith("transformers."):
-        return False
-    if bert is None:
-        from transformers.models.bert import modeling_tf_bert as bert
-    own, model = getattr(cls, "call", None), bert.TFBertSelfAttention.call
-    own = getattr(own, "__code__", None)
-    return own is not None and (own.co_code, own.co_names) == (
-        model.__code__.co_code,
-        model.__code__.co_names,
-    )
 
 
 class SelfAttention(CallWrapper):
@@ -77,8 +28,10 @@ class SelfAttention(CallWrapper):
         self.matrix, self.heads = matrix, heads
 
     def wrap_call(self, call, *args, **kwargs):
-        layer = self.view.layer
-        bound = inspect.signature(self.view.plain_class.call).bind(layer, *args, **kwargs)
+        layer = self.layer
+        bound = inspect.signature(self.parametrized.original_class.call).bind(
+            layer, *args, **kwargs
+        )
         given = {
             name: value
             for name, value in bound.arguments.items()
@@ -121,17 +74,6 @@ class SelfAttention(CallWrapper):
 
     def _added(self, mask):
         """Keras' mask (true where attention goes) as what is added to scores."""
-        mask = tf.convert_to_tensor(mask)
-        if self.view.flavor.name == "keras" and mask.dtype != tf.bool:
-            # (Its dropout has it go another way.)
-            drops = self.view.layer._dropout > 0
-            mask = tf.cast(mask, tf.float32) > 0.5 if drops else tf.cast(mask, tf.bool)
+        mask = self.parametrized.flavor.attention_mask(self.layer, tf.convert_to_tensor(mask))
         added = (1.0 - tf.cast(mask, tf.float32)) * _NEVER
         return added[:, None] if len(mask.shape) == 3 else added
-
-
-def heads_of(layer):
-    """The number of heads, and what queries are multiplied by."""
-    heads = getattr(layer, "_num_heads", None) or layer.num_attention_heads
-    size = getattr(layer, "_key_dim", None) or layer.attention_head_size
-    return heads, 1 / math.sqrt(size)

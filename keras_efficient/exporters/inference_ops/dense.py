@@ -12,6 +12,7 @@ from keras_efficient.exporters.inference_ops.matmul import (
     activation_of,
 )
 from keras_efficient.exporters.inference_ops.packed_weights import Int8Weight
+from keras_efficient.parametrize._architecture import has_library_call
 from keras_efficient.parametrize._parametrized_layer import CallWrapper, parametrized_layer
 from keras_efficient.parametrize._weights import KERNEL
 
@@ -35,7 +36,7 @@ class DenseOp(CallWrapper):
         self.matrix = matrix if known else replace(matrix, activation="linear")
 
     def wrap_call(self, call, inputs, *args, **kwargs):
-        return tf.cast(self.of(inputs), self.view.layer.compute_dtype)
+        return tf.cast(self.of(inputs), self.layer.compute_dtype)
 
     def of(self, x):
         rows, restored = flat(x, self.matrix.inputs, self.inputs)
@@ -106,7 +107,7 @@ def matrix_of(layer, weight, pack, activation=None):
 
 def is_product(layer, weight):
     """Whether a layer sums over the last axes of its input, in the kernel's order."""
-    if not computes(layer, "Dense.call", "EinsumDense.call"):
+    if not has_library_call(layer, "Dense.call", "EinsumDense.call"):
         return False
     equation = getattr(layer, "equation", None)
     if isinstance(equation, str):
@@ -118,23 +119,10 @@ def is_product(layer, weight):
     return input_axes(layer, weight, len(weight.shape)) is not None
 
 
-def class_of(layer):
-    """A layer's class without what is on it."""
-    view = parametrized_layer(layer)
-    return type(layer) if view is None else view.plain_class
-
-
-def computes(layer, *methods):
-    """Whether a layer's `call` is one of these of a library: a subclass may do anything."""
-    call = class_of(layer).call
-    known = ("keras", "tf_keras", "keras_hub", "official", "transformers")
-    return call.__qualname__ in methods and call.__module__.partition(".")[0] in known
-
-
 def _range(layer):
     """The range a layer's inputs are rounded in, and what they are divided by."""
     view = parametrized_layer(layer)
-    parts = [p for p in (view.calls if view else ()) if isinstance(p, ActivationQuantizer)]
+    parts = [p for p in (view.call_wrappers if view else ()) if isinstance(p, ActivationQuantizer)]
     if not parts:
         return None, None
     low, high, sure = (float(x) for x in parts[0].range.numpy())

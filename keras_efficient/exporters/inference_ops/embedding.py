@@ -22,7 +22,7 @@ class EmbeddingOp(CallWrapper):
         if kwargs.get("reverse") or (args and args[0]):
             return call(ids, *args, **kwargs)
         rows = self.pack.rows(tf.cast(ids, tf.int32))
-        return tf.cast(rows, self.view.layer.compute_dtype)
+        return tf.cast(rows, self.layer.compute_dtype)
 
 
 class PositionEmbeddingOp(CallWrapper):

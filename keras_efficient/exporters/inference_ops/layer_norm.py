@@ -35,7 +35,7 @@ class LayerNormOp(CallWrapper):
     def wrap_call(self, call, inputs, *args, **kwargs):
         if len(inputs.shape) != 3:
             return call(inputs, *args, **kwargs)
-        layer = self.view.layer
+        layer = self.layer
         size = inputs.shape[-1]
         scale = tf.ones([size]) if layer.gamma is None else tf.cast(layer.gamma, tf.float32)
         offset = tf.zeros([size]) if layer.beta is None else tf.cast(layer.beta, tf.float32)

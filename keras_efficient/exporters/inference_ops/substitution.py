@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient.compression._fake_quant import FakeQuant
-from keras_efficient.exporters.inference_ops.attention import SelfAttention, heads_of, projections
-from keras_efficient.exporters.inference_ops.dense import DenseOp, computes, matrix_of
+from keras_efficient.exporters.inference_ops.attention import SelfAttention
+from keras_efficient.exporters.inference_ops.dense import DenseOp, matrix_of
 from keras_efficient.exporters.inference_ops.embedding import (
     EmbeddingOp,
     LazyEmbeddingOp,
@@ -16,10 +16,21 @@ from keras_efficient.exporters.inference_ops.embedding import (
 from keras_efficient.exporters.inference_ops.layer_norm import LayerNormOp, is_last_axis
 from keras_efficient.exporters.inference_ops.matmul import joined
 from keras_efficient.exporters.inference_ops.packed_weights import BFloat16Weight, Int8Weight
-from keras_efficient.parametrize._attach import attach, detach, transform_chain, transforms
+from keras_efficient.parametrize._architecture import (
+    attention_heads,
+    has_library_call,
+    self_attention_projections,
+)
+from keras_efficient.parametrize._attach import attach, detach
 from keras_efficient.parametrize._layer_paths import layer_paths
-from keras_efficient.parametrize._parametrized_layer import parametrize_layer, parametrized_layer
-from keras_efficient.parametrize._plain_model import save_as_before
+from keras_efficient.parametrize._parametrized_layer import (
+    original_class,
+    parametrize_layer,
+    parametrized_layer,
+    transform_chain,
+    transforms,
+)
+from keras_efficient.parametrize._plain_model import restore_save_methods
 from keras_efficient.parametrize._transform import QUANTIZE, Transform
 from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, all_weights
 
@@ -56,14 +67,14 @@ def rounded(model, quantize):
         yield
         return
     # (In `fit`, what was traced stays.)
-    with flavors.of(model).aside(model):
+    with flavors.of(model).untraced(model):
         try:
             attach(model, pairs)
             yield
         finally:
             detach(model, [transform for _, transform in pairs])
             if not saved:
-                save_as_before(model)
+                restore_save_methods(model)
 
 
 @contextmanager
@@ -80,7 +91,7 @@ def substituted_layers(model, quantize):
     if quantize is None:
         yield []
         return
-    with flavors.of(model).aside(model):
+    with flavors.of(model).untraced(model):
         stand = _Substitution(model, quantize)
         try:
             stand.begin()
@@ -118,7 +129,7 @@ class _Substitution:
         for chain in self.chains:
             vars(chain).pop("value", None)
         for part in self.parts:
-            part.view.detach(part)
+            part.parametrized.detach(part)
 
     def _pack(self, weight):
         chain = transform_chain(weight)
@@ -174,13 +185,13 @@ class _Substitution:
         return None if matrix is None else DenseOp(matrix, 1, (weight.shape[1],))
 
     def _attention(self, layer):
-        inner = projections(layer)
+        inner = self_attention_projections(layer)
         if inner is None:
             return None
         matrices = [self._matrix(projection)[0] for projection in inner]
         if None in matrices or len({m.bias.size for m in matrices}) > 1:
             return None
-        heads, factor = heads_of(layer)
+        heads, factor = attention_heads(layer)
         matrix = joined([matrices[0].times(factor), *matrices[1:]])
         return None if matrix is None else SelfAttention(matrix, heads)
 
@@ -190,15 +201,17 @@ class _Substitution:
             if pack is None or weight.kind != EMBEDDING:
                 continue
             scaled = getattr(layer, "_scale_factor", None)
-            looks_up = computes(layer, *_TABLES) and not scaled
+            looks_up = has_library_call(layer, *_TABLES) and not scaled
             if attribute == "embeddings" and len(weight.shape) == 2 and looks_up:
                 return [EmbeddingOp(pack)]
             if type(layer).__name__ == "PositionEmbedding" and attribute == "position_embeddings":
-                return [PositionEmbeddingOp(pack)] if self.flavor.name == "keras" else []
+                # Model Garden's layer of this name computes something else.
+                keras_hub = original_class(layer).__module__.startswith("keras_hub.")
+                return [PositionEmbeddingOp(pack)] if keras_hub else []
         return []
 
 
 def _changed(layer):
     """Whether something changes what a layer computes (adapters, a prefix): it stays then."""
     view = parametrized_layer(layer)
-    return view is not None and any(not part.droppable for part in view.calls)
+    return view is not None and any(not part.droppable for part in view.call_wrappers)

@@ -9,8 +9,8 @@ import tensorflow as tf
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError, VerificationError
 from keras_efficient.compression._activation_quantization import ActivationQuantizer
-from keras_efficient.exporters._signature import described, flat_outputs, trace
-from keras_efficient.flavor._base import replaced
+from keras_efficient.exporters._signature import describe_specs, flat_outputs, trace
+from keras_efficient.flavor._patched import patched
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers
 from keras_efficient.parametrize._plain_model import folded_weights
 
@@ -84,7 +84,7 @@ def write_litert(
     def serve(**tensors):
         return flat_outputs(model, flavor.call(model, features.restore(tensors), training=False))
 
-    autograph = flavor.name == "tf_keras"
+    autograph = flavor.uses_autograph
     with folded_weights(model), _inputs_for(model, mode):
         if any_length:
             function = trace(serve, features, autograph=autograph)
@@ -94,8 +94,8 @@ def write_litert(
         written = _convert(function, mode, batches)
     Path(file).write_bytes(written)
     return {
-        "inputs": described(function.structured_input_signature[1]),
-        "outputs": described(function.structured_outputs),
+        "inputs": describe_specs(function.structured_input_signature[1]),
+        "outputs": describe_specs(function.structured_outputs),
     }
 
 
@@ -135,7 +135,10 @@ def _batches(representative, features):
 def _inputs_for(model, mode):
     """A context in which layers with ranges treat their inputs as LiteRT's products need it."""
     parts = [
-        p for v in parametrized_layers(model) for p in v.calls if isinstance(p, ActivationQuantizer)
+        p
+        for v in parametrized_layers(model)
+        for p in v.call_wrappers
+        if isinstance(p, ActivationQuantizer)
     ]
     if mode == "float32" or not parts:
         yield
@@ -143,11 +146,11 @@ def _inputs_for(model, mode):
     # (Read here: a graph reads no numbers.)
     low_high = [tuple(map(float, part.range.numpy())) for part in parts]
     with ExitStack() as stack:
-        stack.enter_context(flavors.of(model).aside(model))
+        stack.enter_context(flavors.of(model).untraced(model))
         for part, (low, high, sure) in zip(parts, low_high, strict=True):
             clips = mode == "int8" and sure > 0 and high > low and part.smooth is None
             seen = _clipping(low, high) if clips else _as_it_is
-            stack.enter_context(replaced(part, seen=seen))
+            stack.enter_context(patched(part, seen=seen))
         yield
 
 

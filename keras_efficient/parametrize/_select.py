@@ -1,0 +1,107 @@
+"""Select the weights of a model that a method is applied to, and check them."""
+
+import re
+from collections.abc import Callable
+
+from keras_efficient.flavor import Model
+from keras_efficient.parametrize._architecture import without_head
+from keras_efficient.parametrize._checks import check_model, check_weights
+from keras_efficient.parametrize._layer_paths import layer_paths
+from keras_efficient.parametrize._weights import KERNEL, Weight, all_weights
+
+
+def select(
+    model: Model,
+    layers=None,
+    kinds: tuple[str, ...] = (KERNEL,),
+    *,
+    caller: str,
+    head: bool = True,
+    transform: str | None = None,
+    trains: bool = False,
+) -> list[Weight]:
+    """Select the weights of a model to apply a method to, and check that it can be applied.
+
+    Every method that changes weights starts here: all conditions are checked before anything of
+    the model changes. `attach` then adds the transforms.
+
+    Args:
+        model: a built Keras 3 or tf_keras model.
+        layers: which weights. A regular expression is searched in the weights' paths. A layer
+            class, a tuple of classes, a function `layer -> bool` or a list of layers selects all
+            weights of these layers and of the layers inside them. Default: None, all weights of
+            these kinds.
+        kinds: kinds of weights to choose from: "kernel", "embedding", "other". Default:
+            `("kernel",)`.
+        caller: name of the calling function for messages, such as "ke.prune".
+        head: whether `layers=None` includes the model's head. Default: True.
+        transform: name of the transform that will be attached to the weights, of which none may
+            have one already. Default: None, no transform.
+        trains: whether that transform has trainable variables. Default: False.
+
+    Returns:
+        List of `Weight`s in the order of the model, at least one.
+
+    Raises:
+        TypeError: `model` is not a Keras model, or `layers` is none of the above.
+        ValueError: the model is not built, or another strategy's scope is entered; no weight is
+            selected, or a layer is not inside the model; Keras 3 has modified a layer; a weight has
+            such a transform already; or it is in a layer with `trainable=False` and `trains` is
+            True.
+
+    Example:
+        >>> [w.path for w in ke.parametrize.select(model, "dense/kernel", caller="example")]
+        ['dense/kernel']
+
+    Reference:
+        The regular expressions follow `keras.Model.quantize(filters=...)`, but are searched in
+        paths of layer names.
+    """
+    check_model(model, caller)
+    matches = matcher(model, layers)
+    weights = [w for w in all_weights(model) if w.kind in kinds]
+    selected = [w for w in weights if matches(w)]
+    if not selected:
+        paths = [w.path for w in weights]
+        shown = ", ".join(paths[:8]) + (", ..." if len(paths) > 8 else "")
+        raise ValueError(
+            f"{caller} needs at least one weight ({' or '.join(kinds)}). Received: "
+            f"layers={layers!r}, which fits none in {model.name!r}. Choose by a regular expression "
+            f"from: {shown or 'none of this kind'}."
+        )
+    if layers is None and not head:
+        selected = without_head(selected)
+    check_weights(selected, caller, transform=transform, trains=trains)
+    return selected
+
+
+def matcher(model: Model, layers) -> Callable[[Weight], bool]:
+    """Return a predicate of a `Weight` (or another object with a `path`) for a `layers` argument."""
+    if layers is None:
+        return lambda weight: True
+    if isinstance(layers, str):
+        return lambda weight: re.search(layers, weight.path) is not None
+    inside = dict(layer_paths(model))
+    if isinstance(layers, type) or _is_types(layers):
+        selected = {path for path, layer in inside.items() if isinstance(layer, layers)}
+    elif isinstance(layers, list | tuple):
+        selected = {path for path, layer in inside.items() if any(layer is x for x in layers)}
+        foreign = [x for x in layers if all(x is not layer for layer in inside.values())]
+        if foreign:
+            raise ValueError(
+                "`layers` must be layers inside the model. Received: "
+                f"{getattr(foreign[0], 'name', foreign[0])!r}, which is not inside {model.name!r}. "
+                "Take them from `model.layers` or from a layer's attributes."
+            )
+    elif callable(layers) and not hasattr(layers, "_flatten_layers"):
+        selected = {path for path, layer in inside.items() if layers(layer)}
+    else:
+        raise TypeError(
+            "`layers` must be None, a regular expression, a layer class or several, a function of "
+            f"a layer or a list of layers. Received: {layers!r}. Put a single layer in a list."
+        )
+    return lambda weight: any(weight.path.startswith(f"{path}/") for path in selected)
+
+
+def _is_types(layers):
+    return isinstance(layers, tuple) and layers and all(isinstance(x, type) for x in layers)
