@@ -6,7 +6,7 @@ import tensorflow as tf
 from zoo import ZOO
 
 import keras_efficient as ke
-from keras_efficient.exporters.inference_ops.attention import SelfAttention, heads_of, projections
+from keras_efficient.exporters.inference_ops.attention import SelfAttention
 from keras_efficient.exporters.inference_ops.embedding import LazyEmbeddingOp
 from keras_efficient.exporters.inference_ops.matmul import (
     BFloat16MatMul,
@@ -16,6 +16,7 @@ from keras_efficient.exporters.inference_ops.matmul import (
     joined,
 )
 from keras_efficient.exporters.inference_ops.substitution import rounded, substituted_layers
+from keras_efficient.parametrize._architecture import attention_heads, self_attention_projections
 from keras_efficient.parametrize._parametrized_layer import parametrize_layer, parametrized_layers
 from keras_efficient.parametrize._plain_model import folded_weights
 from keras_efficient.parametrize._weights import all_weights
@@ -68,7 +69,9 @@ def test_calibrated_models_compute_the_same(specimen):
     assert kinds["_QuantizedMatMul"] > 0
     # No product is left in floats, and queries, keys and values are one.
     assert not {"MatMul", "Einsum"} & set(kinds)
-    attention = sum(projections(layer) is not None for layer in model._flatten_layers())
+    attention = sum(
+        self_attention_projections(layer) is not None for layer in model._flatten_layers()
+    )
     assert kinds.get("BatchMatMulV2", 0) == 2 * attention
     # Afterwards all is as it was.
     np.testing.assert_array_equal(traced(model, x)[0], seen)
@@ -109,10 +112,10 @@ def test_attention(specimen):
     weights = {id(layer): w for w in all_weights(model) for layer, a in w.owners if a == "kernel"}
     count = 0
     for layer in list(model._flatten_layers()):
-        inner = projections(layer)
+        inner = self_attention_projections(layer)
         if inner is None:
             continue
-        heads, factor = heads_of(layer)
+        heads, factor = attention_heads(layer)
         kernels, biases = [], []
         for part, times in zip(inner, (factor, 1, 1), strict=True):
             kernels.append(weights[id(part)].matrix(part.kernel).numpy() * times)
@@ -285,9 +288,8 @@ def test_attention_is_known_by_its_code():
     from transformers.models.roberta.modeling_tf_roberta import TFRobertaSelfAttention
     from transformers.models.swin.modeling_tf_swin import TFSwinSelfAttention
 
-    from keras_efficient.exporters.inference_ops.attention import _is_of_bert
-
-    assert _is_of_bert(TFRobertaSelfAttention) and not _is_of_bert(TFSwinSelfAttention)
+    is_bert = ke.flavor.get("tf_keras").is_bert_self_attention
+    assert is_bert(TFRobertaSelfAttention) and not is_bert(TFSwinSelfAttention)
     for library in (keras, tf_keras):
 
         class Other(library.layers.MultiHeadAttention):
@@ -297,10 +299,10 @@ def test_attention_is_known_by_its_code():
         for cls, known in ((library.layers.MultiHeadAttention, True), (Other, False)):
             layer = cls(2, 4)
             layer(np.ones((1, 3, 8), "float32"), np.ones((1, 3, 8), "float32"))
-            assert (projections(layer) is not None) == known
+            assert (self_attention_projections(layer) is not None) == known
     gated = keras.layers.MultiHeadAttention(2, 4, use_gate=True)
     gated(np.ones((1, 3, 8), "float32"), np.ones((1, 3, 8), "float32"))
-    assert projections(gated) is None
+    assert self_attention_projections(gated) is None
 
 
 def _same(model, x, atol=2e-2):
