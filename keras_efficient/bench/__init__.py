@@ -1,4 +1,4 @@
-"""Benchmark exported models against each other, interleaved."""
+"""Benchmark exported models against each other."""
 
 import lazy_loader
 

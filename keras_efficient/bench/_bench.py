@@ -1,126 +1,134 @@
-"""Time exported models against each other, interleaved, each in a process of its own."""
+"""`bench`: time exported models against each other, interleaved, in separate processes."""
 
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from keras_efficient._errors import InputError
 from keras_efficient.bench._bench_report import BenchReport
-from keras_efficient.bench._inputs import labelled, shaped, synthetic
-from keras_efficient.runtime._process import Child, ChildError
+from keras_efficient.bench._inputs import load_examples, resolve_shapes, synthetic_inputs
+from keras_efficient.exporters._manifest import MANIFEST
+from keras_efficient.runtime._model_process import ModelProcess, ModelProcessError
 from keras_efficient.serving._check_graph import check_graph
 from keras_efficient.versions._check_manifest import check_manifest
 from keras_efficient.versions._find_version import find_version
-from keras_efficient.versions._manifest import MANIFEST
 
-#: Every target has so many turns for each case; noise that comes and goes hits all alike.
+#: Turns of each target per case, and calls per turn at most. Taking turns spreads temporary load
+#: of the machine evenly over the targets.
 _ROUNDS, _CALLS = 5, 50
-#: Examples in one call while accuracy is measured.
+#: Examples per call while accuracy is measured.
 _BATCH = 32
 _KINDS = {".tflite": "litert", ".onnx": "onnx"}
 
 
 def bench(
-    targets,
+    targets: str | os.PathLike | Iterable[str | os.PathLike] | Mapping[str, str | os.PathLike],
     *,
-    batches=(1, 8, 32),
-    lengths=(32, 64, 128),
-    threads=1,
-    seconds=3.0,
-    vocabulary=1000,
-    data=None,
-    inputs=None,
+    batches: Sequence[int] = (1, 8, 32),
+    lengths: Sequence[int] = (32, 64, 128),
+    threads: int = 1,
+    seconds: float = 3.0,
+    vocabulary: int = 1000,
+    data: str | os.PathLike | Mapping[str, Any] | None = None,
+    inputs: Callable[[int, int], Mapping[str, Any]] | None = None,
 ) -> BenchReport:
-    """Time exported models on the CPU: latency, throughput, bytes and accuracy.
+    """Measure latency, throughput, size and accuracy of exported models on the CPU.
 
-    Each target is loaded by a process of its own without Keras. The processes take turns: for every
-    batch size and length the first target runs for a moment, then the second and so on, then all
-    again, five times, so that what else the machine does hits all alike. While one runs the others
-    wait. A turn begins with a call that is not counted.
+    Each target is loaded in its own process, without Keras. The processes take turns: for every
+    batch size and length, the first target runs for a fraction of the time, then the second and so
+    on, five rounds in all, so that other load on the machine affects all targets alike. While one
+    process runs, the others wait. Each turn starts with a call that is not timed.
 
-    Inputs are made up: token ids within the vocabulary, masks of ones, segments of zeros, by the
-    names and dtypes of each target; floats are normal.
+    By default inputs are synthetic: random token ids, masks of ones, segment ids of zeros and
+    normally distributed floats, with the names and dtypes of the target's inputs.
 
     Args:
-        targets: dict of names to paths, or a list of paths: a SavedModel's folder (its signature
-            "serving_default"; of a folder of versions the newest), a .tflite or an .onnx file.
-        batches: sequence of int, examples in a call. Default (1, 8, 32).
-        lengths: sequence of int, tokens in an example. Default (32, 64, 128).
-        threads: int, threads of one operation; operations run one after the other. Default 1.
-        seconds: float > 0, how long each target runs for each case, at most; it makes at least
-            5 calls. Default 3.
-        vocabulary: int > 1, token ids are from 1 to `vocabulary - 1`. Default 1000.
-        data: None (default), or labelled examples for the accuracy: path of an .npz file, or dict,
-            of arrays by the names of the inputs and `labels`, int [examples].
-        inputs: None (default), or function of (batch, length) to a dict of arrays by the names of
-            the inputs, instead of made-up ones.
+        targets: dict of names to paths, a list of paths, or one path. A path is the folder of a
+            SavedModel (its signature "serving_default" is run; in a folder of versions, the newest
+            one), or a .tflite or .onnx file.
+        batches: sequence of int, examples per call. Default: (1, 8, 32).
+        lengths: sequence of int, tokens per example. Default: (32, 64, 128).
+        threads: int, threads within one operation; operations run one after the other. Default: 1.
+        seconds: float > 0, time that each target runs per case, at most; it makes at least 5
+            calls. Default: 3.0.
+        vocabulary: int > 1; token ids are drawn from 1 to `vocabulary - 1`. Default: 1000.
+        data: labelled examples on which to measure accuracy: a dict of arrays named like the
+            inputs, [examples, ...], and `labels`, int [examples]; or the path of an .npz file of
+            them. Default: None, accuracy is not measured.
+        inputs: function of (batch, length) that returns a dict of arrays named like the inputs.
+            Default: None, synthetic inputs.
 
     Returns:
         A `BenchReport`.
 
     Raises:
-        InputError: an argument out of range; a target that is missing, damaged, does not load or
-            does not run; data without labels, or without an input; a runtime is not installed.
+        InputError: an argument is out of range; a target is missing or damaged, or fails to load
+            or to run; the data lacks labels or an input; or a runtime is not installed.
 
     Example:
         >>> import numpy as np
-        >>> from keras_efficient.bench._bench import bench
         >>> made = ke.export(model, "saved_models/tiny", sample=np.ones((2, 3)), latency=False)
-        >>> report = bench(
+        >>> report = ke.bench.bench(
         ...     {"ours": made.directory}, batches=[1], lengths=[1], seconds=0.1
         ... )
         >>> sorted(report.targets["ours"]["cases"]["batch 1, length 1"])
         ['calls', 'examples_per_second', 'median_ms', 'p95_ms']
+
+    Reference:
+        `Reddi et al., 2020, MLPerf Inference Benchmark <https://arxiv.org/abs/1911.02549>`_: calls
+        follow one another as in its single-stream scenario.
     """
-    _check(batches, lengths, threads, seconds, vocabulary)
-    found = {name: _find(path) for name, path in _named(targets).items()}
-    data = None if data is None else labelled(data)
+    _validate(batches, lengths, threads, seconds, vocabulary)
+    found = {name: _find(path) for name, path in _by_name(targets).items()}
+    examples = None if data is None else load_examples(data)
     times, accuracy = {name: {} for name in found}, {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="keras_efficient-")))
-        children = {}
+        processes: dict[str, ModelProcess] = {}
         for name, (path, kind) in found.items():
-            with _said_of(path):
-                children[name] = stack.enter_context(Child(path, kind, threads))
-        cases = _cases(found, children, batches, lengths, vocabulary, inputs, folder)
-        if data is not None:
-            for name, child in children.items():
-                with _said_of(found[name][0]):
-                    accuracy[name] = _accuracy(child, data, folder)
+            with _failure_as_input_error(path):
+                processes[name] = stack.enter_context(ModelProcess(path, kind, threads))
+        cases = _write_inputs(found, processes, batches, lengths, vocabulary, inputs, folder)
+        if examples is not None:
+            for name, process in processes.items():
+                with _failure_as_input_error(found[name][0]):
+                    accuracy[name] = _accuracy(process, examples, folder)
         for turn in range(_ROUNDS):
             for case, files in cases.items():
-                order = list(children)
-                # Nobody always runs after the same one.
-                for name in order[turn % len(order) :] + order[: turn % len(order)]:
-                    with _said_of(found[name][0]):
-                        answer = children[name].ask(
+                # The order rotates, so that no target always runs after the same one.
+                order = list(processes)
+                start = turn % len(order)
+                for name in order[start:] + order[:start]:
+                    with _failure_as_input_error(found[name][0]):
+                        answer = processes[name].ask(
                             time=files[name], calls=_CALLS, seconds=seconds / _ROUNDS
                         )
                     times[name].setdefault(case, []).extend(answer["times"])
-    sizes = {f"batch {b}, length {n}": b for n in lengths for b in batches}
+    sizes = {_case(b, n): b for n in lengths for b in batches}
     return BenchReport(
         threads,
         {
             name: {
                 "path": str(path),
                 "kind": kind,
-                "bytes": _bytes(path),
+                "bytes": _served_bytes(path),
                 "accuracy": accuracy.get(name),
-                "cases": {case: _figures(t, sizes[case]) for case, t in times[name].items()},
+                "cases": {case: _statistics(t, sizes[case]) for case, t in times[name].items()},
             }
             for name, (path, kind) in found.items()
         },
     )
 
 
-def _check(batches, lengths, threads, seconds, vocabulary):
+def _validate(batches, lengths, threads, seconds, vocabulary):
     for name, values in {"batches": batches, "lengths": lengths}.items():
-        fine = all(isinstance(v, int | np.integer) and v > 0 for v in values)
-        if not fine or not values or len(set(values)) < len(values):
+        positive = all(isinstance(v, int | np.integer) and v > 0 for v in values)
+        if not positive or not values or len(set(values)) < len(values):
             raise InputError(
                 f"`{name}` must be different positive integers, at least one. Received: "
                 f"{list(values)}."
@@ -133,21 +141,21 @@ def _check(batches, lengths, threads, seconds, vocabulary):
         raise InputError(f"`vocabulary` must be an integer above 1. Received: {vocabulary!r}.")
 
 
-def _named(targets):
+def _by_name(targets) -> dict[str, Any]:
     if not isinstance(targets, Mapping):
-        listed = [targets] if isinstance(targets, str | os.PathLike) else list(targets)
-        if len(set(map(str, listed))) < len(listed):
+        paths = [targets] if isinstance(targets, str | os.PathLike) else list(targets)
+        if len(set(map(str, paths))) < len(paths):
             raise InputError(
-                f"Targets must differ. Received: {', '.join(map(str, listed))}. Name each once."
+                f"Targets must differ. Received: {', '.join(map(str, paths))}. Name each once."
             )
-        targets = {str(path): path for path in listed}
+        targets = {str(path): path for path in paths}
     if not targets:
         raise InputError("`targets` must hold at least one model. Received: none.")
     return dict(targets)
 
 
-def _find(path):
-    """`(path, kind)` of a target."""
+def _find(path) -> tuple[Path, str]:
+    """Return the file or folder to load for a target, and its kind."""
     kind = _KINDS.get(Path(path).suffix)
     if kind is not None:
         if not Path(path).is_file():
@@ -167,71 +175,69 @@ def _find(path):
     )
 
 
-class _said_of:
-    """A context in which a process's failure is bad input: one line that names the target."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if isinstance(error, ChildError):
-            raise InputError(
-                "A target must load and run in a process without Keras. Received: "
-                f"{self.path}, whose process said: {str(error)[:500]}"
-            ) from error
+@contextmanager
+def _failure_as_input_error(path):
+    """Turn the failure of a target's process into a one-line `InputError` that names the target."""
+    try:
+        yield
+    except ModelProcessError as error:
+        raise InputError(
+            "A target must load and run in a process without Keras. Received: "
+            f"{path}, whose process said: {str(error)[:500]}"
+        ) from error
 
 
-def _cases(found, children, batches, lengths, vocabulary, inputs, folder):
-    """{case: {target: file with its inputs}}."""
+def _case(batch, length):
+    return f"batch {batch}, length {length}"
+
+
+def _write_inputs(found, processes, batches, lengths, vocabulary, inputs, folder):
+    """Write each target's inputs for each case to a file; return `{case: {target: path}}`."""
     cases = {}
     for length in lengths:
         for batch in batches:
-            case = f"batch {batch}, length {length}"
             given = None if inputs is None else inputs(batch, length)
-            for name, child in children.items():
-                shapes = shaped(child.inputs, batch, length, found[name][0])
-                made = synthetic(shapes, vocabulary) if given is None else given
-                file = folder / f"{len(cases)}-{list(children).index(name)}.npz"
-                np.savez(file, **made)
-                cases.setdefault(case, {})[name] = str(file)
+            files = {}
+            for name, process in processes.items():
+                shapes = resolve_shapes(process.inputs, batch, length, found[name][0])
+                arrays = synthetic_inputs(shapes, vocabulary) if given is None else given
+                file = folder / f"{len(cases)}-{len(files)}.npz"
+                np.savez(file, **arrays)
+                files[name] = str(file)
+            cases[_case(batch, length)] = files
     return cases
 
 
-def _accuracy(child, data, folder):
-    """The share of examples whose largest output is at their label."""
-    labels, right = data["labels"], 0
-    inputs, answer = folder / "inputs.npz", folder / "outputs.npz"
+def _accuracy(process, examples, folder):
+    """Return the share of examples whose largest score is at their label."""
+    labels, correct = examples["labels"], 0
+    inputs, outputs = folder / "inputs.npz", folder / "outputs.npz"
     for start in range(0, len(labels), _BATCH):
-        np.savez(
-            inputs,
-            **{k: v[start : start + _BATCH] for k, v in data.items() if k != "labels"},
-        )
-        child.ask(run=str(inputs), to=str(answer))
-        with np.load(answer) as file:
+        rows = slice(start, start + _BATCH)
+        np.savez(inputs, **{k: v[rows] for k, v in examples.items() if k != "labels"})
+        process.ask(run=str(inputs), to=str(outputs))
+        with np.load(outputs) as file:
             names = [n for n in ("logits", "probabilities") if n in file] or list(file)
             scores = file[names[0]]
         if len(names) != 1 or scores.ndim != 2:
             raise InputError(
                 "Accuracy needs one output [examples, classes], or one called logits. Received: "
-                f"{child.outputs}. Leave the data out."
+                f"{process.outputs}. Leave the data out."
             )
-        right += int((scores.argmax(-1) == labels[start : start + _BATCH]).sum())
-    return right / len(labels)
+        correct += int((scores.argmax(-1) == labels[rows]).sum())
+    return correct / len(labels)
 
 
-def _bytes(path):
-    """Bytes of what a server loads, without reports and manifests beside it."""
+def _served_bytes(path):
+    """Return the size of the files that a server loads, without manifests and reports."""
     if path.is_file():
         return path.stat().st_size
-    parts = [path / "saved_model.pb"]
-    parts += [f for name in ("variables", "assets") for f in (path / name).rglob("*")]
-    return sum(part.stat().st_size for part in parts if part.is_file())
+    files = [path / "saved_model.pb"]
+    files += [f for name in ("variables", "assets") for f in (path / name).rglob("*")]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _figures(times, batch):
+def _statistics(times, batch):
     return {
         "median_ms": float(np.median(times)),
         "p95_ms": float(np.percentile(times, 95)),

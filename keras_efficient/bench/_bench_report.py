@@ -1,24 +1,28 @@
-"""What `bench` measured: a table, JSON and a plot."""
+"""`BenchReport`: the measurements of `bench` as a table, JSON and a plot."""
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
+from typing import Any
 
 from keras_efficient._errors import InputError
 
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Latencies of exported models, side by side.
+    """Latency, throughput, size and accuracy of exported models, side by side.
 
     Attributes:
-        threads: int, threads of one operation.
-        targets: {name: {"path", "kind", "bytes", "accuracy" (or None), "cases"}}, where "cases" is
-            {"batch B, length N": {"median_ms", "p95_ms", "examples_per_second", "calls"}}; the
-            throughput is that of the median.
+        threads: int, threads within one operation.
+        targets: {name: facts}, where facts are "path"; "kind" ("saved_model", "litert" or "onnx");
+            "bytes", the size of the files that a server loads; "accuracy" from 0 to 1, or None;
+            and "cases", which is {"batch B, length N": figures}. Figures are the latencies
+            "median_ms" and "p95_ms" in milliseconds, "examples_per_second" at the median, and
+            "calls", the number of calls timed.
 
     Example:
-        >>> from keras_efficient.bench._bench_report import BenchReport
+        >>> from keras_efficient.bench import BenchReport
         >>> case = {"median_ms": 4.0, "p95_ms": 5.0, "examples_per_second": 250.0, "calls": 9}
         >>> half = {**case, "median_ms": 2.0, "examples_per_second": 500.0}
         >>> facts = {"path": "a", "kind": "saved_model", "bytes": 1, "accuracy": None}
@@ -34,27 +38,33 @@ class BenchReport:
     targets: dict
 
     def to_json(self) -> str:
-        """Everything, as JSON."""
+        """Return the report as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
 
-    def speedup(self, baseline) -> dict:
-        """{target: {case: how many times as fast as `baseline` by the median}}.
+    def speedup(self, baseline: str) -> dict[str, dict[str, float]]:
+        """Compute how many times as fast as `baseline` each target is, by the median latency.
+
+        Args:
+            baseline: str, the name of a target.
+
+        Returns:
+            {target: {case: ratio}}.
 
         Raises:
-            InputError: no target of that name.
+            InputError: there is no target of that name.
         """
         if baseline not in self.targets:
             raise InputError(
                 f"`baseline` must be one of {', '.join(self.targets)}. Received: {baseline!r}."
             )
-        own = self.targets[baseline]["cases"]
+        base = self.targets[baseline]["cases"]
         return {
-            name: {c: own[c]["median_ms"] / f["median_ms"] for c, f in target["cases"].items()}
+            name: {c: base[c]["median_ms"] / f["median_ms"] for c, f in target["cases"].items()}
             for name, target in self.targets.items()
         }
 
-    def table(self):
-        """A `rich.table.Table`: a section for each case, a row for each target."""
+    def table(self) -> Any:
+        """Return a `rich.table.Table` with a section for each case and a row for each target."""
         from rich.table import Table
         from rich.text import Text
 
@@ -64,15 +74,14 @@ class BenchReport:
         table = Table(title=f"Latency on this machine's CPU, {counts}", title_justify="left")
         table.add_column("")
         table.add_column("", overflow="fold")
-        right = ("median ms", "p95 ms", "examples/s", "faster", "MB", "accuracy")
-        for name in right:
+        for name in ("median ms", "p95 ms", "examples/s", "faster", "MB", "accuracy"):
             table.add_column(name, justify="right", no_wrap=True)
         for case in self.targets[first]["cases"]:
             for name, target in self.targets.items():
                 figures, accuracy = target["cases"][case], target["accuracy"]
                 table.add_row(
                     case if name == first else "",
-                    # Text: what looks like markup in a name is not markup.
+                    # Text does not interpret markup in a name.
                     Text(name),
                     f"{figures['median_ms']:.2f}",
                     f"{figures['p95_ms']:.2f}",
@@ -84,13 +93,17 @@ class BenchReport:
             table.add_section()
         return table
 
-    def plot(self, path):
-        """Draw the latencies into an image file: a panel for each case, a bar for each target.
+    def plot(self, path: str | os.PathLike) -> None:
+        """Draw the latencies into an image file, with a panel for each case.
 
-        Bars end at the median, whiskers at the 95th percentile.
+        Each target has a bar, which ends at the median, and a whisker, which ends at the 95th
+        percentile.
+
+        Args:
+            path: path of the file; its suffix, such as .png or .svg, chooses the format.
 
         Raises:
-            InputError: the file cannot be written, or its suffix is of no image.
+            InputError: the file cannot be written, or its suffix is not that of an image.
         """
         import matplotlib
 
@@ -117,15 +130,15 @@ class BenchReport:
         for axis, case in zip(axes.flat, cases, strict=False):
             figures = [self.targets[name]["cases"][case] for name in names]
             medians = [f["median_ms"] for f in figures]
-            # (Of few calls the percentile is between two.)
+            # With few calls the interpolated percentile can lie below the median.
             above = [max(0.0, f["p95_ms"] - f["median_ms"]) for f in figures]
             error = [[0.0] * len(names), above]
             whiskers = {"ecolor": "0.35", "elinewidth": 1, "capsize": 2}
             axis.barh(names, medians, xerr=error, color=colours, height=0.7, error_kw=whiskers)
-            for place, (median, more) in enumerate(zip(medians, above, strict=True)):
+            for row, (median, more) in enumerate(zip(medians, above, strict=True)):
                 axis.annotate(
                     f"{median:.3g}",
-                    (median + more, place),
+                    (median + more, row),
                     (4, 0),
                     textcoords="offset points",
                     va="center",
@@ -143,7 +156,7 @@ class BenchReport:
             figure.savefig(path, dpi=150)
         except (OSError, ValueError) as error:
             raise InputError(
-                "A plot goes into an image file, such as bench.png, in a folder that exists. "
+                "A plot must go into an image file, such as bench.png, in an existing folder. "
                 f"Received: {str(path)!r} ({error})."
             ) from error
         finally:

@@ -1,33 +1,44 @@
-"""Arrays to time and to test exported models with."""
+"""Synthetic inputs for timing exported models, and labelled examples for their accuracy."""
 
 import os
 import zipfile
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from keras_efficient._errors import InputError
 
+_INTEGERS = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 
-def shaped(inputs, batch, length, path) -> dict:
-    """`inputs` of a target with numbers for all sizes: {name: (dtype, shape)}.
+
+def resolve_shapes(
+    inputs: Mapping[str, Any], batch: int, length: int, path
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return `{name: (dtype, shape)}` of a model's inputs, with numbers for the open sizes.
+
+    Args:
+        inputs: {name: {"dtype", "shape"}}, where a size that is open is None.
+        batch: number of examples.
+        length: number of tokens.
+        path: path of the model, for messages.
 
     Raises:
-        InputError: an input has another length, or is text.
+        InputError: an input has another fixed length, or is not numeric.
     """
     shapes = {}
     for name, spec in inputs.items():
         dtype, shape = spec["dtype"], spec["shape"]
-        if dtype not in ("bool", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64))):
+        if dtype not in _INTEGERS:
             if not dtype.startswith("float"):
                 raise InputError(
-                    f"Inputs are numbers. Received: {path}, whose input {name!r} is {dtype}. Name "
-                    "a model that takes token ids."
+                    f"Inputs must be numeric. Received: {path}, whose input {name!r} is {dtype}. "
+                    "Name a model that takes token ids."
                 )
         elif len(shape) > 1 and shape[1] not in (None, length):
             raise InputError(
-                f"A target must take the length it is timed at. Received: {path}, whose input "
+                f"A target must accept the length it is timed at. Received: {path}, whose input "
                 f"{name!r} has length {shape[1]}, and length {length}. Time it at {shape[1]}."
             )
         sizes = [batch, *shape[1:]]
@@ -35,8 +46,14 @@ def shaped(inputs, batch, length, path) -> dict:
     return shapes
 
 
-def synthetic(shapes, vocabulary) -> dict:
-    """Token ids from 1 on, masks of ones, segments of zeros, normal floats; the same every time."""
+def synthetic_inputs(
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]], vocabulary: int
+) -> dict[str, np.ndarray]:
+    """Return arrays of these dtypes and shapes, the same at every call.
+
+    Masks are ones, segment ids zeros, other integers token ids from 1 to `vocabulary - 1`, and
+    floats normally distributed.
+    """
     rng = np.random.default_rng(0)
     arrays = {}
     for name, (dtype, shape) in shapes.items():
@@ -52,21 +69,25 @@ def synthetic(shapes, vocabulary) -> dict:
     return arrays
 
 
-def labelled(data) -> dict:
-    """Labelled examples: arrays by name, with `labels`.
+def load_examples(data) -> dict[str, np.ndarray]:
+    """Return labelled examples as arrays by name, one of them `labels`.
+
+    Args:
+        data: path of an .npz file, or dict of arrays.
 
     Raises:
-        InputError: no such file, or no labels, or other numbers of examples.
+        InputError: the file cannot be read, `labels` is missing or not integers [examples], or
+            the arrays differ in their number of examples.
     """
     if isinstance(data, str | os.PathLike):
         try:
             with np.load(data) as file:
                 arrays = dict(file)
-        # (NumPy reads a damaged file with any of these.)
+        # NumPy raises any of these for a damaged file.
         except (OSError, ValueError, TypeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                "Labelled examples are an .npz file of arrays, made with np.savez. Received: "
+                "Labelled examples must be an .npz file of arrays, made with np.savez. Received: "
                 f"{data} ({reason})."
             ) from error
     elif isinstance(data, Mapping):
@@ -77,11 +98,11 @@ def labelled(data) -> dict:
         )
     sizes = {name: value.shape[:1] for name, value in arrays.items()}
     labels = arrays.get("labels")
-    whole = labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels)
-    if not whole or len(set(sizes.values())) > 1 or len(sizes) < 2:
+    valid = labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels)
+    if not valid or len(set(sizes.values())) > 1 or len(sizes) < 2:
         shown = {name: (str(v.dtype), v.shape) for name, v in arrays.items()}
         raise InputError(
-            "Labelled examples are arrays by the names of the inputs, and `labels`, integers "
+            "Labelled examples must be arrays named like the inputs, and `labels`, integers "
             f"[examples], at least one. Received (dtype and shape): {shown}."
         )
     return arrays

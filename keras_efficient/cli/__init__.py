@@ -1,4 +1,4 @@
-"""The command line: thin, every command calls the public functions."""
+"""The command line `keras-efficient`, a thin layer over the public functions."""
 
 from keras_efficient.cli._app import main
 

@@ -1,4 +1,4 @@
-"""The commands and their options."""
+"""The typer application: all commands with their options, and `main`."""
 
 import os
 import sys
@@ -9,43 +9,64 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from keras_efficient import __version__
 from keras_efficient._errors import InputError, VerificationError
 from keras_efficient.cli._passthrough_command import PassthroughCommand
 
 app = typer.Typer(
     help="Train a Transformer several times cheaper and ship it several times smaller.",
+    epilog="Shell completion of commands and options: keras-efficient --install-completion",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-#: Options that `finetune` and `demo` share.
+
+def _print_version(wanted: bool):
+    if wanted:
+        print(f"keras_efficient {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+):
+    pass
+
+
+#: Options of both `finetune` and `demo`.
 Library = Annotated[str, typer.Option(help="keras (KerasHub) or tf_keras (Hugging Face TF).")]
 Epochs = Annotated[int, typer.Option(help="Passes over the training data.")]
 BatchSize = Annotated[int, typer.Option(help="Examples per optimizer update.")]
 MicrobatchSize = Annotated[
     int | None, typer.Option(help="Examples in memory at once; default: the batch size.")
 ]
-LearningRate = Annotated[float, typer.Option(help="Highest learning rate, after the warm-up.")]
+LearningRate = Annotated[float, typer.Option(help="Peak learning rate, after the warm-up.")]
 Precision = Annotated[str, typer.Option(help="auto, float32, mixed_bfloat16 or mixed_float16.")]
-MaxLength = Annotated[int, typer.Option(help="Cut longer texts, in tokens.")]
-Seed = Annotated[int, typer.Option(help="Of the split, the shuffling and the dropout.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, train nothing.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+MaxLength = Annotated[int, typer.Option(help="Truncate texts to this many tokens.")]
+Seed = Annotated[int, typer.Option(help="Seed of the split, the shuffling and dropout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything without training.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")]
 
 
 @app.command()
 def finetune(
     data: Annotated[Path, typer.Argument(help="CSV, TSV or JSONL file with a header.")],
     model: Annotated[str, typer.Option(help="Model folder, or the name of a preset.")],
-    output: Annotated[Path, typer.Option(help="Where versions 1, 2, ... of the model go.")],
-    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
-    label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    output: Annotated[Path, typer.Option(help="Folder for versions 1, 2, ... of the model.")],
+    text_column: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Column with the labels.")] = "label",
     validation_data: Annotated[
-        Path | None, typer.Option(help="Labelled file to evaluate on, instead of a share.")
+        Path | None, typer.Option(help="Labelled file to evaluate on, instead of a split.")
     ] = None,
     validation: Annotated[
-        float, typer.Option(help="Share of the data to hold out (below 1), or how many rows.")
+        float,
+        typer.Option(help="Fraction (below 1) or number of rows to hold out."),
     ] = 0.1,
     library: Library = "keras",
     epochs: Epochs = 2,
@@ -58,7 +79,7 @@ def finetune(
     dry_run: DryRun = False,
     resume: Resume = False,
 ):
-    """Fine-tune a text classifier, evaluate it, and export it as a checked SavedModel."""
+    """Fine-tune a text classifier, evaluate it, and export it as a verified SavedModel."""
     from keras_efficient.cli._finetune import Settings, run
 
     run(Settings(**{name: value for name, value in locals().items() if name in Settings.names()}))
@@ -66,7 +87,7 @@ def finetune(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Where the model goes.")] = Path(
+    output: Annotated[Path, typer.Option(help="Folder for the model.")] = Path(
         "saved_models/movie_reviews"
     ),
     library: Library = "keras",
@@ -79,7 +100,7 @@ def demo(
     dry_run: DryRun = False,
     resume: Resume = False,
 ):
-    """Fine-tune MiniLM on 9,000 movie reviews, test on 1,605 others, export and check it."""
+    """Fine-tune MiniLM on 9,000 movie reviews, test it on 1,605 others, and export it."""
     from keras_efficient.cli._finetune import Settings, run
     from keras_efficient.data import _demo_assets as demo_assets
 
@@ -113,14 +134,14 @@ def launch(
     program: Annotated[
         list[str],
         typer.Argument(
-            metavar="SCRIPT | -m MODULE  [ARGS...]", help="What to start; its own options follow."
+            metavar="SCRIPT | -m MODULE  [ARGS...]", help="Program to start, and its own options."
         ),
     ],
     workers: Annotated[
-        int | None, typer.Option(help="Workers on this machine, or of Ray or Kubernetes.")
+        int | None, typer.Option(help="Number of workers: here, in Ray, or in Kubernetes.")
     ] = None,
     hosts: Annotated[
-        str | None, typer.Option(help="host:port,host:port: workers there, by ssh.")
+        str | None, typer.Option(help="host:port,host:port,...: start workers there by ssh.")
     ] = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="Write a batch script.")] = False,
     ray: Annotated[bool, typer.Option("--ray", help="Start through Ray Train.")] = False,
@@ -129,43 +150,43 @@ def launch(
     ] = None,
     max_restarts: Annotated[
         int | None,
-        typer.Option(help="Start all again after a failure; default: 0, with --slurm no limit."),
+        typer.Option(help="Restarts of all workers after a failure; default: 0, with --slurm any."),
     ] = None,
     grace: Annotated[
         float | None, typer.Option(help="Seconds from SIGTERM to SIGKILL; default: 30.")
     ] = None,
-    gpus_per_worker: Annotated[int | None, typer.Option(help="Default: all it can see.")] = None,
+    gpus_per_worker: Annotated[int | None, typer.Option(help="Default: all visible ones.")] = None,
     threads_per_worker: Annotated[
-        int | None, typer.Option(help="CPU threads; default: all cores for each worker.")
+        int | None, typer.Option(help="CPU threads per worker; default: all cores.")
     ] = None,
     log_dir: Annotated[
-        Path | None, typer.Option(help="One file per worker and attempt goes here.")
+        Path | None, typer.Option(help="Folder for logs, one file per worker and attempt.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="Of the first local worker; default: free ones.")
+        int | None, typer.Option(help="Port of the first local worker; default: free ports.")
     ] = None,
     python: Annotated[
-        str | None, typer.Option(help="Interpreter of the workers; default: this one.")
+        str | None, typer.Option(help="Python interpreter of the workers; default: this one.")
     ] = None,
-    nodes: Annotated[int | None, typer.Option(help="Slurm: machines.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Slurm: number of nodes.")] = None,
     tasks_per_node: Annotated[
-        int | None, typer.Option(help="Slurm: workers on each machine; default: 1.")
+        int | None, typer.Option(help="Slurm: workers per node; default: 1.")
     ] = None,
-    time: Annotated[str | None, typer.Option(help="Slurm: limit, such as 2:00:00.")] = None,
-    partition: Annotated[str | None, typer.Option(help="Slurm: where to run.")] = None,
+    time: Annotated[str | None, typer.Option(help="Slurm: time limit, such as 2:00:00.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm: partition.")] = None,
     name: Annotated[str | None, typer.Option(help="Kubernetes: name of the job.")] = None,
-    namespace: Annotated[str | None, typer.Option(help="Kubernetes: where to run.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="Kubernetes: namespace.")] = None,
     volume_claim: Annotated[
-        str | None, typer.Option(help="Kubernetes: claim to mount at /checkpoints.")
+        str | None, typer.Option(help="Kubernetes: volume claim to mount at /checkpoints.")
     ] = None,
     write: Annotated[
         Path | None, typer.Option(help="Slurm, Kubernetes: file to write; default: print it.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be started, start nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be started, without starting it.")
     ] = False,
 ):
-    """Start a script in several workers, which find each other through TF_CONFIG."""
+    """Start a script in several workers, connected through TF_CONFIG."""
     options = {**locals(), "program": tuple(program)}
     from keras_efficient.cli._launch import Settings
     from keras_efficient.cli._launch import launch as start
@@ -176,17 +197,19 @@ def launch(
 @app.command()
 def serve(
     directory: Annotated[Path, typer.Argument(help="NAME: its newest version; NAME/3: that one.")],
-    name: Annotated[str | None, typer.Option(help="In requests; default: the folder's.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="In requests; default: the folder's name.")
+    ] = None,
     rest_port: Annotated[int, typer.Option(help="Port for REST and monitoring.")] = 8501,
     grpc_port: Annotated[int, typer.Option(help="Port for gRPC.")] = 8500,
     batching: Annotated[
         Path | None, typer.Option(help="File of batching parameters; default: no batching.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be run, start nothing.")
+        bool, typer.Option("--dry-run", help="Print the command, without running it.")
     ] = False,
 ):
-    """Start TensorFlow Serving (its program, or its container) for an exported model."""
+    """Start TensorFlow Serving, installed or in Docker, for an exported model."""
     from keras_efficient.cli._serve import Settings, start
 
     raise typer.Exit(start(Settings(directory, name, rest_port, grpc_port, batching, dry_run)))
@@ -195,12 +218,12 @@ def serve(
 @app.command()
 def predict(
     directory: Annotated[Path, typer.Argument(help="NAME: its newest version; NAME/3: that one.")],
-    text: Annotated[list[str] | None, typer.Option(help="A text; may come several times.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text; repeatable.")] = None,
     file: Annotated[Path | None, typer.Option(help="File with one text on each line.")] = None,
-    signature: Annotated[str, typer.Option(help="Signature that takes texts.")] = "text",
+    signature: Annotated[str, typer.Option(help="Name of a signature that takes texts.")] = "text",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
 ):
-    """Say what an exported model makes of some texts: a quick look, not a server."""
+    """Classify a few texts with an exported model, without a server."""
     from keras_efficient.cli._predict import Settings, show
 
     show(Settings(directory, tuple(text or ()), file, signature, as_json))
@@ -213,18 +236,23 @@ def bench(
     ] = None,
     onnx: Annotated[list[Path] | None, typer.Option(help="An .onnx file; repeatable.")] = None,
     litert: Annotated[list[Path] | None, typer.Option(help="A .tflite file; repeatable.")] = None,
-    batch: Annotated[list[int], typer.Option(help="Examples in a call; repeatable.")] = (1, 8, 32),
-    length: Annotated[list[int], typer.Option(help="Tokens; repeatable.")] = (32, 64, 128),
-    threads: Annotated[int, typer.Option(help="Threads of one operation.")] = 1,
-    seconds: Annotated[float, typer.Option(help="For each model and case, at most.")] = 3.0,
-    vocabulary: Annotated[int, typer.Option(help="Token ids are below this.")] = 1000,
+    batch: Annotated[list[int], typer.Option(help="Examples per call; repeatable.")] = (1, 8, 32),
+    length: Annotated[list[int], typer.Option(help="Tokens in each; repeatable.")] = (
+        32,
+        64,
+        128,
+    ),
+    threads: Annotated[int, typer.Option(help="Threads within one operation.")] = 1,
+    seconds: Annotated[float, typer.Option(help="Time limit per model and case.")] = 3.0,
+    vocabulary: Annotated[int, typer.Option(help="Token ids are drawn below this number.")] = 1000,
     data: Annotated[
-        Path | None, typer.Option(help=".npz with the inputs' arrays and `labels`: accuracy too.")
+        Path | None,
+        typer.Option(help="For accuracy: .npz with the inputs' arrays and `labels`."),
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the latencies here, as a PNG.")] = None,
+    json: Annotated[Path | None, typer.Option(help="File to write the results to.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Image file to plot the latencies to.")] = None,
 ):
-    """Time exported models against each other, each in a process of its own, taking turns."""
+    """Time exported models against each other, interleaved, in separate processes."""
     options = {**locals()}
     from keras_efficient.cli._bench import Settings, show
 
@@ -233,12 +261,15 @@ def bench(
     show(Settings(**options))
 
 
-def main(arguments=None):
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted.
 
-    `launch` ends with the exit code of the first worker that failed.
+    `launch` exits with the code of the first worker that failed, `serve` with that of the server.
+
+    Args:
+        arguments: list of str. Default: None, those of the process.
     """
-    # TensorFlow's start-up notes would bury ours.
+    # Silence the messages that TensorFlow logs when it starts.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     command = typer.main.get_command(app)
     console = Console(stderr=True)
@@ -248,7 +279,7 @@ def main(arguments=None):
         console.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         code = 2 if isinstance(error, InputError) else 1
     except Exception as error:
-        # Typer's own usage errors know how to show themselves; anything else is a bug of ours.
+        # Usage errors of typer have these attributes; anything else is a bug.
         if not hasattr(error, "exit_code"):
             raise
         if hasattr(error, "show"):

@@ -1,4 +1,4 @@
-"""`keras-efficient bench`: exported models timed against each other."""
+"""`keras-efficient bench`: time exported models against each other."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,24 +25,24 @@ class Settings:
     plot: Path | None
 
 
-def show(settings):
-    """Time the models; print a table, and write what is asked for.
+def show(settings: Settings) -> None:
+    """Time the models, print a table, and write the JSON file and the plot if wanted.
 
     Raises:
-        InputError: a file of another kind, one that cannot be written, or what `bench` refuses.
+        InputError: a file has the wrong suffix or cannot be written, or `bench` raises it.
     """
-    from keras_efficient.bench._bench import bench
+    from keras_efficient.bench import bench
 
     for option, suffix in (("onnx", ".onnx"), ("litert", ".tflite")):
         for path in getattr(settings, option):
             if path.suffix != suffix:
                 raise InputError(f"--{option} must name a {suffix} file. Received: {str(path)!r}.")
     for option in ("json", "plot"):
-        # Found before the minutes of measuring, not after.
+        # Checked before measuring, which takes minutes.
         path = getattr(settings, option)
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise InputError(
-                f"--{option} must name a file in a folder that exists. Received: {str(path)!r}."
+                f"--{option} must name a file in an existing folder. Received: {str(path)!r}."
             )
     targets = [*settings.directories, *settings.onnx, *settings.litert]
     if not targets:

@@ -1,10 +1,13 @@
-"""A command whose own options end where the program it starts begins."""
+"""`PassthroughCommand`: a command that passes the options of a program on to it."""
 
 import typer.core
 
 
 class PassthroughCommand(typer.core.TyperCommand):
-    """Leaves everything from the first word that is no option of ours, or from -m, untouched."""
+    """Command whose own options end at the first argument that is not an option, or at -m.
+
+    Everything from there on is left untouched, as if it followed a "--".
+    """
 
     def parse_args(self, ctx, args):
         takes_value = {
@@ -12,9 +15,9 @@ class PassthroughCommand(typer.core.TyperCommand):
             for option in self.params
             for name in option.opts
         }
-        place = 0
-        while place < len(args) and args[place].startswith("-") and args[place] not in ("-m", "--"):
-            place += 2 if takes_value.get(args[place]) else 1
-        if args[place : place + 1] != ["--"]:
-            args = [*args[:place], "--", *args[place:]]
+        end = 0
+        while end < len(args) and args[end].startswith("-") and args[end] not in ("-m", "--"):
+            end += 2 if takes_value.get(args[end]) else 1
+        if args[end : end + 1] != ["--"]:
+            args = [*args[:end], "--", *args[end:]]
         return super().parse_args(ctx, args)

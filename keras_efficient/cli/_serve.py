@@ -1,4 +1,4 @@
-"""`keras-efficient serve`: start TensorFlow Serving for a model, or say how."""
+"""`keras-efficient serve`: start TensorFlow Serving for a model, or print how to."""
 
 import os
 import shlex
@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_efficient.serving._tf_serving import IMAGE, PROGRAM, server_command
+from keras_efficient.serving._tf_serving import IMAGE, PROGRAM, ServerCommand, server_command
 
 _INSTALL = f"""\
 # {PROGRAM} is not on PATH, nor is docker. Get one of them:
@@ -29,13 +29,13 @@ class Settings:
     dry_run: bool
 
 
-def start(settings):
-    """Become the server; or print how to start it, and return the exit code.
+def start(settings: Settings) -> int:
+    """Replace this process by the server; or print how to start it, and return the exit code.
 
     Raises:
-        InputError: what `plan_server` refuses.
+        InputError: `server_command` raises it.
     """
-    plan = server_command(
+    server = server_command(
         settings.directory,
         name=settings.name,
         rest_port=settings.rest_port,
@@ -44,26 +44,26 @@ def start(settings):
     )
     program, docker = shutil.which(PROGRAM), shutil.which("docker")
     if settings.dry_run or not (program or docker):
-        _print(plan, program, docker)
+        _print(server, program, docker)
         return 0 if settings.dry_run else 1
-    # It must outlive this process, which becomes the server.
+    # The folder must stay, because the server replaces this process.
     config = Path(tempfile.mkdtemp(prefix="keras_efficient-serve-"))
-    # The server of the container is another user.
+    # In the container the server runs as another user.
     config.chmod(0o755)
-    for name, text in plan.files(container=not program).items():
+    for name, text in server.files(container=not program).items():
         (config / name).write_text(text, encoding="utf-8")
-    command = plan.program(config, program) if program else plan.container(config, docker)
+    command = server.program(config, program) if program else server.container(config, docker)
     print(shlex.join(command), file=sys.stderr, flush=True)
     os.execv(command[0], command)
 
 
-def _print(plan, program, docker):
-    config = Path.cwd() / f"{plan.name}_serving"
+def _print(server: ServerCommand, program, docker):
+    config = Path.cwd() / f"{server.name}_serving"
     if not (program or docker):
         print(_INSTALL, end="")
     if program or not docker:
         print(f"# With {PROGRAM}:")
-        print(plan.script(config), end="")
+        print(server.script(config), end="")
     if not program:
         print("# With docker:")
-        print(plan.script(config, container=True), end="")
+        print(server.script(config, container=True), end="")

@@ -1,1 +1,1 @@
-"""Run functions of this package in separate processes."""
+"""Separate processes that run exported models without Keras."""

@@ -19,7 +19,7 @@ from keras_efficient.runtime._bare_process import block_imports, load_arrays, ti
 
 def main():
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    # What a library prints must not get between the answers.
+    # Output of libraries to standard output must not get between the answers.
     os.dup2(2, 1)
     block_imports()
     model, cases = None, {}
@@ -32,18 +32,18 @@ def main():
             elif "run" in request:
                 answer = run(model, request)
             else:
-                answer = timed(model, cases, request)
+                answer = time_case(model, cases, request)
         except Exception as error:
             traceback.print_exc()
-            answer = {"error": said(error), "lines": str(error).strip().splitlines()[-12:]}
+            answer = {"error": one_line(error), "lines": str(error).strip().splitlines()[-12:]}
         print(json.dumps(answer), file=answers)
 
 
-def said(error):
-    """An error as one line."""
+def one_line(error):
+    """Return type and reason of an exception as one line."""
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith("[[")] or [""]
-    # (TensorFlow's begin with "Graph execution error:" and end with the reason.)
+    # TensorFlow's messages start with "Graph execution error:" and end with the reason.
     text = f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and lines[1:] else lines[0]
     return f"{type(error).__name__}: {text}"
 
@@ -51,30 +51,31 @@ def said(error):
 def run(model, request):
     import numpy as np
 
-    outputs = model.call(model.prepared(load_arrays(request["run"])))
+    outputs = model.call(model.prepare(load_arrays(request["run"])))
     np.savez(request["to"], **outputs)
     return {}
 
 
-def timed(model, cases, request):
-    """Durations in milliseconds, after one call that is not counted: what others did is forgotten.
+def time_case(model, cases, request):
+    """Return durations in milliseconds, after a first call that is not timed.
 
-    At least one is counted, and none begins after the seconds.
+    The first call refills the caches, which other processes have used meanwhile. At least one call
+    is timed, and none starts after the given seconds.
     """
     inputs = cases.get(request["time"])
     if inputs is None:
-        inputs = cases[request["time"]] = model.prepared(load_arrays(request["time"]))
+        inputs = cases[request["time"]] = model.prepare(load_arrays(request["time"]))
     model.call(inputs)
     times = time_calls(lambda: model.call(inputs), request["calls"], request["seconds"])
     return {"times": times}
 
 
-def taken(inputs, values, prefix=""):
-    """The arrays that a model has inputs for, in its order and dtypes."""
+def select_inputs(inputs, values):
+    """Return the arrays for a model's inputs, in its order and dtypes."""
     missing = [name for name in inputs if name not in values]
     if missing:
         raise ValueError(f"no array for the inputs {missing}; there are {sorted(values)}")
-    return {prefix + name: values[name].astype(spec["dtype"]) for name, spec in inputs.items()}
+    return {name: values[name].astype(spec["dtype"]) for name, spec in inputs.items()}
 
 
 class SavedModel:
@@ -91,8 +92,8 @@ class SavedModel:
         }
         self.outputs = list(self._serve.structured_outputs)
 
-    def prepared(self, values):
-        values = taken(self.inputs, values)
+    def prepare(self, values):
+        values = select_inputs(self.inputs, values)
         return {name: self._tf.constant(value) for name, value in values.items()}
 
     def call(self, inputs):
@@ -104,7 +105,7 @@ class LiteRT:
         from ai_edge_litert.interpreter import Interpreter
 
         self._interpreter = Interpreter(model_path=path, num_threads=threads)
-        # (Files of other makers need not have a signature; ours do.)
+        # Fails for files without a signature, which other converters may write.
         self._runner = self._interpreter.get_signature_runner()
         self.inputs = {
             name: {
@@ -115,11 +116,11 @@ class LiteRT:
         }
         self.outputs = list(self._runner.get_output_details())
 
-    def prepared(self, values):
-        return taken(self.inputs, values)
+    def prepare(self, values):
+        return select_inputs(self.inputs, values)
 
     def call(self, inputs):
-        # It resizes its inputs to the arrays', and copies what it gives.
+        # The runner resizes its inputs to those of the arrays, and copies its outputs.
         return self._runner(**inputs)
 
 
@@ -129,7 +130,7 @@ class Onnx:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        # Threads that spin between two calls would slow the other processes down.
+        # Threads that spin between calls would slow down the other processes.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self._session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
@@ -144,8 +145,8 @@ class Onnx:
         }
         self.outputs = [value.name for value in self._session.get_outputs()]
 
-    def prepared(self, values):
-        return taken(self.inputs, values)
+    def prepare(self, values):
+        return select_inputs(self.inputs, values)
 
     def call(self, inputs):
         return dict(zip(self.outputs, self._session.run(None, inputs), strict=True))

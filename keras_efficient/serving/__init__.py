@@ -1,4 +1,4 @@
-"""Run exported models: predict, TensorFlow Serving, requests."""
+"""Run exported models: a quick prediction, TensorFlow Serving, and requests to it."""
 
 import lazy_loader
 

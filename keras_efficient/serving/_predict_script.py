@@ -1,9 +1,11 @@
-"""Script that gives texts to a signature of a SavedModel, in a process without Keras.
+"""Script that runs a text signature of a SavedModel in a process without Keras.
 
 Run as `python -P _predict_script.py FOLDER`. FOLDER holds `request.json` ({"saved_model": path,
-"signature": name, "texts": [...]}); the script adds `result.json`, the answers or {"error": why}.
+"signature": name, "texts": [...]}); the script adds `result.json`, which is {"labels": [...],
+"probabilities": [[...]]} or {"error": why}.
 """
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -19,11 +21,12 @@ def main(folder):
     block_imports(("keras", "tf_keras"))
     folder = Path(folder)
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-    result = answer(Path(request["saved_model"]), request["signature"], request["texts"])
+    result = predict(Path(request["saved_model"]), request["signature"], request["texts"])
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
-def answer(path, signature, texts):
+def predict(path, signature, texts):
+    """Check the graph, load it and run the signature; return the content of `result.json`."""
     from keras_efficient._errors import InputError
     from keras_efficient.serving._check_graph import check_graph
 
@@ -35,10 +38,10 @@ def answer(path, signature, texts):
     import tensorflow as tf
 
     try:
-        # (The whole object: it owns the variables that the signature reads.)
+        # The loaded object must stay alive: it owns the variables that the signature reads.
         model = tf.saved_model.load(str(path))
         serve = model.signatures.get(signature)
-        problem = unfit(serve, signature, list(model.signatures))
+        problem = signature_error(serve, signature, list(model.signatures))
         if problem:
             return {"error": problem}
         name = next(iter(serve.structured_input_signature[1]))
@@ -48,7 +51,7 @@ def answer(path, signature, texts):
             labels += [label.decode("utf-8", "replace") for label in out["label"].numpy()]
             probabilities += out["probabilities"].numpy().astype("float64").tolist()
     except Exception as error:
-        # Whatever a damaged model makes TensorFlow raise.
+        # A damaged model can make TensorFlow raise any exception.
         why = (str(error).strip() or "no message").splitlines()[0][:300]
         return {
             "error": f"A version must load and run in TensorFlow. Received: {path}, which raised "
@@ -58,12 +61,10 @@ def answer(path, signature, texts):
 
 
 def load_text_ops(path, ops):
-    """Make tensorflow-text's ops known, if the graph has any.
+    """Register the ops of tensorflow-text, if the graph has any.
 
-    Not by importing it: that imports Keras.
+    The libraries are loaded directly, because importing tensorflow-text imports Keras.
     """
-    import importlib.util
-
     import tensorflow as tf
     from tensorflow.python.framework import op_def_registry
 
@@ -72,20 +73,20 @@ def load_text_ops(path, ops):
     if not (unknown := [op for op in sorted(ops) if op_def_registry.get(op) is None]):
         return
     found = importlib.util.find_spec("tensorflow_text")
-    for place in found.submodule_search_locations if found else ():
-        for library in sorted(Path(place, "python", "ops").glob("*.so")):
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        for library in sorted(Path(folder, "python", "ops").glob("*.so")):
             tf.load_op_library(str(library))
     if unknown := [op for op in unknown if op_def_registry.get(op) is None]:
         missing = "with tensorflow-text" if found else "and tensorflow-text is not installed"
         raise InputError(
             f"TensorFlow must know every op of the graph. Received: {path}, with the op "
             f"{unknown[0][:80]!r}, which it does not {missing}. Run `pip install "
-            "keras_efficient[text]`, in the versions of the model's manifest."
+            "tensorflow-text`, in the version of TensorFlow that the model's manifest names."
         )
 
 
-def unfit(serve, signature, names):
-    """Why this signature cannot be given texts, or None."""
+def signature_error(serve, signature, names):
+    """Return why this signature cannot classify texts, or None if it can."""
     import tensorflow as tf
 
     shown = ", ".join(sorted(names)) or "none"

@@ -1,6 +1,8 @@
-"""Requests to TensorFlow Serving, as JSON for its REST interface and as messages for gRPC."""
+"""Requests to TensorFlow Serving, as JSON for its REST API and as messages for gRPC."""
 
 import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -8,30 +10,31 @@ from keras_efficient._errors import InputError
 from keras_efficient.exporters._named_arrays import named_arrays
 
 
-def rest_request(inputs, signature) -> dict:
-    """The body of a request to `http://HOST:8501/v1/models/NAME:predict`, columns by input.
+def rest_request(inputs: Mapping[str, Any] | Sequence[str], signature: str) -> dict[str, Any]:
+    """Build the body of a REST request, in TensorFlow Serving's columnar format.
 
-    `json.dumps` makes it the text to POST. The answer is {"outputs": ...}: the value itself where
-    the signature has one output, else values by name. Of what is not UTF-8 the base64 is sent.
+    POST it as JSON (`json.dumps`) to `http://HOST:8501/v1/models/NAME:predict`. The response is
+    {"outputs": ...}: the value itself if the signature has one output, otherwise values by name.
+    Strings that are not UTF-8 are sent as base64.
 
     Args:
-        inputs: dict of arrays by the signature's input names, the batch first; or a list of
-            strings, for a signature whose input is called "text".
+        inputs: dict of arrays [batch, ...] by the signature's input names; or a list of str, for a
+            signature whose input is called "text".
         signature: str, the signature's name, such as "tokens" or "text".
 
     Returns:
-        {"signature_name": str, "inputs": {name: nested lists}}, all of it plain JSON.
+        {"signature_name": str, "inputs": {name: nested lists}}, which is plain JSON.
 
     Raises:
-        InputError: no name, no inputs, an array without a batch, or NaN and infinities in one.
+        InputError: the name or the inputs are missing, an array has no batch dimension, or one
+            contains NaN or infinity.
 
     Example:
-        >>> from keras_efficient.serving._requests import rest_request
-        >>> rest_request(["a fine film"], "text")
+        >>> ke.serving.rest_request(["a fine film"], "text")
         {'signature_name': 'text', 'inputs': {'text': ['a fine film']}}
 
     Reference:
-        TensorFlow Serving, "RESTful API": https://www.tensorflow.org/tfx/serving/api_rest
+        TensorFlow Serving, `RESTful API <https://www.tensorflow.org/tfx/serving/api_rest>`_.
     """
     arrays = _arrays(inputs, signature)
     return {
@@ -40,31 +43,37 @@ def rest_request(inputs, signature) -> dict:
     }
 
 
-def grpc_request(name, signature, inputs, version=None):
-    """A `tensorflow_serving.apis.predict_pb2.PredictRequest`, for gRPC at port 8500.
+def grpc_request(
+    name: str,
+    signature: str,
+    inputs: Mapping[str, Any] | Sequence[str],
+    version: int | str | None = None,
+) -> Any:
+    """Build a `tensorflow_serving.apis.predict_pb2.PredictRequest`, for gRPC on port 8500.
 
     Args:
         name: str, the model's name on the server.
         signature: str, the signature's name, such as "tokens" or "text".
-        inputs: dict of arrays by the signature's input names, the batch first; or a list of
-            strings, for a signature whose input is called "text".
-        version: int, the version; str, a label that the server gives one; or None (default), the
-            server's choice, which is the newest.
+        inputs: dict of arrays [batch, ...] by the signature's input names; or a list of str, for a
+            signature whose input is called "text".
+        version: int, the version's number; or str, a version label of the server. Default: None,
+            the version that the server chooses, which is the newest.
 
     Returns:
-        The message.
+        The message, a `PredictRequest`.
 
     Raises:
-        InputError: tensorflow-serving-api is not installed, or the inputs will not do.
+        InputError: tensorflow-serving-api is not installed; a name or the inputs are missing; or
+            the version is neither a number nor a label.
 
     Example:
-        >>> from keras_efficient.serving._requests import grpc_request
-        >>> request = grpc_request("reviews", "text", ["a fine film"], version=3)
+        >>> request = ke.serving.grpc_request("reviews", "text", ["a fine film"], version=3)
         >>> request.model_spec.version.value
         3
 
     Reference:
-        TensorFlow Serving, prediction_service.proto.
+        TensorFlow Serving, `prediction_service.proto <https://github.com/tensorflow/serving/blob/
+        master/tensorflow_serving/apis/prediction_service.proto>`_.
     """
     predict_pb2 = _messages()
     import tensorflow as tf
@@ -72,7 +81,7 @@ def grpc_request(name, signature, inputs, version=None):
     if not isinstance(name, str) or not name:
         raise InputError(
             f"`name` must be the model's name on the server. Received: {name!r}. Give the folder's "
-            "name, or what `serve` was told by --name."
+            "name, or the one given to `serve` by --name."
         )
     arrays = _arrays(inputs, signature)
     request = predict_pb2.PredictRequest()
@@ -115,7 +124,7 @@ def _arrays(inputs, signature):
 def _plain(name, array):
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError(
-            "JSON has no NaN and no infinities. Received: some in input "
+            "JSON has no NaN and no infinities. Received: some of them in input "
             f"{name!r}. Replace them, or use `grpc_request`."
         )
     return _strings(array.tolist()) if array.dtype.kind == "O" else array.tolist()

@@ -1,7 +1,8 @@
-"""How TensorFlow Serving is started for a model, as a program or as a container."""
+"""`server_command`: the command that starts TensorFlow Serving for an exported model."""
 
 import csv
 import io
+import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -16,21 +17,33 @@ from keras_efficient.versions._find_version import find_version
 PROGRAM = "tensorflow_model_server"
 IMAGE = "tensorflow/serving"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-#: Where the container finds things, and the ports that its image opens.
+#: Paths inside the container, and the ports that its image opens.
 _MODELS, _CONFIG, _BATCHING = "/models", "/config", "/batching.config"
 _GRPC, _REST = 8500, 8501
 
 
 @dataclass(frozen=True)
 class ServerCommand:
-    """What to start, and the configuration files it needs.
+    """Command line and configuration files of a TensorFlow Serving process.
 
     Attributes:
         name: str, the model's name on the server.
-        base: absolute path of the folder with the versions.
-        version: int, the only version to serve; None, the newest, and each newer one that comes.
-        rest_port, grpc_port: int, ports of this machine.
+        base: absolute path of the folder that holds the versions.
+        version: int, the only version to serve; or None, the newest one, also when newer ones
+            appear.
+        rest_port: int, port of this machine for REST.
+        grpc_port: int, port of this machine for gRPC.
         batching: absolute path of a file of batching parameters, or None.
+
+    Example:
+        >>> from pathlib import Path
+        >>> command = ke.serving.ServerCommand("m", Path("/srv/m"), None, 8501, 8500, None)
+        >>> command.program("/etc/m")[1:3]
+        ['--port=8500', '--rest_api_port=8501']
+
+    Reference:
+        TensorFlow Serving, `Serving configuration
+        <https://www.tensorflow.org/tfx/serving/serving_config>`_.
     """
 
     name: str
@@ -40,26 +53,40 @@ class ServerCommand:
     grpc_port: int
     batching: Path | None
 
-    def program(self, config, program=PROGRAM) -> list[str]:
-        """The command for an installed server; its configuration files are in `config`."""
+    def program(self, config: Path | str, program: Path | str = PROGRAM) -> list[str]:
+        """Return the command for an installed server whose configuration files are in `config`.
+
+        Args:
+            config: path of the folder with the configuration files.
+            program: path of the server. Default: "tensorflow_model_server", found on PATH.
+        """
         ports = [f"--port={self.grpc_port}", f"--rest_api_port={self.rest_port}"]
         return [str(program), *ports, *self._flags(self.base, config, self.batching)]
 
-    def container(self, config, docker="docker") -> list[str]:
-        """The command for Docker; paths of this machine are mounted, only to be read."""
+    def container(self, config: Path | str, docker: Path | str = "docker") -> list[str]:
+        """Return the command for Docker, which mounts paths of this machine read-only.
+
+        Args:
+            config: path of the folder with the configuration files.
+            docker: path of the client. Default: "docker", found on PATH.
+        """
         base = f"{_MODELS}/{self.name}"
         command = [str(docker), "run", "--rm", "--init"]
         command += ["-p", f"{self.rest_port}:{_REST}", "-p", f"{self.grpc_port}:{_GRPC}"]
         command += _mount(self.base, base) + _mount(config, _CONFIG)
         if self.batching:
             command += _mount(self.batching, _BATCHING)
-        # The image starts the server with its own ports and MODEL_NAME, then what follows here.
+        # The image's entry point sets the ports, the name and the base path, then adds these.
         command += ["-e", f"MODEL_NAME={self.name}", IMAGE]
-        flags = self._flags(base, _CONFIG, self.batching and _BATCHING)
+        flags = self._flags(base, _CONFIG, _BATCHING if self.batching else None)
         return command + [x for x in flags if not x.startswith(("--model_name", "--model_base"))]
 
-    def files(self, container=False) -> dict[str, str]:
-        """The configuration files: text by name."""
+    def files(self, container: bool = False) -> dict[str, str]:
+        """Return the configuration files, text by file name.
+
+        Args:
+            container: whether they are for a container. Default: False.
+        """
         files = {
             "monitoring.config": "prometheus_config {\n  enable: true\n"
             '  path: "/monitoring/prometheus/metrics"\n}\n'
@@ -75,8 +102,13 @@ class ServerCommand:
             )
         return files
 
-    def script(self, config, container=False) -> str:
-        """A shell script that writes the files into `config` and starts the server."""
+    def script(self, config: Path | str, container: bool = False) -> str:
+        """Return a shell script that writes the configuration files and starts the server.
+
+        Args:
+            config: path of the folder for the configuration files.
+            container: whether to use Docker. Default: False.
+        """
         lines = ["set -e", f"mkdir -p {shlex.quote(str(config))}"]
         for name, text in self.files(container).items():
             path = shlex.quote(str(Path(config) / name))
@@ -96,24 +128,30 @@ class ServerCommand:
 
 
 def server_command(
-    directory, *, name=None, rest_port=_REST, grpc_port=_GRPC, batching=None
+    directory: str | os.PathLike,
+    *,
+    name: str | None = None,
+    rest_port: int = _REST,
+    grpc_port: int = _GRPC,
+    batching: str | os.PathLike | None = None,
 ) -> ServerCommand:
-    """How to serve an exported model with TensorFlow Serving. Nothing is started or written.
+    """Return the command that serves an exported model. Nothing is started or written.
 
     Args:
-        directory: str or path. ".../NAME" serves its newest version, and each newer one that comes;
+        directory: path; ".../NAME" serves the newest version, also when newer ones appear,
             ".../NAME/3" only version 3.
-        name: str, the model's name in requests; default None, the folder's name.
-        rest_port: int, the port for REST, and for what is monitored. Default 8501.
-        grpc_port: int, the port for gRPC. Default 8500.
-        batching: path of a file of batching parameters; default None, no batching.
+        name: str, the model's name in requests. Default: None, the folder's name.
+        rest_port: int, port for REST requests and for monitoring. Default: 8501.
+        grpc_port: int, port for gRPC requests. Default: 8500.
+        batching: path of a file of batching parameters. Default: None, no batching.
 
     Returns:
         A `ServerCommand`.
 
     Raises:
-        InputError: no version, one that is not as its manifest says or no SavedModel, a name that
-            cannot stand in an address, unusable ports, or no such file.
+        InputError: there is no version, or it does not match its manifest or is not a SavedModel;
+            the name does not fit into a URL; a port is out of range or used twice; or the file of
+            batching parameters does not exist.
 
     Example:
         >>> command = ke.serving.server_command("saved_models/reviews")  # doctest: +SKIP
@@ -135,31 +173,31 @@ def server_command(
     name = version.parent.name if name is None else name
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InputError(
-            "A model's name becomes part of an address: letters, digits, '_', '.' and '-', not at "
-            f"the start. Received: {name!r}. Give one by --name."
+            "A model's name becomes part of a URL: letters, digits and '_', and except at the "
+            f"start '.' and '-'. Received: {name!r}. Give one by --name."
         )
     ports = {"--rest-port": rest_port, "--grpc-port": grpc_port}
     for option, port in ports.items():
         if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
-            raise InputError(f"{option} must lie from 1 to 65535. Received: {port!r}. Give a port.")
+            raise InputError(f"{option} must be from 1 to 65535. Received: {port!r}. Give a port.")
     if rest_port == grpc_port:
         raise InputError(
-            f"--rest-port and --grpc-port must differ. Received: {rest_port} for both. Give "
-            "another for one."
+            f"--rest-port and --grpc-port must differ. Received: {rest_port} for both. Change one."
         )
     if batching is not None:
         batching = Path(batching).expanduser().absolute()
         if not batching.is_file():
+            state = "is not a file" if batching.exists() else "does not exist"
             raise InputError(
                 f"--batching must name a file of batching parameters. Received: {batching}, which "
-                f"{'is none' if batching.exists() else 'does not exist'}. Correct the path."
+                f"{state}. Correct the path."
             )
     number = int(version.name) if pinned else None
     return ServerCommand(name, version.parent, number, rest_port, grpc_port, batching)
 
 
 def _mount(source, target):
-    # Docker reads the option as a row of CSV, so a path with a comma is put in quotes.
+    # Docker parses the option as a row of CSV, so a path with a comma must be quoted.
     row = io.StringIO()
     fields = ["type=bind", f"source={source}", f"target={target}", "readonly"]
     csv.writer(row, lineterminator="").writerow(fields)
@@ -167,5 +205,5 @@ def _mount(source, target):
 
 
 def _quoted(text):
-    """`text` as a string of a protocol buffer in text format."""
+    """Quote a string for the text format of protocol buffers."""
     return '"' + re.sub(r'(["\\])', r"\\\1", text).replace("\n", "\\n") + '"'

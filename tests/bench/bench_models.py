@@ -1,4 +1,4 @@
-"""Tiny exported models of the three kinds, made without Keras."""
+"""Tiny exported models of the three kinds, built without Keras."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,7 +7,7 @@ VOCABULARY, CLASSES = 20, 3
 
 
 class Classifier(tf.Module):
-    """The logits are the mean of a table's rows over what the mask leaves."""
+    """Classifier whose logits are the masked mean of rows of a table."""
 
     def __init__(self, seed=0):
         super().__init__()
@@ -15,7 +15,7 @@ class Classifier(tf.Module):
         self.table = tf.Variable(table.astype("float32"))
 
     def serve(self, ids, mask):
-        # (LiteRT has no `[..., None]` of any shape.)
+        # LiteRT does not support `[..., None]` with dynamic shapes.
         keep = tf.expand_dims(tf.cast(mask, tf.float32), -1)
         rows = tf.gather(self.table, ids) * keep
         return {"logits": tf.reduce_sum(rows, 1) / tf.reduce_sum(keep, 1)}
@@ -25,7 +25,7 @@ class Classifier(tf.Module):
         return tf.function(self.serve).get_concrete_function(*specs)
 
     def labelled(self, n=40, length=5):
-        """Examples, of which every fourth has a wrong label."""
+        """Return examples, of which every fourth has a wrong label."""
         rng = np.random.default_rng(1)
         ids = rng.integers(1, VOCABULARY, (n, length)).astype("int32")
         mask = np.ones_like(ids)
@@ -49,7 +49,7 @@ def write_tflite(file, classifier=None):
 
 
 def write_onnx(file, classifier=None):
-    """The same sums, spelt in ONNX."""
+    """Write the same computation as an ONNX file."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 

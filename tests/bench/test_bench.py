@@ -1,4 +1,4 @@
-"""Exported models timed against each other, in processes of their own."""
+"""`bench` times exported models against each other, in separate processes."""
 
 import json
 import signal
@@ -12,10 +12,10 @@ from keras_efficient._errors import InputError
 from keras_efficient.bench import _bench as bench_module
 from keras_efficient.bench._bench import bench
 from keras_efficient.bench._bench_report import BenchReport
-from keras_efficient.bench._inputs import labelled, shaped, synthetic
-from keras_efficient.runtime import _process as process_module
-from keras_efficient.runtime import _runner_script as bench_child
-from keras_efficient.runtime._process import Child, ChildError
+from keras_efficient.bench._inputs import load_examples, resolve_shapes, synthetic_inputs
+from keras_efficient.runtime import _model_process as process_module
+from keras_efficient.runtime import _runner_script as runner_script
+from keras_efficient.runtime._model_process import ModelProcess, ModelProcessError
 from tests.bench.bench_models import (
     VOCABULARY,
     Classifier,
@@ -44,7 +44,7 @@ def report(models):
     return bench(models, data=Classifier().labelled(), **QUICK)
 
 
-# --- in processes, as users have it --------------------------------------------------------------
+# --- in real processes ---------------------------------------------------------------------------
 
 
 def test_every_kind_is_timed(report, models):
@@ -60,11 +60,11 @@ def test_every_kind_is_timed(report, models):
             assert figures["examples_per_second"] == pytest.approx(expected)
 
 
-def test_accuracy_is_that_of_the_labels(report):
+def test_accuracy_compares_with_the_labels(report):
     assert {t["accuracy"] for t in report.targets.values()} == {0.75}
 
 
-def test_bytes_are_those_that_a_server_loads(report, models):
+def test_bytes_are_those_of_the_files_a_server_loads(report, models):
     assert report.targets["onnx"]["bytes"] == models["onnx"].stat().st_size
     folder = models["saved"]
     files = [folder / "saved_model.pb", *(folder / "variables").iterdir()]
@@ -72,18 +72,18 @@ def test_bytes_are_those_that_a_server_loads(report, models):
 
 
 @pytest.mark.parametrize("kind", ["saved_model", "litert", "onnx"])
-def test_a_child_answers(kind, models, tmp_path):
+def test_a_process_answers_requests(kind, models, tmp_path):
     path = dict(zip(("saved_model", "litert", "onnx"), models.values(), strict=True))[kind]
     data = Classifier().labelled()
     # Inputs of another integer dtype are converted.
     np.savez(tmp_path / "in.npz", ids=data["ids"].astype("int64"), mask=data["mask"])
-    with Child(path, kind) as process:
+    with ModelProcess(path, kind) as process:
         expected = {"dtype": "int32", "shape": [None, None]}
         assert process.inputs == {"ids": expected, "mask": expected}
         assert process.outputs == ["logits"]
         process.ask(run=str(tmp_path / "in.npz"), to=str(tmp_path / "out.npz"))
-        # One that fails leaves the process usable.
-        with pytest.raises(ChildError, match=r"FileNotFoundError: .*nowhere"):
+        # After a request that fails the process is still usable.
+        with pytest.raises(ModelProcessError, match=r"FileNotFoundError: .*nowhere"):
             process.ask(run=str(tmp_path / "nowhere.npz"), to="")
         answer = process.ask(time=str(tmp_path / "in.npz"), calls=3, seconds=60.0)
     assert len(answer["times"]) == 3
@@ -91,29 +91,29 @@ def test_a_child_answers(kind, models, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "out.npz")["logits"], expected, atol=1e-6)
 
 
-def test_a_child_that_dies_says_so(models):
-    with Child(models["litert"], "litert") as process:
+def test_a_process_that_dies_is_reported(models):
+    with ModelProcess(models["litert"], "litert") as process:
         process._process.send_signal(signal.SIGKILL)
-        with pytest.raises(ChildError, match=r"the process ended with code -9"):
+        with pytest.raises(ModelProcessError, match=r"the process ended with code -9"):
             for _ in range(2):
                 process.ask(time="", calls=1, seconds=1.0)
 
 
-def test_a_child_that_hangs_is_ended(models):
-    with Child(models["litert"], "litert") as process:
+def test_a_process_that_hangs_is_killed(models):
+    with ModelProcess(models["litert"], "litert") as process:
         process._process.send_signal(signal.SIGSTOP)
-        process._patience = 0.1
-        with pytest.raises(ChildError, match=r"no answer within 0.1 seconds"):
+        process._timeout = 0.1
+        with pytest.raises(ModelProcessError, match=r"no answer within 0.1 seconds"):
             process.ask(time="", calls=1, seconds=1.0)
         assert process._process.poll() == -signal.SIGKILL
 
 
-# --- turns ---------------------------------------------------------------------------------------
+# --- interleaving --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def turns(monkeypatch):
-    """Children that only write down who was asked, and answer with their own number."""
+    """Replace processes by objects that log requests and answer with a number of their own."""
     log = []
 
     class Fake:
@@ -130,18 +130,18 @@ def turns(monkeypatch):
     def fake(path, kind, threads):
         yield Fake(path, kind, threads)
 
-    monkeypatch.setattr(bench_module, "Child", fake)
+    monkeypatch.setattr(bench_module, "ModelProcess", fake)
     return log
 
 
-def test_turns_are_taken(turns, tmp_path):
+def test_targets_take_turns(turns, tmp_path):
     paths = [tmp_path / f"{name}.onnx" for name in ("a", "bb", "ccc")]
     for path in paths:
         path.write_bytes(b"")
-    made = bench(paths, batches=[1, 2], lengths=[3], threads=2)
+    report = bench(paths, batches=[1, 2], lengths=[3], threads=2)
     assert turns[:3] == [("load", name, 2) for name in ("a", "bb", "ccc")]
     turns = turns[3:]
-    # Every three in a row are one of each on the same inputs, and each begins in its turn.
+    # Each group of three runs every target once on the same inputs; the first one rotates.
     for number, start in enumerate(range(0, len(turns), 3)):
         names, shapes = zip(*turns[start : start + 3], strict=True)
         first = number // 2 % 3
@@ -149,7 +149,7 @@ def test_turns_are_taken(turns, tmp_path):
         assert names == order[first:] + order[:first]
         assert set(shapes) == {(1 + number % 2, 3)}
     assert len(turns) == bench_module._ROUNDS * 2 * 3
-    assert made.targets[str(paths[2])]["cases"]["batch 2, length 3"] == {
+    assert report.targets[str(paths[2])]["cases"]["batch 2, length 3"] == {
         "median_ms": 3.0,
         "p95_ms": 3.0,
         "examples_per_second": 2000 / 3,
@@ -168,9 +168,9 @@ def test_inputs_may_be_given(turns, tmp_path):
     assert {shape for _, shape in turns[1:]} == {(7, 8)}
 
 
-def test_calls_end_with_the_seconds():
+def test_calls_stop_after_the_given_seconds():
     class Model:
-        prepared = staticmethod(lambda values: values)
+        prepare = staticmethod(lambda values: values)
 
         def __init__(self):
             self.calls = 0
@@ -180,10 +180,10 @@ def test_calls_end_with_the_seconds():
 
     model = Model()
     request = {"time": "a", "calls": 5, "seconds": 1e3}
-    assert len(bench_child.timed(model, {"a": {}}, request)["times"]) == 5
-    # And the one that is not counted.
+    assert len(runner_script.time_case(model, {"a": {}}, request)["times"]) == 5
+    # One call more, which is not timed.
     assert model.calls == 6
-    assert len(bench_child.timed(model, {"a": {}}, {**request, "seconds": 0})["times"]) == 1
+    assert len(runner_script.time_case(model, {"a": {}}, {**request, "seconds": 0})["times"]) == 1
 
 
 # --- inputs --------------------------------------------------------------------------------------
@@ -193,33 +193,35 @@ def test_synthetic_inputs():
     spec = {"dtype": "int32", "shape": [None, None]}
     names = ("token_ids", "padding_mask", "segment_ids", "attention_mask", "token_type_ids")
     inputs = {**dict.fromkeys(names, spec), "image": {"dtype": "float32", "shape": [None, 4, 3]}}
-    shapes = shaped(inputs, 2, 300, "m")
-    made = synthetic(shapes, vocabulary=7)
-    assert {n: a.shape for n, a in made.items()} == {
+    shapes = resolve_shapes(inputs, 2, 300, "m")
+    arrays = synthetic_inputs(shapes, vocabulary=7)
+    assert {n: a.shape for n, a in arrays.items()} == {
         **dict.fromkeys(names, (2, 300)),
         "image": (2, 4, 3),
     }
-    assert {n: str(a.dtype) for n, a in made.items()} == {
+    assert {n: str(a.dtype) for n, a in arrays.items()} == {
         **dict.fromkeys(names, "int32"),
         "image": "float32",
     }
-    assert set(np.unique(made["token_ids"])) == set(range(1, 7))
-    assert all((made[n] == 1).all() for n in ("padding_mask", "attention_mask"))
-    assert all((made[n] == 0).all() for n in ("segment_ids", "token_type_ids"))
-    np.testing.assert_array_equal(made["token_ids"], synthetic(shapes, 7)["token_ids"])
+    assert set(np.unique(arrays["token_ids"])) == set(range(1, 7))
+    assert all((arrays[n] == 1).all() for n in ("padding_mask", "attention_mask"))
+    assert all((arrays[n] == 0).all() for n in ("segment_ids", "token_type_ids"))
+    again = synthetic_inputs(shapes, 7)
+    np.testing.assert_array_equal(arrays["token_ids"], again["token_ids"])
 
 
-def test_inputs_that_cannot_be_made():
+def test_inputs_that_cannot_be_synthesized():
     with pytest.raises(InputError, match=r"length it is timed at. Received: m, .* Time it at 6"):
-        shaped({"ids": {"dtype": "int32", "shape": [None, 6]}}, 1, 8, "m")
-    with pytest.raises(InputError, match=r"Inputs are numbers. Received: m, .*'text' is string"):
-        shaped({"text": {"dtype": "string", "shape": [None]}}, 1, 8, "m")
+        resolve_shapes({"ids": {"dtype": "int32", "shape": [None, 6]}}, 1, 8, "m")
+    message = r"Inputs must be numeric. Received: m, .*'text' is string"
+    with pytest.raises(InputError, match=message):
+        resolve_shapes({"text": {"dtype": "string", "shape": [None]}}, 1, 8, "m")
 
 
-def test_labelled(tmp_path):
+def test_labelled_examples(tmp_path):
     data = Classifier().labelled()
     np.savez(tmp_path / "d.npz", **data)
-    assert set(labelled(tmp_path / "d.npz")) == set(data) == set(labelled(data))
+    assert set(load_examples(tmp_path / "d.npz")) == set(data) == set(load_examples(data))
     bad = [
         {"ids": data["ids"]},
         {"labels": data["labels"]},
@@ -228,25 +230,24 @@ def test_labelled(tmp_path):
         {"ids": data["ids"][:0], "labels": data["labels"][:0]},
     ]
     for arrays in bad:
-        with pytest.raises(InputError, match=r"Labelled examples are arrays by the names"):
-            labelled(arrays)
+        with pytest.raises(InputError, match=r"Labelled examples must be arrays named like"):
+            load_examples(arrays)
     with pytest.raises(InputError, match=r"`data` must be the path .* Received: 3\."):
-        labelled(3)
+        load_examples(3)
     whole = (tmp_path / "d.npz").read_bytes()
-    for spoilt in (b"", b"no archive", whole[: len(whole) // 2]):
-        (tmp_path / "bad.npz").write_bytes(spoilt)
+    for damaged in (b"", b"no archive", whole[: len(whole) // 2]):
+        (tmp_path / "bad.npz").write_bytes(damaged)
         with pytest.raises(InputError, match=r"npz file of arrays, made with np.savez. Received"):
-            labelled(tmp_path / "bad.npz")
+            load_examples(tmp_path / "bad.npz")
     with pytest.raises(InputError, match=r"npz file of arrays.* Received.*nowhere"):
-        labelled(tmp_path / "nowhere.npz")
+        load_examples(tmp_path / "nowhere.npz")
 
 
-# --- what cannot be ------------------------------------------------------------------------------
+# --- bad input -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_arguments(models):
+    cases = [
         ({"batches": []}, r"`batches` must be different positive integers.* Received: \[\]"),
         ({"batches": [0]}, r"`batches` must be .* Received: \[0\]"),
         ({"lengths": [8, 8]}, r"`lengths` must be different .* Received: \[8, 8\]"),
@@ -254,11 +255,10 @@ def test_labelled(tmp_path):
         ({"seconds": 0.0}, "`seconds` must be positive and finite. Received: 0.0"),
         ({"seconds": float("nan")}, "`seconds` must be positive and finite. Received: nan"),
         ({"vocabulary": 1}, "`vocabulary` must be an integer above 1. Received: 1"),
-    ],
-)
-def test_arguments(options, message, models):
-    with pytest.raises(InputError, match=message):
-        bench(models, **options)
+    ]
+    for options, message in cases:
+        with pytest.raises(InputError, match=message):
+            bench(models, **options)
 
 
 def test_targets(tmp_path, models):
@@ -279,7 +279,7 @@ def test_a_damaged_version_is_not_loaded(tmp_path, models, monkeypatch):
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "manifest.json").write_text("{}")
     write_tflite(tmp_path / "1" / "model.tflite")
-    monkeypatch.setattr(bench_module, "Child", None)
+    monkeypatch.setattr(bench_module, "ModelProcess", None)
     with pytest.raises(InputError, match=r"manifest"):
         bench(tmp_path)
 
@@ -330,7 +330,7 @@ def figures(median):
     return {"median_ms": median, "p95_ms": median, "examples_per_second": 1.0, "calls": 5}
 
 
-def made(accuracy=None):
+def two_targets(accuracy=None):
     facts = {"path": "p", "kind": "onnx", "bytes": 2_000_000, "accuracy": accuracy}
     return BenchReport(
         1,
@@ -342,29 +342,29 @@ def made(accuracy=None):
 
 
 def test_speedup():
-    assert made().speedup("[b]slow") == {
+    assert two_targets().speedup("[b]slow") == {
         "[b]slow": dict.fromkeys(CASES, 1.0),
         "quick": {CASES[0]: 2.0, CASES[1]: 3.0},
     }
     with pytest.raises(InputError, match=r"`baseline` must be one of \[b\]slow, quick. Received"):
-        made().speedup("fast")
+        two_targets().speedup("fast")
 
 
 def test_json():
-    written = json.loads(made(0.5).to_json())
-    assert written == {"threads": 1, "targets": made(0.5).targets}
+    written = json.loads(two_targets(0.5).to_json())
+    assert written == {"threads": 1, "targets": two_targets(0.5).targets}
 
 
 def test_table(capsys):
-    Console(width=120).print(made(0.5).table())
+    Console(width=120).print(two_targets(0.5).table())
     out = capsys.readouterr().out
     for part in ("[b]slow", *CASES, "9.00", "3.00x", "2.00", "50.00%", "1 thread"):
         assert part in out
 
 
 def test_plot(tmp_path):
-    made().plot(tmp_path / "bench.png")
+    two_targets().plot(tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes()[:4] == b"\x89PNG"
     for name in ("nowhere/bench.png", "bench.txt"):
-        with pytest.raises(InputError, match=r"A plot goes into an image file"):
-            made().plot(tmp_path / name)
+        with pytest.raises(InputError, match=r"A plot must go into an image file"):
+            two_targets().plot(tmp_path / name)

@@ -1,4 +1,4 @@
-"""What the tests of the command line share: tiny inputs, and a way to run it in this process."""
+"""Helpers for tests of the command line: tiny inputs, and a runner in this process."""
 
 import contextlib
 import csv
@@ -20,7 +20,7 @@ VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *COMMON
 
 
 def bert_arrays():
-    """The weights of a one-layer BERT, under PyTorch's names."""
+    """Return the weights of a one-layer BERT under their PyTorch names."""
     rng = np.random.default_rng(7)
     shapes = {
         "embeddings.word_embeddings.weight": (len(VOCABULARY), HIDDEN),
@@ -76,7 +76,7 @@ def write_bert(folder, dropout):
 
 
 def review_rows(count, seed=0):
-    """(text, label) pairs of many lengths, whose words tell the label."""
+    """Return (text, label) pairs of various lengths; the words of a text determine its label."""
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(count):
@@ -87,7 +87,7 @@ def review_rows(count, seed=0):
 
 
 def write_reviews(path, rows):
-    """Write the pairs in the format of the suffix."""
+    """Write the pairs in the format that the suffix names."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         if path.suffix == ".jsonl":
             file.writelines(json.dumps({"text": t, "label": n}) + "\n" for t, n in rows)
@@ -99,7 +99,7 @@ def write_reviews(path, rows):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of the command line left: exit code and what it printed."""
+    """Exit code and output of a run of the command line."""
 
     code: int
     out: str
@@ -114,7 +114,7 @@ class Outcome:
 
 
 def keras_efficient(*arguments):
-    """Run `keras-efficient ARGUMENTS` here. An exception that escapes it fails the test."""
+    """Run `keras-efficient ARGUMENTS` in this process; an exception that escapes fails the test."""
     from keras_efficient.cli import main
 
     out, err = io.StringIO(), io.StringIO()
@@ -123,7 +123,7 @@ def keras_efficient(*arguments):
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch.object(sys, "argv", argv),
-        # A wide terminal: paths stay in one piece.
+        # A wide terminal, so that paths are not broken over lines.
         mock.patch.dict(os.environ, COLUMNS="400"),
         pytest.raises(SystemExit) as stopped,
     ):
@@ -132,7 +132,7 @@ def keras_efficient(*arguments):
 
 
 def finetune_arguments(data, model, output, **options):
-    """The words of a quick `finetune`; `name=None` leaves an option out, True is a flag."""
+    """Return the arguments of a quick `finetune`; None leaves an option out, True is a flag."""
     defaults = {"epochs": 1, "batch_size": 8, "precision": "float32", "max_length": 32}
     options = {**defaults, "learning_rate": 1e-2, **options}
     words = ["finetune", str(data), "--model", str(model), "--output", str(output)]
@@ -146,13 +146,13 @@ def finetune_arguments(data, model, output, **options):
 
 
 def versions(output):
-    """The published versions in a folder, which need not exist."""
+    """Return the published versions in a folder, which need not exist."""
     return sorted(p.name for p in output.iterdir() if p.name.isdecimal()) if output.is_dir() else []
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What would have been exported."""
+    """Weights and facts that would have been exported."""
 
     weights: list
     facts: dict

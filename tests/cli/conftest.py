@@ -1,4 +1,4 @@
-"""A tiny BERT folder and a small review file."""
+"""Fixtures for tests of the command line: tiny BERT folders and a small file of reviews."""
 
 import shutil
 
@@ -17,7 +17,7 @@ import keras_efficient as ke
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory):
-    """A tiny Hugging Face BERT folder, with dropout."""
+    """Return a tiny Hugging Face BERT folder, with dropout."""
     return write_bert(tmp_path_factory.mktemp("models") / "bert", dropout=0.1)
 
 
@@ -28,13 +28,13 @@ def bert_without_dropout(tmp_path_factory):
 
 @pytest.fixture
 def bert_copy(bert, tmp_path):
-    """A copy of the folder, to spoil."""
+    """Return a copy of the folder that the test may change."""
     return shutil.copytree(bert, tmp_path / "bert_copy")
 
 
 @pytest.fixture(scope="session")
 def reviews(tmp_path_factory):
-    """A CSV file of 60 reviews."""
+    """Return a CSV file of 60 reviews."""
     return write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv", review_rows(60))
 
 
@@ -45,15 +45,15 @@ def run():
 
 @pytest.fixture(scope="session")
 def finetune():
-    """`finetune(data, model, output, **options)` runs the command and returns the outcome."""
+    """Return a function of (data, model, output, **options) that runs the command."""
     return lambda *args, **options: keras_efficient(*finetune_arguments(*args, **options))
 
 
 @pytest.fixture
 def exported(monkeypatch):
-    """A list of what runs came to export; an empty version stands for the SavedModel.
+    """Replace the export by one that writes an empty version; return the list of what it was given.
 
-    For tests of the training: the real export takes seconds, and has tests of its own.
+    Tests of training use it: the real export takes seconds, and has its own tests.
     """
     runs = []
 

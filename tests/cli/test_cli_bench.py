@@ -46,23 +46,23 @@ def test_nothing_to_bench():
 
 
 @pytest.mark.parametrize("option", ["--onnx", "--litert"])
-def test_other_files(option, tmp_path):
+def test_files_with_another_suffix(option, tmp_path):
     suffix = {"--onnx": ".onnx", "--litert": ".tflite"}[option]
     keras_efficient("bench", option, tmp_path / "m.pb").refused(f"must name a {suffix} file")
 
 
 @pytest.mark.parametrize("option", ["--json", "--plot"])
-def test_where_files_go(option, saved, tmp_path):
+def test_output_files_in_missing_folders(option, saved, tmp_path):
     for path in (tmp_path, tmp_path / "nowhere" / "file.png"):
-        keras_efficient("bench", saved, option, path).refused(option, "folder that exists", path)
+        keras_efficient("bench", saved, option, path).refused(option, "existing folder", path)
 
 
-def test_numbers(saved):
+def test_numbers_out_of_range(saved):
     keras_efficient("bench", saved, "--threads", 0).refused("`threads` must be")
     keras_efficient("bench", saved, "--batch", -1).refused("`batches` must be")
 
 
-SPOILT = {
+DAMAGED = {
     "missing": None,
     "empty": lambda folder: (folder / "saved_model.pb").unlink(),
     "truncated graph": lambda folder: _cut(folder / "saved_model.pb"),
@@ -79,11 +79,15 @@ def _cut(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("how", SPOILT)
-def test_a_spoilt_folder(how, tmp_path):
+#: Starts a process with TensorFlow, as does "truncated weights".
+SLOW = pytest.param("no weights", marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize("damage", [SLOW if name == "no weights" else name for name in DAMAGED])
+def test_a_damaged_folder(damage, tmp_path):
     folder = tmp_path / "reviews" / "1"
-    if SPOILT[how]:
-        SPOILT[how](write_saved_model(folder))
+    if DAMAGED[damage]:
+        DAMAGED[damage](write_saved_model(folder))
     done = keras_efficient("bench", tmp_path / "reviews", *QUICK)
     done.refused("reviews")
     assert len(done.err.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""`keras-efficient predict`: answers, and what of a model nobody should trust."""
+"""`keras-efficient predict`: predictions, and damaged or malicious models."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def version(tmp_path):
 
 @pytest.fixture
 def no_child(monkeypatch):
-    """What is refused here is refused before anything is loaded."""
+    """Fail if a process is started, that is, if the model is not refused before it is loaded."""
 
     def run(*args, **kwargs):
         raise AssertionError("a process was started")
@@ -36,15 +36,15 @@ def no_child(monkeypatch):
 
 @pytest.fixture
 def here(monkeypatch):
-    """Load and answer in this process; other tests start the real one, which takes seconds."""
+    """Load and run the model in this process, without the seconds that a real process takes."""
 
-    def ask(version, signature, texts, timeout):
-        return json.loads(json.dumps(predict_script.answer(version, signature, texts)))
+    def run(version, signature, texts, timeout):
+        return json.loads(json.dumps(predict_script.predict(version, signature, texts)))
 
-    monkeypatch.setattr(predict_module, "_ask", ask)
+    monkeypatch.setattr(predict_module, "_run", run)
 
 
-# --- answers -------------------------------------------------------------------------------------
+# --- predictions ---------------------------------------------------------------------------------
 
 
 def test_json(version, monkeypatch):
@@ -53,16 +53,16 @@ def test_json(version, monkeypatch):
         "predict", version.parent, *(w for t in TEXTS for w in ("--text", t)), "--json"
     )
     assert outcome.code == 0, outcome
-    answers = json.loads(outcome.out)
-    assert [answer["text"] for answer in answers] == TEXTS
-    assert [answer["label"] for answer in answers] == EXPECTED
-    for answer in answers:
-        assert set(answer["probabilities"]) == set(text_models.LABELS)
-        assert answer["probability"] == answer["probabilities"][answer["label"]] > 0.8
-        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-6)
+    rows = json.loads(outcome.out)
+    assert [row["text"] for row in rows] == TEXTS
+    assert [row["label"] for row in rows] == EXPECTED
+    for row in rows:
+        assert set(row["probabilities"]) == set(text_models.LABELS)
+        assert row["probability"] == row["probabilities"][row["label"]] > 0.8
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-6)
 
 
-def test_table_of_a_file(version, here, tmp_path):
+def test_table_for_a_file(version, here, tmp_path):
     (tmp_path / "texts").write_bytes("\ufeffa [bold]good[/] film\r\n\n\na dull\u2028one\n".encode())
     outcome = keras_efficient("predict", version, "--file", tmp_path / "texts")
     assert outcome.code == 0, outcome
@@ -73,21 +73,21 @@ def test_table_of_a_file(version, here, tmp_path):
 
 
 def test_more_texts_than_a_batch(version, here):
-    answers = predict(version, TEXTS * 20)
-    assert [answer["label"] for answer in answers] == EXPECTED * 20
+    rows = predict(version, TEXTS * 20)
+    assert [row["label"] for row in rows] == EXPECTED * 20
 
 
 @pytest.fixture
-def answers(version, monkeypatch):
-    """`answers(labels_file, text, probabilities)` of a model whose labels are in that file."""
+def probabilities_by_label(version, monkeypatch):
+    """Return a function of (name and text of the labels file, probabilities of one example)."""
 
     def read(name, text, probabilities):
         (version / "assets" / "labels.txt").unlink(missing_ok=True)
         (version / name).parent.mkdir(exist_ok=True)
         (version / name).write_text(text)
         text_models.sign(version)
-        answer = {"labels": ["x"], "probabilities": [probabilities]}
-        monkeypatch.setattr(predict_module, "_ask", lambda *args: answer)
+        result = {"labels": ["x"], "probabilities": [probabilities]}
+        monkeypatch.setattr(predict_module, "_run", lambda *args: result)
         return predict(version, ["a"])[0]["probabilities"]
 
     return read
@@ -103,45 +103,45 @@ def answers(version, monkeypatch):
         ("assets.extra/other", ""),
     ],
 )
-def test_classes_have_numbers_where_labels_do_not_fit(name, text, answers):
-    assert answers(name, text, [0.25, 0.75]) == {"0": 0.25, "1": 0.75}
+def test_classes_are_numbered_where_labels_do_not_fit(name, text, probabilities_by_label):
+    assert probabilities_by_label(name, text, [0.25, 0.75]) == {"0": 0.25, "1": 0.75}
 
 
-def test_labels_as_json(answers):
-    found = answers("assets.extra/labels.json", '["no", "yes"]', [0.25, 0.75])
+def test_labels_as_json(probabilities_by_label):
+    found = probabilities_by_label("assets.extra/labels.json", '["no", "yes"]', [0.25, 0.75])
     assert found == {"no": 0.25, "yes": 0.75}
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "nonsense"])
-def test_labels_that_are_no_json(text, answers):
+def test_labels_that_are_not_json(text, probabilities_by_label):
     with pytest.raises(InputError, match="A model must give labels"):
-        answers("assets.extra/labels.json", text, [0.25, 0.75])
+        probabilities_by_label("assets.extra/labels.json", text, [0.25, 0.75])
 
 
-def test_one_logit_is_two_classes(answers):
-    found = answers("assets/labels.txt", "no\nyes\n", [0.25])
+def test_one_logit_is_two_classes(probabilities_by_label):
+    found = probabilities_by_label("assets/labels.txt", "no\nyes\n", [0.25])
     assert found == {"no": 0.75, "yes": 0.25}
 
 
 # --- signatures, texts and options ---------------------------------------------------------------
 
 
-def test_no_signature_for_texts(here, tmp_path):
+def test_a_model_without_a_text_signature(here, tmp_path):
     version = text_models.save(tmp_path / "1", signatures=("tokens",))
     outcome = keras_efficient("predict", version, "--text", "x")
     outcome.refused("must have a signature 'text'", "tokens", "Export it with tokenizer=")
 
 
-def test_a_signature_that_takes_no_texts(version, here):
+def test_a_signature_without_a_text_input(version, here):
     outcome = keras_efficient("predict", version, "--text", "x", "--signature", "tokens")
     outcome.refused("one input of strings", "'tokens'", "token_ids")
 
 
 def test_no_text(version, no_child, tmp_path):
-    keras_efficient("predict", version).refused("must be given a text")
+    keras_efficient("predict", version).refused("needs at least one text")
     (tmp_path / "empty").write_text("\n \n")
     outcome = keras_efficient("predict", version, "--file", tmp_path / "empty")
-    outcome.refused("must be given a text")
+    outcome.refused("needs at least one text")
     for texts in ("a string", [], [1]):
         with pytest.raises(InputError, match="`texts` must be a list of strings"):
             predict(version, texts)
@@ -149,9 +149,9 @@ def test_no_text(version, no_child, tmp_path):
 
 def test_bad_files_of_texts(version, no_child, tmp_path, monkeypatch):
     (tmp_path / "latin").write_bytes(b"gr\xf6\xdfer")
-    for name, message in [("none", "no file"), (".", "a folder"), ("latin", "UTF-8")]:
+    for name, message in [("none", "not exist"), (".", "a folder"), ("latin", "UTF-8")]:
         keras_efficient("predict", version, "--file", tmp_path / name).refused(message)
-    monkeypatch.setattr("keras_efficient.cli._predict._MOST_BYTES", 3)
+    monkeypatch.setattr("keras_efficient.cli._predict._MAX_BYTES", 3)
     keras_efficient("predict", version, "--file", tmp_path / "latin").refused("at most")
 
 
@@ -160,7 +160,7 @@ def test_no_model(tmp_path, no_child):
     keras_efficient("predict", tmp_path, "--text", "x").refused("must hold versions")
 
 
-# --- damaged and malicious folders: refused before anything is loaded -----------------------------
+# --- damaged and malicious folders, refused before anything is loaded -----------------------------
 
 
 def add_a_pickle(version):
@@ -194,7 +194,7 @@ def huge(version):
         file.truncate(20_000_000)
 
 
-BEFORE = {
+DAMAGES = {
     "no variables": lambda v: (v / "variables/variables.index").unlink(),
     "flipped weights": lambda v: text_models.flip_a_byte(
         next((v / "variables").glob("variables.data*"))
@@ -212,16 +212,16 @@ BEFORE = {
 }
 
 
-@pytest.mark.parametrize("kind", BEFORE)
+@pytest.mark.parametrize("kind", DAMAGES)
 def test_refused_before_loading(kind, version, no_child):
-    BEFORE[kind](version)
+    DAMAGES[kind](version)
     outcome = keras_efficient("predict", version.parent, "--text", "x")
     outcome.refused("Error: A")
     assert len(outcome.err.strip().splitlines()) == 1
     assert not (version.parent / "executed").exists()
 
 
-# --- and those that a manifest agrees with, made by someone who can write one ---------------------
+# --- damaged and malicious folders whose manifest was forged to match -----------------------------
 
 
 def garbage(version, tmp_path):
@@ -249,23 +249,23 @@ def another_format(version, tmp_path):
     return "its graph in saved_model.pb"
 
 
-def rewritten(version, does):
+def save_again(version, does):
     text_models.shutil.rmtree(version)
     text_models.save(version, does, signatures=("text",))
 
 
 def write_file(version, tmp_path):
-    rewritten(version, text_models.writes(tmp_path / "executed"))
+    save_again(version, text_models.writes(tmp_path / "executed"))
     return "the op WriteFile"
 
 
 def python(version, tmp_path):
-    rewritten(version, text_models.calls_python(tmp_path / "executed"))
+    save_again(version, text_models.calls_python(tmp_path / "executed"))
     return "the op PyFunc"
 
 
 def nested_graph(version, tmp_path):
-    """A function as an attribute of a function as an attribute of a function, and so on."""
+    """Nest functions 2,000 times as attributes of functions."""
     name_and_attributes = b""
     for _ in range(2000):
         value = _field(10, name_and_attributes)
@@ -276,11 +276,11 @@ def nested_graph(version, tmp_path):
     return "must be a SavedModel"
 
 
-AFTER = [garbage, nested_graph, no_variables, no_asset, another_format, python]
+FORGERIES = [garbage, nested_graph, no_variables, no_asset, another_format, python]
 
 
-def refused_in_spite_of_its_manifest(spoil, version, tmp_path):
-    message = spoil(version, tmp_path)
+def refused_despite_its_manifest(forge, version, tmp_path):
+    message = forge(version, tmp_path)
     text_models.sign(version)
     outcome = keras_efficient("predict", version, "--text", "x")
     outcome.refused("Error: ", message)
@@ -288,25 +288,25 @@ def refused_in_spite_of_its_manifest(spoil, version, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("spoil", AFTER)
-def test_refused_in_spite_of_its_manifest(spoil, version, here, tmp_path):
-    refused_in_spite_of_its_manifest(spoil, version, tmp_path)
+@pytest.mark.parametrize("forge", FORGERIES)
+def test_refused_despite_its_manifest(forge, version, here, tmp_path):
+    refused_despite_its_manifest(forge, version, tmp_path)
 
 
-@pytest.mark.parametrize("spoil", [write_file, broken_variables])
-def test_refused_by_the_real_process(spoil, version, tmp_path):
-    refused_in_spite_of_its_manifest(spoil, version, tmp_path)
+@pytest.mark.parametrize("forge", [write_file, broken_variables])
+def test_refused_by_the_real_process(forge, version, tmp_path):
+    refused_despite_its_manifest(forge, version, tmp_path)
 
 
-def test_the_model_that_writes_a_file_does_so_where_it_is_trusted(version, tmp_path):
-    """So the tests above refuse something."""
+def test_the_model_that_writes_a_file_does_so_if_loaded_unchecked(version, tmp_path):
+    """The control of the tests above: the model they refuse is harmful."""
     write_file(version, tmp_path)
     serve = text_models.tf.saved_model.load(str(version)).signatures["text"]
     serve(text=text_models.tf.constant(["x"]))
     assert (tmp_path / "executed").exists()
 
 
-def test_a_process_that_does_not_end(version, monkeypatch):
+def test_a_process_that_takes_too_long(version, monkeypatch):
     def late(command, timeout, **kwargs):
         raise subprocess.TimeoutExpired(command, timeout)
 
@@ -325,7 +325,7 @@ def test_a_process_that_dies(version, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "result",
     [
         {"labels": ["a"], "probabilities": [[float("nan"), 1.0]]},
         {"labels": ["a"], "probabilities": [0.5]},
@@ -335,7 +335,7 @@ def test_a_process_that_dies(version, monkeypatch):
     ],
     ids=str,
 )
-def test_answers_that_are_none(answer, version, monkeypatch):
-    monkeypatch.setattr(predict_module, "_ask", lambda *args: answer)
+def test_malformed_results(result, version, monkeypatch):
+    monkeypatch.setattr(predict_module, "_run", lambda *args: result)
     with pytest.raises(InputError, match="labels, and a probability for each class"):
         predict(version, ["x"])

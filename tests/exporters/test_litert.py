@@ -16,7 +16,7 @@ from keras_efficient.exporters.litert import export as litert_checking
 from keras_efficient.exporters.litert.converter import write_litert
 from keras_efficient.exporters.litert.export import export_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
-from keras_efficient.runtime import _process as process_module
+from keras_efficient.runtime import _model_process as process_module
 from tests.zoo import CLASSES, FEW, LENGTH, ZOO, keras_of
 
 SPECIMENS = {specimen.name: specimen for specimen in ZOO}

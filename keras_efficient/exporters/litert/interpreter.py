@@ -1,28 +1,29 @@
-"""Run a LiteRT file in a process that has neither Keras nor this package."""
+"""Run a LiteRT file in a separate process without Keras."""
 
+import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from keras_efficient._errors import VerificationError
-from keras_efficient.runtime._process import Child, ChildError
+from keras_efficient.runtime._model_process import ModelProcess, ModelProcessError
 
 
-def run_litert(file, *samples, threads=1) -> list[dict]:
+def run_litert(file: str | os.PathLike, *samples: dict, threads: int = 1) -> list[dict]:
     """Run a LiteRT file with `ai-edge-litert`, resizing its inputs to each sample.
 
     Args:
         file: path of a .tflite file with a signature.
-        *samples: dicts of arrays by the names of the signature; each may have other sizes.
-        threads: int. Default 1.
+        *samples: dicts of arrays by input name; their sizes may differ.
+        threads: int, number of threads. Default: 1.
 
     Returns:
-        A dict of arrays for each sample.
+        A dict of arrays by output name for each sample.
 
     Raises:
         InputError: `ai-edge-litert` is not installed.
-        VerificationError: the process, the file or a sample failed.
+        VerificationError: the file does not load, or a sample fails.
 
     Example:
         >>> import numpy as np
@@ -39,13 +40,13 @@ def run_litert(file, *samples, threads=1) -> list[dict]:
     with tempfile.TemporaryDirectory(prefix="keras_efficient-") as folder:
         inputs, answer = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
         try:
-            with Child(file, "litert", threads) as child:
+            with ModelProcess(file, "litert", threads) as child:
                 for sample in samples:
                     np.savez(inputs, **sample)
                     child.ask(run=str(inputs), to=str(answer))
                     with np.load(answer) as written:
                         outputs.append(dict(written))
-        except ChildError as error:
+        except ModelProcessError as error:
             tail = "\n".join([str(error), *error.lines])
             raise VerificationError(
                 "A LiteRT file must run in a process that has LiteRT but no Keras. It did not:\n"
