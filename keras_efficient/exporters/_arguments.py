@@ -1,8 +1,9 @@
-"""What `export` is asked for, checked before anything is written."""
+"""Validate the arguments of `export` before anything is written."""
 
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
@@ -16,23 +17,25 @@ from keras_efficient.parametrize._checks import check_weights
 from keras_efficient.parametrize._parametrized_layer import transforms
 from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, all_weights
 
-#: Allowed difference, relative to the largest output or 1, by whether the model computes in less
-#: than float32; where activations are rounded, in memory or in the export, since a rounding error
-#: next to a tie becomes a whole step there; and by what else is written.
+#: Default tolerances, relative to the largest output or 1, by whether a layer of the model computes
+#: in less than float32.
 _TOLERANCE = {False: 1e-5, True: 2e-2}
-_STEPS = 1e-1
-_WRITTEN = {"bfloat16": 5e-2, "int8": _STEPS}
+#: Default tolerance where activations are quantized, in memory or in the export: a rounding error
+#: beside a tie becomes a whole quantization step.
+_QUANTIZED_TOLERANCE = 1e-1
+#: Default tolerances by `quantize`.
+_FORMAT_TOLERANCE = {"bfloat16": 5e-2, "int8": _QUANTIZED_TOLERANCE}
 _QUANTIZE = (None, "int8", "int8-weights", "bfloat16")
 _SIGNATURES = ("tokens", "text")
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportArguments:
-    """The checked arguments of an export."""
+    """Validated arguments of `export`."""
 
     quantize: str | None
-    signatures: tuple
-    tokenizer: object
+    signatures: tuple[str, ...]
+    tokenizer: Any
     evaluate: Evaluation | None
     facts: dict
     tolerance: float | None
@@ -53,10 +56,10 @@ def validate_arguments(
     tolerance,
     latency,
 ) -> ExportArguments:
-    """The arguments of `export`, complete.
+    """Validate the arguments of `export` and fill in the defaults.
 
     Raises:
-        InputError: one will not do, or this machine has no int8 products.
+        InputError: an argument is invalid, or this machine lacks exact int8 products.
     """
     _check_model(model)
     if quantize not in _QUANTIZE:
@@ -64,7 +67,7 @@ def validate_arguments(
     _check_format(format, quantize, signatures, tokenizer)
     signatures = _check_signatures(signatures, tokenizer)
     if quantize is not None and format == "saved_model":
-        _check_roundable(model, quantize)
+        _check_quantizable(model, quantize)
     if evaluate is not None and not isinstance(evaluate, Evaluation):
         evaluate = Evaluation(evaluate)
     if evaluate is not None and "tokens" not in signatures:
@@ -91,8 +94,9 @@ def _check_model(model):
         raise InputError(str(error)) from error
     if not model.built:
         raise InputError(
-            "A model must be built before it is exported: it has no weights yet. Received: "
-            f"{type(model).__name__} {model.name!r}, not built. Train it, or call it on a batch."
+            "A model must be built before it is exported; before that it has no weights. "
+            f"Received: {type(model).__name__} {model.name!r}, not built. Train it, or call it on "
+            "a batch."
         )
 
 
@@ -102,8 +106,8 @@ def _check_tolerance(tolerance, model, quantize, format):
     if tolerance is None:
         layers = model._flatten_layers()
         low = any(getattr(x, "compute_dtype", None) in ("bfloat16", "float16") for x in layers)
-        steps = _STEPS if rounds_inputs(model) else 0.0
-        return max(_TOLERANCE[low], _WRITTEN.get(quantize, 0.0), steps)
+        quantized = _QUANTIZED_TOLERANCE if rounds_inputs(model) else 0.0
+        return max(_TOLERANCE[low], _FORMAT_TOLERANCE.get(quantize, 0.0), quantized)
     number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
     if not number or not 0 <= tolerance < math.inf:
         raise InputError(
@@ -113,7 +117,7 @@ def _check_tolerance(tolerance, model, quantize, format):
     return float(tolerance)
 
 
-def _check_roundable(model, quantize):
+def _check_quantizable(model, quantize):
     weights = [weight for weight in all_weights(model) if weight.kind in (KERNEL, EMBEDDING)]
     try:
         check_weights(weights, f"quantize={quantize!r}")
@@ -123,9 +127,9 @@ def _check_roundable(model, quantize):
         begun = None if transform.updater is None else transform.updater.begun()
         if begun is not None and not bool(begun):
             raise InputError(
-                "Integers are written of weights that are rounded. Received: a model whose "
-                f"ke.quantize_aware begins at update {transform.updater.begin_step}, which it has "
-                "not reached. Train on, or export without `quantize`."
+                "Weights are exported as integers only once they are quantized. Received: a "
+                f"model whose ke.quantize_aware begins at update {transform.updater.begin_step}, "
+                "which it has not reached. Train on, or export without `quantize`."
             )
     if quantize == "int8":
         check_machine()
@@ -138,7 +142,7 @@ def _check_archive(directory, compress):
             if path.exists():
                 raise InputError(
                     f"An archive is never overwritten. Received: {directory} with {path.name} "
-                    "beside it. Move that away, or export to another version."
+                    "beside it. Move that file away, or export to another version."
                 )
 
 
@@ -166,6 +170,6 @@ def _check_signatures(signatures, tokenizer):
     if "text" in signatures and not hasattr(tokenizer, "inputs"):
         raise InputError(
             "The text signature needs `tokenizer`, a keras_efficient.data.Tokenizer. Received: "
-            f"{tokenizer!r}. ke.models.load returns it; ke.data.as_tokenizer makes one of others."
+            f"{tokenizer!r}. ke.models.load returns one; ke.data.as_tokenizer converts others."
         )
     return signatures

@@ -1,4 +1,4 @@
-"""Where a version of a SavedModel goes, and how it gets there whole or not at all."""
+"""Choose the directory of a new version, and publish it atomically."""
 
 import os
 import re
@@ -10,30 +10,30 @@ from pathlib import Path
 
 from keras_efficient._errors import InputError
 
-#: Free disk asked for, as a multiple of the weights' bytes: the graph and the index come on top.
+#: Required free disk space as a multiple of the weights' size, which leaves space for the graph.
 _HEADROOM = 1.2
-#: What a version as one file ends in.
+#: Suffixes of archives of versions.
 ARCHIVES = (".tar.zst", ".zip")
 
 
-def check_destination(directory, needed_bytes: int = 0) -> Path:
-    """Find the version directory an export would write, and refuse what would fail later.
+def check_destination(directory: str | os.PathLike, needed_bytes: int = 0) -> Path:
+    """Return the version directory that an export would write, and check that it can be written.
 
-    Nothing is created. A training run calls this before its first step, so that a misspelt path or
-    a full disk costs seconds instead of the whole run.
+    Nothing is created. Call it before training, so that a misspelt path or a full disk is found in
+    seconds instead of after the run.
 
     Args:
-        directory: str or path. ".../NAME/3" (the last part is a number) means exactly version 3,
-            which must not exist; ".../NAME" means the next free version of NAME, from 1.
-        needed_bytes: int, bytes of the model's weights; 1.2 times as many must be free on the
-            disk. Default 0.
+        directory: str or path. ".../NAME/3", whose last part is a number, means version 3, which
+            must not exist; ".../NAME" means the next free version of NAME, counted from 1.
+        needed_bytes: int, size of the model's weights in bytes; 1.2 times as much must be free on
+            the disk. Default: 0.
 
     Returns:
-        The path of the version directory, absolute.
+        The absolute path of the version directory.
 
     Raises:
         InputError: the path is empty, the version exists, a part of the path is a file, the folder
-            is not writable, or the disk too full.
+            is not writable, or there is too little disk space.
 
     Example:
         >>> import tempfile, pathlib
@@ -41,6 +41,10 @@ def check_destination(directory, needed_bytes: int = 0) -> Path:
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> check_destination(folder / "reviews").relative_to(folder).as_posix()
         'reviews/1'
+
+    Reference:
+        TensorFlow Serving, "Configuration", whose layout of numbered versions this is:
+        https://www.tensorflow.org/tfx/serving/serving_config
     """
     if not isinstance(directory, str | os.PathLike) or not str(directory).strip():
         raise InputError(
@@ -62,13 +66,13 @@ def check_destination(directory, needed_bytes: int = 0) -> Path:
 
 
 def is_version(path) -> bool:
-    """Whether the last part of `path` is a version number."""
+    """Return whether the last part of `path` is a version number."""
     name = Path(path).name
     return name.isascii() and name.isdecimal()
 
 
 def next_version(folder) -> int:
-    """One more than the highest version, or archive of one, in `folder`, which need not exist."""
+    """Return one more than the highest version or archive in `folder`, which need not exist."""
     folder = Path(folder)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     for suffix in ARCHIVES:
@@ -101,9 +105,12 @@ def _check_folder(folder, needed_bytes):
 
 @contextmanager
 def staged(directory, version: Path):
-    """A hidden folder beside `version`, which vanishes unless it is published.
+    """Create a hidden folder beside `version`, and remove it unless it is published.
 
-    Yields a `Staging`. What killed runs on this machine left behind is removed first.
+    Hidden folders left by killed runs on this machine are removed first.
+
+    Yields:
+        A `Staging`.
     """
     folder = version.parent
     created = _make_folders(folder)
@@ -115,13 +122,13 @@ def staged(directory, version: Path):
     finally:
         shutil.rmtree(staging.path, ignore_errors=True)
         for path in created:
-            # Only what this export made, and only while nothing is in it.
+            # Only folders that this export created, and only if they are empty.
             with suppress(OSError):
                 path.rmdir()
 
 
 class Staging:
-    """A half-made version: published in one rename, or kept aside, or gone.
+    """A version in the making, in a hidden folder.
 
     Attributes:
         path: the hidden folder to write into, on the same filesystem as the version.
@@ -134,11 +141,11 @@ class Staging:
         self.path = version.parent / f".{version.name}.partial-{owner}-{self._token}"
 
     def publish(self) -> Path:
-        """Rename the folder to its version; atomic, and never onto an existing version."""
+        """Rename the folder to its version, atomically and never onto an existing version."""
         while True:
             try:
-                # rename(2) replaces an empty folder, so one that is there is not even tried; onto
-                # a folder with files it fails, which decides a race between two exports.
+                # rename(2) replaces an empty folder, hence the check. It fails if the folder has
+                # files, which decides a race between two exports.
                 if not os.path.lexists(self.version):
                     os.rename(self.path, self.version)
                     return self.version
@@ -154,14 +161,14 @@ class Staging:
             self.version = folder / str(next_version(folder))
 
     def keep_aside(self) -> Path:
-        """Keep a refused folder under a name that no server takes for a version."""
+        """Keep a refused folder under a name that servers do not take for a version."""
         aside = self.version.parent / f".{self.version.name}.refused-{self._token}"
         os.rename(self.path, aside)
         return aside
 
 
 def _make_folders(folder):
-    """Create `folder`; the folders that were missing, innermost first."""
+    """Create `folder`; return the folders that were missing, innermost first."""
     missing = []
     for path in (folder, *folder.parents):
         if path.exists():
@@ -176,7 +183,7 @@ def _host():
 
 
 def _remove_stale(folder):
-    # Another machine's processes cannot be asked for, so its folders stay.
+    # Folders of other machines stay, since their processes cannot be checked.
     pattern = re.compile(rf"\.\d+\.partial-{re.escape(_host())}-(\d+)-[0-9a-f]+")
     for path in folder.iterdir():
         match = pattern.fullmatch(path.name)

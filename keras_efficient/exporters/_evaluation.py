@@ -1,33 +1,48 @@
-"""The accuracy of a served classifier beside that of the model in memory."""
+"""Compare the accuracy of a served classifier with that of the model in memory."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_efficient._errors import InputError, VerificationError
-from keras_efficient.exporters._signature import Features, computed
+from keras_efficient.exporters._signature import Features, call_by_name
 
-#: How much of the accuracy an export may lose: half a point.
-MOST = 0.005
+#: Default loss of accuracy that an export is allowed: half a point.
+MAX_DROP = 0.005
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Labelled examples that an export is evaluated on.
+    """Labelled examples on which the accuracy of an export is measured.
 
     Args:
-        data: a batch `(features, labels)` as `fit` yields it, or a finite iterable of such batches:
-            labels are classes [batch], or one-hot [batch, classes].
-        max_drop: float in [0, 1], how much lower the served accuracy may be than the accuracy in
-            memory. Default 0.005.
+        data: a batch `(features, labels)` or `(features, labels, sample_weights)`, as `fit` takes
+            them, or a finite iterable of such batches. Labels are classes, int [batch], or one-hot,
+            [batch, classes].
+        max_drop: float in [0, 1], how far the served accuracy may be below the accuracy in memory.
+            Default: 0.005.
 
     Raises:
-        InputError: `max_drop` out of range, no batches, or batches without labels.
+        InputError: `max_drop` is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> evaluation = ke.exporters.Evaluation(dataset, max_drop=0.01)
+        >>> report = ke.export(
+        ...     model, "tiny", sample=np.ones((1, 3)), evaluate=evaluation, latency=False
+        ... )
+        >>> report.evaluation["examples"]
+        16
+
+    Reference:
+        `evaluate` of `ke.export`, which accepts this object in place of plain batches.
     """
 
-    data: object
-    max_drop: float = MOST
+    data: tuple | Iterable[Any]
+    max_drop: float = MAX_DROP
 
     def __post_init__(self):
         drop = self.max_drop
@@ -37,8 +52,12 @@ class Evaluation:
                 "Give for example 0.005, half a point."
             )
 
-    def batches(self, model):
-        """List of (`Features`, int array of classes, float array of weights)."""
+    def batches(self, model) -> list:
+        """Return a list of `(Features, classes int64 [batch], weights [batch])`.
+
+        Raises:
+            InputError: there are no batches, or they lack one label per example.
+        """
         data = [self.data] if isinstance(self.data, tuple) else self.data
         if isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY:
             raise InputError(
@@ -49,7 +68,7 @@ class Evaluation:
             if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
                 raise InputError(
                     "`evaluate` must be batches (features, labels). Received: "
-                    f"{type(batch).__name__}. Give them as `fit` gets them."
+                    f"{type(batch).__name__}. Give them as `fit` takes them."
                 )
             labels = np.asarray(batch[1])
             if labels.ndim == 2 and labels.shape[1] > 1:
@@ -64,7 +83,7 @@ class Evaluation:
                     "`evaluate` compares classes, one per example. Received: labels of shape "
                     f"{labels.shape}. Leave `evaluate` out for other tasks."
                 )
-            features = Features(model, tuple(batch)[:1], most=len(labels))
+            features = Features(model, tuple(batch)[:1], max_examples=len(labels))
             weights = np.asarray(batch[2]) if len(batch) == 3 else np.ones(len(labels))
             if weights.shape != (len(labels),):
                 raise InputError(
@@ -77,11 +96,11 @@ class Evaluation:
         return found
 
 
-def scores_of(outputs):
-    """What decides of each example, [batch, classes], of a dict of output arrays.
+def scores_of(outputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the class scores [batch, classes] among a model's outputs.
 
     Raises:
-        InputError: there is no single [batch, classes] output of floats.
+        InputError: there is no single float output [batch, classes].
     """
     found = {name: value for name, value in outputs.items() if value.dtype.kind == "f"}
     logits = found.get("logits", next(iter(found.values())) if len(found) == 1 else None)
@@ -93,9 +112,9 @@ def scores_of(outputs):
     return logits
 
 
-def scores_in_memory(flavor, model, batches) -> list:
-    """What the model in memory gives for each batch."""
-    return [scores_of(computed(flavor, model, f, f.arrays)) for f, _, _ in batches]
+def scores_in_memory(flavor, model, batches) -> list[np.ndarray]:
+    """Return the class scores of the model in memory for each batch."""
+    return [scores_of(call_by_name(flavor, model, f, f.arrays)) for f, _, _ in batches]
 
 
 def _accuracy(scores, batches, threshold):
@@ -108,30 +127,31 @@ def _accuracy(scores, batches, threshold):
     return right / total if total else 0.0
 
 
-def check_drop(in_memory, served, batches, most) -> dict:
+def check_drop(in_memory, served, batches, max_drop: float) -> dict:
     """Compare accuracies.
 
     Args:
-        in_memory, served: lists of float arrays [batch, classes].
-        batches: as `Evaluation.batches` gives them.
-        most: float, by how much the served accuracy may be lower.
+        in_memory, served: lists of scores, float arrays [batch, classes].
+        batches: as returned by `Evaluation.batches`.
+        max_drop: how far the served accuracy may be below the accuracy in memory.
 
     Returns:
         {"examples", "in_memory", "served"}.
 
     Raises:
-        VerificationError: the served one is lower by more than `most`.
+        VerificationError: the served accuracy is lower by more than `max_drop`.
     """
-    # (A single output is a probability if nothing is outside of [0, 1]; else it is a logit.)
+    # A single output is taken for a probability if all values lie in [0, 1], else for a logit.
     values = np.concatenate([scores.reshape(-1) for scores in in_memory])
     threshold = 0.5 if ((values >= 0) & (values <= 1)).all() else 0.0
     examples = sum(len(labels) for _, labels, _ in batches)
     in_memory = _accuracy(in_memory, batches, threshold)
     served = _accuracy(served, batches, threshold)
-    if served < in_memory - most - 1e-9:
+    if served < in_memory - max_drop - 1e-9:
         raise VerificationError(
             f"The served model is right on {served:.2%} of {examples} examples, the model in "
-            f"memory on {in_memory:.2%}; {100 * most:g} points less are allowed. Train with "
-            "ke.quantize_aware, calibrate on more data, or allow more (ke.exporters.Evaluation)."
+            f"memory on {in_memory:.2%}; a drop of {100 * max_drop:g} points is allowed. Train "
+            "with ke.quantize_aware, calibrate on more data, or allow more (`max_drop` of "
+            "ke.exporters.Evaluation)."
         )
     return {"examples": examples, "in_memory": in_memory, "served": served}

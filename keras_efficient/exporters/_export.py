@@ -1,4 +1,4 @@
-"""Export a model of either flavour as a SavedModel, checked before it appears."""
+"""`export`: write a model as a SavedModel or LiteRT file, verified before it is published."""
 
 import collections
 import contextlib
@@ -6,10 +6,13 @@ import dataclasses
 import datetime
 import json
 import math
+import os
 import platform
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -24,96 +27,99 @@ from keras_efficient.exporters._destination import check_destination, staged
 from keras_efficient.exporters._evaluation import check_drop, scores_in_memory, scores_of
 from keras_efficient.exporters._export_report import ExportReport
 from keras_efficient.exporters._manifest import write_manifest
-from keras_efficient.exporters._signature import Features, described, flat_outputs, trace
+from keras_efficient.exporters._signature import Features, describe_specs, flat_outputs, trace
 from keras_efficient.exporters._verification import check_reference, compare, run_without_keras
 from keras_efficient.exporters._warmup import write_warmup
 from keras_efficient.exporters.inference_ops.substitution import rounded, substituted_layers
 from keras_efficient.exporters.litert.export import export_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
 from keras_efficient.exporters.tokenizer_ops.text_signature import TEXTS, TextSignature
+from keras_efficient.flavor import Model
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transform_chains
 from keras_efficient.parametrize._plain_model import folded_weights
 
 
 def export(
-    model,
-    directory,
+    model: Model,
+    directory: str | os.PathLike,
     *,
-    sample,
-    quantize=None,
-    format="saved_model",
-    signatures=None,
-    tokenizer=None,
-    evaluate=None,
-    compress=False,
-    facts=None,
-    tolerance=None,
-    latency=True,
+    sample: Any,
+    quantize: str | None = None,
+    format: str = "saved_model",
+    signatures: str | Sequence[str] | None = None,
+    tokenizer: Any = None,
+    evaluate: Any = None,
+    compress: bool = False,
+    facts: Mapping[str, Any] | None = None,
+    tolerance: float | None = None,
+    latency: bool = True,
 ) -> ExportReport:
-    """Write `model` as a SavedModel that plain TensorFlow serves, checked in a bare process.
+    """Write a model as a SavedModel that TensorFlow serves without Keras, and verify it.
 
-    The SavedModel runs in inference mode, with any batch size and any length, and holds each
-    variable once (Keras 3's own `model.export` writes every variable twice). It is written to a
-    hidden folder beside its destination, loaded and run by a new process that has no Keras,
-    compared with the model in memory, and only then renamed into place: a version is there whole
-    and checked, or not at all. No version is ever overwritten.
+    The SavedModel runs in inference mode, for any batch size and any length, and holds each
+    variable once; Keras 3's own `model.export` writes every variable twice. It is written to a
+    hidden folder beside its destination, loaded and run by a separate process that has no Keras,
+    compared with the model in memory, and only then renamed. So a version is complete and verified,
+    or it does not exist. Versions are never overwritten.
 
-    Signatures: "tokens" takes what the model takes, "text" strings; "serving_default" is the first
-    of them. Inputs of "tokens": the keys of a dict sample; "inputs" for a single tensor; "input_0",
-    "input_1", ... for a list. The batch dimension is free, and so is the second dimension of
-    integer features, unless the model declares a fixed length. Outputs: a dict's keys; for a single
-    tensor "logits" if the model has `num_classes` or `num_labels`, else "outputs"; "output_0", ...
-    for a list; a Hugging Face output's entries without its loss. Floats go in and come out as
-    float32. "text" takes "text", a string [batch], and gives "probabilities" [batch, classes] and
-    "label" [batch] besides.
+    The signature "tokens" takes the model's features, the signature "text" takes strings, and
+    "serving_default" is the first of those exported. Inputs of "tokens" are called like the keys of
+    a dict sample; "inputs" for a single tensor; "input_0", "input_1" and so on for a list. The
+    batch size is free, and so is the second dimension of integer features, unless the model
+    declares a fixed length. Outputs are called like the keys of a dict; "logits" for the single
+    output of a model with `num_classes` or `num_labels`, "outputs" for that of others; "output_0"
+    and so on for a list; and like the entries of a Hugging Face output, without its loss. Float
+    inputs and outputs are float32. "text" takes "text", string [batch], and adds the outputs
+    "probabilities", float32 [batch, classes], and "label", string [batch].
 
-    Of a model with transforms (`ke.prune`, `ke.lora` and so on) the weights are written as they are
-    seen; the model in memory keeps its transforms.
+    Transforms of weights (`ke.prune`, `ke.lora` and so on) are folded into the written weights. The
+    model in memory keeps its transforms.
 
-    The served outputs must satisfy, for each float output, `max|served - in memory| <= tolerance *
-    max(1, max|in memory|)`. Both sides run on the CPU, on at most 32 examples of the sample.
+    Verification requires of each float output `max|served - in memory| <= tolerance * max(1, max|in
+    memory|)`. Both run on the CPU, on at most 32 examples of the sample.
 
     Args:
         model: a built Keras 3 or tf_keras model: functional, Sequential, subclassed, KerasHub,
             Hugging Face TF or Model Garden.
-        directory: str or path: ".../NAME" writes the next free version, ".../NAME/3" exactly
-            version 3, which must not exist.
-        sample: a batch as `fit` yields it, at least 1 example: features (tensor, dict or list of
-            tensors) or a tuple (features, labels[, sample_weight]).
-        quantize: None (default): weights as floats. "int8": kernels and embeddings as integers
-            that x86 CPUs multiply as such. "int8-weights": as integers that are multiplied as
-            floats, on any device: smaller, not faster. "bfloat16": half the bytes, and multiplied
-            in that. Integers are those of `ke.quantize_aware` or `ke.calibrate`, also of 4 bits;
-            of a model without, they are made of its weights as they are, and "int8" rounds its
-            activations by the range of each batch.
-        format: "saved_model" (default), or "litert": one file, `model.tflite`, by TensorFlow's
-            converter, checked with ai-edge-litert; "int8-weights" is its dynamic range, "int8" has
-            ranges that stay, measured on the sample.
-        signatures: tuple of "tokens" and "text". Default: "tokens", and "text" with a tokenizer.
-        tokenizer: the model's `data.Tokenizer` (as `ke.models.load` gives it), for "text". Labels
-            are those of `facts["labels"]`.
+        directory: str or path. ".../NAME" writes the next free version, ".../NAME/3" writes version
+            3, which must not exist.
+        sample: a batch as `fit` takes it, with at least 1 example: features (tensor, dict or list
+            of tensors) or a tuple (features, labels[, sample_weight]).
+        quantize: None: weights as floats. "int8": kernels and embeddings as integers, multiplied as
+            integers on x86 CPUs. "int8-weights": as integers that are converted to floats before
+            they are multiplied; smaller, not faster, on any device. "bfloat16": stored and
+            multiplied in bfloat16. The integers are those of `ke.quantize_aware` or `ke.calibrate`,
+            also of 4 bits. Other models are quantized as they are, and "int8" then quantizes
+            activations by the range of each batch. Default: None.
+        format: "saved_model", or "litert": one file, `model.tflite`, written by TensorFlow's
+            converter and verified with ai-edge-litert. There "int8-weights" means dynamic range
+            quantization, and "int8" uses fixed ranges measured on the sample. Default:
+            "saved_model".
+        signatures: "tokens", "text" or a tuple of both. Default: None, which is "tokens", and with
+            a tokenizer both.
+        tokenizer: the model's `data.Tokenizer`, as `ke.models.load` returns it, for the signature
+            "text". Its labels are `facts["labels"]`. Default: None.
         evaluate: labelled batches `(features, labels)`, or a `ke.exporters.Evaluation` of them: the
-            served accuracy may be at most 0.005 below that in memory. Default: none.
-        compress: bool, whether to write the version as one file beside it, too. Default False.
-        facts: dict or None (default), what the report should know of the training: `accuracy`,
-            `examples_per_second`, `seed`, `data_fingerprint`, `labels`, and anything else that JSON
-            holds.
-        tolerance: float or None (default): 1e-5, and 2e-2 for a model with layers that compute in
-            bfloat16 or float16, whose rounding differs between two graphs of the same model.
-            "bfloat16": 5e-2. "int8", and any export of a model that rounds its activations: 1e-1,
-            since a rounding error next to a tie becomes a whole step. LiteRT: 1e-4, 0.25 and 0.75,
-            since its products round more.
-        latency: bool, whether to time the SavedModel at batch 1 and 8. Default True.
+            served accuracy may be at most 0.005 below that in memory. Default: None, accuracy is
+            not measured.
+        compress: bool, whether to also pack the version into an archive beside it. Default: False.
+        facts: dict of facts about the training for the report: `accuracy`, `examples_per_second`,
+            `seed`, `data_fingerprint`, `labels`, and any other JSON values. Default: None.
+        tolerance: float. Default: None, which is 1e-5; 2e-2 for a model with layers that compute in
+            bfloat16 or float16, which round differently in two graphs of the same model; 5e-2 for
+            "bfloat16"; 1e-1 for "int8" and for any model that quantizes its activations, where a
+            rounding error beside a tie becomes a whole quantization step. For LiteRT, whose
+            products round more: 1e-4 in float32, 0.25 for "int8-weights" and 0.75 for "int8".
+        latency: bool, whether to time the SavedModel at batch sizes 1 and 8. Default: True.
 
     Returns:
-        An `ExportReport`, also written to `report.json` inside the version.
+        An `ExportReport`, also written to `report.json` in the version.
 
     Raises:
-        InputError: the destination, model, sample, facts or another argument will not do, or this
-            machine has no int8 products; found before anything is written, except where the model
-            reads state that cannot be written.
-        VerificationError: the SavedModel failed or computed something else; the message says by
-            how much, and where the refused files are kept.
+        InputError: an argument is invalid, or this machine lacks exact int8 products. Nothing has
+            been written then, except if the model reads state that cannot be saved.
+        VerificationError: the SavedModel failed or its outputs differ; the message says by how much
+            and where the refused files are kept.
 
     Example:
         >>> import tempfile, keras, numpy as np
@@ -124,8 +130,11 @@ def export(
         ... )
         >>> report.directory.name, list(report.signature["outputs"])
         ('1', ['outputs'])
+
+    Reference:
+        TensorFlow, "Using the SavedModel format": https://www.tensorflow.org/guide/saved_model
     """
-    asked = validate_arguments(
+    arguments = validate_arguments(
         model,
         directory,
         quantize=quantize,
@@ -142,49 +151,50 @@ def export(
     write = _write if format == "saved_model" else _write_litert
     cluster = cluster_of(model)
     if cluster is not None and cluster.index > 0:
-        # Several workers train one model: the first one's export is the one that stays.
+        # Several workers train one model: only the export of the first is kept.
         with tempfile.TemporaryDirectory() as folder:
-            return write(flavor, model, Path(folder) / "model", sample, asked)
-    report = write(flavor, model, directory, sample, asked)
+            return write(flavor, model, Path(folder) / "model", sample, arguments)
+    report = write(flavor, model, directory, sample, arguments)
     if compress:
         write_archive(report.directory)
     return report
 
 
-def _write(flavor, model, directory, sample, asked):
-    version = check_destination(directory, needed_bytes=_needed(flavor, model, asked.quantize))
+def _write(flavor, model, directory, sample, arguments):
+    version = check_destination(
+        directory, needed_bytes=_estimated_bytes(flavor, model, arguments.quantize)
+    )
     features = Features(model, sample)
-    batches = asked.evaluate.batches(model) if asked.evaluate is not None else []
+    batches = arguments.evaluate.batches(model) if arguments.evaluate is not None else []
     text = None
-    if "text" in asked.signatures:
-        text = TextSignature(asked.tokenizer, asked.facts.get("labels"), features)
+    if "text" in arguments.signatures:
+        text = TextSignature(arguments.tokenizer, arguments.facts.get("labels"), features)
     with contextlib.ExitStack() as stack:
         in_memory = scores_in_memory(flavor, model, batches) if batches else None
-        seen_through = _transforms(model)
-        # What is written is compared with a model of the same integers.
-        stack.enter_context(rounded(model, asked.quantize))
+        transforms = _describe_transforms(model)
+        # The export is compared with a model in memory that has the same integer weights.
+        stack.enter_context(rounded(model, arguments.quantize))
         reference = {"tokens": _reference(flavor, model, features)}
         if text is not None:
             reference["text"] = text.reference(flavor, model)
-        # A server gets the weights as they are seen: pruned, clustered, rounded, with their deltas.
-        unread = stack.enter_context(substituted_layers(model, asked.quantize))
+        unread = stack.enter_context(substituted_layers(model, arguments.quantize))
         stack.enter_context(folded_weights(model))
-        module, functions, tokens = _module(flavor, model, unread, features, text, asked)
+        module, functions, tokens = _module(flavor, model, unread, features, text, arguments)
         with staged(directory, version) as staging:
             tf.saved_model.save(
                 module,
                 str(staging.path),
                 signatures=functions,
-                # Gradients of custom ops, for training on: a server has no use for them.
+                # Gradients of custom ops are needed for training only.
                 options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
             )
-            with _kept_aside(staging):
+            with _keep_refused_files(staging):
                 served, measured = run_without_keras(
                     staging.path,
-                    features.arrays if "tokens" in asked.signatures else None,
+                    features.arrays if "tokens" in arguments.signatures else None,
                     texts=TEXTS if text is not None else None,
                     batches=[batch.arrays for batch, _, _ in batches],
-                    latency=asked.latency,
+                    latency=arguments.latency,
                 )
                 difference = max(
                     compare(
@@ -192,64 +202,66 @@ def _write(flavor, model, directory, sample, asked):
                         {output: served[name][output] for output in reference[name]}
                         if name == "text"
                         else served[name],
-                        asked.tolerance,
+                        arguments.tolerance,
                     )
-                    for name in asked.signatures
+                    for name in arguments.signatures
                 )
                 evaluation = None
                 if batches:
                     evaluation = check_drop(
-                        in_memory, served["scores"], batches, asked.evaluate.max_drop
+                        in_memory, served["scores"], batches, arguments.evaluate.max_drop
                     )
-            _write_beside(staging.path, features, asked)
+            _write_extra_files(staging.path, features, arguments)
             serving = functions["serving_default"]
-            made = {
-                "weight_bytes": sum(map(_bytes, module.weights)) + _constants(tokens),
+            measurements = {
+                "weight_bytes": sum(map(_bytes, module.weights)) + _constant_bytes(tokens),
                 "max_abs_difference": difference,
-                "tolerance": asked.tolerance,
+                "tolerance": arguments.tolerance,
                 "signature": {
-                    "inputs": described(serving.structured_input_signature[1]),
-                    "outputs": described(serving.structured_outputs),
+                    "inputs": describe_specs(serving.structured_input_signature[1]),
+                    "outputs": describe_specs(serving.structured_outputs),
                 },
                 **measured,
             }
-            recipe = {"signatures": list(asked.signatures), "transforms": seen_through}
-            return _published(flavor, model, staging, asked, made, evaluation, recipe)
+            recipe = {"signatures": list(arguments.signatures), "transforms": transforms}
+            return _publish(flavor, model, staging, arguments, measurements, evaluation, recipe)
 
 
-def _write_litert(flavor, model, directory, sample, asked):
-    version = check_destination(directory, needed_bytes=_needed(flavor, model, asked.quantize))
+def _write_litert(flavor, model, directory, sample, arguments):
+    version = check_destination(
+        directory, needed_bytes=_estimated_bytes(flavor, model, arguments.quantize)
+    )
     features = Features(model, sample)
-    batches = asked.evaluate.batches(model) if asked.evaluate is not None else []
+    batches = arguments.evaluate.batches(model) if arguments.evaluate is not None else []
     in_memory = scores_in_memory(flavor, model, batches) if batches else None
     with staged(directory, version) as staging:
-        with _kept_aside(staging):
+        with _keep_refused_files(staging):
             written = export_litert(
                 model,
                 flavor,
                 features,
                 staging.path,
-                quantize=asked.quantize,
-                tolerance=asked.tolerance,
+                quantize=arguments.quantize,
+                tolerance=arguments.tolerance,
             )
             evaluation = None
             if batches:
                 served = run_litert(written.file, *(batch.arrays for batch, _, _ in batches))
                 found = list(map(scores_of, served))
-                evaluation = check_drop(in_memory, found, batches, asked.evaluate.max_drop)
-        made = {
+                evaluation = check_drop(in_memory, found, batches, arguments.evaluate.max_drop)
+        measurements = {
             "weight_bytes": written.bytes,
             "max_abs_difference": written.max_abs_difference,
             "tolerance": written.tolerance,
             "signature": written.signature,
         }
-        recipe = {"format": "litert", "transforms": _transforms(model)}
-        return _published(flavor, model, staging, asked, made, evaluation, recipe)
+        recipe = {"format": "litert", "transforms": _describe_transforms(model)}
+        return _publish(flavor, model, staging, arguments, measurements, evaluation, recipe)
 
 
 @contextlib.contextmanager
-def _kept_aside(staging):
-    """A context after which files that were refused are kept beside the destination."""
+def _keep_refused_files(staging):
+    """On a VerificationError, keep the refused files beside the destination and name them."""
     try:
         yield
     except VerificationError as error:
@@ -257,74 +269,75 @@ def _kept_aside(staging):
         raise VerificationError(f"{error} Nothing was exported; see {aside}.") from error
 
 
-def _published(flavor, model, staging, asked, made, evaluation, recipe):
-    """Write what tells of the version, and let it appear."""
-    facts = dict(asked.facts)
+def _publish(flavor, model, staging, arguments, measurements, evaluation, recipe):
+    """Write the report and the manifest, and rename the folder to its version."""
+    facts = dict(arguments.facts)
     if evaluation is not None and facts.get("accuracy") is None:
         facts["accuracy"] = evaluation["served"]
     report = ExportReport(
         directory=staging.version,
         bytes=sum(f.stat().st_size for f in staging.path.rglob("*") if f.is_file()),
-        quantize=asked.quantize,
+        quantize=arguments.quantize,
         evaluation=evaluation,
         versions=_versions(flavor, model),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **made,
+        **measurements,
         **{name: facts.pop(name) for name in _KNOWN_FACTS if name in facts},
         facts=facts,
     )
     (staging.path / "report.json").write_text(report.to_json(), encoding="utf-8")
-    recipe = {"format": "saved_model", "quantize": asked.quantize} | recipe
+    recipe = {"format": "saved_model", "quantize": arguments.quantize} | recipe
     write_manifest(staging.path, report=report, recipe=recipe)
-    # A lost race moves it on to the next version.
+    # The version changes if another export took its number meanwhile.
     return dataclasses.replace(report, directory=staging.publish())
 
 
-def _module(flavor, model, unread, features, text, asked):
-    """What is saved: a module with all that is read, its functions by signature, and the one of
-    tokens."""
+def _module(flavor, model, unread, features, text, arguments):
+    """Return the module to save, its functions by signature, and the function of the tokens.
+
+    The module holds all variables that the functions read.
+    """
 
     def serve(**tensors):
         return flat_outputs(model, flavor.call(model, features.restore(tensors), training=False))
 
-    # tf_keras leaves a choice on a tensor's value to AutoGraph; Keras 3 does not use it.
     tokens = trace(serve, features, autograph=flavor.uses_autograph)
-    # (Of what stands in, only what is read.)
-    weights = [] if asked.quantize else _served(flavor, model, unread)
+    # Of a quantized model only the variables that the graph reads are written.
+    weights = [] if arguments.quantize else _served_weights(flavor, model, unread)
     module = tf.Module()
     module.weights = weights + _other_state(tokens, weights)
     functions = {"tokens": tokens}
     if text is not None:
         module.text = text.function(tokens)
         functions["text"] = module.text.get_concrete_function()
-    functions = {name: functions[name] for name in asked.signatures}
-    functions = {"serving_default": functions[asked.signatures[0]]} | functions
+    functions = {name: functions[name] for name in arguments.signatures}
+    functions = {"serving_default": functions[arguments.signatures[0]]} | functions
     return module, functions, tokens
 
 
-def _constants(function):
-    """Bytes of the arrays in a graph: scales, biases. (Small ones are shapes and the like.)"""
+def _constant_bytes(function):
+    """Return the bytes of the arrays in a graph, such as scales and biases, but not of shapes."""
     graph = function.graph.as_graph_def()
     nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
     sizes = [len(n.attr["value"].tensor.tensor_content) for n in nodes if n.op == "Const"]
     return sum(size for size in sizes if size >= 256)
 
 
-def _write_beside(folder, features, asked):
-    """The files that travel with the SavedModel."""
-    for name in ("serving_default", *asked.signatures):
-        name_of = asked.signatures[0] if name == "serving_default" else name
+def _write_extra_files(folder, features, arguments):
+    """Write warm-up requests and labels beside the SavedModel."""
+    for name in ("serving_default", *arguments.signatures):
+        name_of = arguments.signatures[0] if name == "serving_default" else name
         arrays = {"text": list(TEXTS)} if name_of == "text" else features.arrays
         write_warmup(folder, name, arrays)
-    labels = asked.facts.get("labels")
+    labels = arguments.facts.get("labels")
     if labels:
         assets = folder / "assets.extra"
         assets.mkdir(exist_ok=True)
         (assets / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
 
 
-def _transforms(model):
-    """What is on the model's weights and layers, for the recipe."""
+def _describe_transforms(model):
+    """Count the transforms and call wrappers of a model by description, for the recipe."""
     found = collections.Counter(
         t.describe() for chain in transform_chains(model) for t in chain.transforms
     )
@@ -334,7 +347,7 @@ def _transforms(model):
     return dict(sorted(found.items()))
 
 
-def _needed(flavor, model, quantize):
+def _estimated_bytes(flavor, model, quantize):
     share = {"int8": 0.3, "int8-weights": 0.3, "bfloat16": 0.6}.get(quantize, 1.0)
     return int(share * sum(map(_bytes, flavor.weights(model))))
 
@@ -342,10 +355,10 @@ def _needed(flavor, model, quantize):
 _KNOWN_FACTS = ("accuracy", "examples_per_second", "seed", "data_fingerprint")
 
 
-def _served(flavor, model, unread):
-    """The model's weights without what transforms of weights keep: those are folded in.
+def _served_weights(flavor, model, unread):
+    """Return the model's weights without the variables of weight transforms, which are folded in.
 
-    (What adapters and prefixes keep is read by the graph, and written with it.)
+    Variables of call wrappers, such as adapters and prefixes, are read by the graph and written.
     """
     kept = {
         id(flavor.value(v))
@@ -362,7 +375,7 @@ def _bytes(variable):
 
 
 def _reference(flavor, model, features):
-    """What the model in memory computes on the sample, eagerly, on the CPU."""
+    """Return the outputs of the model in memory on the sample, computed eagerly on the CPU."""
     with tf.device("CPU:0"):
         tensors = {name: tf.constant(array) for name, array in features.arrays.items()}
         try:
@@ -372,7 +385,7 @@ def _reference(flavor, model, features):
             raise InputError(
                 "The model must run on the sample's features. Received (dtype and shape by "
                 f"feature): {shapes}, on which it raised {type(error).__name__}: {error}. Give a "
-                "batch as `fit` yields it: features, or a tuple (features, labels)."
+                "batch as `fit` takes it: features, or a tuple (features, labels)."
             ) from error
         reference = {name: value.numpy() for name, value in flat_outputs(model, outputs).items()}
     check_reference(reference)
@@ -380,13 +393,13 @@ def _reference(flavor, model, features):
 
 
 def _other_state(function, weights):
-    """The variables, other than weights, that `function` reads.
+    """Return the variables that `function` reads besides the weights.
 
     Raises:
-        InputError: it reads something that is no variable, such as a look-up table, which a
-            module of variables does not write.
+        InputError: it reads a resource that is not a variable, such as a look-up table, which a
+            module of variables does not save.
     """
-    # A mirrored variable is read as one of its replicas, and written as itself, once.
+    # A mirrored variable is read through one of its replicas, and saved once, as itself.
     known = {id(x) for variable in weights for x in (variable, *_replicas(variable))}
     others = [variable for variable in function.graph.variables if id(variable) not in known]
     written = [
@@ -408,7 +421,7 @@ def _other_state(function, weights):
 
 
 def _replicas(variable):
-    # A mirrored variable has no handle of its own outside a replica.
+    # A mirrored variable has no handle of its own outside of a replica.
     return getattr(variable, "values", (variable,))
 
 

@@ -1,4 +1,4 @@
-"""What an export wrote, how fast it answers and how exactly: `report.json` beside the model."""
+"""`ExportReport`: size, latency, accuracy and exactness of an exported version."""
 
 import dataclasses
 import io
@@ -13,25 +13,31 @@ from keras_efficient._errors import InputError
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What is known of an exported version.
+    """Facts about an exported version, written to its `report.json`.
 
     Attributes:
-        directory: path of the version. Not part of the JSON, since versions are moved.
-        bytes: int, size of the SavedModel on disk.
-        weight_bytes: int, bytes of the model's variables, each counted once.
-        max_abs_difference: float, the largest difference between the served outputs and those of
-            the model in memory, on the sample.
+        directory: path of the version. It is not part of the JSON, since versions are moved.
+        bytes: int, size of the version's files in bytes, without report and manifest.
+        weight_bytes: int, size of the model's variables in bytes, each counted once.
+        max_abs_difference: float, largest absolute difference between the served outputs and those
+            of the model in memory, on the sample.
         tolerance: float, the difference allowed, relative to the largest output or 1.
-        signature: {"inputs" and "outputs": {name: {"dtype", "shape"}}}; None is any size.
+        signature: {"inputs" and "outputs": {name: {"dtype", "shape"}}} of the default signature;
+            None is any size.
         versions: {library: version}.
-        created: str, UTC time in ISO 8601.
+        created: str, time in UTC, in ISO 8601.
         latency_ms: {"batch_1" and "batch_8": {"median", "p95"}} in milliseconds on this machine's
             CPU, or None if it was not measured.
-        max_rss_bytes: int, peak memory of the process that served the sample.
-        quantize: as the export was asked, or None.
-        evaluation: {"examples", "in_memory", "served"} (accuracies), or None.
-        accuracy, examples_per_second, seed, data_fingerprint: from the export's `facts`, or None.
-        facts: dict, the other facts.
+        max_rss_bytes: int, peak memory in bytes of the process that served the sample, or None.
+        quantize: str, the export's `quantize`, or None.
+        evaluation: {"examples", "in_memory", "served"}, the number of examples and the accuracies,
+            or None.
+        accuracy: float, accuracy given in the export's `facts`, or else the served accuracy if it
+            was measured, or None.
+        examples_per_second: float, speed of the training, from the export's `facts`, or None.
+        seed: seed of the training, from the export's `facts`, or None.
+        data_fingerprint: fingerprint of the training data, from the export's `facts`, or None.
+        facts: dict, the other facts given to the export.
     """
 
     directory: Path
@@ -53,7 +59,7 @@ class ExportReport:
     facts: dict = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The report as JSON: every attribute but `directory`, in one stable order."""
+        """Return all attributes except `directory` as JSON, in a fixed order."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del values["directory"]
         first = ("accuracy", "examples_per_second", "bytes", "weight_bytes", "latency_ms")
@@ -61,7 +67,7 @@ class ExportReport:
         return json.dumps(ordered, indent=2, allow_nan=False) + "\n"
 
     def rows(self) -> list[tuple[str, str]]:
-        """`(label, value)` for people."""
+        """Return `(label, value)` pairs for display."""
         rows = [
             ("SavedModel", f"{self.bytes / 1e6:,.2f} MB"),
             ("Weights", f"{self.weight_bytes / 1e6:,.2f} MB"),
@@ -117,7 +123,7 @@ class ExportReport:
         table.add_column(no_wrap=True)
         table.add_column()
         for label, value in self.rows():
-            # Text: what looks like markup in a name is not markup.
+            # Text keeps rich from interpreting brackets in a name as markup.
             table.add_row(label, Text(value))
         console = Console(file=io.StringIO(), width=100, color_system=None)
         console.print(table)
@@ -125,10 +131,11 @@ class ExportReport:
 
 
 def check_facts(facts) -> dict:
-    """`facts` as plain JSON values; NaN and infinities become None.
+    """Return `facts` as plain JSON values; NaN and infinities become None.
 
     Raises:
-        InputError: not a dict, a value JSON cannot hold, or a measure that is no number.
+        InputError: `facts` is not a dict, JSON cannot hold a value, or a measurement is not a
+            number.
     """
     try:
         facts = {} if facts is None else {**facts}

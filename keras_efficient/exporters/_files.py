@@ -1,4 +1,4 @@
-"""The files of a version, of which none may lead out of it."""
+"""List and hash the files of a version; symbolic links are refused."""
 
 import hashlib
 import os
@@ -7,22 +7,22 @@ from pathlib import Path
 
 from keras_efficient._errors import InputError
 
-#: No model is worth a walk through more than this.
-_MOST = 100_000
+#: Largest number of files that is listed.
+_MAX_FILES = 100_000
 
 
 def regular_files(folder) -> dict:
-    """The files below `folder`: paths from there, with "/", in order, to `os.stat_result`.
+    """List the files below `folder`, sorted.
 
     Args:
-        folder: path of a folder, itself maybe a link.
+        folder: path of a folder, which may itself be a symbolic link.
 
     Returns:
-        {relative path: its `lstat`}.
+        {relative path with "/": its `lstat`, an `os.stat_result`}.
 
     Raises:
-        InputError: no folder, a symbolic link, something that is no file (a pipe would be waited
-            for), a file that cannot be read, or far too many.
+        InputError: the folder does not exist or is not readable, or it holds a symbolic link,
+            something else that is not a file, such as a pipe, or too many files.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -32,7 +32,7 @@ def regular_files(folder) -> dict:
         )
     found = {}
     for root, folders, names in os.walk(folder, onerror=_unreadable):
-        # os.walk lists links to folders among the folders, and does not follow them.
+        # os.walk lists symbolic links to folders among the folders, and does not follow them.
         for name in (*folders, *names):
             path = Path(root, name)
             status = path.lstat()
@@ -47,10 +47,10 @@ def regular_files(folder) -> dict:
                     f"{folder}. Put the file itself there, or export again."
                 )
             found[relative] = status
-            if len(found) > _MOST:
+            if len(found) > _MAX_FILES:
                 raise InputError(
-                    f"A version may hold at most {_MOST:,} files. Received: {folder}, with more. "
-                    "Name the folder of one version."
+                    f"A version may hold at most {_MAX_FILES:,} files. Received: {folder}, with "
+                    "more. Name the folder of one version."
                 )
     return dict(sorted(found.items()))
 
@@ -63,7 +63,7 @@ def _unreadable(error):
 
 
 def sha256(path) -> str:
-    """The SHA-256 of a file, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,56 +1,66 @@
-"""One self-contained HTML page about a training run and what it exported."""
+"""`write_html_report`: a self-contained HTML page about a training run and its export."""
 
 import io
 import math
 import numbers
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from keras_efficient._errors import InputError
+from keras_efficient.exporters._export_report import ExportReport
 
-#: Fixed hues that read on a light and on a dark page; everything else takes the text's colour.
+#: Colours that are legible on light and dark pages; everything else has the colour of the text.
 _BLUE, _ORANGE, _GREEN = "#3b82f6", "#f08c2e", "#22a06b"
-#: Stands for the text's colour inside Matplotlib, and for no colour of the charts.
+#: Placeholder for the colour of the text in Matplotlib's output, unused otherwise.
 _INK = "#010203"
-#: Points drawn per line: more are not seen at this width, and make the page slow.
+#: Points drawn per line; more are not visible at this width and slow the page down.
 _POINTS = 1500
-#: Facts shown as tiles; the others make a table.
+#: Number of facts shown as tiles; the others are listed in a table.
 _TILES = 8
 
 
-def write_html_report(path, *, title, steps, epochs, facts, report=None) -> Path:
-    """Write one HTML file about a training run: tiles, charts and the export's table.
+def write_html_report(
+    path: str | os.PathLike,
+    *,
+    title: str,
+    steps: Sequence[Mapping[str, Any]],
+    epochs: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    report: ExportReport | None = None,
+) -> Path:
+    """Write an HTML file about a training run: key figures, charts and the export's report.
 
-    The file needs no network: styles and charts (inline SVG) are inside it. It follows the
-    reader's light or dark setting and fits a phone.
+    The file contains its styles and charts (inline SVG) and needs no network. It follows the
+    reader's light or dark setting and fits small screens.
 
     Args:
-        path: str or path of the file; its folder is created. An existing file is replaced, in one
-            rename, so that a reader never sees half a page.
-        title: str.
-        steps: list of dicts, one per training step, with `step` and any of `loss`,
-            `learning_rate`, `examples_per_second`, `tokens_per_second`, `tokens` and
-            `padding_tokens` (counts), each of which may be absent or None.
-        epochs: list of dicts, one per epoch, with `epoch` and any of `loss`, `accuracy`,
-            `val_loss`, `val_accuracy`; `step`, the last step of the epoch, places the validation
-            loss among the steps (else the epochs are spread evenly).
-        facts: dict of label to str or number, in order: the first 8 are the tiles at the top, the
-            others a table of settings. "padding_share" or "Padding share" (0 to 1) draws the bar
-            of real tokens against padding, where the steps do not count them.
-        report: `ExportReport` or None (default), shown as a table.
+        path: str or path of the file; its folder is created. An existing file is replaced by a
+            rename, so that readers never see an incomplete page.
+        title: str, title of the page.
+        steps: list of dicts, one per training step, with the key `step` and any of `loss`,
+            `learning_rate`, `examples_per_second`, `tokens_per_second`, and the counts `tokens`
+            and `padding_tokens`; values may be None.
+        epochs: list of dicts, one per epoch, with the key `epoch` and any of `loss`, `accuracy`,
+            `val_loss`, `val_accuracy` and `step`, the last step of the epoch, at which the
+            validation loss is drawn. Without `step` the epochs are spaced evenly.
+        facts: dict of labels to strings or numbers. The first 8 are shown as tiles, the others in
+            a table of settings. "padding_share", from 0 to 1, is drawn as a bar of real tokens and
+            padding if the steps do not count them.
+        report: `ExportReport` to show as a table. Default: None, no table.
 
     Returns:
-        The path of the file, absolute.
+        The absolute path of the file.
 
     Raises:
-        InputError: `steps` or `epochs` is no list of dicts, a value is no number, or `facts` is no
-            dict.
+        InputError: `steps` or `epochs` is not a list of dicts, a value is not a number, or `facts`
+            is not a dict.
 
     Example:
         >>> import tempfile
-        >>> from keras_efficient.exporters import write_html_report
-        >>> page = write_html_report(
+        >>> page = ke.exporters.write_html_report(
         ...     tempfile.mkdtemp() + "/run.html",
         ...     title="Reviews",
         ...     steps=[{"step": 1, "loss": 0.7}],
@@ -59,6 +69,10 @@ def write_html_report(path, *, title, steps, epochs, facts, report=None) -> Path
         ... )
         >>> page.name
         'run.html'
+
+    Reference:
+        Matplotlib, "SVG backend", which draws the charts:
+        https://matplotlib.org/stable/api/backend_svg_api.html
     """
     import jinja2
 
@@ -97,7 +111,7 @@ def write_html_report(path, *, title, steps, epochs, facts, report=None) -> Path
 
 
 def format_value(value) -> str:
-    """A number in few digits, anything else as it prints."""
+    """Format a number in few digits, and anything else with `str`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return "–" if value is None else str(value)
     if isinstance(value, numbers.Integral):
@@ -147,7 +161,7 @@ def _number(record, key):
 
 
 def _series(records, x, y, default=None):
-    """Finite points `(x, y)`; a record without an x counts from 1."""
+    """Return the finite points `(x, y)`; records without x are numbered from 1."""
     points = []
     for i, record in enumerate(records, 1):
         at = _number(record, x)
@@ -158,13 +172,13 @@ def _series(records, x, y, default=None):
 
 
 def _charts(steps, epochs):
-    """`(key, title, svg or None)` of each chart; None where there is nothing to draw."""
+    """Return `(key, title, svg)` of each chart; svg is None if there is nothing to draw."""
     last = max([at for at, _ in _series(steps, "step", "loss")], default=0)
 
     def end_of_epoch(i):
         return last * i / len(epochs) if last else i
 
-    # Validation is known once per epoch: at its last step, among the steps' losses.
+    # The validation loss is known once per epoch and drawn at the epoch's last step.
     at_step = [{**e, "at": e.get("step")} for e in epochs]
     losses = [
         ("training", _series(steps, "step", "loss"), _BLUE, "line"),
@@ -187,19 +201,19 @@ def _charts(steps, epochs):
 
 
 def _chart(lines, xlabel, from_zero=False):
-    """An inline SVG of `(label, points, colour, style)` lines, or None if no line has a point."""
+    """Draw `(label, points, colour, style)` lines as inline SVG; None if there are no points."""
     lines = [line for line in lines if line[1]]
     if not lines:
         return None
-    # Figure without pyplot, and a context of its own: the user's Matplotlib is left as it is.
+    # Neither pyplot nor global settings are used, so that the user's Matplotlib is unchanged.
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    # Not the user's style but Matplotlib's own, and text as text.
+    # Matplotlib's default style, with text written as text instead of paths.
     settings = {**matplotlib.rcParamsDefault, "svg.fonttype": "none", "font.size": 10.5}
-    settings["font.family"] = ["DejaVu Sans"]  # Measures only: Matplotlib brings this one.
+    settings["font.family"] = ["DejaVu Sans"]  # For measuring only; Matplotlib ships it.
     settings["svg.hashsalt"] = "keras_efficient"
     settings.pop("backend", None)
     with matplotlib.rc_context(settings):
@@ -236,7 +250,7 @@ def _chart(lines, xlabel, from_zero=False):
         axes.tick_params(color=_INK, labelcolor=_INK, length=0)
         axes.xaxis.label.set_color(_INK)
         if len(lines) > 1:
-            # Above the axes, where no line passes.
+            # The legend is above the axes, where it hides no line.
             place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
             axes.legend(frameon=False, labelcolor=_INK, ncols=2, **place)
         file = io.StringIO()
@@ -245,7 +259,7 @@ def _chart(lines, xlabel, from_zero=False):
 
 
 def _margins(y):
-    """Room below and above a line that is flat at `y`, so that the ticks are round."""
+    """Return the margins below and above a flat line at `y`, such that ticks are round numbers."""
     return -abs(y) / 2 or -1, abs(y) / 2 or 1
 
 
@@ -256,17 +270,17 @@ def _tick(y):
 
 
 def _inline(svg, prefix):
-    """Matplotlib's SVG file as a part of a page, in the page's own colour and font."""
+    """Convert Matplotlib's SVG file to a part of a page, in the page's colour and font."""
     from markupsafe import Markup
 
     svg = svg[svg.index("<svg") :]
-    # Metadata and the XML namespaces mean nothing inside HTML, and look like links.
+    # Metadata and XML namespaces have no meaning inside HTML, and look like links.
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
     svg = svg.replace("xlink:href", "href").replace(_INK, "currentColor")
     # The list of fonts ends at the next declaration or at the end of the style.
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
-    # Ids are shared by a whole page, and each chart starts counting anew.
+    # Ids must be unique within the page, but Matplotlib numbers each chart from the start.
     prefix = re.sub(r"[^a-z]", "", prefix)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'href="#', f'href="#{prefix}-', svg)

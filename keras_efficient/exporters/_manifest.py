@@ -1,17 +1,19 @@
-"""What a version consists of, and where it comes from: `manifest.json` beside the model."""
+"""Write `manifest.json`: the files of a version with their hashes, and its origin."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 from keras_efficient._errors import InputError
 from keras_efficient.exporters._files import regular_files, sha256
 
 MANIFEST = "manifest.json"
-#: Written after the manifest, for people; nothing loads it.
+#: Files that a manifest does not list: itself, and the report for people, which is written later.
 UNLISTED = (MANIFEST, "report.html")
 FORMAT = 1
 
-#: What the report measured. (What it does not know stays out.)
+#: Attributes of the report that are metrics; those that are None are left out.
 _METRICS = (
     "accuracy",
     "examples_per_second",
@@ -24,36 +26,38 @@ _METRICS = (
 )
 
 
-def write_manifest(folder, *, report, recipe) -> Path:
-    """Write `manifest.json` into a version's folder: every file's hash, and how it was made.
+def write_manifest(folder: str | os.PathLike, *, report: Any, recipe: dict[str, Any]) -> Path:
+    """Write `manifest.json` into a version: the hash of every file, and how the model was exported.
 
-    The last file to be written. `check_manifest` compares the folder with it later, wherever the
-    folder went. The hashes tell damage, not forgery: who can change a file can change the manifest.
-    `report.html`, which comes after it, is not listed.
+    It is written after all other files, except `report.html`, which it does not list.
+    `ke.versions.check_manifest` compares the folder with it later, wherever it was copied. The
+    hashes reveal damage, not forgery: whoever can change a file can change the manifest, too.
 
     Args:
-        folder: path of the version, with all its files in it and no manifest yet.
+        folder: path of the version, which holds all its files and no manifest.
         report: an `ExportReport`, for `created`, `versions`, `data_fingerprint` and the metrics.
-        recipe: dict, how the model was written: "quantize", "transforms", "signatures" and so on;
-            anything that JSON holds.
+        recipe: dict of JSON values that says how the model was exported: "quantize", "transforms",
+            "signatures" and so on.
 
     Returns:
         The path of the manifest.
 
     Raises:
-        InputError: there is a manifest already, the recipe is no JSON, or the folder holds links.
+        InputError: there is a manifest already, JSON cannot hold the recipe, or the folder holds
+            symbolic links.
 
     Example:
         >>> import tempfile, types
-        >>> from keras_efficient.exporters._manifest import write_manifest
-        >>> from keras_efficient.versions._check_manifest import check_manifest
         >>> report = types.SimpleNamespace(created="", versions={}, data_fingerprint=None)
         >>> folder = tempfile.mkdtemp()
         >>> with open(folder + "/saved_model.pb", "w") as file:
         ...     size = file.write("graph")
-        >>> path = write_manifest(folder, report=report, recipe={"quantize": "int8"})
-        >>> check_manifest(folder)["files"]["saved_model.pb"]["bytes"]
+        >>> path = ke.exporters.write_manifest(folder, report=report, recipe={"quantize": "int8"})
+        >>> ke.versions.check_manifest(folder)["files"]["saved_model.pb"]["bytes"]
         5
+
+    Reference:
+        FIPS 180-4, "Secure Hash Standard", for SHA-256: https://doi.org/10.6028/NIST.FIPS.180-4
     """
     folder = Path(folder)
     files = regular_files(folder)
@@ -65,7 +69,7 @@ def write_manifest(folder, *, report, recipe) -> Path:
     if not isinstance(recipe, dict):
         raise InputError(
             "`recipe` must be a dict, such as {'quantize': 'int8'}. Received: "
-            f"{type(recipe).__name__}. Give what was asked of the export by name."
+            f"{type(recipe).__name__}. Give the options of the export by name."
         )
     metrics = {name: getattr(report, name, None) for name in _METRICS}
     manifest = {

@@ -1,4 +1,4 @@
-"""Inputs of a signature as arrays by name."""
+"""Convert the inputs of a request to NumPy arrays by name."""
 
 from collections.abc import Mapping
 
@@ -6,22 +6,23 @@ import numpy as np
 
 from keras_efficient._errors import InputError
 
-#: The input of a signature that takes strings.
+#: Name of the input of a signature that takes strings.
 TEXT = "text"
 
 
 def named_arrays(inputs) -> dict:
-    """Arrays of numbers or of strings, by the names of a signature's inputs.
+    """Return arrays of numbers or strings by the names of a signature's inputs.
 
     Args:
         inputs: dict of arrays, tensors or lists by name, the batch first; or a list of strings,
             for an input called "text".
 
     Returns:
-        dict of NumPy arrays; strings are objects (other dtypes cut off zeros at their end).
+        dict of NumPy arrays. Strings have dtype object, since the dtypes "S" and "U" cut off
+        trailing null characters.
 
     Raises:
-        InputError: no inputs, or one that is neither numbers nor strings, or has no batch.
+        InputError: there are no inputs, or one is neither numbers nor strings or has no batch.
     """
     if not isinstance(inputs, Mapping):
         texts = isinstance(inputs, list | tuple) and all(isinstance(x, str) for x in inputs)

@@ -1,4 +1,4 @@
-"""Between a batch as `fit` yields it and the named tensors of a serving signature."""
+"""Convert between batches of `fit` and the named tensors of a serving signature."""
 
 import re
 import warnings
@@ -9,31 +9,31 @@ import tensorflow as tf
 
 from keras_efficient._errors import InputError
 
-#: What Hugging Face models take among their features to compute their own loss.
+#: Features from which Hugging Face models compute their own loss.
 _HF_LABELS = {"labels", "start_positions", "end_positions", "next_sentence_label"}
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 class Features:
-    """The features of a sample: arrays by name, and the way back to what the model is called with.
+    """Features of a sample as arrays by name, convertible back to the model's input structure.
 
     A dict keeps its keys, a single tensor is called "inputs", those of a list or tuple "input_0",
-    "input_1" and so on. Float features become float32, as `fit` and JSON requests have them.
+    "input_1" and so on. Float features become float32, as in `fit` and in JSON requests.
 
     Attributes:
-        arrays: dict of NumPy arrays by name, at most `most` examples each.
+        arrays: dict of NumPy arrays by name, at most `max_examples` examples each.
 
     Args:
-        model: the model; a Hugging Face model's labels are dropped from its features.
+        model: the model; labels among the features of a Hugging Face model are dropped.
         sample: features, or a tuple (features, labels[, sample_weight]), of arrays or tensors.
-        most: int, examples kept. Default 32.
+        max_examples: int, examples kept. Default: 32.
 
     Raises:
-        InputError: no features, nested or unnamed ones, text, scalars, no or unequal numbers of
-            examples.
+        InputError: there are no features or no examples, their numbers differ, or features are
+            nested, unnamed, text or scalars.
     """
 
-    def __init__(self, model, sample, most: int = 32):
+    def __init__(self, model, sample, max_examples: int = 32):
         features = sample[0] if isinstance(sample, tuple) and 0 < len(sample) <= 3 else sample
         if isinstance(features, Mapping):
             named = dict(features)
@@ -42,35 +42,35 @@ class Features:
             self._restore = lambda tensors: tensors
         elif isinstance(features, list | tuple):
             named = {f"input_{i}": feature for i, feature in enumerate(features)}
-            kind = type(features) if type(features) in (list, tuple) else list
-            self._restore = lambda tensors: kind(tensors[name] for name in named)
+            sequence = type(features) if type(features) in (list, tuple) else list
+            self._restore = lambda tensors: sequence(tensors[name] for name in named)
         else:
             named = {"inputs": features}
             self._restore = lambda tensors: tensors["inputs"]
         if not named:
             raise InputError(
                 "`sample` must hold at least one feature. Received: none. Give a batch as `fit` "
-                "yields it."
+                "takes it."
             )
         arrays = {name: _array(name, value) for name, value in named.items()}
         sizes = {name: len(array) for name, array in arrays.items()}
         if len(set(sizes.values())) > 1 or not min(sizes.values()):
             raise InputError(
                 "Every feature of `sample` must hold the same number of examples, at least 1. "
-                f"Received (examples by feature): {sizes}. Give a batch as `fit` yields it."
+                f"Received (examples by feature): {sizes}. Give a batch as `fit` takes it."
             )
-        self.arrays = {name: array[:most] for name, array in arrays.items()}
+        self.arrays = {name: array[:max_examples] for name, array in arrays.items()}
         self._fixed = _declared_lengths(model, list(named))
 
     def restore(self, tensors):
-        """`tensors` (by name) in the structure that the model is called with."""
+        """Return named tensors in the structure that the model takes."""
         return self._restore(dict(tensors))
 
     def specs(self, dynamic_length: bool = True) -> dict:
-        """A `tf.TensorSpec` by name: any batch size, and any length of integer features.
+        """Return a `tf.TensorSpec` by name, for any batch size and any length.
 
-        The second dimension of an integer feature of rank 2 or more is its length, unless the
-        model declares that input with a fixed one.
+        The length is the second dimension of integer features of rank 2 or more. It is fixed where
+        the model declares a fixed one, and where `dynamic_length` is False.
         """
         specs = {}
         for name, array in self.arrays.items():
@@ -109,11 +109,11 @@ def _array(name, value):
 
 
 def _declared_lengths(model, names):
-    """The second dimension, by feature, that a functional model declares."""
+    """Return the second dimensions that a functional model declares, by feature."""
     inputs = getattr(model, "inputs", None) or []
     inputs = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
     own = [tensor.name.partition(":")[0] for tensor in inputs]
-    # By name where the names are those of the features, else by position.
+    # Inputs are matched by name if the names are those of the features, else by position.
     order = [own.index(name) for name in names] if set(names) <= set(own) else range(len(inputs))
     shapes = [tuple(inputs[i].shape) for i in order]
     return {
@@ -123,15 +123,15 @@ def _declared_lengths(model, names):
     }
 
 
-def computed(flavor, model, features, arrays) -> dict:
-    """What a model in memory gives for arrays by the features' names: named arrays."""
+def call_by_name(flavor, model, features, arrays) -> dict:
+    """Call a model in memory with named arrays; return its outputs as named arrays."""
     tensors = {name: tf.constant(array) for name, array in arrays.items()}
     outputs = flavor.call(model, features.restore(tensors), training=False)
     return {name: value.numpy() for name, value in flat_outputs(model, outputs).items()}
 
 
-def described(specs) -> dict:
-    """`{name: {"dtype", "shape"}}` of named tensors; None is any size."""
+def describe_specs(specs) -> dict:
+    """Return `{name: {"dtype", "shape"}}` of named tensors; None is any size."""
     return {
         name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
         for name, spec in specs.items()
@@ -139,12 +139,12 @@ def described(specs) -> dict:
 
 
 def flat_outputs(model, outputs) -> dict:
-    """Outputs of a model as named tensors, floats as float32.
+    """Return a model's outputs as named tensors, floats as float32.
 
-    A single tensor is called "logits" where the model has `num_classes` or `num_labels` (KerasHub,
-    Model Garden and Hugging Face classifiers do), else "outputs". A dict keeps its keys, those of
-    a list are called "output_0" and so on, and what is nested joins its names with "_". Entries
-    that are None, and the loss of a Hugging Face output, are left out.
+    A single tensor is called "logits" if the model has `num_classes` or `num_labels`, as KerasHub,
+    Model Garden and Hugging Face classifiers have, else "outputs". A dict keeps its keys, tensors
+    of a list are called "output_0" and so on, and the names of nested outputs are joined with "_".
+    Entries that are None, and the loss of a Hugging Face output, are left out.
     """
     if any(base.__name__ == "ModelOutput" for base in type(outputs).__mro__):
         outputs = {name: value for name, value in outputs.items() if name != "loss"}
@@ -161,7 +161,7 @@ def flat_outputs(model, outputs) -> dict:
                 f"called {name!r}. Rename one in the model."
             )
         value = tf.convert_to_tensor(value)
-        # The identity gives each output a tensor of its own, also one that is an input.
+        # tf.identity gives an output that is also an input a separate tensor.
         flat[name] = tf.cast(value, tf.float32) if value.dtype.is_floating else tf.identity(value)
     return flat
 
@@ -177,19 +177,19 @@ def _leaves(outputs, prefix=""):
 
 
 def trace(function, features: Features, autograph: bool):
-    """`function(**tensors)` as one concrete function for `features`, of any length if it can be.
+    """Trace `function(**tensors)` as a concrete function, for any length if possible.
 
     Args:
-        function: takes tensors by name, returns a dict of tensors.
+        function: function of tensors by name that returns a dict of tensors.
         features: the sample's features.
         autograph: bool, whether `if` and `while` on tensors are converted.
 
     Returns:
-        The concrete function. Where it only traces for the sample's length, that is kept, with a
+        The concrete function. If it can only be traced for the sample's length, it is, with a
         warning.
 
     Raises:
-        InputError: it does not trace at all.
+        InputError: it cannot be traced at all.
     """
 
     def concrete(specs):

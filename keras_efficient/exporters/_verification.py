@@ -1,4 +1,4 @@
-"""Run an exported SavedModel in a bare process and compare it with the model in memory."""
+"""Run an exported SavedModel in a process without Keras and compare its outputs."""
 
 import json
 import tempfile
@@ -15,22 +15,23 @@ _SCRIPT = Path(__file__).with_name("_verify_script.py")
 
 
 def run_without_keras(saved_model, inputs, *, texts=None, batches=(), latency=True):
-    """Load `saved_model` in a process without Keras, on the CPU, and run it.
+    """Load and run a SavedModel in a process without Keras, on the CPU.
 
     Args:
         saved_model: path of the SavedModel.
-        inputs: dict of arrays by the names of the signature "tokens"; None: it has none.
-        texts: list of str for the signature "text". Default: None: it has none.
-        batches: list of dicts of arrays as `inputs`, to classify. Default: none.
-        latency: bool, whether to time it at batch 1 and 8 (a few seconds at most). Default True.
+        inputs: dict of arrays by the input names of the signature "tokens", or None if there is no
+            such signature.
+        texts: list of str for the signature "text". Default: None, there is no such signature.
+        batches: list of dicts of arrays like `inputs`, to classify. Default: none.
+        latency: bool, whether to time batches of 1 and 8, for a few seconds at most. Default: True.
 
     Returns:
         `(served, result)`: {"tokens" and "text": dict of arrays, "scores": list of float arrays
-        [batch, classes]}, and a dict with `latency_ms` (or None) and `max_rss_bytes`.
+        [batch, classes]}, and a dict with `latency_ms`, which may be None, and `max_rss_bytes`.
 
     Raises:
-        VerificationError: the process failed (its last lines are in the message) or found a
-            Keras loaded.
+        VerificationError: the process failed, and the message quotes its last lines; or it had
+            loaded Keras.
     """
     with tempfile.TemporaryDirectory(prefix="keras_efficient-") as folder:
         folder = Path(folder)
@@ -68,19 +69,20 @@ def run_without_keras(saved_model, inputs, *, texts=None, batches=(), latency=Tr
 
 
 def compare(reference, outputs, tolerance) -> float:
-    """The largest difference between two dicts of outputs; refuse one beyond the tolerance.
+    """Return the largest difference between two dicts of outputs, and refuse too large ones.
 
-    The rule, for each float output: `max|served - reference| <= tolerance * max(1,
-    max|reference|)`. Outputs that are not floats (an arg max can flip on a rounding error) must be
-    equal where no output is a float, and have the same shape elsewhere.
+    Each float output must satisfy `max|served - reference| <= tolerance * max(1, max|reference|)`.
+    Other outputs must only have the same shape, since an argmax can change on a rounding error; but
+    they must be equal if there are no float outputs at all.
 
     Args:
-        reference: dict of arrays: what the model in memory computes.
-        outputs: dict of arrays of the served model.
+        reference: dict of arrays, the outputs of the model in memory.
+        outputs: dict of arrays, the outputs of the served model.
         tolerance: float >= 0.
 
     Returns:
-        The largest absolute difference over all float outputs (over all, where none is a float).
+        The largest absolute difference over all float outputs, or over all outputs if none is
+        float.
 
     Raises:
         VerificationError: names, shapes or values differ.
@@ -102,7 +104,7 @@ def compare(reference, outputs, tolerance) -> float:
             continue
         expected, served = expected.astype("float64"), served.astype("float64")
         with np.errstate(invalid="ignore"):
-            # Infinities, such as masked positions, differ by 0 from themselves.
+            # inf - inf is NaN, but equal infinities, such as those of masked positions, agree.
             gaps = np.where(expected == served, 0.0, np.abs(expected - served))
         difference = float(gaps.max(initial=0.0))
         finite = np.abs(expected[np.isfinite(expected)])
@@ -111,15 +113,19 @@ def compare(reference, outputs, tolerance) -> float:
             raise VerificationError(
                 f"Output {name!r} of the served model differs by {difference:.3g} from the model "
                 f"in memory, and at most {allowed:.3g} is allowed (tolerance {tolerance:g} times "
-                "the largest output, or 1). If the model computes at random or in low precision, "
-                "say so with `tolerance=`."
+                "the largest output, or 1). If the model is random or computes in low precision, "
+                "raise `tolerance`."
             )
         largest = max(largest, difference)
     return largest
 
 
 def check_reference(reference):
-    """Refuse a model whose own outputs cannot be compared with anything."""
+    """Refuse a model whose outputs in memory contain NaN.
+
+    Raises:
+        InputError: an output contains NaN.
+    """
     for name, value in reference.items():
         if value.dtype.kind == "f" and np.isnan(value).any():
             raise InputError(

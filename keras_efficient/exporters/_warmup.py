@@ -1,27 +1,31 @@
-"""The requests that TensorFlow Serving runs through a model before it takes any."""
+"""Write the warm-up requests that TensorFlow Serving runs when it loads a version."""
 
+import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
 from keras_efficient._errors import InputError
 from keras_efficient.exporters._named_arrays import named_arrays
 
-#: Where TensorFlow Serving looks for it, below the version.
+#: Path below the version where TensorFlow Serving looks for the file.
 _PATH = "assets.extra/tf_serving_warmup_requests"
 
 
-def write_warmup(folder, signature_name, arrays) -> Path:
-    """Write requests into a version that TensorFlow Serving runs when it has loaded it.
+def write_warmup(folder: str | os.PathLike, signature_name: str, arrays: Mapping[str, Any]) -> Path:
+    """Write warm-up requests into a version, which TensorFlow Serving runs after loading it.
 
-    So the first client does not wait for what TensorFlow only does at the first call. There is one
-    request of batch size 1 and, if the sample is larger, one of the whole sample. The file is a
-    TFRecord of `tensorflow.serving.PredictionLog`; a call for another signature adds to it.
+    Thus the first client does not wait for the initialisation that TensorFlow does in the first
+    call. There is one request of batch size 1 and, if the sample is larger, one of the entire
+    sample. The file is a TFRecord of `tensorflow.serving.PredictionLog`; a call for another
+    signature appends to it.
 
     Args:
         folder: path of the version.
-        signature_name: str, the signature they are for, such as "tokens".
+        signature_name: str, the signature that the requests are for, such as "tokens".
         arrays: dict of arrays by the signature's input names, at least one example each, the
             batch first; lists of strings for text.
 
@@ -29,12 +33,11 @@ def write_warmup(folder, signature_name, arrays) -> Path:
         The path of the file.
 
     Raises:
-        InputError: no name, no arrays, or unequal numbers of examples.
+        InputError: there is no name, there are no arrays, or their numbers of examples differ.
 
     Example:
         >>> import tempfile
-        >>> from keras_efficient.exporters._warmup import write_warmup
-        >>> path = write_warmup(tempfile.mkdtemp(), "text", {"text": ["good", "bad"]})
+        >>> path = ke.exporters.write_warmup(tempfile.mkdtemp(), "text", {"text": ["good", "bad"]})
         >>> path.name
         'tf_serving_warmup_requests'
 
@@ -63,17 +66,17 @@ def write_warmup(folder, signature_name, arrays) -> Path:
             for size in sorted({1, *sizes}):
                 batch = {name: array[:size] for name, array in arrays.items()}
                 writer.write(_prediction_log(signature_name, batch))
-        # A TFRecord file is its records one after the other, so more can follow.
+        # A TFRecord file is a plain sequence of records, so more can be appended.
         with open(path, "ab") as file:
             file.write(records.read_bytes())
     return path
 
 
 def _prediction_log(signature_name, arrays):
-    """The bytes of a PredictionLog{predict_log{request}}.
+    """Serialize a PredictionLog{predict_log{request}}.
 
-    The messages are those of tensorflow-serving-api, which an export shall not need: four fields
-    are quicker written by hand. A test reads them with that package.
+    Writing the four fields by hand avoids a dependency on tensorflow-serving-api. A test reads them
+    with that package.
     """
     model_spec = _field(3, signature_name.encode())
     request = _field(1, model_spec)
@@ -84,7 +87,7 @@ def _prediction_log(signature_name, arrays):
 
 
 def _field(number, data):
-    """A length-delimited field of a protocol buffer."""
+    """Serialize a length-delimited field of a protocol buffer."""
     return _varint(number << 3 | 2) + _varint(len(data)) + data
 
 

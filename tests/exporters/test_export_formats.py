@@ -182,12 +182,12 @@ def test_bad_options(tmp_path, options, message):
 
 @pytest.mark.parametrize("broken", ["fails", "saturates"])
 def test_a_machine_without_int8_products_is_told(tmp_path, monkeypatch, broken):
-    def multiplied(x, *args, **kwargs):
+    def multiply(x, *args, **kwargs):
         if broken == "fails":
             raise tf.errors.NotFoundError(None, None, "No registered '_QuantizedMatMul' OpKernel")
         return tf.fill([1, 8], 4.0)
 
-    monkeypatch.setattr(matmul, "_multiplied", multiplied)
+    monkeypatch.setattr(matmul, "_multiply", multiply)
     model, x = ZOO[0].make(), ZOO[0].batch(2)[0]
     with pytest.raises(InputError, match=r"int8'.*(fails|came out as 4).*int8-weights"):
         ke.export(model, tmp_path / "m", sample=x, quantize="int8")

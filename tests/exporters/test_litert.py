@@ -149,7 +149,7 @@ def test_int8_takes_ranges_no_wider_than_the_models_own(tmp_path, in_process, mo
     ke.calibrate(model, ids(32), method="percentile", percentile=95.0)
     features, file = Features(model, ids(32)), tmp_path / "model.tflite"
     errors = []
-    for clipping in (litert._clipping, lambda low, high: litert._as_it_is):
+    for clipping in (litert._clipping, lambda low, high: litert._identity):
         monkeypatch.setattr(litert, "_clipping", clipping)
         write_litert(model, file, features, mode="int8")
         (outputs,) = litert_checking.run_litert(file, {"inputs": ids(32)})

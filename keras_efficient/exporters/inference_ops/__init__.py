@@ -1,1 +1,1 @@
-"""Inference-only forms of layers, used in exported graphs."""
+"""Inference-only implementations of layers, used in exported graphs."""

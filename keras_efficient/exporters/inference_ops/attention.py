@@ -1,4 +1,4 @@
-"""Self-attention with one product for queries, keys and values, and no needless transposes."""
+"""Self-attention with one product for queries, keys and values, without extra transposes."""
 
 import inspect
 
@@ -8,21 +8,21 @@ from keras_efficient.exporters.inference_ops.dense import flat
 from keras_efficient.exporters.inference_ops.matmul import BFloat16MatMul, MatMul
 from keras_efficient.parametrize._parametrized_layer import CallWrapper
 
-#: Added to a score that is not to count; finite in bfloat16 too.
-_NEVER = -1e9
-#: What an attention layer may be told without being more than self-attention.
+#: Added to the scores of masked positions; finite in bfloat16, too.
+_MASKED = -1e9
+#: Arguments of a call that do not change the result of self-attention in inference.
 _HARMLESS = {"training"}
 
 
 class SelfAttention(CallWrapper):
-    """Softmax(Q · Kᵀ / √d + mask) · V of the same inputs.
+    """Compute softmax(Q · Kᵀ / √d + mask) · V with Q, K and V from the same inputs.
 
     Args:
-        matrix: `Matrix` of queries (divided by √d), keys and values, one after the other.
-        heads: int.
+        matrix: `MatMul` whose outputs are the queries, divided by √d, the keys and the values.
+        heads: int, number of heads.
     """
 
-    name = "lean attention"
+    name = "inference attention"
 
     def __init__(self, matrix: MatMul, heads: int):
         self.matrix, self.heads = matrix, heads
@@ -44,21 +44,21 @@ class SelfAttention(CallWrapper):
             inputs = given.pop("hidden_states", None)
         others = [given.pop(name, inputs) for name in ("key", "value")] if keras else []
         plain = inputs is not None and all(other is inputs for other in others)
-        # (Keras passes some masks on with the tensors.)
+        # Keras passes some masks on as attributes of tensors.
         masked = getattr(inputs, "_keras_mask", None) is not None
         if not plain or masked or set(given) - _HARMLESS or len(inputs.shape) != 3:
             return call(*args, **kwargs)
-        heads = self._mixed(inputs, mask, keras)
+        heads = self._attend(inputs, mask, keras)
         size = self.matrix.bias.size // 3
-        # Keras' output layer takes the heads as they are.
+        # The output projection of Keras takes [batch, length, heads, size].
         last = [self.heads, size // self.heads] if keras else [size]
         mixed = tf.reshape(heads, tf.concat([tf.shape(inputs)[:2], last], 0))
         mixed.set_shape([*inputs.shape[:2], *last])
         mixed = tf.cast(mixed, inputs.dtype)
         return layer._output_dense(mixed) if keras else (mixed,)
 
-    def _mixed(self, inputs, mask, keras):
-        """[batch, length, heads, size of a head]."""
+    def _attend(self, inputs, mask, keras):
+        """Return the values weighted by attention, [batch, length, heads, size of a head]."""
         size = self.matrix.bias.size // 3
         rows, _ = flat(inputs, self.matrix.inputs)
         dtype = tf.bfloat16 if isinstance(self.matrix, BFloat16MatMul) else tf.float32
@@ -68,12 +68,12 @@ class SelfAttention(CallWrapper):
         query, key, value = tf.unstack(tf.transpose(split, [2, 0, 3, 1, 4]))
         scores = tf.matmul(query, key, transpose_b=True)
         if mask is not None:
-            added = self._added(mask) if keras else tf.maximum(tf.cast(mask, tf.float32), _NEVER)
+            added = self._added(mask) if keras else tf.maximum(tf.cast(mask, tf.float32), _MASKED)
             scores += tf.cast(added, dtype)
         return tf.transpose(tf.matmul(tf.nn.softmax(scores), value), [0, 2, 1, 3])
 
     def _added(self, mask):
-        """Keras' mask (true where attention goes) as what is added to scores."""
+        """Convert a Keras mask, true at positions to attend to, to numbers added to the scores."""
         mask = self.parametrized.flavor.attention_mask(self.layer, tf.convert_to_tensor(mask))
-        added = (1.0 - tf.cast(mask, tf.float32)) * _NEVER
+        added = (1.0 - tf.cast(mask, tf.float32)) * _MASKED
         return added[:, None] if len(mask.shape) == 3 else added

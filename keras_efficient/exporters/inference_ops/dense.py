@@ -1,4 +1,4 @@
-"""Dense and EinsumDense layers as one product of rows and a written matrix."""
+"""Dense and EinsumDense layers as one product of rows and a constant matrix."""
 
 from dataclasses import replace
 
@@ -18,34 +18,34 @@ from keras_efficient.parametrize._weights import KERNEL
 
 
 class DenseOp(CallWrapper):
-    """A layer as `matrix` on the last axes of its inputs.
+    """Compute a layer as a `MatMul` over the last axes of its inputs.
 
     Args:
-        matrix: `Matrix`.
-        inputs: int, how many axes of the input are summed over.
-        outputs: tuple, the shape of an output.
+        matrix: the `MatMul`.
+        inputs: int, number of axes of the input that are summed over.
+        outputs: tuple, shape of an output without leading axes.
     """
 
-    name = "lean product"
+    name = "inference dense"
 
     def __init__(self, matrix, inputs, outputs):
         self.inputs, self.outputs = inputs, outputs
-        # (A function that is not known may look at all axes.)
+        # An unknown activation may depend on all axes, so it is applied to the restored shape.
         known = isinstance(matrix.activation, str)
         self.after = None if known else matrix.activation
         self.matrix = matrix if known else replace(matrix, activation="linear")
 
     def wrap_call(self, call, inputs, *args, **kwargs):
-        return tf.cast(self.of(inputs), self.layer.compute_dtype)
+        return tf.cast(self.compute(inputs), self.layer.compute_dtype)
 
-    def of(self, x):
+    def compute(self, x):
         rows, restored = flat(x, self.matrix.inputs, self.inputs)
         y = restored(self.matrix(rows), self.outputs)
         return y if self.after is None else self.after(y)
 
 
 def flat(x, size, axes=1):
-    """`x` as rows of `size` numbers, its last axes; and a function that restores the others."""
+    """Return `x` as rows of `size` numbers, and a function that restores the leading axes."""
     rank = len(x.shape) - axes
     rows = x if len(x.shape) == 2 and axes == 1 else tf.reshape(x, [-1, size])
 
@@ -64,13 +64,13 @@ def flat(x, size, axes=1):
 
 
 def matrix_of(layer, weight, pack, activation=None):
-    """The `Matrix` of a layer, or None where it is no product of rows and a matrix.
+    """Return the `MatMul` of a layer, or None if it is not a product of rows and a matrix.
 
     Args:
         layer: one of the weight's owners.
         weight: `Weight`, the layer's kernel.
-        pack: the weight's `Pack`.
-        activation: what follows, if not the layer's own.
+        pack: the `PackedWeight` of the weight.
+        activation: function applied to the result. Default: None, the layer's own.
     """
     if weight.kind != KERNEL or not is_product(layer, weight):
         return None
@@ -80,7 +80,7 @@ def matrix_of(layer, weight, pack, activation=None):
     bias = getattr(layer, "bias", None)
     bias = np.zeros(outputs) if bias is None else np.asarray(tf.convert_to_tensor(bias))
     if np.ndim(bias) > len(outputs):
-        # (One of other axes too.)
+        # The bias varies along other axes, too.
         return None
     bias = np.broadcast_to(bias, outputs).reshape(-1).astype("float32")
     if activation is None:
@@ -88,7 +88,7 @@ def matrix_of(layer, weight, pack, activation=None):
     common = {"name": weight.path, "bias": bias, "activation": activation_of(activation)}
     if not isinstance(pack, Int8Weight):
         half = np.asarray(weight.matrix(tf.constant(pack.half)))
-        # (A matrix already: written once for all that read it.)
+        # If the kernel already is a matrix, all layers that read it share one variable.
         plain = half.shape == pack.half.shape and weight.inputs == (0,)
         matrix = BFloat16MatMul(**common, half=half, variable=pack.table)
         return matrix if plain else matrix.with_variable()
@@ -106,7 +106,7 @@ def matrix_of(layer, weight, pack, activation=None):
 
 
 def is_product(layer, weight):
-    """Whether a layer sums over the last axes of its input, in the kernel's order."""
+    """Return whether a layer sums over the last axes of its input, in the kernel's order."""
     if not has_library_call(layer, "Dense.call", "EinsumDense.call"):
         return False
     equation = getattr(layer, "equation", None)
@@ -120,7 +120,7 @@ def is_product(layer, weight):
 
 
 def _range(layer):
-    """The range a layer's inputs are rounded in, and what they are divided by."""
+    """Return the range in which a layer's inputs are quantized, and their SmoothQuant divisors."""
     view = parametrized_layer(layer)
     parts = [p for p in (view.call_wrappers if view else ()) if isinstance(p, ActivationQuantizer)]
     if not parts:

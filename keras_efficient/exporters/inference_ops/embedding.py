@@ -1,4 +1,4 @@
-"""Embeddings that look up written rows, and make floats of those alone."""
+"""Embeddings that convert only the rows they look up to float32."""
 
 import tensorflow as tf
 
@@ -6,19 +6,19 @@ from keras_efficient.parametrize._parametrized_layer import CallWrapper
 
 
 class EmbeddingOp(CallWrapper):
-    """A Keras embedding layer as a look-up in a `Pack`.
+    """Compute a Keras embedding layer by a look-up in a packed table.
 
     Args:
-        pack: `Pack` of the layer's table.
+        pack: `PackedWeight` of the layer's table.
     """
 
-    name = "lean table"
+    name = "inference embedding"
 
     def __init__(self, pack):
         self.pack = pack
 
     def wrap_call(self, call, ids, *args, **kwargs):
-        # (A reversible embedding's way back multiplies by the whole table.)
+        # The reverse of a reversible embedding multiplies by the entire table.
         if kwargs.get("reverse") or (args and args[0]):
             return call(ids, *args, **kwargs)
         rows = self.pack.rows(tf.cast(ids, tf.int32))
@@ -26,9 +26,9 @@ class EmbeddingOp(CallWrapper):
 
 
 class PositionEmbeddingOp(CallWrapper):
-    """KerasHub's position embedding: the first rows of a `Pack`."""
+    """Compute KerasHub's position embedding from the first rows of a packed table."""
 
-    name = "lean positions"
+    name = "inference position embedding"
 
     def __init__(self, pack):
         self.pack = pack
@@ -42,7 +42,7 @@ class PositionEmbeddingOp(CallWrapper):
 
 
 class LazyEmbeddingOp(tf.experimental.ExtensionType):
-    """A table for layers that call `tf.gather` on it themselves, as Hugging Face's do.
+    """An int8 table for layers that call `tf.gather` on it, as those of Hugging Face do.
 
     Attributes:
         table: int8 tensor [rows, size].
@@ -69,9 +69,9 @@ def _gather(params, indices, validate_indices=None, axis=None, batch_dims=0, nam
     return rows * tf.gather(params.scales, indices)[..., None]
 
 
-def _whole(table, dtype=None, name=None, as_ref=False):
-    whole = tf.cast(table.table, tf.float32) * table.scales[:, None]
-    return whole if dtype is None else tf.cast(whole, dtype)
+def _to_tensor(table, dtype=None, name=None, as_ref=False):
+    full = tf.cast(table.table, tf.float32) * table.scales[:, None]
+    return full if dtype is None else tf.cast(full, dtype)
 
 
-tf.register_tensor_conversion_function(LazyEmbeddingOp, _whole)
+tf.register_tensor_conversion_function(LazyEmbeddingOp, _to_tensor)

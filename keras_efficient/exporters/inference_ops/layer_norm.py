@@ -1,4 +1,4 @@
-"""Layer normalisation as one operation of oneDNN."""
+"""Layer normalization as one operation of oneDNN."""
 
 import functools
 
@@ -11,26 +11,26 @@ from keras_efficient.parametrize._parametrized_layer import CallWrapper
 
 
 @functools.cache
-def _forms(epsilon):
-    """Of few numbers and of many."""
+def _implementations(epsilon):
+    """Return the implementations for small and for large inputs."""
 
-    def in_steps(x, scale, offset):
+    def composed(x, scale, offset):
         centred = x - tf.reduce_mean(x, -1, keepdims=True)
         variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
         return centred * tf.math.rsqrt(variance + epsilon) * scale + offset
 
-    def at_once(x, scale, offset):
+    def fused(x, scale, offset):
         return op_def_library.apply_op(
             "_MklLayerNorm", name="norm", x=x, scale=scale, offset=offset, epsilon=epsilon
         )
 
-    return in_steps, at_once
+    return composed, fused
 
 
 class LayerNormOp(CallWrapper):
-    """A LayerNormalization layer over the last axis."""
+    """Compute a LayerNormalization layer over the last axis."""
 
-    name = "lean norm"
+    name = "inference layer norm"
 
     def wrap_call(self, call, inputs, *args, **kwargs):
         if len(inputs.shape) != 3:
@@ -40,13 +40,13 @@ class LayerNormOp(CallWrapper):
         scale = tf.ones([size]) if layer.gamma is None else tf.cast(layer.gamma, tf.float32)
         offset = tf.zeros([size]) if layer.beta is None else tf.cast(layer.beta, tf.float32)
         x = tf.cast(inputs, tf.float32)
-        y = by_size(*_forms(layer.epsilon), x, scale, offset)
+        y = by_size(*_implementations(layer.epsilon), x, scale, offset)
         y.set_shape(inputs.shape)
         return tf.cast(y, inputs.dtype)
 
 
 def is_last_axis(layer):
-    """Whether a layer is a plain LayerNormalization over the last axis."""
+    """Return whether a layer is a plain LayerNormalization over the last axis."""
     if type(layer).__name__ != "LayerNormalization":
         return False
     axis = np.atleast_1d(layer.axis)

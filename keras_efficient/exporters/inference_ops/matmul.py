@@ -1,4 +1,4 @@
-"""Products of a batch of rows and a written matrix, with what comes right after them."""
+"""Products of rows and a constant matrix, fused with bias and activation."""
 
 from dataclasses import dataclass, replace
 
@@ -10,9 +10,9 @@ from keras_efficient._errors import InputError
 from keras_efficient.exporters.inference_ops.packed_weights import written
 from keras_efficient.exporters.inference_ops.size_dispatch import by_size
 
-#: The name of every such operation: TensorFlow names it where there is no kernel for it.
+#: Name of every int8 operation, which TensorFlow prints if it has no kernel for it.
 _NODE = "int8_needs_x86_TensorFlow_with_oneDNN__else_export_int8_weights"
-#: What oneDNN fuses into a product, by the name of an activation.
+#: Operations that oneDNN fuses into a product, by name of the activation.
 _FUSED = {
     "linear": (),
     "relu": ("Relu",),
@@ -28,14 +28,14 @@ _ACTIVATIONS = {
 
 
 def activation_of(function):
-    """The name of an activation in `_ACTIVATIONS` that computes the same, or the function.
+    """Return the name of the equal activation in `_ACTIVATIONS`, or else the function itself.
 
-    (Libraries wrap and rename them; their values tell.)
+    Libraries wrap and rename activations, so they are compared by their values.
     """
     if function is None:
         return "linear"
     with tf.init_scope():
-        # (Far out some are clipped.)
+        # Some activations, such as relu6, differ at large values only.
         far = [7.0, 11.0, 30.0, 101.0, 1e3, 1e5]
         grid = tf.concat([tf.linspace(-6.0, 6.0, 241), far, [-x for x in far]], 0)
         try:
@@ -51,10 +51,10 @@ def activation_of(function):
 
 @dataclass(frozen=True, eq=False)
 class MatMul:
-    """y = activation(x · W + b), of rows x.
+    """Compute y = activation(x · W + b) for rows x.
 
     Attributes:
-        name: str, of the weight.
+        name: str, name of the weight.
         bias: float32 array [outputs].
         activation: a name in `_ACTIVATIONS`, or a function.
     """
@@ -64,20 +64,20 @@ class MatMul:
     activation: object = "linear"
 
     def __call__(self, x):
-        """Float tensor [rows, inputs] to float32 [rows, outputs]."""
+        """Map a float tensor [rows, inputs] to float32 [rows, outputs]."""
         raise NotImplementedError
 
     @property
     def inputs(self) -> int:
-        """The length of a row."""
+        """Length of a row."""
         raise NotImplementedError
 
     def times(self, factor):
-        """The same, with all outputs so many times as large."""
+        """Return this product with all outputs multiplied by `factor`."""
         raise NotImplementedError
 
     def with_variable(self):
-        """The same with a variable of its own."""
+        """Return this product with a new variable for its matrix."""
         raise NotImplementedError
 
     def _activated(self, y):
@@ -86,16 +86,16 @@ class MatMul:
 
 @dataclass(frozen=True, eq=False)
 class Int8MatMul(MatMul):
-    """With integers: x is rounded to 8 bits of a range, and oneDNN multiplies integers.
+    """Quantize x to 8 bits and multiply integers with oneDNN.
 
-    x ≈ s · (q - z) with q in 0 ... 255, W ≈ t · i for each output, so
+    x ≈ s · (q - z) with q in 0 ... 255, and W ≈ t · i with a scale t per output. Hence
     y = s · t · (q · i) + (b - s · z · t · Σi).
 
     Attributes:
         integers: int8 array [inputs, outputs].
         scales: float32 array [outputs], t.
-        range: (low, high) of x with zero in it, or None: that of the rows at hand.
-        smooth: float32 array [inputs] that x is divided by, or None.
+        range: (low, high) of x, which contains zero; None for the range of each batch of rows.
+        smooth: float32 array [inputs] by which x is divided, or None.
         variable: `tf.Variable` of `integers`.
     """
 
@@ -111,17 +111,17 @@ class Int8MatMul(MatMul):
             x /= self.smooth
         sums = self.scales * self.integers.sum(0, dtype="int64").astype("float32")
         low, high = _range_of(x) if self.range is None else self.range
-        # (As `Activations` rounds.)
+        # The same rounding as in `ActivationQuantizer`.
         scale = (high - low) * np.float32(1 / 255)
         zero = (tf.round if self.range is None else np.round)(-low / scale)
         bias = self.bias - scale * zero * sums
         known = isinstance(self.activation, str)
-        most = (127 * self.scales).astype("float32")
-        y = _multiplied(
-            _rounded(x, scale, zero),
+        largest = (127 * self.scales).astype("float32")
+        y = _multiply(
+            _quantize(x, scale, zero),
             255 * scale,
             tf.bitcast(tf.convert_to_tensor(self.variable), tf.qint8),
-            most,
+            largest,
             tf.cast(bias, tf.float32),
             _FUSED[self.activation] if known else (),
             constant=self.range is not None,
@@ -133,7 +133,7 @@ class Int8MatMul(MatMul):
         return self.integers.shape[0]
 
     def times(self, factor):
-        # (The integers stay, and so does their variable.)
+        # The integers are unchanged, so their variable is shared.
         factor = np.float32(factor)
         return replace(self, scales=self.scales * factor, bias=self.bias * factor)
 
@@ -143,11 +143,11 @@ class Int8MatMul(MatMul):
 
 @dataclass(frozen=True, eq=False)
 class BFloat16MatMul(MatMul):
-    """In bfloat16.
+    """Multiply in bfloat16.
 
     Attributes:
         half: bfloat16 array [inputs, outputs].
-        variable: `tf.Variable` of it.
+        variable: `tf.Variable` of `half`.
     """
 
     half: np.ndarray = None
@@ -163,7 +163,7 @@ class BFloat16MatMul(MatMul):
         return self.half.shape[0]
 
     def times(self, factor):
-        # (Rounded once more, unless it is a power of two.)
+        # This rounds once more, unless the factor is a power of two.
         half = (self.half.astype("float32") * factor).astype(self.half.dtype)
         return replace(self, half=half, bias=self.bias * np.float32(factor)).with_variable()
 
@@ -172,7 +172,7 @@ class BFloat16MatMul(MatMul):
 
 
 def joined(matrices):
-    """One matrix for several of the same inputs, their outputs one after the other; or None."""
+    """Concatenate the outputs of products of the same inputs, or return None if not possible."""
     first = matrices[0]
     arrays = {"bias": np.concatenate([m.bias for m in matrices])}
     if any(m.activation != "linear" for m in matrices):
@@ -191,43 +191,43 @@ def joined(matrices):
 def _range_of(x):
     low = tf.minimum(tf.reduce_min(x), 0.0)
     high = tf.maximum(tf.reduce_max(x), 0.0)
-    # (All zeros have no range.)
+    # An input of zeros only would have an empty range.
     return low, tf.maximum(high, low + 1e-12)
 
 
-def _rounded(x, scale, zero):
-    """clip(round(x / scale) + zero, 0, 255) as quint8."""
-    y = by_size(_rounded_in_steps, _rounded_at_once, x, scale, zero)
+def _quantize(x, scale, zero):
+    """Return clip(round(x / scale) + zero, 0, 255) as quint8."""
+    y = by_size(_quantize_composed, _quantize_fused, x, scale, zero)
     y.set_shape(x.shape)
     return tf.bitcast(y, tf.quint8)
 
 
-def _rounded_in_steps(x, scale, zero):
+def _quantize_composed(x, scale, zero):
     y = tf.round(x * (1 / scale)) + zero
-    # (Not `tf.clip_by_value`, which is two.)
+    # One operation, where `tf.clip_by_value` is two.
     return tf.cast(tf.raw_ops.ClipByValue(t=y, clip_value_min=0.0, clip_value_max=255.0), tf.uint8)
 
 
-def _rounded_at_once(x, scale, zero):
+def _quantize_fused(x, scale, zero):
     low, high = -scale * zero, scale * (255 - zero)
-    made = tf.raw_ops.QuantizeV2(
+    quantized = tf.raw_ops.QuantizeV2(
         input=x, min_range=low, max_range=high, T=tf.quint8, mode="MIN_FIRST"
     )
-    return tf.bitcast(made.output, tf.uint8)
+    return tf.bitcast(quantized.output, tf.uint8)
 
 
-def _multiplied(x, x_most, matrix, most, bias, fused, constant):
-    # (One constant, which is written once.)
-    most = tf.constant(most)
+def _multiply(x, x_largest, matrix, largest, bias, fused, constant):
+    # One constant for both limits, which is written once.
+    largest = tf.constant(largest)
     outputs, _ = op_def_library.apply_op(
         "_QuantizedMatMul",
         name=_NODE,
         device_inputs=[x, matrix, bias],
         host_inputs=[
             tf.zeros([]),
-            tf.cast(x_most, tf.float32),
-            -most,
-            most,
+            tf.cast(x_largest, tf.float32),
+            -largest,
+            largest,
         ],
         Tdevice_outputs=[tf.float32],
         Thost_outputs=[],
@@ -238,7 +238,7 @@ def _multiplied(x, x_most, matrix, most, bias, fused, constant):
         Tout=tf.float32,
         transpose_a=False,
         transpose_b=False,
-        # (It is packed once, for all calls.)
+        # The matrix is packed once, for all calls.
         is_weight_const=True,
         is_bias_const=constant,
         fused_ops=["BiasAdd", *fused, "Dequantize"],
@@ -251,15 +251,15 @@ def _multiplied(x, x_most, matrix, most, bias, fused, constant):
 
 
 def check_machine():
-    """Refuse a machine whose TensorFlow has no int8 product.
+    """Refuse a machine without exact int8 products.
 
     Raises:
-        InputError: there is none.
+        InputError: TensorFlow lacks the operation, or it saturates.
     """
     matrix = Int8MatMul(
         "probe",
         np.zeros(8, "float32"),
-        # (The largest of all: CPUs without VNNI would saturate in between.)
+        # The largest integers: CPUs without VNNI saturate their intermediate sums.
         integers=np.full((8, 8), 127, "int8"),
         scales=np.full(8, 1 / 127, "float32"),
         range=(0.0, 1.0),

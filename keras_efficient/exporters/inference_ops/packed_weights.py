@@ -1,4 +1,4 @@
-"""What a weight is written as: integers with scales, or bfloat16."""
+"""Storage formats of exported weights: int8 integers with scales, or bfloat16."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,13 +7,13 @@ from keras_efficient.parametrize._weights import EMBEDDING
 
 
 def written(array, name):
-    """A variable of the export; made before the graph that reads it."""
+    """Create a variable of the export, before the graph that reads it."""
     with tf.device("CPU:0"):
         return tf.Variable(array, trainable=False, name=name.replace("/", "."))
 
 
 class PackedWeight:
-    """A weight as it is written. (Of its variables, those are that a graph reads.)
+    """A weight in its storage format. The variables that a graph reads are exported.
 
     Attributes:
         weight: the `Weight`.
@@ -26,22 +26,23 @@ class PackedWeight:
         return written(array, f"{self.weight.path}.{part}")
 
     def value(self):
-        """The weight in its own shape and dtype."""
+        """Return the weight in its original shape and dtype."""
         raise NotImplementedError
 
     def rows(self, ids):
-        """Vectors of an embedding, float32."""
+        """Return rows of an embedding as float32."""
         raise NotImplementedError
 
 
 class Int8Weight(PackedWeight):
-    """int8 integers times scales: of each output (each row of an embedding), or of each group.
+    """A weight as int8 integers times scales, per output, per embedding row or per group.
 
     Attributes:
         matrix: int8 array [inputs, outputs].
         scales: float32 array [groups, outputs].
-        smooth: float32 array [inputs] that the rows are divided by, or None.
-        integers: `tf.Variable` of `matrix`; of an embedding its transpose, so that a row is a row.
+        smooth: float32 array [inputs] by which the rows are divided, or None.
+        integers: `tf.Variable` of `matrix`; for an embedding of its transpose, whose rows are those
+            of the embedding.
     """
 
     def __init__(self, weight, quantize):
@@ -54,7 +55,7 @@ class Int8Weight(PackedWeight):
         self._smooth = None if self.smooth is None else self.variable("smooth", self.smooth)
 
     def value(self):
-        # (A graph of constants would be folded into the floats again, when it is loaded.)
+        # Computed from variables: a graph of constants would be folded into floats when loaded.
         (inputs, outputs), groups = self.matrix.shape, len(self.scales)
         scales = self._scales
         if self.weight.kind == EMBEDDING:
@@ -70,7 +71,7 @@ class Int8Weight(PackedWeight):
     def rows(self, ids):
         found = tf.cast(tf.gather(self.integers, ids), tf.float32)
         if len(self.scales) == 1:
-            return found * self._of(ids)[..., None]
+            return found * self._scales_of(ids)[..., None]
         shape = tf.shape(found)
         scales = tf.gather(tf.transpose(self._scales), ids)[..., None]
         grouped = tf.reshape(found, tf.concat([tf.shape(ids), [len(self.scales), -1]], 0))
@@ -80,10 +81,10 @@ class Int8Weight(PackedWeight):
 
     @property
     def row_scales(self):
-        """Of an embedding without groups: float32 tensor [rows]."""
+        """Scales of an embedding without groups, float32 tensor [rows]."""
         return tf.broadcast_to(self._scales[0], [self.matrix.shape[1]])
 
-    def _of(self, ids):
+    def _scales_of(self, ids):
         scales = self._scales[0]
         return (
             tf.gather(scales, ids) if scales.shape[0] > 1 else scales[0] + tf.zeros(tf.shape(ids))
@@ -91,11 +92,11 @@ class Int8Weight(PackedWeight):
 
 
 class BFloat16Weight(PackedWeight):
-    """bfloat16.
+    """A weight in bfloat16.
 
     Attributes:
-        half: bfloat16 array, of the weight's shape.
-        table: `tf.Variable` of it.
+        half: bfloat16 array of the weight's shape.
+        table: `tf.Variable` of `half`.
     """
 
     def __init__(self, weight, half):

@@ -1,41 +1,44 @@
-"""Two forms of one computation: one for few numbers, one for many."""
+"""Choose between two implementations by the number of elements of a tensor."""
 
 import functools
 
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util_v2
 
-#: Below so many numbers, several simple operations are faster than one of oneDNN, which it
-#: prepares at each call.
-FEW = 100_000
+#: Below this number of elements several simple operations are faster than one of oneDNN, which has
+#: a constant cost per call.
+SMALL = 100_000
 
 
 def by_size(few, many, x, *others):
-    """`few(x, *others)` where x has less than `FEW` numbers, else `many(x, *others)`.
+    """Return `few(x, *others)` if x has less than `SMALL` elements, else `many(x, *others)`.
+
+    Both functions are in the graph once, however often they are called with the same shapes.
+    `tf.cond` would write them for each call.
 
     Args:
-        few, many: functions of float32 tensors to one tensor; module level, or made once.
-        x: tensor that decides.
+        few, many: functions of float32 tensors that return one tensor. They are cached by identity,
+            so they must not be created per call.
+        x: tensor whose number of elements decides.
         others: tensors of known shapes.
 
     Returns:
-        The tensor, with no more than its rank known. Both forms are in the file once, however
-        often they are called with the same shapes (`tf.cond` would write them for each call).
+        The tensor, of which only the rank is known statically.
     """
     x, *others = (tf.convert_to_tensor(tensor, tf.float32) for tensor in (x, *others))
     free = tf.TensorSpec([None] * x.shape.rank, x.dtype)
     specs = (free, *(tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in others))
     forms = [_traced(form, specs) for form in (few, many)]
     if tf.executing_eagerly():
-        return forms[int(tf.size(x) >= FEW)](x, *others)
+        return forms[int(tf.size(x) >= SMALL)](x, *others)
     (y,) = tf.raw_ops.StatelessIf(
-        cond=tf.size(x) < FEW,
+        cond=tf.size(x) < SMALL,
         input=[x, *others],
         Tout=[forms[0].structured_outputs.dtype],
         then_branch=forms[0],
         else_branch=forms[1],
     )
-    # As `tf.cond` does: without a call of a function.
+    # Inline the branches, as `tf.cond` does.
     control_flow_util_v2.maybe_set_lowering_attr(y.op)
     y.set_shape([None] * forms[0].structured_outputs.shape.rank)
     return y

@@ -1,4 +1,4 @@
-"""A model whose layers compute as its export will, for as long as it is written."""
+"""Substitute the layers of a model by inference-only implementations during an export."""
 
 from contextlib import contextmanager
 
@@ -34,12 +34,12 @@ from keras_efficient.parametrize._plain_model import restore_save_methods
 from keras_efficient.parametrize._transform import QUANTIZE, Transform
 from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, all_weights
 
-#: What looks its rows up.
+#: Calls of layers that look up rows of a table.
 _TABLES = ("Embedding.call", "ReversibleEmbedding.call", "OnDeviceEmbedding.call")
 
 
-class _Seen(Transform):
-    """Changes nothing: what is written in bfloat16 is seen through something."""
+class _Identity(Transform):
+    """Change nothing; gives weights that are exported in bfloat16 a transform chain."""
 
     name, place = "bfloat16", QUANTIZE + 1
 
@@ -49,16 +49,16 @@ class _Seen(Transform):
 
 @contextmanager
 def rounded(model, quantize):
-    """A context in which what an export needs is on a model's weights, where it is not yet.
+    """Attach the transforms that an export needs to a model's weights, for the time of the block.
 
-    Integers of a model that was neither trained nor calibrated with them are those of its weights
-    as they are, each output by its largest; its activations are rounded by what they are, each
-    time. Afterwards everything is as it was.
+    The weights of a model that was neither trained nor calibrated with quantization are quantized
+    per output, by the largest magnitude, and its activations by the range of each batch. Afterwards
+    the model is unchanged.
     """
     saved = any(vars(model).get(name) is not None for name in ("save", "save_pretrained"))
     weights = [w for w in all_weights(model) if w.kind in (KERNEL, EMBEDDING)]
     if quantize == "bfloat16":
-        pairs = [(w, _Seen()) for w in weights]
+        pairs = [(w, _Identity()) for w in weights]
     elif quantize is None or transforms(model, FakeQuant):
         pairs = []
     else:
@@ -66,7 +66,7 @@ def rounded(model, quantize):
     if not pairs:
         yield
         return
-    # (In `fit`, what was traced stays.)
+    # Functions that `fit` has traced remain valid afterwards.
     with flavors.of(model).untraced(model):
         try:
             attach(model, pairs)
@@ -79,25 +79,26 @@ def rounded(model, quantize):
 
 @contextmanager
 def substituted_layers(model, quantize):
-    """A context in which a model computes with what is written of its weights.
+    """Make a model compute with its exported weights, for the time of the block.
 
     Args:
-        model: a model in `rounded`.
-        quantize: None: as it is. "int8-weights": integers, read as floats. "int8": multiplied as
-            integers. "bfloat16": multiplied in that.
+        model: a model inside the context manager `rounded`.
+        quantize: None: no change. "int8-weights": integers that are converted to floats. "int8":
+            integers that are multiplied as such. "bfloat16": multiplied in bfloat16.
 
-    Yields the base variables that nothing reads then. Afterwards everything is as it was.
+    Yields:
+        The base variables that are not read in the block.
     """
     if quantize is None:
         yield []
         return
     with flavors.of(model).untraced(model):
-        stand = _Substitution(model, quantize)
+        substitution = _Substitution(model, quantize)
         try:
-            stand.begin()
-            yield [pack.weight.value for pack in stand.packs.values()]
+            substitution.begin()
+            yield [pack.weight.value for pack in substitution.packs.values()]
         finally:
-            stand.end()
+            substitution.end()
 
 
 class _Substitution:
@@ -111,7 +112,7 @@ class _Substitution:
             pack = self._pack(weight)
             if pack is not None:
                 self.packs[id(weight.variable)] = pack
-        # (By layer: the weights whose owner it is.)
+        # {id of a layer: its weights}
         self.owned = {}
         for weight in weights:
             for layer, attribute in weight.owners:
@@ -147,7 +148,7 @@ class _Substitution:
         return pack.value
 
     def _parts(self, layer):
-        """What stands in for a layer; at most one part."""
+        """Return the call wrappers that substitute a layer, at most one."""
         if _changed(layer):
             return []
         if self.quantize != "int8-weights":
@@ -177,7 +178,7 @@ class _Substitution:
         return DenseOp(matrix, len(weight.inputs), outputs)
 
     def _intermediate(self, layer):
-        """Hugging Face's dense layer with its activation behind it."""
+        """Return the product of a Hugging Face intermediate layer with its activation."""
         function = getattr(layer, "intermediate_act_fn", None)
         if function is None or getattr(layer, "dense", None) is None:
             return None
@@ -205,13 +206,13 @@ class _Substitution:
             if attribute == "embeddings" and len(weight.shape) == 2 and looks_up:
                 return [EmbeddingOp(pack)]
             if type(layer).__name__ == "PositionEmbedding" and attribute == "position_embeddings":
-                # Model Garden's layer of this name computes something else.
+                # The layer of this name in Model Garden computes something else.
                 keras_hub = original_class(layer).__module__.startswith("keras_hub.")
                 return [PositionEmbeddingOp(pack)] if keras_hub else []
         return []
 
 
 def _changed(layer):
-    """Whether something changes what a layer computes (adapters, a prefix): it stays then."""
+    """Return whether adapters or a prefix change a layer; such layers are not substituted."""
     view = parametrized_layer(layer)
     return view is not None and any(not part.droppable for part in view.call_wrappers)

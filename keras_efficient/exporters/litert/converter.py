@@ -1,4 +1,4 @@
-"""Write a model as a LiteRT (TensorFlow Lite) file, by TensorFlow's own converter."""
+"""Write a model as a LiteRT (TensorFlow Lite) file with TensorFlow's converter."""
 
 import re
 from contextlib import ExitStack, contextmanager
@@ -15,10 +15,10 @@ from keras_efficient.parametrize._parametrized_layer import parametrized_layers
 from keras_efficient.parametrize._plain_model import folded_weights
 
 MODES = ("float32", "dynamic-int8", "int8")
-#: What full int8 leaves in floats: an attention mask of -1e9 added in int8 loses every score, and
-#: sums, norms and soft maxima of BERT lose more accuracy in int8 than their few percent of the time
-#: are worth. Products and look-ups are rounded.
-_IN_FLOATS = (
+#: Operations that full int8 leaves in float32. Adding an attention mask of -1e9 in int8 would lose
+#: all scores, and sums, norms and softmax of BERT take little time but lose much accuracy in int8.
+#: Products and look-ups are quantized.
+_FLOAT_OPS = (
     *("ADD", "SUB", "MUL", "DIV", "NEG", "MEAN", "SUM", "RSQRT", "SQUARED_DIFFERENCE"),
     *("SOFTMAX", "SELECT_V2", "MINIMUM", "MAXIMUM", "TANH", "GELU", "LOGISTIC", "CONCATENATION"),
     *("BATCH_MATMUL", "TRANSPOSE", "RESHAPE", "SLICE", "STRIDED_SLICE"),
@@ -30,35 +30,35 @@ def write_litert(
 ) -> dict:
     """Write `model` as a LiteRT file with one signature, "serving_default".
 
-    Names of inputs and outputs, and what is free (the batch, and the length of integer features),
-    are those of the SavedModel that `ke.export` writes. Weights are written as they are seen
-    (pruned, clustered, rounded, with their deltas). Nothing is checked here: see `export_litert`.
+    Input and output names and variable dimensions are those of the SavedModel that `ke.export`
+    writes. Transforms of weights are folded in. The file is not verified; `export_litert` does
+    that.
 
-    "dynamic-int8": int8 weights, each output with its scale; a product rounds its inputs by the
-    range they have in that call, so what `ke.calibrate` or `ke.quantize_aware` know of ranges is
-    not written. "int8": products have int8 inputs and outputs with ranges that stay, which the
+    "dynamic-int8" writes int8 weights with a scale per output. A product quantizes its inputs by
+    their range in that call, so the ranges measured by `ke.calibrate` or `ke.quantize_aware` are
+    not written. "int8" gives products int8 inputs and outputs with fixed ranges, which the
     converter measures on `representative`. Where the model knows the range of a layer's input,
-    inputs are clipped to it, so that the file's range is no wider. (The converter takes fake
-    quantization only where outputs have it too, which no training here measures; with inputs alone
-    it writes a file that fails.) What is no product or look-up stays in floats. Inputs and outputs
-    are what they were.
+    the input is clipped to it, so that the range in the file is not wider. Fake quantization
+    operations are not used, because the converter needs them at outputs, too, for which no range
+    was measured. Operations other than products and look-ups stay in float32, and so do the
+    model's inputs and outputs.
 
     Args:
         model: a built model that computes in float32.
-        file: str or path, in a folder that exists.
-        features: `serving.signature.Features` of a sample.
-        mode: "float32" (default), "dynamic-int8" or "int8". The converter leaves weights of fewer
-            than 1024 numbers in floats.
-        representative: for "int8", an iterable of dicts of arrays by the features' names. Default:
+        file: str or path, in an existing folder.
+        features: `Features` of a sample.
+        mode: "float32", "dynamic-int8" or "int8". The converter leaves weights of fewer than 1024
+            elements in float32. Default: "float32".
+        representative: for "int8", an iterable of dicts of arrays by feature name. Default: None,
             the sample.
-        any_length: bool, whether integer features have any length; False: the sample's. Default
-            True.
+        any_length: bool, whether integer features may have any length instead of the sample's.
+            Default: True.
 
     Returns:
         {"inputs" and "outputs": {name: {"dtype", "shape"}}}; None is any size.
 
     Raises:
-        InputError: the mode, the model's precision, or `representative` will not do, or the model
+        InputError: the mode, the model's precision or `representative` is invalid, or the model
             does not run as a graph.
         VerificationError: the converter failed, or the model has operations that LiteRT lacks.
 
@@ -103,14 +103,14 @@ def _check_precision(model):
     low = {getattr(x, "compute_dtype", None) for x in model._flatten_layers()}
     if low := sorted(low & {"bfloat16", "float16"}):
         raise InputError(
-            "A LiteRT file is written of a model that computes in float32. Received: "
+            "A LiteRT file needs a model that computes in float32. Received: "
             f"{model.name!r} with layers in {low[0]}. Make the model under "
             'ke.mixed_precision("float32") and load the trained weights into it.'
         )
 
 
 def _batches(representative, features):
-    """What ranges are measured on: the sample, or batches with the sample's features."""
+    """Return the batches on which ranges are measured."""
     batches = [features.arrays] if representative is None else list(representative)
     names = set(features.arrays)
     for batch in batches:
@@ -133,7 +133,11 @@ def _batches(representative, features):
 
 @contextmanager
 def _inputs_for(model, mode):
-    """A context in which layers with ranges treat their inputs as LiteRT's products need it."""
+    """Replace the quantization of layer inputs for the time of the conversion.
+
+    With mode "int8" inputs are clipped to their known ranges instead; otherwise the converter's own
+    quantization replaces it.
+    """
     parts = [
         p
         for v in parametrized_layers(model)
@@ -143,14 +147,14 @@ def _inputs_for(model, mode):
     if mode == "float32" or not parts:
         yield
         return
-    # (Read here: a graph reads no numbers.)
+    # Read before tracing, where variables have no values.
     low_high = [tuple(map(float, part.range.numpy())) for part in parts]
     with ExitStack() as stack:
         stack.enter_context(flavors.of(model).untraced(model))
         for part, (low, high, sure) in zip(parts, low_high, strict=True):
             clips = mode == "int8" and sure > 0 and high > low and part.smooth is None
-            seen = _clipping(low, high) if clips else _as_it_is
-            stack.enter_context(patched(part, seen=seen))
+            quantize = _clipping(low, high) if clips else _identity
+            stack.enter_context(patched(part, quantize=quantize))
         yield
 
 
@@ -158,7 +162,7 @@ def _clipping(low, high):
     return lambda x: tf.cast(tf.clip_by_value(tf.cast(x, tf.float32), low, high), x.dtype)
 
 
-def _as_it_is(x):
+def _identity(x):
     return x
 
 
@@ -172,25 +176,25 @@ def _convert(function, mode, batches):
         if mode != "int8":
             return converter.convert()
         converter.representative_dataset = lambda: iter(batches)
-        # The official way to leave some operations in floats is by its debugger.
-        options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=list(_IN_FLOATS))
+        # Only the debugger of the converter can leave some operations in float32.
+        options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=list(_FLOAT_OPS))
         return tf.lite.experimental.QuantizationDebugger(
             converter=converter, debug_dataset=lambda: iter(batches), debug_options=options
         ).get_nondebug_quantized_model()
     except Exception as error:
-        raise VerificationError(_why(error)) from error
+        raise VerificationError(_describe_failure(error)) from error
 
 
-def _why(error):
+def _describe_failure(error):
     text = str(error).strip()
     lacking = re.search(r"(?:TF Select|Custom) ops: ([\w, ]+)", text)
     if lacking:
         return (
-            "A LiteRT file may only hold operations that LiteRT has itself, since servers and "
-            f"phones seldom have TensorFlow's (Flex) beside it. The model needs {lacking[1]}. Do "
-            "that step before the model or otherwise, or write a SavedModel."
+            "A LiteRT file may only hold operations of LiteRT itself, since servers and phones "
+            f"seldom have those of TensorFlow (Flex). The model needs {lacking[1]}. Do that step "
+            "before the model or in another way, or export a SavedModel."
         )
-    # (A dump of the whole graph follows the errors.)
+    # The converter prints the entire graph after the errors.
     lines = [line for line in text.splitlines() if "error:" in line] or text.splitlines()
     tail = "\n".join(line[:300] for line in lines[-12:])
     return f"TensorFlow's LiteRT converter could not write the model. It said:\n{tail}"

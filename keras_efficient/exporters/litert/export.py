@@ -1,4 +1,4 @@
-"""Write a LiteRT file into a version's folder, and check it."""
+"""Write a LiteRT file into the folder of a version and verify it."""
 
 import warnings
 from dataclasses import dataclass
@@ -8,28 +8,31 @@ import tensorflow as tf
 
 from keras_efficient._errors import VerificationError
 from keras_efficient.compression._activation_quantization import rounds_inputs
-from keras_efficient.exporters._signature import computed
+from keras_efficient.exporters._signature import call_by_name
 from keras_efficient.exporters._verification import check_reference, compare
 from keras_efficient.exporters.litert.converter import write_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
 
 FILE = "model.tflite"
 _MODES = {None: "float32", "int8-weights": "dynamic-int8", "int8": "int8"}
-#: Allowed differences, relative to the largest output or 1. Trained MiniLM: 1e-6 · 0.14 · 0.47;
-#: 0.03 where inputs are rounded in floats, since a rounding error can become a whole step.
+#: Default tolerances, relative to the largest output or 1. A trained MiniLM differs by 1e-6, 0.14
+#: and 0.47.
 _TOLERANCE = {"float32": 1e-4, "dynamic-int8": 0.25, "int8": 0.75}
-_STEPS = 0.1
+#: Default tolerance in float32 for models that quantize activations (measured: 0.03), where a
+#: rounding error can become a whole quantization step.
+_QUANTIZED_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
 class LiteRTFile:
-    """A LiteRT file that has been checked.
+    """A verified LiteRT file.
 
     Attributes:
-        file: path.
-        bytes: int, its size.
+        file: path of the file.
+        bytes: int, size of the file in bytes.
         signature: {"inputs" and "outputs": {name: {"dtype", "shape"}}}; None is any size.
-        max_abs_difference: float, to the model in memory, on the sample and a part of it.
+        max_abs_difference: float, largest difference from the model in memory, on the sample and
+            on a shorter example.
         tolerance: float, the difference allowed, relative to the largest output or 1.
     """
 
@@ -43,28 +46,29 @@ class LiteRTFile:
 def export_litert(
     model, flavor, features, folder, *, quantize=None, representative=None, tolerance=None
 ) -> LiteRTFile:
-    """Write `model.tflite` into `folder`, run it in a bare process, and compare it.
+    """Write `model.tflite` into `folder`, run it in a separate process, and compare its outputs.
 
-    It is run on the sample, and on its first example cut to about half the length. Where that fails
-    and the length is to blame, the file is written anew for the sample's length, with a warning.
+    It is run on the sample, and on the first example cut to about half its length. If that fails
+    because of the length, the file is written again for the sample's length, with a warning.
 
     Args:
         model: a built model that computes in float32.
-        flavor: its `Flavor`.
-        features: `serving.signature.Features` of the sample.
-        folder: str or path, which exists.
-        quantize: None (default), "int8-weights" (LiteRT's dynamic range) or "int8".
-        representative: see `write_litert`.
-        tolerance: float or None (default): 1e-4; 0.1 for a model that rounds its inputs, of which
-            some fall to the other side; 0.25 for "int8-weights" and 0.75 for "int8", whose products
-            also round their outputs.
+        flavor: the `Flavor` of the model.
+        features: `Features` of the sample.
+        folder: str or path of an existing folder.
+        quantize: None, "int8-weights" (LiteRT's dynamic range quantization) or "int8". Default:
+            None.
+        representative: see `write_litert`. Default: None.
+        tolerance: float. Default: None, which is 1e-4 in float32, 0.1 for models that quantize
+            their activations, 0.25 for "int8-weights" and 0.75 for "int8", which also quantizes the
+            outputs of products.
 
     Returns:
         A `LiteRTFile`.
 
     Raises:
-        InputError: as of `write_litert`; or `ai-edge-litert` is not installed.
-        VerificationError: the converter failed, or the file, or it computes something else.
+        InputError: see `write_litert`; or `ai-edge-litert` is not installed.
+        VerificationError: the converter or the file fails, or the outputs differ.
 
     Example:
         >>> import numpy as np
@@ -77,9 +81,9 @@ def export_litert(
     """
     mode, file = _MODES[quantize], Path(folder) / FILE
     if tolerance is None:
-        steps = mode == "float32" and rounds_inputs(model)
-        tolerance = _STEPS if steps else _TOLERANCE[mode]
-    sample, part = features.arrays, _part(features)
+        quantized = mode == "float32" and rounds_inputs(model)
+        tolerance = _QUANTIZED_TOLERANCE if quantized else _TOLERANCE[mode]
+    sample, shorter = features.arrays, _shorter_example(features)
     reference = _reference(model, flavor, features, sample)
 
     def write(any_length):
@@ -87,7 +91,7 @@ def export_litert(
             model, file, features, mode=mode, representative=representative, any_length=any_length
         )
 
-    samples = [sample, part]
+    samples = [sample, shorter]
     try:
         signature = write(any_length=True)
         outputs = run_litert(file, *samples)
@@ -109,15 +113,15 @@ def export_litert(
 
 
 def _lengths(features):
-    """The sample's lengths, where any could do."""
+    """Return the sample's lengths by feature, for features of variable length."""
     fixed = features.specs(dynamic_length=False)
     return {
         name: fixed[name].shape[1] for name, spec in features.specs().items() if spec != fixed[name]
     }
 
 
-def _part(features):
-    """One example of the sample, of about half its length."""
+def _shorter_example(features):
+    """Return the first example of the sample, cut to about half its length."""
     lengths = _lengths(features)
     return {
         name: array[:1, : (lengths[name] + 1) // 2] if name in lengths else array[:1]
@@ -127,7 +131,7 @@ def _part(features):
 
 def _reference(model, flavor, features, arrays):
     with tf.device("CPU:0"):
-        reference = computed(flavor, model, features, arrays)
+        reference = call_by_name(flavor, model, features, arrays)
     check_reference(reference)
     return reference
 

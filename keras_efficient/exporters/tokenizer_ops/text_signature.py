@@ -1,13 +1,13 @@
-"""The signature of an export that takes strings, and what it must answer."""
+"""The signature of an export that takes strings, and its expected outputs."""
 
 import numpy as np
 import tensorflow as tf
 
 from keras_efficient._errors import InputError
-from keras_efficient.exporters._signature import computed
+from keras_efficient.exporters._signature import call_by_name
 from keras_efficient.exporters.tokenizer_ops.text_tokenizer import text_function
 
-#: What both tokenizers are compared on, through the model: plain, empty, long and odd.
+#: Texts on which the tokenizers in the graph and in Python are compared, through the model.
 TEXTS = (
     "A good film.",
     "",
@@ -17,38 +17,37 @@ TEXTS = (
 
 
 class TextSignature:
-    """Strings in; probabilities, labels and the model's outputs out.
+    """A signature from strings to probabilities, labels and the model's outputs.
 
     Args:
         tokenizer: `data.Tokenizer` of the model.
-        labels: list of str by class, or None: their numbers.
-        features: `Features` of the model, whose names must be the tokenizer's.
+        labels: list of str by class; None for the numbers of the classes.
+        features: `Features` of the model, with the names of the tokenizer's outputs.
 
     Raises:
-        InputError: the tokenizer makes other inputs than the model takes, or is of a kind that has
-            no form in the graph.
+        InputError: the outputs of the tokenizer are not the inputs of the model.
     """
 
     def __init__(self, tokenizer, labels, features):
         if set(tokenizer.inputs.values()) != set(features.arrays):
             raise InputError(
-                "The text signature needs a tokenizer that makes what the model takes: "
-                f"{sorted(features.arrays)}. Received: one that makes "
+                "The text signature needs a tokenizer whose outputs are the model's inputs, "
+                f"{sorted(features.arrays)}. Received: one with the outputs "
                 f"{sorted(tokenizer.inputs.values())}. Give `inputs=` to the Tokenizer."
             )
         self.tokenizer, self.labels, self.features = tokenizer, labels, features
 
     def function(self, tokens):
-        """The `tf.function`; `tokens` is the concrete function of the token signature."""
+        """Return the `tf.function`; `tokens` is the concrete function of the token signature."""
         return text_function(tokens, self.tokenizer, self.labels)
 
     def reference(self, flavor, model):
-        """What the model in memory answers to `TEXTS`, tokenised in Python: a dict of arrays."""
+        """Return the model's outputs in memory for `TEXTS`, tokenized in Python, as arrays."""
         found = []
         for ids in self.tokenizer.encode(TEXTS):
             rows = {"ids": ids, "mask": np.ones_like(ids), "segments": np.zeros_like(ids)}
             arrays = {name: rows[role][None] for role, name in self.tokenizer.inputs.items()}
-            outputs = computed(flavor, model, self.features, arrays)
+            outputs = call_by_name(flavor, model, self.features, arrays)
             found.append(outputs["logits"] if "logits" in outputs else next(iter(outputs.values())))
         logits = np.concatenate(found)
         one = logits.shape[-1] == 1

@@ -1,32 +1,34 @@
-"""A tokenizer as TensorFlow operations, and a signature that takes strings."""
+"""`TextTokenizer`: a BERT tokenizer in TensorFlow operations, for signatures of strings."""
 
 import re
+from collections.abc import Callable, Sequence
 from math import ceil, log2
 
 import tensorflow as tf
 
 from keras_efficient._errors import InputError
+from keras_efficient.data._tokenizer import Tokenizer
 from keras_efficient.exporters.tokenizer_ops import normalizer_tables
 from keras_efficient.exporters.tokenizer_ops.wordpiece import WordPiece
 
-# What valid UTF-8 never contains: it marks the added tokens inside a text.
+# Marks added tokens inside a text; valid UTF-8 never contains this byte.
 _MARK = b"\xff"
 
 
 class TextTokenizer(tf.Module):
-    """A BERT tokenizer in the graph, with the ids of the Python one for every text.
+    """BERT tokenizer in TensorFlow operations, with the same ids as the Python tokenizer.
 
-    It is made of TensorFlow's core operations and constants: no tensorflow-text, no Python
-    function, no table to initialise, so every server and `saved_model_cli` can run it. What the
-    tokenizer does to each code point is asked of the tokenizer itself, once, and kept as a table;
-    words are spelt by the longest-match-first rule on a trie of the vocabulary. Bytes that are not
-    UTF-8 become U+FFFD, as in Python's `bytes.decode("utf-8", "replace")`.
+    It consists of TensorFlow's core operations and constants, without tensorflow-text, Python
+    functions or tables to initialize, so every server and `saved_model_cli` can run it. The effect
+    of the tokenizer on each code point is computed once, by the tokenizer itself, and kept as a
+    table. Words are split into tokens by longest-match-first search in a trie of the vocabulary.
+    Bytes that are not UTF-8 become U+FFFD, as in Python's `bytes.decode("utf-8", "replace")`.
 
     Args:
         tokenizer: a `data.Tokenizer` whose backend is a `tokenizers.Tokenizer` with WordPiece, as
-            BERT, DistilBERT, Electra and MiniLM have it.
-        max_length: int, the longest result in tokens, special ones included. Default: None: the
-            tokenizer's own.
+            for BERT, DistilBERT, Electra and MiniLM.
+        max_length: int, number of tokens, including special ones, after which texts are truncated.
+            Default: None, the tokenizer's own.
 
     Raises:
         InputError: the tokenizer is of another kind, or `max_length` is out of its range.
@@ -36,15 +38,17 @@ class TextTokenizer(tf.Module):
         >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film", "##s"]
         >>> vocabulary = {word: number for number, word in enumerate(words)}
         >>> tokenizer = ke.data.as_tokenizer(BertWordPieceTokenizer(vocabulary))
-        >>> TextTokenizer(tokenizer)(["Good films", "good"])["input_ids"].numpy()
+        >>> tokenize = ke.exporters.TextTokenizer(tokenizer)
+        >>> tokenize(["Good films", "good"])["input_ids"].numpy()
         array([[2, 5, 6, 7, 3],
                [2, 5, 3, 0, 0]], dtype=int32)
 
-    Reference: Song et al. 2021, "Fast WordPiece Tokenization",
-    https://arxiv.org/abs/2012.15524 (which spells the same words with another algorithm).
+    Reference:
+        Song et al., 2021, Fast WordPiece Tokenization, https://arxiv.org/abs/2012.15524. It gives
+        the same tokens with another algorithm.
     """
 
-    def __init__(self, tokenizer, max_length=None):
+    def __init__(self, tokenizer: Tokenizer, max_length: int | None = None):
         super().__init__(name="text_tokenizer")
         max_length = tokenizer.max_length if max_length is None else max_length
         max_length = tokenizer.check_length(max_length)
@@ -72,16 +76,16 @@ class TextTokenizer(tf.Module):
             self._edges, self._ids = tf.constant(settings.edges), tf.constant(settings.ids)
 
     def __call__(self, texts):
-        """Token ids of `texts`.
+        """Tokenize texts.
 
         Args:
             texts: string [batch], UTF-8.
 
         Returns:
-            dict by the model's input names of int32 [batch, longest of the batch]: ids (padded),
-            mask (1 on tokens, 0 on padding) and segments (zeros), as far as the model has them.
+            dict by the model's input names of int32 [batch, longest text of the batch]: padded ids,
+            mask (1 for tokens, 0 for padding) and segments (zeros), those that the model has.
         """
-        # A server with a GPU would copy these small integers to and fro.
+        # A server with a GPU would copy these small tensors back and forth.
         with tf.device("CPU:0"):
             texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
             batch = tf.shape(texts)[0]
@@ -100,7 +104,7 @@ class TextTokenizer(tf.Module):
         mask = tf.sequence_mask(total, dtype=tf.int32)
         position = tf.range(tf.shape(mask)[1])[None]
         ids = tf.pad(ragged.to_tensor(), [[0, 0], [before, after]])
-        # (A batch of no texts has no length, not that of the special tokens.)
+        # For an empty batch the length is 0, not that of the special tokens.
         ids = tf.where(mask > 0, ids[:, : tf.shape(mask)[1]], self._pad_id)
         for place, token in enumerate(self._prefix):
             ids = tf.where(position == place, token, ids)
@@ -110,7 +114,12 @@ class TextTokenizer(tf.Module):
         return {name: roles[role] for role, name in self._inputs.items()}
 
     def _spell(self, symbols, rows, starts):
-        """Ids, and their rows, of words given as symbols: [characters] each."""
+        """Return the token ids of words, and their rows of the batch.
+
+        Args:
+            symbols, rows, starts: [characters], their symbols, rows of the batch, and whether a
+                word starts.
+        """
         count = tf.size(symbols)
         word = tf.cumsum(tf.cast(starts, tf.int32)) - 1
         first = tf.cast(tf.where(starts)[:, 0], tf.int32)
@@ -128,11 +137,12 @@ class TextTokenizer(tf.Module):
         return tf.boolean_mask(ids, emitted), tf.boolean_mask(rows, emitted)
 
     def _longest_matches(self, symbols, starts, length, end):
-        """How many characters the longest token takes at each place, and its id; 0 for none.
+        """Return the length of the longest token that starts at each character, or 0, and its id.
 
-        Every place walks down the trie at once; each turn of the loop keeps those that still can.
+        All characters are searched at once. Each iteration descends one level of the trie and keeps
+        the searches that found an edge.
         """
-        # An added token, below 0, is a word of its own: from node 0 its edge is below 0 as well.
+        # Symbols of added tokens are negative, and so are their edges from node 0: they match none.
         letters = tf.cast(symbols, tf.int64)
         places = tf.cast(tf.where(length <= self._longest_word)[:, 0], tf.int32)
         nodes = tf.gather(tf.where(starts, tf.constant(0, tf.int64), 1), places)
@@ -164,41 +174,47 @@ class TextTokenizer(tf.Module):
         return taken, token
 
     def _reached(self, starts, taken):
-        """Where a token begins: from the words' starts, over jumps of what each token takes."""
+        """Return where tokens begin, by following token lengths from the starts of words."""
         count = tf.size(taken)
-        # The last place catches the jumps out of the text, and those that lead nowhere.
+        # The last element is the target of jumps beyond the text and of failed matches.
         jump = tf.where(taken > 0, tf.range(count) + taken, count)
         jump = tf.concat([jump, count[None]], 0)
         reached = tf.concat([tf.cast(starts, tf.int32), [0]], 0)
-        # A word of n characters takes less than n jumps; each round doubles the jumps made.
+        # A word of n characters has fewer than n jumps, and each round doubles their number.
         for _ in range(ceil(log2(max(self._longest_word, 2)))):
             reached = tf.tensor_scatter_nd_max(reached, jump[:, None], reached)
             jump = tf.gather(jump, jump)
         return tf.cast(reached[:-1], tf.bool)
 
 
-def text_function(tokens_function, tokenizer, labels=None, max_length=None):
-    """A classifier that takes strings: `probabilities = softmax(logits(tokens(text)))`.
+def text_function(
+    tokens_function: Callable,
+    tokenizer: Tokenizer,
+    labels: Sequence[str] | None = None,
+    max_length: int | None = None,
+):
+    """Make a classifier of strings: `probabilities = softmax(logits(tokens(text)))`.
 
-    A classifier with one logit has `sigmoid` for a probability and two labels, the second above
-    0.5.
+    If there is one logit, the probability is its sigmoid, and the second of two labels is chosen
+    above 0.5.
 
     Args:
-        tokens_function: called with int32 [batch, length] tensors by the tokenizer's input names;
-            returns a dict of tensors, of which "logits", or else the only float one, is
+        tokens_function: function of int32 [batch, length] tensors by the tokenizer's input names
+            that returns a dict of tensors, of which "logits", or else the only float one, is
             [batch, classes].
-        tokenizer: a `data.Tokenizer`, as `TextTokenizer` takes it.
-        labels: list of str, by class. Default: None: "0", "1" and so on.
-        max_length: int, as `TextTokenizer` takes it. Default: None.
+        tokenizer: a `data.Tokenizer` that `TextTokenizer` supports.
+        labels: list of str, by class. Default: None, which is "0", "1" and so on.
+        max_length: see `TextTokenizer`. Default: None.
 
     Returns:
-        A `tf.function` of `text`, string [batch], that returns a dict: "probabilities" (float32
-        [batch, classes]), "label" (string [batch]) and what `tokens_function` returns. Give it to
-        `tf.saved_model.save` as a signature.
+        A `tf.function` of `text`, string [batch], for use as a signature in `tf.saved_model.save`.
+        It returns a dict of "probabilities" (float32 [batch, classes]), "label" (string [batch])
+        and the outputs of `tokens_function`.
 
     Raises:
-        InputError: the tokenizer is of another kind; while tracing: no or several logits, a number
-            of labels that is not that of the classes, or an output called like one of ours.
+        InputError: the tokenizer is not supported. While tracing: there is not exactly one output
+            of logits, the labels are not as many as the classes, or `tokens_function` has an output
+            called "probabilities" or "label".
 
     Example:
         >>> from tokenizers import BertWordPieceTokenizer
@@ -268,12 +284,12 @@ def _logits(outputs):
 
 
 class _Added:
-    """The added tokens, which are found in a text before it is split into words."""
+    """Matcher of added tokens, which are found in a text before it is split into words."""
 
     def __init__(self, tokens):
         self.texts = tf.constant([text.encode() for text in tokens])
         self.symbols = tf.constant([-1 - number for number in tokens.values()], tf.int32)
-        # The regular expression takes the first that fits: the longest, as the tokenizer does.
+        # The first alternative that matches wins, so the longest comes first, as in the tokenizer.
         longest_first = sorted(tokens, key=lambda text: -len(text.encode()))
         self.pattern = f"({'|'.join(map(_escape, longest_first))})".encode()
 
@@ -282,14 +298,22 @@ class _Added:
         return cls(tokens) if tokens else None
 
     def split(self, texts, rows, symbols):
-        """Texts, their rows of the batch and symbols (negative for an added token), split."""
+        """Split texts at added tokens.
+
+        Args:
+            texts, rows, symbols: [pieces], texts, their rows of the batch, and the symbol of an
+                added token, which is negative, or 0.
+
+        Returns:
+            The same for the new pieces.
+        """
         marked = tf.strings.regex_replace(texts, self.pattern, _MARK + rb"\1" + _MARK)
         split = tf.strings.split(marked, _MARK)
         parent = tf.cast(split.value_rowids(), tf.int32)
         texts = split.flat_values
         place = tf.range(tf.size(texts)) - tf.gather(tf.cast(split.row_starts(), tf.int32), parent)
         which = tf.argmax(tf.equal(texts[:, None], self.texts[None]), axis=1)
-        # Between two marks, so at the odd places.
+        # Added tokens are between two marks, hence at the odd positions.
         symbols = tf.where(
             place % 2 == 1, tf.gather(self.symbols, which), tf.gather(symbols, parent)
         )
@@ -305,7 +329,7 @@ def _constants(table):
 
 
 def _expand(table, points, rows):
-    """Code points through a `CharacterTable`; those below 0 are added tokens, and stay."""
+    """Map code points through a `CharacterTable`; negative ones are added tokens and stay."""
     pages, codes, expansions = table
     safe = tf.maximum(points, 0)
     page = tf.gather(pages, safe // normalizer_tables.PAGE)
@@ -324,15 +348,15 @@ def _decode(texts):
 
 
 def _normalize(table, texts, rows, symbols):
-    """The pieces with normalised texts."""
+    """Normalize the texts of pieces."""
     points, piece = _expand(table, *_decode(texts))
     points = tf.RaggedTensor.from_value_rowids(points, piece, tf.size(rows), validate=False)
     return tf.strings.unicode_encode(points, "UTF-8"), rows, symbols
 
 
 def _words(table, texts, rows, symbols):
-    """Symbols of the words' characters, their rows, and whether a word starts: [characters]."""
-    # A token has no text left; it is one character, and that is its symbol.
+    """Return symbols, rows of the batch, and whether a word starts, each [characters]."""
+    # An added token becomes one character, whose code point is replaced by its symbol.
     points, piece = _decode(tf.where(symbols < 0, "x", texts))
     symbols = tf.gather(symbols, piece)
     points = tf.where(symbols < 0, symbols, points)

@@ -1,4 +1,4 @@
-"""What a WordPiece tokenizer of Hugging Face's is made of, read from its own JSON."""
+"""Read the settings of a Hugging Face WordPiece tokenizer from its JSON."""
 
 import json
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from keras_efficient.exporters.tokenizer_ops import normalizer_tables
 
 @dataclass(frozen=True)
 class WordPiece:
-    """The settings that decide a text's ids, and the vocabulary as a trie.
+    """Settings that determine the token ids of a text, with the vocabulary as a trie.
 
     Attributes:
-        normalizer: str, JSON of the normaliser ("null" for none).
-        prefix, suffix: lists of int, the special tokens before and after a text.
-        keep_end: bool, whether a long text loses its beginning.
-        unknown: int, id of a word that the vocabulary cannot spell.
-        longest_word: int, characters; longer words are unknown.
-        raw: dict of added tokens (text to id) that are found in the text as it is.
-        normalized: dict of added tokens that are found in the normalised text.
-        alphabet: str, the letters of the vocabulary; their symbols are 2, 3 and so on.
-        edges: int64 [nodes], sorted: parent · (symbols) + symbol. The node of edge i is i + 2;
-            node 0 is the beginning of a word, 1 is within one.
-        ids: int32 [nodes], the token that ends there, or -1.
+        normalizer: str, JSON of the normalizer, "null" if there is none.
+        prefix, suffix: lists of int, ids of the special tokens before and after a text.
+        keep_end: bool, whether truncation removes the beginning of a text.
+        unknown: int, id of words that the vocabulary cannot spell.
+        longest_word: int, number of characters; longer words are unknown.
+        raw: dict from text to id of added tokens that are matched before normalization.
+        normalized: dict from text to id of added tokens that are matched after normalization.
+        alphabet: str, letters of the vocabulary, whose symbols are 2, 3 and so on.
+        edges: int64 [nodes], sorted, parent * number of symbols + symbol. The node of edge i is
+            i + 2; node 0 is the beginning of a word, node 1 is within a word.
+        ids: int32 [nodes], id of the token that ends at the node, or -1.
     """
 
     normalizer: str
@@ -41,7 +41,11 @@ class WordPiece:
 
     @classmethod
     def of(cls, tokenizer) -> "WordPiece":
-        """Read a `data.Tokenizer`; refuse what the graph would not compute equally."""
+        """Read a `data.Tokenizer`.
+
+        Raises:
+            InputError: the graph could not reproduce its ids.
+        """
         if tokenizer.serialized is None:
             raise _unsupported(
                 f"a backend of type {type(tokenizer.backend).__name__}, whose Python code no "
@@ -61,7 +65,7 @@ class WordPiece:
         if pairs := normalizer_tables.reordered(normalizer, alphabet):
             names = ", ".join(" ".join(f"U+{ord(c):04X}" for c in pair) for pair in pairs[:3])
             raise _unsupported(
-                f"a vocabulary with marks that its normaliser puts into another order: {names}"
+                f"a vocabulary with marks that its normalizer puts into another order: {names}"
             )
         prefix, suffix = _template(settings)
         return cls(
@@ -79,12 +83,12 @@ class WordPiece:
         )
 
 
-def _unsupported(what):
+def _unsupported(received):
     return InputError(
         "A text signature holds a WordPiece tokenizer of Hugging Face's `tokenizers`, as BERT has: "
         "BertNormalizer or none, BertPreTokenizer, WordPiece, and BertProcessing or "
-        f"TemplateProcessing. Received: {what}. Export without the text signature, and give the "
-        "server token ids."
+        f"TemplateProcessing. Received: {received}. Export without the text signature, and give "
+        "the server token ids."
     )
 
 
@@ -95,25 +99,25 @@ def _expect(settings, part, *types):
 
 
 def _added(settings, normalizer):
-    """The added tokens in the text and in the normalised text: `{text: id}` each."""
-    ask = normalizer_tables.normaliser(normalizer)
+    """Return the added tokens matched before and after normalization, `{text: id}` each."""
+    backend = normalizer_tables.load_normalizer(normalizer)
     raw, normalized = {}, {}
     for token in settings["added_tokens"]:
         text = token["content"]
         if token["single_word"]:
             raise _unsupported(f"the added token {text!r} with single_word=True")
-        if token["normalized"] and ask is not None:
-            text = ask.normalize_str(text)
+        if token["normalized"] and backend is not None:
+            text = backend.normalize_str(text)
         if not text:
-            raise _unsupported(f"the added token {token['content']!r}, normalised to nothing")
-        if token["normalized"] and normalizer_tables.marks(normalizer, text):
-            # Marks of the text around could be sorted into it, or out of it.
-            raise _unsupported(f"the added token {text!r}, with a mark its normaliser moves")
+            raise _unsupported(f"the added token {token['content']!r}, normalized to nothing")
+        if token["normalized"] and normalizer_tables.sorted_marks(normalizer, text):
+            # Sorting could move marks of the surrounding text into the token, or out of it.
+            raise _unsupported(f"the added token {text!r}, with a mark that its normalizer moves")
         found = normalized if token["normalized"] else raw
         if text in found:
-            raise _unsupported(f"two added tokens that are {text!r} when normalised")
+            raise _unsupported(f"two added tokens that are {text!r} when normalized")
         found[text] = token["id"]
-    # A space beside an added token is left out anyway, so that stripping changes nothing else.
+    # Spaces beside an added token are dropped anyway, so stripping matters only to other tokens.
     strips = any(token["lstrip"] or token["rstrip"] for token in settings["added_tokens"])
     if strips and (edge := [text for text in (*raw, *normalized) if text != text.strip()]):
         raise _unsupported(f"added tokens that strip spaces, beside {edge[0]!r}, which has some")
@@ -121,7 +125,7 @@ def _added(settings, normalizer):
 
 
 def _template(settings):
-    """The ids before and after a single text."""
+    """Return the ids before and after a single text."""
     processor = settings["post_processor"]
     if processor is None:
         return [], []
@@ -142,10 +146,10 @@ def _template(settings):
 
 
 def _trie(vocabulary, prefix):
-    """The alphabet, and the trie of the tokens that a word can begin with (0) or go on with (1)."""
+    """Return the alphabet, and the trie of tokens that begin (0) or continue (1) a word."""
     pieces = {}
     for token, number in vocabulary.items():
-        # Others contain what always is a word of its own, so no word is spelt with them.
+        # Other tokens contain a character that is always a separate word, so they never match.
         if len(token) == 1 or normalizer_tables.is_plain(token):
             pieces[0, token] = number
         rest = token.removeprefix(prefix)
@@ -155,7 +159,7 @@ def _trie(vocabulary, prefix):
     symbols = {letter: symbol for symbol, letter in enumerate(alphabet, start=2)}
     nodes = {(0, ""): 0, (1, ""): 1}
     edges, ids = [], []
-    # Level by level, so that the edges come out sorted: parents before their children.
+    # Level by level, so that the edges are sorted, with parents before their children.
     for length in range(1, max((len(text) for _, text in pieces), default=0) + 1):
         level = {(root, text[:length]) for root, text in pieces if len(text) >= length}
         order = sorted(
@@ -165,6 +169,6 @@ def _trie(vocabulary, prefix):
             edges.append(parent * (len(alphabet) + 2) + symbol)
             nodes[root, text] = len(edges) + 1
             ids.append(pieces.get((root, text), -1))
-    # (One that is never found: a search needs something to search.)
+    # An edge that never matches: tf.searchsorted needs a non-empty array.
     edges, ids = edges or [-1], ids or [-1]
     return alphabet, np.array(edges, np.int64), np.array(ids, np.int32)
