@@ -197,7 +197,7 @@ class CallWrapper:
         return self.parametrized.flavor.value(made)
 
     def wrap_call(self, call, *args, **kwargs):
-        """Return the outputs of the layer; `call(*args, **kwargs)` are those without the wrapper."""
+        """Return the layer's outputs; `call(*args, **kwargs)` are those without the wrapper."""
         raise NotImplementedError
 
     def describe(self) -> str:

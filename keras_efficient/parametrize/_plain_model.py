@@ -34,7 +34,7 @@ def folded_weights(model: Model) -> Iterator[None]:
         ...     weights = model.get_weights()
 
     Reference:
-        Peers merge and unmerge adapters by `merge_adapter` and `unmerge_adapter` (PEFT).
+        `merge_adapter` and `unmerge_adapter` of PEFT.
     """
     before = []
     # In `fit`, a callback may save the model: traced functions read through the chains and are

@@ -7,12 +7,13 @@ from keras_efficient.flavor import Model
 from keras_efficient.parametrize._architecture import without_head
 from keras_efficient.parametrize._checks import check_model, check_weights
 from keras_efficient.parametrize._layer_paths import layer_paths
+from keras_efficient.parametrize._typing import Layers
 from keras_efficient.parametrize._weights import KERNEL, Weight, all_weights
 
 
 def select(
     model: Model,
-    layers=None,
+    layers: Layers = None,
     kinds: tuple[str, ...] = (KERNEL,),
     *,
     caller: str,
@@ -50,8 +51,8 @@ def select(
             True.
 
     Example:
-        >>> [w.path for w in ke.parametrize.select(model, "dense/kernel", caller="example")]
-        ['dense/kernel']
+        >>> [w.matrix_shape for w in ke.parametrize.select(model, "kernel", caller="example")]
+        [(3, 2)]
 
     Reference:
         The regular expressions follow `keras.Model.quantize(filters=...)`, but are searched in
@@ -75,8 +76,8 @@ def select(
     return selected
 
 
-def matcher(model: Model, layers) -> Callable[[Weight], bool]:
-    """Return a predicate of a `Weight` (or another object with a `path`) for a `layers` argument."""
+def matcher(model: Model, layers: Layers) -> Callable[[Weight], bool]:
+    """Return the predicate of a `Weight`, or of any object with a `path`, for `layers`."""
     if layers is None:
         return lambda weight: True
     if isinstance(layers, str):

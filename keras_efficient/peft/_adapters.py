@@ -1,33 +1,46 @@
-"""Adapters: small networks between a model's frozen layers."""
+"""Adapters: small trainable networks after the layers of a frozen model."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
+from keras_efficient.flavor import Model
 from keras_efficient.parametrize._architecture import output_projections
 from keras_efficient.parametrize._checks import check_call_wrapper, check_model, check_trainable
 from keras_efficient.parametrize._parametrized_layer import CallWrapper
 from keras_efficient.parametrize._select import select
-from keras_efficient.parametrize._weights import all_weights
-from keras_efficient.peft._call_wrappers import attach_and_report
-from keras_efficient.peft._report import TuningReport, freeze_base
+from keras_efficient.parametrize._typing import Layers
+from keras_efficient.parametrize._weights import Weight, all_weights
+from keras_efficient.peft._call_wrappers import CallWrapperReport, attach_and_report
+from keras_efficient.peft._report import freeze_base
 
 
 class Bottleneck(CallWrapper):
-    """y becomes y + up(activation(down(y))), of what a layer with a kernel gives.
+    """An adapter: the outputs y of a layer with a kernel become y + up(activation(down(y))).
+
+    Args:
+        weight: the layer's kernel.
+        size: width of the bottleneck.
+        activation: function of a tensor.
+        seed: list of ints that seeds `down`.
+        name: name of the adapters.
 
     Attributes:
-        down, down_bias, up, up_bias: `tf.Variable`s [width, size], [size], [size, width], [width];
-            `up` and the biases are zeros at first.
+        down: float32 `tf.Variable` [width, size], initially from N(0, 1 / width).
+        down_bias: float32 `tf.Variable` [size], initially zero.
+        up: float32 `tf.Variable` [size, width], initially zero.
+        up_bias: float32 `tf.Variable` [width], initially zero.
     """
 
-    def __init__(self, weight, size, activation, seed, name):
+    def __init__(self, weight: Weight, size: int, activation: Callable, seed: list[int], name: str):
         self.kernel, self.size, self.activation = weight, size, activation
         self.seed, self.name = seed, name
 
-    def build(self):
+    def build(self) -> None:
         width = self.kernel.matrix_shape[1]
         rng = np.random.default_rng(self.seed)
         down = rng.normal(0, 1 / math.sqrt(width), (width, self.size)).astype("float32")
@@ -50,53 +63,58 @@ class Bottleneck(CallWrapper):
         added.set_shape(y.shape)
         return y + added
 
-    def describe(self):
+    def describe(self) -> str:
         return f"{self.name} {self.kernel.matrix_shape[1]}→{self.size}"
 
 
 def adapters(
-    model,
-    size=64,
+    model: Model,
+    size: int = 64,
     *,
-    activation="gelu",
-    where="both",
-    layers=None,
-    train=None,
-    name="adapter",
-    seed=0,
-) -> TuningReport:
+    activation: str | Callable[[Any], Any] = "gelu",
+    where: str = "both",
+    layers: Layers = None,
+    train: str | bool | None = None,
+    name: str = "adapter",
+    seed: int = 0,
+) -> CallWrapperReport:
     """Freeze a model and train small networks between its layers.
 
         y ← y + up(activation(down(y)))
 
-    for what attention and the feed-forward of every Transformer block give, before dropout and the
-    residual connection. At first the model computes what it did (`up` is zero; `down` is drawn from
-    N(0, 1 / width)). Acts from the next `fit` on, before or after `compile`.
+    for the outputs y of attention and of the feed-forward part of every Transformer block, before
+    dropout and the residual connection. `up` starts at zero, so at first the model's outputs do not
+    change. Takes effect in the next `fit`; call it before or after `compile`.
 
-    An adapter is no function of a weight: `ke.merge` and `model.save` to a `.keras` file refuse.
-    `model.save_weights`, `ke.save_adapters` and `ke.export` work; `remove()` of what this returns
-    takes the adapters off.
+    An adapter is not a function of a weight, so `ke.merge` and `model.save` to a `.keras` file
+    raise. `model.save_weights`, `ke.save_adapters` and `ke.export` work. The report's `remove()`
+    removes the adapters.
 
     Args:
         model: a built Keras 3 or tf_keras model.
-        size: int >= 1, the width inside an adapter. Default 64.
+        size: width of the bottleneck, at least 1. Default: 64.
         activation: name of a function in the library's `activations`, or a function of a tensor.
-        where: "both" (default): after attention and after the feed-forward, as Houlsby et al.;
-            "output": after the feed-forward only, as Pfeiffer et al. (half as many).
-        layers: which layers with a kernel get one instead; see `parametrize.select`. Default: as
-            `where` says; the blocks are found by what is inside of them. In a model with attention
-            but no blocks (a functional one): after attention and every other kernel that gives as
-            many outputs, without the head.
-        train: what else trains; as in `ke.lora`. Default: the model's head.
-        name: str, of these adapters, to hold several at once. Default "adapter".
-        seed: int, of the initial values of `down`. Default 0.
+            Default: "gelu".
+        where: "both" for adapters after attention and after the feed-forward part (Houlsby et al.),
+            "output" for adapters after the feed-forward part only (Pfeiffer et al.), which are half
+            as many. Default: "both".
+        layers: which layers with a kernel get an adapter, as in `ke.parametrize.select`. Default:
+            the output projections of the blocks, as `where` says. In a model with attention but no
+            blocks, such as a functional one, those of attention and every other kernel with as many
+            outputs except the model's head.
+        train: which other weights train. A regular expression is searched in their paths; False
+            means none. Default: None, the model's head, which is its last layer with a kernel.
+        name: name of the adapters; a model may have several. Default: "adapter".
+        seed: seed of the initial values of `down`. Default: 0.
 
     Returns:
-        A `Tuned`, to print, with a method `remove()`.
+        A `CallWrapperReport`, to print, with a method `remove()`.
 
     Raises:
-        ValueError: an argument out of range, no attention in the model and no `layers`, a layer
-            whose outputs are not its last axes, or adapters of this name exist.
+        TypeError: `model` is not a Keras model, or `layers` or `train` has another type.
+        ValueError: an argument is out of range, the model has no attention and `layers` is not
+            given, the outputs of a layer are not its last axes, the model has adapters of this
+            name, a layer has `trainable=False`, or another strategy's scope is entered.
 
     Example:
         >>> print(ke.adapters(model, size=4, layers="dense"))  # doctest: +ELLIPSIS
@@ -104,7 +122,7 @@ def adapters(
 
     Reference:
         Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP"; Pfeiffer et al. 2020,
-        "AdapterHub".
+        "AdapterHub: A Framework for Adapting Transformers".
     """
     if where not in ("both", "output"):
         raise ValueError(f"`where` must be 'both' or 'output'. Received: {where!r}.")
@@ -118,25 +136,25 @@ def adapters(
     if not weights:
         raise ValueError(
             "ke.adapters follow attention and feed-forward layers. Received: "
-            f"{model.name!r}, in which where={where!r} finds none. Say after which layers by "
-            "`layers=`."
+            f"{model.name!r}, in which where={where!r} finds none. Choose the layers they follow "
+            "by `layers=`."
         )
     for weight in weights:
-        _check_last(weight)
+        _check_last_axes(weight)
     check_trainable(weights, name)
-    function = _function(model, activation)
+    function = _activation(model, activation)
     check_call_wrapper([(w.path, w.layer) for w in weights], name, "ke.adapters")
     freeze_base(model, train)
-    # The same on every worker, in every process, and whatever else is attached.
+    # Each seed depends only on the place of the weight, so that all workers draw the same values.
     places = {id(w.variable): place for place, w in enumerate(all_weights(model))}
-    pairs = [
+    wrappers = [
         (w.layer_path, w.layer, Bottleneck(w, size, function, [seed, places[id(w.variable)]], name))
         for w in weights
     ]
-    return attach_and_report(model, name, [weight.path for weight in weights], pairs)
+    return attach_and_report(model, name, [weight.path for weight in weights], wrappers)
 
 
-def _function(model, activation):
+def _activation(model, activation):
     try:
         function = flavors.of(model).keras.activations.get(activation)
     except (ValueError, TypeError):
@@ -149,8 +167,8 @@ def _function(model, activation):
     return function
 
 
-def _check_last(weight):
-    """An adapter reads the last axes of what its layer gives."""
+def _check_last_axes(weight):
+    """Require that the outputs of the weight are the last axes of the layer's outputs."""
     equation = getattr(weight.layer, "equation", None)
     if isinstance(equation, str):
         kernel, output = equation.replace(" ", "").partition(",")[2].split("->")

@@ -1,5 +1,6 @@
-"""BitFit: train a model's biases and nothing else."""
+"""BitFit: train only the biases of a model."""
 
+from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import freeze
 from keras_efficient.parametrize._checks import check_model
 from keras_efficient.parametrize._parametrized_layer import original_class
@@ -7,23 +8,25 @@ from keras_efficient.parametrize._weights import all_weights
 from keras_efficient.peft._report import TuningReport, freeze_base
 
 
-def bitfit(model, *, train=None, norms=False) -> TuningReport:
-    """Freeze a model but for its biases, those of normalisation layers (beta) included.
+def bitfit(model: Model, *, train: str | bool | None = None, norms: bool = False) -> TuningReport:
+    """Freeze a model except its biases, including the beta of normalisation layers.
 
-    Acts from the next `fit` on, before or after `compile`. Nothing is added to the model, so that
-    it is saved and exported as ever; `ke.peft.unfreeze(model)` lets all train again.
+    Takes effect in the next `fit`; call it before or after `compile`. Nothing is added to the
+    model, which is saved and exported as usual. `ke.peft.unfreeze(model)` undoes it.
 
     Args:
         model: a built Keras 3 or tf_keras model.
-        train: what else trains: None (default) the model's head, its last layer with a kernel; a
-            regular expression searched in the weights' paths; False: nothing.
-        norms: whether the scales of normalisation layers train as well. Default False.
+        train: which other weights train. A regular expression is searched in their paths; False
+            means none. Default: None, the model's head, which is its last layer with a kernel.
+        norms: whether the scales of normalisation layers train too. Default: False.
 
     Returns:
-        A `Tuned`, to print.
+        A `TuningReport`, to print.
 
     Raises:
-        ValueError: the model has no biases, is not built, or `train` fits no weight.
+        TypeError: `model` is not a Keras model, or `train` has another type.
+        ValueError: the model has no biases or is not built, `train` matches no weight, or another
+            strategy's scope is entered.
 
     Example:
         >>> print(ke.bitfit(model))  # doctest: +ELLIPSIS
@@ -34,15 +37,15 @@ def bitfit(model, *, train=None, norms=False) -> TuningReport:
         Masked Language-models".
     """
     check_model(model, "ke.bitfit")
-    chosen = [w for w in all_weights(model) if _is_bias(w) or (norms and _is_of_norm(w))]
-    if not chosen:
+    weights = [w for w in all_weights(model) if _is_bias(w) or (norms and _is_of_norm(w))]
+    if not weights:
         raise ValueError(
             f"ke.bitfit trains biases. Received: {model.name!r}, which has none. Use ke.lora or "
             "ke.adapters."
         )
     freeze_base(model, train)
-    freeze(model, chosen, trainable=True)
-    return TuningReport.of(model, "bitfit", [weight.path for weight in chosen])
+    freeze(model, weights, trainable=True)
+    return TuningReport.of(model, "bitfit", [weight.path for weight in weights])
 
 
 def _is_bias(weight):

@@ -1,19 +1,21 @@
-"""Names for the weights of a model that do not depend on what else a process has made."""
+"""Paths of weights that do not depend on what else a process has created."""
 
 import hashlib
 import json
 import re
 import zlib
+from collections.abc import Sequence
 
 from keras_efficient import flavor as flavors
-from keras_efficient.parametrize._weights import all_weights
+from keras_efficient.flavor import Model
+from keras_efficient.parametrize._weights import Weight, all_weights
 
 
-def layers_by_id(model) -> dict:
-    """`{id(layer): canonical path}` of a model and the layers inside.
+def layers_by_id(model: Model) -> dict[int, str]:
+    """Return `{id(layer): canonical path}` of a model and the layers inside.
 
-    Keras numbers layers that have no name of their own by what the process has made before
-    ("dense_7"). Here siblings are numbered among themselves, and one alone has no number.
+    Keras numbers layers without a name by what the process has created before ("dense_7"). Here
+    siblings are numbered among themselves, and a single one has no number.
     """
     found, taken, store = {id(model): ""}, set(), flavors.of(model).store
 
@@ -39,8 +41,8 @@ def layers_by_id(model) -> dict:
     return found
 
 
-def weights_by_path(model) -> dict:
-    """`{canonical path: Weight}` of all weights of a model."""
+def weights_by_path(model: Model) -> dict[str, Weight]:
+    """Return `{canonical path: Weight}` of all weights of a model."""
     layers = layers_by_id(model)
     return {
         f"{layers[id(weight.layer)]}/{weight.attribute}".removeprefix("/"): weight
@@ -48,18 +50,21 @@ def weights_by_path(model) -> dict:
     }
 
 
-def seeds_of(model, weights, seed) -> list:
-    """A seed for each of some weights: the same wherever and whenever the model is made."""
+def seeds_of(model: Model, weights: Sequence[Weight], seed: int) -> list[tuple[int, int]]:
+    """Return a seed for each weight that is the same in every process and on every worker."""
     paths = {id(weight.variable): path for path, weight in weights_by_path(model).items()}
     return [(seed, zlib.crc32(paths[id(weight.variable)].encode())) for weight in weights]
 
 
-def fingerprint(weights) -> str:
-    """A hash of the canonical paths and the shapes of a model's weights."""
+def fingerprint(weights: dict[str, Weight]) -> str:
+    """Return a hash of the canonical paths and the shapes of a model's weights."""
     facts = sorted((path, list(weight.shape)) for path, weight in weights.items())
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _split(name):
-    stem, number = re.fullmatch(r"(.*?)(?:_(\d+))?", name, re.DOTALL).groups()
-    return stem, -1 if number is None else int(number)
+def _split(name: str) -> tuple[str, int]:
+    """Split a name into its stem and its number, -1 if it has none."""
+    stem, separator, number = name.rpartition("_")
+    if separator and re.fullmatch(r"\d+", number):
+        return stem, int(number)
+    return name, -1

@@ -1,9 +1,13 @@
-"""KerasHub's own files of LoRA, `.lora.h5`, as deltas of this package."""
+"""Load LoRA weights from the `.lora.h5` files of KerasHub."""
+
+from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
+from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import attach
 from keras_efficient.parametrize._checks import check_weights
 from keras_efficient.parametrize._weights import KERNEL, all_weights
@@ -14,17 +18,17 @@ from keras_efficient.peft._report import TuningReport, freeze_base
 _A, _B = "lora_kernel_a", "lora_kernel_b"
 
 
-def load_kerashub(model, path, name) -> TuningReport:
-    """Attach what `backbone.save_lora_weights(path)` wrote, and freeze all but the head.
+def load_kerashub_lora(model: Model, path: Path, name: str) -> TuningReport:
+    """Attach the LoRA that `backbone.save_lora_weights(path)` saved, and freeze all but the head.
 
     Args:
         model: a KerasHub backbone, or a task with one.
-        path: `Path` of the file.
-        name: str, of the LoRA here.
+        path: path of the file.
+        name: name of the adapter in the model.
 
     Raises:
-        InputError: the file is damaged, or for another backbone.
-        ValueError: the model has no KerasHub backbone, or a LoRA of this name.
+        InputError: the file is damaged, or belongs to another backbone.
+        ValueError: the model has no KerasHub backbone, or has an adapter of this name.
     """
     backbone = model if hasattr(model, "load_lora_weights") else getattr(model, "backbone", None)
     if not hasattr(backbone, "load_lora_weights"):
@@ -40,10 +44,10 @@ def load_kerashub(model, path, name) -> TuningReport:
         weight = kernels.get(index)
         if weight is None:
             _refuse(path, f"a delta for layer {index}, which has no kernel in {backbone.name!r}")
-        wanted = ((*weight.shape[:-1], rank), (rank, weight.shape[-1]))
-        if (a.shape, b.shape) != wanted:
-            _refuse(path, f"a delta of {a.shape} and {b.shape} for {weight.path!r}, not {wanted}")
-        # Keras' `enable_lora` has alpha = rank; KerasHub has no other.
+        expected = ((*weight.shape[:-1], rank), (rank, weight.shape[-1]))
+        if (a.shape, b.shape) != expected:
+            _refuse(path, f"a delta of {a.shape} and {b.shape} for {weight.path!r}, not {expected}")
+        # Keras' `enable_lora` uses alpha = rank, and KerasHub does not change that.
         pairs.append((weight, LoRADelta(rank, rank, 0, name, by_last_axis=True)))
         values.append((a.reshape(-1, rank), b))
     weights = [weight for weight, _ in pairs]
@@ -58,7 +62,7 @@ def load_kerashub(model, path, name) -> TuningReport:
 
 
 def _kernels(model, backbone):
-    """`{index: Weight}` of kernels, by the numbers that KerasHub gives layers with weights."""
+    """Return `{index: Weight}` of kernels, by KerasHub's numbers of layers with weights."""
     flavor = flavors.of(model)
     by_layer = {
         id(layer): weight
@@ -74,18 +78,18 @@ def _kernels(model, backbone):
 
 
 def _read(path):
-    """`(rank, {layer's index: (A, B)})` of a file."""
+    """Return `(rank, {layer index: (A, B)})` from a file."""
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
-            group = _plain(path, file, "lora", h5py.Group)
-            rank = int(_array(path, _plain(path, group, "vars", h5py.Group), "rank", ()))
+            group = _member(path, file, "lora", h5py.Group)
+            rank = int(_array(path, _member(path, group, "vars", h5py.Group), "rank", ()))
             found = {}
             for key in group:
                 if key != "vars":
-                    layer = _plain(path, group, key, h5py.Group)
-                    inner = _plain(path, layer, "vars", h5py.Group)
+                    layer = _member(path, group, key, h5py.Group)
+                    inner = _member(path, layer, "vars", h5py.Group)
                     found[int(key)] = tuple(_array(path, inner, name) for name in (_A, _B))
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         if isinstance(error, InputError):
@@ -96,32 +100,32 @@ def _read(path):
     return rank, found
 
 
-def _plain(path, group, key, kind):
-    """A part of the file itself: no link out of it, no data elsewhere."""
+def _member(path, group, key, kind):
+    """Return a member that lies in the file itself: no link, and no data in other files."""
     import h5py
 
     if not isinstance(group.get(key, getlink=True), h5py.HardLink):
         _refuse(path, f"one without {group.name}/{key}, or with a link there")
-    part = group[key]
-    away = isinstance(part, h5py.Dataset) and (part.external or part.is_virtual)
-    if not isinstance(part, kind) or away:
-        _refuse(path, f"{part.name}, which is no {kind.__name__.lower()} of the file itself")
-    return part
+    member = group[key]
+    elsewhere = isinstance(member, h5py.Dataset) and (member.external or member.is_virtual)
+    if not isinstance(member, kind) or elsewhere:
+        _refuse(path, f"{member.name}, which is no {kind.__name__.lower()} of the file itself")
+    return member
 
 
 def _array(path, group, name, shape=None):
     import h5py
 
-    data = _plain(path, group, name, h5py.Dataset)
+    data = _member(path, group, name, h5py.Dataset)
     fits = len(data.shape) > 1 if shape is None else data.shape == shape
-    # (A kernel has no more numbers than that; a damaged header may claim any.)
+    # No kernel is larger than that, but a damaged header may claim any size.
     if not fits or data.dtype.kind not in "fiu" or data.size > 2**31:
         _refuse(path, f"{data.name} of {data.dtype} {data.shape}")
     return np.asarray(data[()])
 
 
-def _refuse(path, what):
+def _refuse(path, received) -> NoReturn:
     raise InputError(
         f"{path} must be a file of `backbone.save_lora_weights` for this backbone. Received: "
-        f"{what}. Write it anew, from a backbone of the same architecture."
+        f"{received}. Save it again, from a backbone of the same architecture."
     )

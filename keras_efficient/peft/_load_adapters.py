@@ -1,61 +1,76 @@
-"""Put adapters from a file onto a model."""
+"""Load adapters from a file into a model."""
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from keras_efficient._errors import InputError
+from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import attach, freeze
 from keras_efficient.parametrize._checks import check_model, check_weights
+from keras_efficient.parametrize._weights import Weight
 from keras_efficient.peft._adalora import (
     AdaLoRADelta,
     RankAllocator,
-    attach_budgeted,
+    attach_adalora,
     check_settings,
 )
-from keras_efficient.peft._adapter_state import Parts, variables_of
-from keras_efficient.peft._kerashub_lora import load_kerashub
+from keras_efficient.peft._adapter_state import AdapterState, saved_variables
+from keras_efficient.peft._kerashub_lora import load_kerashub_lora
 from keras_efficient.peft._lora import LoRADelta, check_name
 from keras_efficient.peft._low_rank import check_alpha, check_rank, compute_factored
 from keras_efficient.peft._report import TuningReport, freeze_base
 from keras_efficient.peft._save_adapters import KEY, VERSION
 
-#: Who attaches what a file cannot.
-_VERBS = {"Bottleneck": "ke.adapters", "Vectors": "ke.prefix_tuning", "Mask": "ke.prune"}
+#: The method that attaches what a file does not describe, by class name.
+_METHODS = {
+    "Bottleneck": "ke.adapters",
+    "PrefixVectors": "ke.prefix_tuning",
+    "Mask": "ke.prune",
+}
 _DTYPES = {"F32": "float32", "F16": "float16", "F64": "float64", "U8": "uint8", "I64": "int64"}
 
 
-def load_adapters(model, path, name=None) -> TuningReport:
-    """Put what `ke.save_adapters` wrote onto a base model of the same kind.
+def load_adapters(model: Model, path: str | os.PathLike, name: str | None = None) -> TuningReport:
+    """Load a file of `ke.save_adapters` into a base model of the same architecture.
 
-    LoRA and AdaLoRA are attached as the file says, if the model has none of that name: the base is
-    frozen then but for the weights in the file, or the head if there are none. Other ways of
-    tuning are to be applied first, with the arguments of the saved model; so the values find their
-    places. Nothing of the model changes unless all of the file fits.
+    LoRA and AdaLoRA adapters that the model does not have are attached as the file describes them;
+    then the base is frozen except for the weights in the file, or for the head if it holds none.
+    Other methods have to be applied before, with the arguments used for the saved model. The model
+    changes only if the entire file fits.
 
-    A `.lora.h5` of a KerasHub backbone (`backbone.save_lora_weights`) is read too: its deltas,
-    which are of every head's matrix, become a LoRA of this package that computes the same.
+    A `.lora.h5` file of a KerasHub backbone (`backbone.save_lora_weights`) is also read. Its
+    deltas, which belong to each head's matrix, become an equivalent adapter of this package.
 
-    AdaLoRA goes on with the ranks and the count of updates of the file; its moving averages start
-    anew. (To go on to the last bit is what `callbacks.Resume` is for.)
+    AdaLoRA continues with the ranks and the number of updates in the file; its moving averages
+    start anew. To continue a run exactly, use `ke.callbacks.Resume`.
 
     Args:
-        model: a built model, with the base weights that the adapters were trained on: the file
-            knows their names and shapes, not their values.
-        path: str or path of a `.safetensors` or `.lora.h5` file.
-        name: str, what to call the LoRA here, if the file has only one. Default: as in the file.
+        model: a built Keras 3 or tf_keras model with the base weights that the adapters were
+            trained on. The file holds their names and shapes, not their values.
+        path: path of a `.safetensors` or `.lora.h5` file.
+        name: name of the adapter in the model, if the file holds only one. Default: None, the name
+            in the file.
 
     Returns:
-        A `Tuned`, to print.
+        A `TuningReport`, to print.
 
     Raises:
-        InputError: no such file, one that is damaged or not of this kind, or one for another model.
-        ValueError: a LoRA of this name is on other weights or has another rank; or what the file
-            holds has to be attached first.
+        TypeError: `model` is not a Keras model.
+        InputError: the file does not exist, is damaged or of another kind, or belongs to another
+            model.
+        ValueError: the model is not built; it has an adapter of this name with other weights or
+            settings; or something in the file has to be attached before.
 
     Example:
         >>> _ = ke.lora(model, rank=2), ke.save_adapters(model, "reviews.safetensors")
         >>> print(ke.load_adapters(model, "reviews.safetensors"))  # doctest: +ELLIPSIS
         lora: ...
+
+    Reference:
+        `PeftModel.from_pretrained` of PEFT; `keras_hub.models.Backbone.load_lora_weights`.
     """
     check_model(model, "ke.load_adapters")
     path = Path(path)
@@ -65,21 +80,26 @@ def load_adapters(model, path, name=None) -> TuningReport:
             "'.lora.h5' file."
         )
     if path.suffix == ".h5":
-        return load_kerashub(model, path, name or "lora")
-    return _Loading(model, path, name).load()
+        return load_kerashub_lora(model, path, name or "lora")
+    return _Loader(model, path, name).load()
 
 
-class _Loading:
-    """One `load_adapters`: all is looked at before anything is done."""
+class _Loader:
+    """Load one file: validate all of it first, then change the model."""
 
     def __init__(self, model, path, name):
-        self.model, self.path, self.parts = model, path, Parts.of(model)
-        self.pairs, self.budgets, self.values = [], [], []
+        self.model, self.path, self.state = model, path, AdapterState.of(model)
         self.name = name
+        #: `(pairs, allocator)` of each adapter to be attached; the allocator is AdaLoRA's or None.
+        self.groups: list[tuple[list, RankAllocator | None]] = []
+        #: `(variable, value)`, or `((delta, variable name), value)` if the delta is not attached.
+        self.values: list[tuple[Any, Any]] = []
+        #: Base weights in the file.
+        self.weights: list[Weight] = []
 
-    def refuse(self, what, mend="Write it anew with ke.save_adapters."):
+    def refuse(self, received, remedy="Save it again with ke.save_adapters.") -> NoReturn:
         raise InputError(
-            f"{self.path} must be a file of ke.save_adapters. Received: {what}. {mend}"
+            f"{self.path} must be a file of ke.save_adapters. Received: {received}. {remedy}"
         )
 
     def load(self):
@@ -88,12 +108,12 @@ class _Loading:
         try:
             with safe_open(self.path, framework="numpy") as file:
                 self.file, self.keys = file, set(file.keys())
-                self.read(self.facts(file.metadata()))
+                self.read(self.parse_metadata(file.metadata()))
         except (SafetensorError, OSError) as error:
             self.refuse(f"one that cannot be read ({error})")
         return self.apply()
 
-    def facts(self, metadata):
+    def parse_metadata(self, metadata):
         try:
             facts = json.loads((metadata or {})[KEY])
             version, adapters = facts["version"], facts["adapters"]
@@ -102,10 +122,10 @@ class _Loading:
             self.refuse("one without the metadata of that")
         if version != VERSION:
             self.refuse(f"one of version {version!r}, not {VERSION}", "Update keras_efficient.")
-        fits = isinstance(adapters, list) and isinstance(others, dict) and _are_texts(weights)
-        if not fits or not _are_texts(list(others)):
+        fits = isinstance(adapters, list) and isinstance(others, dict) and _are_strings(weights)
+        if not fits or not _are_strings(list(others)):
             self.refuse("metadata of another form")
-        if base != self.parts.fingerprint:
+        if base != self.state.fingerprint:
             self.refuse(
                 f"one for a model of other weights' names or shapes than {self.model.name!r}",
                 "Load the base model that the adapters were trained on, with a head of as many "
@@ -114,7 +134,7 @@ class _Loading:
         return facts
 
     def read(self, facts):
-        """Look at all that the file holds."""
+        """Validate the whole file and collect `groups`, `values` and `weights`."""
         if self.name is not None:
             check_name(self.name)
             if len(facts["adapters"]) != 1:
@@ -125,60 +145,61 @@ class _Loading:
         expected = set()
         for adapter in facts["adapters"]:
             expected |= self.read_adapter(adapter)
-        for key, kind in facts["others"].items():
+        for key, class_name in facts["others"].items():
             expected.add(key)
-            if key not in self.parts.others:
-                caller = _VERBS.get(kind if isinstance(kind, str) else None, "the same verb")
+            if key not in self.state.others:
+                known = isinstance(class_name, str) and class_name in _METHODS
                 raise ValueError(
-                    "What is no LoRA must be attached before its values are loaded. Received: a "
-                    f"file with {key!r}, which {self.model.name!r} does not have. Apply {caller} "
-                    "with the arguments of the saved model first."
+                    "Adapters other than LoRA must be attached before their values are loaded. "
+                    f"Received: a file with {key!r}, which {self.model.name!r} does not have. "
+                    f"Apply {_METHODS[class_name] if known else 'the same method'} with the "
+                    "arguments of the saved model first."
                 )
-            variable = self.parts.others[key][1]
+            variable = self.state.others[key][1]
             self.values.append((variable, self.tensor(key, variable.shape)))
-        self.weights = []
         for path in facts["weights"]:
             expected.add(path)
-            if path not in self.parts.weights:
+            if path not in self.state.weights:
                 self.refuse(f"a weight {path!r} that the model does not have")
-            weight = self.parts.weights[path]
+            weight = self.state.weights[path]
             self.weights.append(weight)
             self.values.append((weight.variable, self.tensor(path, weight.shape)))
         if stray := self.keys - expected:
             self.refuse(f"a tensor {min(stray)!r} that its metadata do not name")
 
     def read_adapter(self, adapter):
-        """Look at one LoRA; returns the keys of its tensors."""
+        """Validate one LoRA or AdaLoRA adapter; returns the keys of its tensors."""
         try:
-            saved, method = adapter["name"], adapter["method"]
+            saved_name, method = adapter["name"], adapter["method"]
             settings, paths = adapter["settings"], adapter["weights"]
-            make = {"lora": self.lora, "adalora": self.adalora}[method]
-            if not _are_texts(paths) or len(set(paths)) != len(paths) or not paths:
+            create = {"lora": self.create_lora, "adalora": self.create_adalora}[method]
+            if not _are_strings(paths) or len(set(paths)) != len(paths) or not paths:
                 raise ValueError("it names no weights")
-            if not isinstance(saved, str):
-                raise ValueError("its name is none")
-            if unknown := [path for path in paths if path not in self.parts.weights]:
+            if not isinstance(saved_name, str):
+                raise ValueError("its name is not a string")
+            if unknown := [path for path in paths if path not in self.state.weights]:
                 raise ValueError(f"the model has no {unknown[0]!r}")
-            weights = [self.parts.weights[path] for path in paths]
+            weights = [self.state.weights[path] for path in paths]
             if any(len(weight.shape) < 2 for weight in weights):
-                raise ValueError("it is of weights that are no matrices")
+                raise ValueError("one of its weights is not a matrix")
             if method == "lora":
-                name = self.name or saved
+                name = self.name or saved_name
                 check_name(name)
             else:
                 name = "adalora"
-            new, shapes, budget = make(settings, weights, name)
+            new, shapes, allocator = create(settings, weights, name)
         except (KeyError, TypeError, ValueError) as error:
-            self.refuse(f"metadata of a LoRA that will not do ({error})")
+            self.refuse(f"invalid metadata of a LoRA ({error})")
         if self.name is not None and method != "lora":
             raise ValueError(
                 f"`name` renames a LoRA. Received: {self.name!r} and a file of AdaLoRA, of which a "
                 "model has one. Leave it out."
             )
-        have = self.parts.adapters.get(name)
-        if have is not None:
-            same = have.keys() == set(paths) and all(
-                type(d) is type(new[0]) and d.settings() == new[0].settings() for d in have.values()
+        present = self.state.deltas.get(name)
+        if present is not None:
+            same = present.keys() == set(paths) and all(
+                type(d) is type(new[0]) and d.settings() == new[0].settings()
+                for d in present.values()
             )
             if not same:
                 raise ValueError(
@@ -186,31 +207,32 @@ class _Loading:
                     f"{name!r}, on other weights or with other settings than in {self.path}. Load "
                     "the file onto a model without it, or choose another `name`."
                 )
-            deltas = [have[path] for path in paths]
+            deltas = [present[path] for path in paths]
         else:
             check_weights(weights, "ke.load_adapters", transform=name, trains=True)
-            pairs, deltas = list(zip(weights, new, strict=True)), new
-            self.pairs.append((pairs, budget))
+            deltas = new
+            self.groups.append((list(zip(weights, new, strict=True)), allocator))
         expected = set()
         for index, (path, delta, weight) in enumerate(zip(paths, deltas, weights, strict=True)):
             for variable, shape in shapes(weight).items():
+                # The counter of updates is saved with the first weight only.
                 if variable == "updates" and index > 0:
                     continue
-                key = f"{path}.{saved}.{variable}"
+                key = f"{path}.{saved_name}.{variable}"
                 expected.add(key)
                 self.values.append(((delta, variable), self.tensor(key, shape)))
         return expected
 
-    def lora(self, settings, weights, name):
+    def create_lora(self, settings, weights, name):
         rank, alpha = settings["rank"], settings["alpha"]
         by_last_axis = settings["by_last_axis"]
         if not isinstance(by_last_axis, bool):
-            raise ValueError("`by_last_axis` is no bool")
+            raise ValueError("`by_last_axis` is not a bool")
         new = [LoRADelta(rank, alpha, 0, name, by_last_axis) for _ in weights]
-        forms = {id(w): delta.form_of(w) for w, delta in zip(weights, new, strict=True)}
-        # (How large it may be, the tensors' shapes say.)
+        forms = {id(w): delta.matrix_form_of(w) for w, delta in zip(weights, new, strict=True)}
+        # The shapes of the tensors bound the rank from above.
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-            raise ValueError("`rank` is no int above 0")
+            raise ValueError("`rank` is not a positive int")
         check_alpha(alpha)
 
         def shapes(weight):
@@ -219,27 +241,27 @@ class _Loading:
 
         return new, shapes, None
 
-    def adalora(self, settings, weights, name):
+    def create_adalora(self, settings, weights, name):
         rank, first, alpha = settings["rank"], settings["initial_rank"], settings["alpha"]
         begin, end = settings["begin_step"], settings["end_step"]
         check_rank(rank, weights)
         check_rank(first, weights, "initial_rank")
         if first < rank:
-            raise ValueError("its ranks grow")
+            raise ValueError("`initial_rank` is below `rank`")
         check_alpha(alpha)
         check_settings(begin, end, settings["orthogonality"])
-        budget = RankAllocator(rank, first, begin, end)
-        new = [AdaLoRADelta(budget, alpha, settings["orthogonality"]) for _ in weights]
+        allocator = RankAllocator(rank, first, begin, end)
+        new = [AdaLoRADelta(allocator, alpha, settings["orthogonality"]) for _ in weights]
 
         def shapes(weight):
             rows, columns = weight.matrix_shape
             found = {"p": (rows, first), "lambda": (first,), "q": (first, columns)}
             return {**found, "mask": (first,), "updates": ()}
 
-        return new, shapes, budget
+        return new, shapes, allocator
 
     def tensor(self, key, shape):
-        """A tensor of the file, of this shape."""
+        """Return a tensor of the file, which must have this shape."""
         if key not in self.keys:
             self.refuse(f"one without the tensor {key!r}")
         found = self.file.get_slice(key)
@@ -249,43 +271,43 @@ class _Loading:
             )
         return self.file.get_tensor(key)
 
-    # --- from here on nothing can fail ----------------------------------------------------------
+    # --- everything is validated -----------------------------------------------------------------
 
     def apply(self):
+        """Change the model."""
         model = self.model
-        if self.pairs:
-            attach_loaded(model, self.pairs, self.weights)
+        if self.groups:
+            _attach_groups(model, self.groups, self.weights)
         for target, value in self.values:
             if isinstance(target, tuple):
                 delta, name = target
-                target = variables_of(delta)[name]
+                target = saved_variables(delta)[name]
             target.assign(value)
-        after = Parts.of(model)
-        names = ", ".join(after.adapters) or "adapters"
-        paths = [d.weight.path for deltas in after.adapters.values() for d in deltas.values()]
+        after = AdapterState.of(model)
+        names = ", ".join(after.deltas) or "adapters"
+        paths = [d.weight.path for deltas in after.deltas.values() for d in deltas.values()]
         return TuningReport.of(model, names, paths)
 
 
-def attach_loaded(model, groups, trained):
-    """Freeze a model but for some weights (or its head), and attach deltas.
-
-    Args:
-        groups: list of `(pairs, budget)`; the budget of AdaLoRA, or None.
-        trained: list of `Weight`s that train; none: the head's do.
-    """
+def _attach_groups(
+    model: Model,
+    groups: Sequence[tuple[list, RankAllocator | None]],
+    trained: Sequence[Weight],
+) -> None:
+    """Freeze a model except `trained`, or except its head if that is empty, and attach deltas."""
     if trained:
         ids = {id(weight.variable) for weight in trained}
-        weights = Parts.of(model).weights.values()
+        weights = AdapterState.of(model).weights.values()
         freeze(model, [weight for weight in weights if id(weight.variable) not in ids])
     else:
         freeze_base(model)
-    for pairs, budget in groups:
-        if budget is not None:
-            attach_budgeted(model, pairs, budget)
+    for pairs, allocator in groups:
+        if allocator is not None:
+            attach_adalora(model, pairs, allocator)
         else:
             attach(model, pairs)
             compute_factored(model, [weight for weight, _ in pairs])
 
 
-def _are_texts(values):
+def _are_strings(values):
     return isinstance(values, list) and all(isinstance(value, str) for value in values)

@@ -1,41 +1,71 @@
-"""LoRA: train a low-rank delta of each weight in place of the weight."""
+"""LoRA: freeze weights and train a low-rank delta of each."""
 
 import math
 from dataclasses import replace
+from typing import Any
 
+from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import attach
 from keras_efficient.parametrize._select import select
+from keras_efficient.parametrize._typing import Layers
+from keras_efficient.parametrize._weights import Weight
 from keras_efficient.peft._canonical_paths import seeds_of
 from keras_efficient.peft._low_rank import LowRankDelta, check_alpha, check_rank, compute_factored
 from keras_efficient.peft._report import TuningReport, freeze_base
 
+#: Names that other transforms and entries of weights files have.
+_RESERVED = ("adalora", "cluster", "mask", "quantize", "base", "factored")
+
 
 class LoRADelta(LowRankDelta):
-    """See a weight W as W + (alpha / rank) · A · B, in its matrix form [inputs, outputs].
+    """The transform of LoRA: W becomes W + (alpha / rank) · A · B, as a matrix [inputs, outputs].
+
+    `ke.lora` creates and attaches these.
 
     Args:
-        seed: int or tuple of ints, of A's initial values.
-        by_last_axis: whether B's columns are the weight's last axis, and A has all others, as in
-            Keras' own LoRA. A rank-3 kernel is then a matrix for every head.
+        rank: rank of the delta, at least 1.
+        alpha: scale of the delta times the rank.
+        seed: int or tuple of ints that seeds A. Default: 0.
+        name: name of the adapter. Default: "lora".
+        by_last_axis: whether the columns of the matrix are the weight's last axis and the rows all
+            others, as in Keras' own LoRA; a kernel of three axes then is a matrix per head.
+            Default: False, the rows are the axes that a product sums over.
 
     Attributes:
-        a: `tf.Variable` [inputs, rank], uniform in ±1 / sqrt(inputs) at first.
-        b: `tf.Variable` [rank, outputs], zeros at first, so that W is seen as it is.
-        active: bool, whether the delta is added.
+        a: float32 `tf.Variable` [inputs, rank], initially uniform in ±1 / √inputs.
+        b: float32 `tf.Variable` [rank, outputs], initially zero, so that W is unchanged.
+        active: whether the delta is added.
+
+    Example:
+        >>> weights = ke.parametrize.select(model, caller="example", head=False, transform="lora")
+        >>> delta = ke.peft.LoRADelta(rank=2, alpha=4)
+        >>> ke.parametrize.attach(model, [(weights[0], delta)])
+        >>> delta.describe()
+        'lora r=2'
+
+    Reference:
+        Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
     """
 
-    method, kept = "lora", ("a", "b")
+    method, saved_variables = "lora", ("a", "b")
 
-    def __init__(self, rank, alpha, seed=0, name="lora", by_last_axis=False):
+    def __init__(
+        self,
+        rank: int,
+        alpha: float,
+        seed: int | tuple[int, ...] = 0,
+        name: str = "lora",
+        by_last_axis: bool = False,
+    ):
         self.rank, self.alpha, self.seed, self.name = rank, alpha, seed, name
         self.by_last_axis = by_last_axis
 
-    def form_of(self, weight):
+    def matrix_form_of(self, weight: Weight) -> Weight:
         axes = tuple(range(len(weight.shape) - 1))
         return replace(weight, inputs=axes) if self.by_last_axis else weight
 
-    def build(self):
-        inputs, outputs = self.form.matrix_shape
+    def build(self) -> None:
+        inputs, outputs = self.matrix_form.matrix_shape
         bound = 1 / math.sqrt(inputs)
         initial = self.random().uniform(-bound, bound, (inputs, self.rank)).astype("float32")
         self.a = self.variable("a", (inputs, self.rank), initial, trainable=True)
@@ -44,42 +74,53 @@ class LoRADelta(LowRankDelta):
     def factors(self):
         return self.a, self.b * (self.alpha / self.rank)
 
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         return {"rank": self.rank, "alpha": self.alpha, "by_last_axis": self.by_last_axis}
 
-    def describe(self):
-        off = "" if self.active else " (off)"
-        return f"{self.name} r={self.rank}{off}"
+    def describe(self) -> str:
+        return f"{self.name} r={self.rank}{'' if self.active else ' (off)'}"
 
 
 def lora(
-    model, rank=8, alpha=None, *, layers=None, train=None, name="lora", seed=0
+    model: Model,
+    rank: int = 8,
+    alpha: float | None = None,
+    *,
+    layers: Layers = None,
+    train: str | bool | None = None,
+    name: str = "lora",
+    seed: int = 0,
 ) -> TuningReport:
-    """Freeze a model and train low-rank deltas of its kernels: W + (alpha / rank) · A · B.
+    """Freeze a model and train low-rank deltas of its kernels.
 
-    Acts from the next `fit` on, before or after `compile`. At first the model computes what it did
-    (B is zero). `ke.merge(model)` folds the deltas in; `ke.save_adapters` writes them alone.
+        W ← W + (alpha / rank) · A · B
 
-    A model may hold several, each of a `name`: all are added and all train, the new one too, until
+    B starts at zero, so at first the model's outputs do not change. Takes effect in the next `fit`;
+    call it before or after `compile`. `ke.merge(model)` folds the deltas into the weights, and
+    `ke.save_adapters` saves only them.
+
+    A model may have several adapters, each with a `name`. All are added up and train until
     `ke.switch_adapters` chooses among them.
 
     Args:
         model: a built Keras 3 or tf_keras model of any kind.
-        rank: int >= 1, of the deltas; at most the smaller side of a weight. Default 8.
-        alpha: float > 0, the delta's scale times the rank. Default: twice the rank.
-        layers: which weights get a delta; see `parametrize.select`. Default: all kernels of Dense,
-            EinsumDense and attention layers, without the model's last one (its head).
-        train: what else trains: None (default) the model's head, its last layer with a kernel; a
-            regular expression searched in the weights' paths; False: nothing.
-        name: str, of these deltas, to hold several at once and to switch. Default "lora".
-        seed: int, of A's initial values. Default 0.
+        rank: rank of the deltas, from 1 to the smaller side of the weights. Default: 8.
+        alpha: scale of the delta times the rank, above 0. Default: `2 * rank`.
+        layers: which weights get a delta, as in `ke.parametrize.select`. Default: all kernels of
+            Dense, EinsumDense and attention layers except the model's head.
+        train: which other weights train. A regular expression is searched in their paths; False
+            means none. Default: None, the model's head, which is its last layer with a kernel.
+        name: name of the adapter, an identifier. Default: "lora".
+        seed: seed of A's initial values. Default: 0.
 
     Returns:
-        A `Tuned`, to print: what trains, and how much of all that is.
+        A `TuningReport`, to print.
 
     Raises:
-        ValueError: the rank, alpha or name will not do, no such weights, deltas of this name exist,
-            or a layer has Keras' own LoRA.
+        TypeError: `model` is not a Keras model, or `layers` or `train` has another type.
+        ValueError: an argument is out of range, no weight is selected, a weight has an adapter of
+            this name, a layer has `trainable=False` or Keras' own LoRA, or another strategy's scope
+            is entered.
 
     Example:
         >>> print(ke.lora(model, rank=2))  # doctest: +ELLIPSIS
@@ -87,29 +128,25 @@ def lora(
 
     Reference:
         Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Keras 3's own
-        `enable_lora` leaves biases and norms trainable (trap 32).
+        `enable_lora` leaves biases and norms trainable.
     """
     check_name(name)
-    chosen = select(model, layers, caller="ke.lora", head=False, transform=name, trains=True)
-    check_rank(rank, chosen)
+    weights = select(model, layers, caller="ke.lora", head=False, transform=name, trains=True)
+    check_rank(rank, weights)
     alpha = 2 * rank if alpha is None else alpha
     check_alpha(alpha)
-    seeds = zip(chosen, seeds_of(model, chosen, seed), strict=True)
-    pairs = [(weight, LoRADelta(rank, alpha, own, name)) for weight, own in seeds]
+    seeds = seeds_of(model, weights, seed)
+    deltas = [LoRADelta(rank, alpha, weight_seed, name) for weight_seed in seeds]
     freeze_base(model, train)
-    attach(model, pairs)
-    compute_factored(model, chosen)
-    return TuningReport.of(model, name, [weight.path for weight in chosen])
+    attach(model, zip(weights, deltas, strict=True))
+    compute_factored(model, weights)
+    return TuningReport.of(model, name, [weight.path for weight in weights])
 
 
-#: Of other transforms.
-_TAKEN = ("adalora", "cluster", "mask", "quantize", "base", "factored")
-
-
-def check_name(name):
-    """Refuse a name that variables cannot have, or that is another transform's."""
-    if not isinstance(name, str) or not name.isidentifier() or name in _TAKEN:
+def check_name(name: Any) -> None:
+    """Require an identifier that is not the name of another transform."""
+    if not isinstance(name, str) or not name.isidentifier() or name in _RESERVED:
         raise ValueError(
             "`name` must be a word of letters, digits and underscores, and no other transform's "
-            f"({', '.join(_TAKEN)}). Received: {name!r}. Take one such as 'french'."
+            f"({', '.join(_RESERVED)}). Received: {name!r}. Take one such as 'french'."
         )

@@ -1,9 +1,11 @@
-"""What of a model trains: the base frozen, the head not; and a report of it."""
+"""Report of parameter-efficient tuning, and freezing of the base model."""
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from keras_efficient.flavor import Model
 from keras_efficient.parametrize._architecture import head_weights
 from keras_efficient.parametrize._attach import freeze
 from keras_efficient.parametrize._weights import all_weights
@@ -11,40 +13,48 @@ from keras_efficient.parametrize._weights import all_weights
 
 @dataclass(frozen=True)
 class TuningReport:
-    """What a way of parameter-efficient tuning set.
+    """Result of a method of parameter-efficient fine-tuning.
 
     Attributes:
-        method: str.
-        weights: tuple of the paths of the weights (or layers) it acts on.
-        trainable: int, parameters that train, the head's included.
-        parameters: int, of the model as it was.
+        method: name of the method or of the adapter.
+        weights: tuple of the paths of the weights or layers it acts on.
+        trainable: number of trainable parameters, those of the head included.
+        parameters: number of parameters of the model before.
+        trainable_fraction: `trainable / parameters`.
     """
 
     method: str
-    weights: tuple
+    weights: tuple[str, ...]
     trainable: int
     parameters: int
 
     @classmethod
-    def of(cls, model, method, paths):
+    def of(cls, model: Model, method: str, paths: Sequence[str]) -> "TuningReport":
+        """Create the report of a method that was applied to the weights at `paths`."""
         trainable = sum(math.prod(v.shape) for v in model.trainable_variables)
         parameters = sum(weight.size for weight in all_weights(model))
         return cls(method, tuple(paths), trainable, parameters)
 
     @property
-    def share(self) -> float:
-        """`trainable` as a share of `parameters`."""
+    def trainable_fraction(self) -> float:
+        """`trainable / parameters`."""
         return self.trainable / self.parameters
 
     def __str__(self):
         return (
             f"{self.method}: {len(self.weights)} weights; {self.trainable:,} parameters train, "
-            f"{self.share:.2%} of the model's {self.parameters:,}"
+            f"{self.trainable_fraction:.2%} of the model's {self.parameters:,}"
         )
 
 
-def freeze_base(model, train=None):
-    """Freeze all weights but those named by `train` (None: the head's; False: none)."""
+def freeze_base(model: Model, train: str | bool | None = None) -> None:
+    """Freeze all weights of a model except some.
+
+    Args:
+        model: a built model.
+        train: which weights to leave out: a regular expression searched in their paths, or False
+            for none. Default: None, those of the model's head.
+    """
     if train is None:
         kept = head_weights(model)
     elif train is False:

@@ -1,8 +1,10 @@
-"""Choose which of several adapters a model computes with."""
+"""Choose which of a model's LoRA adapters are active."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from keras_efficient import flavor as flavors
+from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import freeze
 from keras_efficient.parametrize._checks import check_model
 from keras_efficient.parametrize._parametrized_layer import transforms
@@ -12,14 +14,15 @@ from keras_efficient.peft._low_rank import LowRankDelta
 
 @dataclass(frozen=True)
 class SwitchReport:
-    """What `switch_adapters` set.
+    """Result of `switch_adapters`.
 
     Attributes:
-        on, off: tuples of the adapters' names.
+        on: tuple of the names of active adapters.
+        off: tuple of the names of inactive adapters.
     """
 
-    on: tuple
-    off: tuple
+    on: tuple[str, ...]
+    off: tuple[str, ...]
 
     def __str__(self):
         parts = [f"on: {', '.join(self.on) or 'none'}"]
@@ -27,33 +30,38 @@ class SwitchReport:
         return f"adapters {'; '.join(parts)}"
 
 
-def switch_adapters(model, names) -> SwitchReport:
-    """Compute with some of a model's LoRA and AdaLoRA adapters, and leave the others out.
+def switch_adapters(model: Model, names: str | Iterable[str] | None) -> SwitchReport:
+    """Activate some of a model's LoRA and AdaLoRA adapters, and deactivate the others.
 
-    The deltas of those that are on are added up, and train; those that are off neither change what
-    the model computes nor train. Files hold both. The choice itself is in no file: make it again
-    after loading, or when a run resumes. `ke.merge` folds in those that are on, and drops others.
+    The deltas of active adapters are added up, and train. Inactive adapters neither change the
+    model's outputs nor train. Files hold both; the choice itself is not saved, so repeat it after
+    loading or when a run is resumed. `ke.merge` folds in the active adapters and drops the others.
 
     Args:
         model: a model with adapters of `ke.lora(model, name=...)` or `ke.adalora`.
-        names: str or list of str, those to compute with; None: none, the base model alone.
+        names: name or names of the adapters to activate; None for none, which leaves the base
+            model.
 
     Returns:
-        A `Switched`, to print.
+        A `SwitchReport`, to print.
 
     Raises:
-        ValueError: the model has no adapter, or none of such a name.
+        TypeError: `model` is not a Keras model.
+        ValueError: the model is not built, or has no adapter of such a name.
 
     Example:
         >>> both = ke.lora(model, 2, name="french"), ke.lora(model, 2, name="german")
         >>> print(ke.switch_adapters(model, "german"))
         adapters on: german; off: french
+
+    Reference:
+        `set_adapter` and `disable_adapter` of PEFT.
     """
     check_model(model, "ke.switch_adapters", strategy=False)
     deltas = transforms(model, LowRankDelta)
     known = tuple(dict.fromkeys(delta.name for delta in deltas))
-    wanted = [] if names is None else [names] if isinstance(names, str) else list(names)
-    unknown = [name for name in wanted if name not in known]
+    active = [] if names is None else [names] if isinstance(names, str) else list(names)
+    unknown = [name for name in active if name not in known]
     if unknown or not known:
         raise ValueError(
             "ke.switch_adapters chooses among the adapters of a model. Received: "
@@ -62,17 +70,18 @@ def switch_adapters(model, names) -> SwitchReport:
             "ke.load_adapters first."
         )
     for delta in deltas:
-        delta.active = delta.name in wanted
+        delta.active = delta.name in active
     for on in (True, False):
-        freeze(model, [w for d in deltas if d.active is on for w in _variables(d)], trainable=on)
+        variables = [w for d in deltas if d.active is on for w in _variables(d)]
+        freeze(model, variables, trainable=on)
     return SwitchReport(
-        tuple(name for name in known if name in wanted),
-        tuple(name for name in known if name not in wanted),
+        tuple(name for name in known if name in active),
+        tuple(name for name in known if name not in active),
     )
 
 
 def _variables(delta):
-    """A delta's variables as weights of the layer that holds them, to be frozen."""
+    """The variables of a delta as `Weight`s of the store that holds them, for `freeze`."""
     flavor = flavors.of(delta.weight.layer)
     store = delta.parametrized.store
     names = {id(variable): name for name, variable in store.named.items()}
