@@ -109,6 +109,7 @@ class BenchReport:
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
 
         names = list(self.targets)
         cases = list(self.targets[names[0]]["cases"])
@@ -120,11 +121,10 @@ class BenchReport:
             figsize=(1.6 + 3.4 * columns, 0.7 + rows * (0.75 + 0.3 * len(names))),
             sharey=True,
             squeeze=False,
-            layout="constrained",
+            layout=ConstrainedLayoutEngine(h_pad=0.1),
         )
-        figure.get_layout_engine().set(h_pad=0.1)
-        shades = pyplot.get_cmap("tab10").colors
-        colours = [shades[i % len(shades)] for i in range(len(names))]
+        palette = pyplot.get_cmap("tab10")
+        colours = [palette(i % palette.N) for i in range(len(names))]
         for axis in axes.flat[len(cases) :]:
             axis.set_visible(False)
         for axis, case in zip(axes.flat, cases, strict=False):

@@ -48,7 +48,7 @@ def resolve_shapes(
 
 def synthetic_inputs(
     shapes: Mapping[str, tuple[str, tuple[int, ...]]], vocabulary: int
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Return arrays of these dtypes and shapes, the same at every call.
 
     Masks are ones, segment ids zeros, other integers token ids from 1 to `vocabulary - 1`, and
@@ -69,7 +69,7 @@ def synthetic_inputs(
     return arrays
 
 
-def load_examples(data) -> dict[str, np.ndarray]:
+def load_examples(data) -> dict[str, Any]:
     """Return labelled examples as arrays by name, one of them `labels`.
 
     Args:

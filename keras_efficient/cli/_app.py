@@ -39,6 +39,9 @@ def _main(
     pass
 
 
+#: Defaults of `bench`.
+_BATCHES, _LENGTHS = [1, 8, 32], [32, 64, 128]
+
 #: Options of both `finetune` and `demo`.
 Library = Annotated[str, typer.Option(help="keras (KerasHub) or tf_keras (Hugging Face TF).")]
 Epochs = Annotated[int, typer.Option(help="Passes over the training data.")]
@@ -236,12 +239,8 @@ def bench(
     ] = None,
     onnx: Annotated[list[Path] | None, typer.Option(help="An .onnx file; repeatable.")] = None,
     litert: Annotated[list[Path] | None, typer.Option(help="A .tflite file; repeatable.")] = None,
-    batch: Annotated[list[int], typer.Option(help="Examples per call; repeatable.")] = (1, 8, 32),
-    length: Annotated[list[int], typer.Option(help="Tokens in each; repeatable.")] = (
-        32,
-        64,
-        128,
-    ),
+    batch: Annotated[list[int], typer.Option(help="Examples per call; repeatable.")] = _BATCHES,
+    length: Annotated[list[int], typer.Option(help="Tokens in each; repeatable.")] = _LENGTHS,
     threads: Annotated[int, typer.Option(help="Threads within one operation.")] = 1,
     seconds: Annotated[float, typer.Option(help="Time limit per model and case.")] = 3.0,
     vocabulary: Annotated[int, typer.Option(help="Token ids are drawn below this number.")] = 1000,
@@ -280,9 +279,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2 if isinstance(error, InputError) else 1
     except Exception as error:
         # Usage errors of typer have these attributes; anything else is a bug.
-        if not hasattr(error, "exit_code"):
+        code = getattr(error, "exit_code", None)
+        if code is None:
             raise
-        if hasattr(error, "show"):
-            error.show()
-        code = error.exit_code
+        if show := getattr(error, "show", None):
+            show()
     sys.exit(code or 0)

@@ -43,7 +43,7 @@ def start(settings: Settings) -> int:
         batching=settings.batching,
     )
     program, docker = shutil.which(PROGRAM), shutil.which("docker")
-    if settings.dry_run or not (program or docker):
+    if settings.dry_run or (program is None and docker is None):
         _print(server, program, docker)
         return 0 if settings.dry_run else 1
     # The folder must stay, because the server replaces this process.
@@ -52,7 +52,10 @@ def start(settings: Settings) -> int:
     config.chmod(0o755)
     for name, text in server.files(container=not program).items():
         (config / name).write_text(text, encoding="utf-8")
-    command = server.program(config, program) if program else server.container(config, docker)
+    if program:
+        command = server.program(config, program)
+    else:
+        command = server.container(config, docker or "docker")
     print(shlex.join(command), file=sys.stderr, flush=True)
     os.execv(command[0], command)
 

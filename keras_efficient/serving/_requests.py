@@ -101,7 +101,7 @@ def grpc_request(
     return request
 
 
-def _messages():
+def _messages() -> Any:
     try:
         from tensorflow_serving.apis import predict_pb2
     except ImportError as error:

@@ -156,6 +156,10 @@ def server_command(
     Example:
         >>> command = ke.serving.server_command("saved_models/reviews")  # doctest: +SKIP
         >>> print(command.script("config"))  # doctest: +SKIP
+
+    Reference:
+        TensorFlow Serving, `with Docker <https://www.tensorflow.org/tfx/serving/docker>`_ and
+        `configuration <https://www.tensorflow.org/tfx/serving/serving_config>`_.
     """
     version = find_version(directory)
     check_manifest(version)

@@ -1,4 +1,4 @@
-"""Versioned model directories: manifests, archives, lookup."""
+"""Versioned model directories: find, check, archive and unpack a version."""
 
 import lazy_loader
 

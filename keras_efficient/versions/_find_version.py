@@ -1,4 +1,4 @@
-"""Which version of a model a path means."""
+"""`find_version`: the version directory that a path refers to."""
 
 import os
 from pathlib import Path
@@ -8,27 +8,31 @@ from keras_efficient.exporters._destination import is_version
 from keras_efficient.exporters._manifest import MANIFEST
 
 
-def find_version(directory) -> Path:
-    """The folder of the version that `directory` means.
+def find_version(directory: str | os.PathLike) -> Path:
+    """Return the folder of the version that `directory` refers to.
 
     Args:
-        directory: str or path: ".../NAME/3" is version 3; ".../NAME" the one with the highest
-            number in it.
+        directory: path; ".../NAME/3" refers to version 3, ".../NAME" to the version with the
+            highest number.
 
     Returns:
-        The path of the version, absolute. It has not been looked into: see `check_manifest`.
+        The absolute path of the version. Its content is not checked; `check_manifest` does that.
 
     Raises:
-        InputError: no path, no folder, or no version in it.
+        InputError: the argument is not a path, the folder does not exist, or it holds no version.
 
     Example:
         >>> import tempfile, pathlib
-        >>> from keras_efficient.versions._find_version import find_version
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> for number in ("1", "2", "10"):
         ...     (folder / number).mkdir()
-        >>> find_version(folder).name, find_version(folder / "2").name
+        >>> find = ke.versions.find_version
+        >>> find(folder).name, find(folder / "2").name
         ('10', '2')
+
+    Reference:
+        TensorFlow Serving, `version directories
+        <https://www.tensorflow.org/tfx/serving/serving_config>`_: the newest version is served.
     """
     if not isinstance(directory, str | os.PathLike) or not str(directory).strip():
         raise InputError(
@@ -39,9 +43,9 @@ def find_version(directory) -> Path:
     if not path.is_dir():
         raise InputError(
             f"A model's folder must exist. Received: {directory!s}, which "
-            f"{'is a file' if path.exists() else 'does not'}. Correct the path."
+            f"{'is a file' if path.exists() else 'does not exist'}. Correct the path."
         )
-    # What lies in the folder decides before its name: a model may be called 2024.
+    # The content of a folder matters more than its name, because a model may be called 2024.
     if any((path / name).exists() for name in (MANIFEST, "saved_model.pb")):
         return path
     versions = [child for child in path.iterdir() if is_version(child) and child.is_dir()]

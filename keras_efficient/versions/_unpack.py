@@ -1,5 +1,6 @@
-"""A version out of its archive, whole and checked."""
+"""`unpack`: restore a version from its archive, completely and verified."""
 
+import os
 import shutil
 import tarfile
 import zipfile
@@ -12,32 +13,38 @@ from keras_efficient.exporters._archive import zstandard
 from keras_efficient.exporters._destination import check_destination, is_version, staged
 from keras_efficient.versions._check_manifest import check_manifest
 
-#: What opening or reading a broken archive raises.
+#: Exceptions of opening or reading a damaged archive.
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
-#: Errors of names, and of compression that is not ours.
+#: Exceptions for encrypted members and for other compression methods.
 _REFUSED = (NotImplementedError, RuntimeError)
 
 
-def unpack(path, directory) -> Path:
-    """Unpack an archive of `archive` into a version below `directory`.
+def unpack(path: str | os.PathLike, directory: str | os.PathLike) -> Path:
+    """Unpack a file written by `archive` into a version below `directory`.
 
-    Into a hidden folder first; it becomes the version when all of it agrees with its manifest.
-    Only plain files are taken, below one folder named by the version's number; a link, a name that
-    leads elsewhere, or more than the disk has room for is refused.
+    Files go into a hidden folder, which is renamed to the version once everything matches the
+    manifest. An archive may only hold regular files below one folder, which is named by the
+    version's number: links and names that lead elsewhere are refused, and so is more data than fits
+    on the disk.
 
     Args:
-        path: path of a ".tar.zst" (which needs zstandard) or a ".zip".
-        directory: str or path, ".../NAME": version 3 becomes ".../NAME/3", which must not exist.
+        path: path of a ".tar.zst", which needs zstandard, or of a ".zip".
+        directory: path of the model's folder, ".../NAME"; version 3 becomes ".../NAME/3", which
+            must not exist.
 
     Returns:
         The path of the version.
 
     Raises:
-        InputError: no such archive, a broken or a dangerous one, or the version exists.
+        InputError: there is no such archive, it is damaged or dangerous, or the version exists.
 
     Example:
         >>> ke.versions.unpack("1.tar.zst", "/srv/models/reviews")  # doctest: +SKIP
         PosixPath('/srv/models/reviews/1')
+
+    Reference:
+        Python, `tarfile extraction filters
+        <https://docs.python.org/3/library/tarfile.html#extraction-filters>`_: the filter "data".
     """
     path = Path(path)
     number = path.name.partition(".")[0]
@@ -45,7 +52,7 @@ def unpack(path, directory) -> Path:
     if suffix not in (".tar.zst", ".zip") or not is_version(number) or not path.is_file():
         raise InputError(
             "An archive must be a file such as 3.tar.zst or 3.zip, named by its version. Received: "
-            f"{str(path)!r}. Name what `archive` wrote, under the name it was given."
+            f"{str(path)!r}. Name a file written by `archive`, without renaming it."
         )
     target = Path(directory) / number
     version = check_destination(target)
@@ -58,7 +65,7 @@ def unpack(path, directory) -> Path:
             raise
         except (*_BROKEN, *_REFUSED, *_zstd_errors()) as error:
             raise InputError(
-                f"An archive must be whole. Received: {path} ({type(error).__name__}: "
+                f"An archive must be complete. Received: {path} ({type(error).__name__}: "
                 f"{str(error)[:100]}). Copy it again."
             ) from error
         check_manifest(staging.path)
@@ -73,18 +80,18 @@ def _write(folder, number, name, size, file):
     free = shutil.disk_usage(folder).free
     if size > free:
         raise InputError(
-            f"The disk must have room for an archive's files. Received: {name[:200]!r} of "
+            f"The disk must have space for an archive's files. Received: {name[:200]!r} of "
             f"{size:,} bytes, with {free:,} free. Free some space or choose another disk."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    # "x": a name that comes twice is an error.
+    # Mode "x" makes a repeated name an error.
     with open(target, "xb") as out:
         shutil.copyfileobj(file, out, 1 << 20)
 
 
 def _dangerous(what):
     return InputError(
-        "An archive may hold plain files below one folder, that of its version. Received: "
+        "An archive may only hold regular files below the folder of its version. Received: "
         f"{what}. Do not use this archive."
     )
 
@@ -98,21 +105,22 @@ def _zip(path):
 def _zip_members(packed):
     for info in packed.infolist():
         if info.external_attr >> 16 & 0o170000 not in (0, 0o100000):
-            raise _dangerous(f"{info.filename[:200]!r}, which is no plain file")
+            raise _dangerous(f"{info.filename[:200]!r}, which is not a regular file")
         with packed.open(info) as file:
             yield info.filename, info.file_size, file
 
 
 @contextmanager
 def _tar(path):
-    if zstandard() is None:
+    module = zstandard()
+    if module is None:
         raise InputError(
-            f"A .tar.zst needs zstandard. Received: {path}, and none is installed. Run `pip "
+            f"A .tar.zst needs zstandard. Received: {path}, and it is not installed. Run `pip "
             "install zstandard`."
         )
     with (
         open(path, "rb") as raw,
-        zstandard().ZstdDecompressor().stream_reader(raw) as unpacked,
+        module.ZstdDecompressor().stream_reader(raw) as unpacked,
         tarfile.open(fileobj=unpacked, mode="r|") as tar,
     ):
         yield _tar_members(tar, path)
@@ -125,7 +133,7 @@ def _tar_members(tar, path):
         except tarfile.FilterError as error:
             raise _dangerous(f"{info.name[:200]!r} ({error})") from error
         if not info.isreg():
-            raise _dangerous(f"{info.name[:200]!r}, which is no plain file")
+            raise _dangerous(f"{info.name[:200]!r}, which is not a regular file")
         yield info.name, info.size, tar.extractfile(info)
 
 

@@ -253,7 +253,7 @@ def nothing_starts(monkeypatch):
 
 def test_a_damaged_version(base, nothing_starts):
     text_models.flip_a_byte(base / "3" / "saved_model.pb")
-    keras_efficient("serve", base).refused("as its manifest.json says", "SHA-256")
+    keras_efficient("serve", base).refused("must match its manifest.json", "SHA-256")
     assert keras_efficient("serve", base / "1", "--dry-run").code == 0
 
 

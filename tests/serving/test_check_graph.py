@@ -146,7 +146,7 @@ def test_two_functions_with_the_same_name(version):
         library.function.add().CopyFrom(library.function[0])
 
     change(version, edit)
-    refused(version, "names of their own")
+    refused(version, "must have different names")
 
 
 def test_an_op_in_an_uncalled_function(version):

@@ -1,4 +1,4 @@
-"""A version as one file: whole, the same bytes each time, and no way out of its folder."""
+"""Archives: complete, reproducible, and unable to write outside their folder."""
 
 import io
 import os
@@ -29,7 +29,7 @@ def version(tmp_path):
 
 @pytest.fixture(params=[".zip", ".tar.zst"])
 def suffix(request, monkeypatch):
-    """Each format, as far as it can be had here."""
+    """Run the test with each archive format that is installed."""
     if request.param == ".zip":
         monkeypatch.setattr(archive_module, "zstandard", lambda: None)
     else:
@@ -45,7 +45,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_there_and_back(version, suffix, tmp_path):
+def test_round_trip(version, suffix, tmp_path):
     path, size = archive(version)
     assert path == version.with_name(f"3{suffix}")
     assert size == path.stat().st_size < 50_000
@@ -55,7 +55,7 @@ def test_there_and_back(version, suffix, tmp_path):
     assert names(tmp_path / "other") == ["3"]
 
 
-def test_the_same_bytes_each_time(version, suffix, tmp_path):
+def test_the_same_version_gives_the_same_bytes(version, suffix, tmp_path):
     one = archive(version)[0].read_bytes()
     again = tmp_path / "again" / "3"
     again.mkdir(parents=True)
@@ -90,7 +90,7 @@ def test_a_lost_race(version, suffix, monkeypatch):
     assert names(version.parent) == ["3", path.name]
 
 
-def test_a_disk_without_links(version, suffix, tmp_path, monkeypatch):
+def test_a_filesystem_without_hard_links(version, suffix, tmp_path, monkeypatch):
     def unsupported(source, target):
         raise OSError(95, "Operation not supported")
 
@@ -101,7 +101,7 @@ def test_a_disk_without_links(version, suffix, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_nothing_stays_of_a_failure(error, version, monkeypatch):
+def test_a_failure_leaves_nothing_behind(error, version, monkeypatch):
     def broken(*args):
         args[0].write_bytes(b"half")
         raise error
@@ -119,12 +119,12 @@ def test_a_damaged_version_is_not_archived(version):
         archive(version)
 
 
-def test_only_versions_are_archived(version):
-    with pytest.raises(InputError, match="Only a version is archived"):
+def test_only_versions_can_be_archived(version):
+    with pytest.raises(InputError, match="Only a version can be archived"):
         archive(version.parent)
 
 
-# --- the way back --------------------------------------------------------------------------------
+# --- unpack --------------------------------------------------------------------------------------
 
 
 def test_an_existing_version_is_not_overwritten(version, suffix):
@@ -142,7 +142,7 @@ def test_no_archive(name, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "garbage"])
-def test_broken_archives(damage, version, suffix, tmp_path):
+def test_damaged_archives(damage, version, suffix, tmp_path):
     path, size = archive(version)
     data = bytearray(path.read_bytes())
     if damage == "cut":
@@ -176,7 +176,7 @@ def zip_of(path, *members):
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_names_in_a_zip_that_lead_elsewhere(name, tmp_path):
     zip_of(tmp_path / "3.zip", (name, b"evil"))
-    with pytest.raises(InputError, match="below one folder"):
+    with pytest.raises(InputError, match="below the folder of its version"):
         unpack(tmp_path / "3.zip", tmp_path / "a/b/m")
     assert names(tmp_path) == ["3.zip"]
 
@@ -185,14 +185,14 @@ def test_a_link_in_a_zip(tmp_path):
     info = zipfile.ZipInfo("3/link")
     info.create_system, info.external_attr = 3, 0o120777 << 16
     zip_of(tmp_path / "3.zip", (info, b"/etc/passwd"))
-    with pytest.raises(InputError, match="no plain file"):
+    with pytest.raises(InputError, match="not a regular file"):
         unpack(tmp_path / "3.zip", tmp_path / "m")
 
 
-def test_a_name_that_comes_twice(tmp_path):
+def test_a_repeated_name(tmp_path):
     with pytest.warns(UserWarning, match="Duplicate name"):
         zip_of(tmp_path / "3.zip", ("3/a", b"1"), ("3/a", b"2"))
-    with pytest.raises(InputError, match="must be whole"):
+    with pytest.raises(InputError, match="must be complete"):
         unpack(tmp_path / "3.zip", tmp_path / "m")
 
 
@@ -203,17 +203,17 @@ def test_an_archive_without_a_manifest(tmp_path):
     assert names(tmp_path) == ["3.zip"]
 
 
-def test_more_than_the_disk_has_room_for(version, suffix, tmp_path, monkeypatch):
+def test_more_data_than_fits_on_the_disk(version, suffix, tmp_path, monkeypatch):
     path, _ = archive(version)
     usage = shutil.disk_usage(tmp_path)._replace(free=99_999)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(InputError, match="must have room"):
+    with pytest.raises(InputError, match="must have space"):
         unpack(path, tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "device", *BAD_NAMES])
-def test_a_tar_with_other_things(kind, tmp_path):
+def test_a_tar_with_other_members(kind, tmp_path):
     zstandard = pytest.importorskip("zstandard")
     types = {
         "link": tarfile.SYMTYPE,
@@ -229,6 +229,6 @@ def test_a_tar_with_other_things(kind, tmp_path):
         tar.addfile(info)
     packed = zstandard.ZstdCompressor().compress(buffer.getvalue())
     (tmp_path / "3.tar.zst").write_bytes(packed)
-    with pytest.raises(InputError, match="plain files below one folder"):
+    with pytest.raises(InputError, match="regular files below the folder of its version"):
         unpack(tmp_path / "3.tar.zst", tmp_path / "a/b/m")
     assert names(tmp_path) == ["3.tar.zst"]
