@@ -1,4 +1,4 @@
-"""A tiny BERT in a folder as Hugging Face has them, with PyTorch's names and layout."""
+"""Write a Hugging Face folder of a tiny BERT, with PyTorch's names and layout."""
 
 import json
 
@@ -13,7 +13,7 @@ TEXTS = ["the film was good .", "bad", "a very great plot and great actors , not
 
 
 def arrays(seed=0):
-    """`{PyTorch's name: array}`."""
+    """Return `{PyTorch's name: array}`."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
@@ -81,7 +81,7 @@ def write(folder, *, tensors=None, tokenizer=True):
 
 
 def features(tokenizer, texts=TEXTS):
-    """A padded batch as the model takes it."""
+    """Return a padded batch of features for the model."""
     ids = tokenizer.encode(texts)
     length = max(map(len, ids))
     batch = {role: np.zeros((len(ids), length), "int32") for role in tokenizer.inputs}

@@ -1,4 +1,4 @@
-"""Which library an object is of, and what the two have in common."""
+"""The flavour of an object, and the interface that both libraries have in common."""
 
 import numpy as np
 import pytest

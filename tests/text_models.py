@@ -1,4 +1,4 @@
-"""Tiny SavedModels that take texts, with their manifests; and models that are up to no good."""
+"""Tiny SavedModels that take texts, with manifests; also ones that contain malicious operations."""
 
 import functools
 import shutil
@@ -23,7 +23,7 @@ REPORT = SimpleNamespace(
 
 
 class Model(tf.Module):
-    """Positive as far as a text says "good"; the label comes from an asset, as a table."""
+    """Classify texts that contain "good" as positive; the labels come from an asset file."""
 
     def __init__(self, assets):
         super().__init__()
@@ -51,7 +51,7 @@ class Model(tf.Module):
 
 
 def save(folder, does=None, signatures=("text", "tokens")):
-    """Write version `folder`; `does(texts)` is run by the signature "text" besides."""
+    """Write version `folder`, whose signature "text" also runs `does(texts)`."""
     with tempfile.TemporaryDirectory() as assets:
         (Path(assets) / "labels.txt").write_text("\n".join(LABELS) + "\n")
         model = Model(Path(assets))
@@ -84,7 +84,7 @@ def save(folder, does=None, signatures=("text", "tokens")):
 
 
 def sign(folder):
-    """Give the folder a manifest that agrees with what is in it now."""
+    """Write a manifest that matches the current files of the folder."""
     (folder / "manifest.json").unlink(missing_ok=True)
     write_manifest(folder, report=REPORT, recipe={"quantize": None})
     return folder
@@ -92,13 +92,13 @@ def sign(folder):
 
 @functools.cache
 def _kept():
-    """The model that is copied; its folder lives as long as this process."""
+    """Return the model that `copy` copies, in a folder that exists as long as this process."""
     kept = tempfile.TemporaryDirectory(prefix="text_models-")
     return kept, save(Path(kept.name) / "1")
 
 
 def copy(folder):
-    """A version of the good model, to read or to spoil."""
+    """Copy the harmless model to `folder`, for tests that read or damage it."""
     return Path(shutil.copytree(_kept()[1], folder))
 
 
@@ -109,12 +109,12 @@ def flip_a_byte(path):
 
 
 def writes(path):
-    """For `save(does=...)`: write a file."""
+    """Return an argument `does` of `save` that writes a file."""
     return lambda texts: tf.io.write_file(str(path), texts[0])
 
 
 def calls_python(path):
-    """For `save(does=...)`: come to Python."""
+    """Return an argument `does` of `save` that runs Python code."""
 
     def python(texts):
         path.touch()

@@ -1,21 +1,21 @@
-"""A small zoo of models: one of each kind the package promises to work with.
+"""A zoo of tiny models, one of each kind that the package supports.
 
-Each entry makes a fresh, built, tiny model with fixed weights, and a batch for it. Dropout is off,
-so that runs can be compared.
+Each entry makes a new, built model with fixed weights, and batches for it. Dropout is off, so that
+runs can be compared.
 """
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 
 VOCABULARY, LENGTH, CLASSES = 50, 6, 3
 
 
 @dataclass(frozen=True)
 class Specimen:
-    """One model of the zoo: its flavour, how to make it, and a batch of `n` examples for it."""
+    """A model of the zoo: its library, a function that makes it, and batches of `n` examples."""
 
     name: str
     library: str
@@ -42,7 +42,7 @@ def keras_of(library):
 
 
 def _fixed(model):
-    """The same weights in every process, whatever ran before."""
+    """Set the same weights in every process, whatever ran before."""
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(0, 0.2, w.shape).astype(w.dtype) for w in model.get_weights()])
     return model
@@ -92,7 +92,6 @@ def _subclassed(library):
         def call(self, inputs, training=False):
             x = self.embed(inputs["ids"])
             x = x + self.attend(x, x, training=training)
-            # A choice on a tensor's value: tf_keras leaves it to AutoGraph, Keras 3 has none.
             return self.head(keras.layers.GlobalAveragePooling1D()(x))
 
     def make():
@@ -186,7 +185,26 @@ ZOO = (
     ),
 )
 
-#: One of each kind of thing that differs: for what the contract tests already do on all of them.
-#: KERAS_EFFICIENT_LONG=1 takes all.
-_FEW = ("keras-functional", "kerashub-bert", "tf_keras-subclassed", "hugging-face-bert")
-FEW = ZOO if os.environ.get("KERAS_EFFICIENT_LONG") else [s for s in ZOO if s.name in _FEW]
+#: Two models per library that differ most, for tests of what the contract tests cover on all.
+FEW = tuple(
+    specimen
+    for specimen in ZOO
+    if specimen.name
+    in ("keras-functional", "kerashub-bert", "tf_keras-subclassed", "hugging-face-bert")
+)
+#: Parameters for such a test: `FEW`, and the rest of the zoo under `make test-all`.
+FEW_FIRST = [s if s in FEW else pytest.param(s, marks=pytest.mark.full) for s in ZOO]
+
+
+def full_except(*kept, among=ZOO):
+    """Return specimens as parameters, all but those that are `kept` for `make test-all`.
+
+    Args:
+        kept: names of specimens, or specimens.
+        among: all specimens. Default: the zoo.
+    """
+    names = {getattr(specimen, "name", specimen) for specimen in kept}
+    return [
+        pytest.param(s, id=s.name, marks=[] if s.name in names else [pytest.mark.full])
+        for s in among
+    ]

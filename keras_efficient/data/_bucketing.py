@@ -1,6 +1,7 @@
-"""Padded lengths that waste the fewest tokens."""
+"""Choose bucket lengths that need the least padding."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -8,87 +9,101 @@ from keras_efficient._errors import InputError
 
 
 def choose_buckets(
-    lengths, *, max_length: int, count: int = 6, multiple: int = 8
+    lengths: Any, *, max_length: int, count: int = 6, multiple: int = 8
 ) -> tuple[int, ...]:
-    r"""The padded lengths that need the least padding for texts of these lengths.
+    r"""Choose the padded lengths that need the least padding for texts of the given lengths.
 
-    Among all sets of at most `count` multiples of `multiple` whose largest holds the longest text,
-    the one with the smallest $\sum_i (\mathrm{bucket}(l_i) - l_i)$, found exactly by dynamic
-    programming. Few shapes keep compilers (XLA) and memory allocators at rest; multiples of 8 fit
-    matrix units.
+    Among all sets of at most `count` multiples of `multiple` whose largest is long enough for the
+    longest text, finds the one that minimizes
+
+    $$\sum_i (\mathrm{bucket}(l_i) - l_i)$$
+
+    exactly, by dynamic programming. Few shapes mean few compilations by XLA and less memory
+    fragmentation; multiples of 8 suit matrix units.
 
     Args:
-        lengths: int array [examples], in tokens.
-        max_length: No bucket is longer, in tokens; the last may be this, a multiple or not.
-        count: Most buckets. Default: 6.
-        multiple: Buckets are multiples of it, in tokens. Default: 8.
+        lengths: Int array of shape `[examples]`, the length of each text in tokens.
+        max_length: Upper limit of the buckets, in tokens. The last bucket may equal it, whether
+            or not it is a multiple.
+        count: Maximum number of buckets. Default: 6.
+        multiple: Buckets are multiples of this number of tokens. Default: 8.
 
     Returns:
-        Ascending padded lengths in tokens. Fewer than `count`, if more would not save anything.
+        Ascending padded lengths in tokens; fewer than `count` if more would not save padding.
 
     Raises:
-        InputError: There are no lengths, one is not in [1, max_length], or an argument is not
+        InputError: There are no lengths, one is outside of [1, max_length], or an argument is not
             positive.
 
     Example:
-        >>> choose_buckets([3, 5, 8, 60], max_length=128, count=2)
+        >>> ke.data.choose_buckets([3, 5, 8, 60], max_length=128, count=2)
         (8, 64)
+
+    Reference:
+        `tf.data.Dataset.bucket_by_sequence_length`, whose `bucket_boundaries` it chooses.
     """
     for name, value in (("max_length", max_length), ("count", count), ("multiple", multiple)):
         if not _positive(value):
             raise InputError(
                 f"`{name}` must be a positive integer. Received: {value!r}. Give for example 8."
             )
-    lengths = _checked(lengths)
+    lengths = _checked_lengths(lengths)
     if lengths.max() > max_length:
         raise InputError(
             f"Lengths must not exceed max_length={max_length}. Received: {lengths.max()}. Truncate "
             "the texts first, or raise `max_length`."
         )
     rounded = np.minimum(-(-lengths // multiple) * multiple, max_length)
-    # Only multiples that some text rounds up to can end a bucket of an optimum.
+    # The optimum uses only multiples that some text rounds up to.
     candidates, numbers = np.unique(rounded, return_counts=True)
     until = np.concatenate([[0], np.cumsum(numbers)])
     m = len(candidates)
-    # best[j]: fewest padded tokens for all texts up to candidate j-1, with k buckets so far.
+    # best[j]: smallest number of padded tokens for the texts up to candidate j-1 with k buckets.
     best = np.full(m + 1, np.inf)
     best[0] = 0
     before = []
     for _ in range(min(count, m)):
-        # [i, j]: texts of candidates i..j-1 padded to candidate j-1.
+        # cost[i, j]: the texts of candidates i to j-1, padded to candidate j-1.
         cost = (until[None, :] - until[:, None]) * np.concatenate([[0], candidates])[None, :]
         total = np.where(np.tri(m + 1, dtype=bool).T, best[:, None] + cost, np.inf)
         before.append(total.argmin(axis=0))
         best = total.min(axis=0)
     chosen, j = [], m
     for back in reversed(before):
-        if back[j] < j:  # equal: an empty bucket
+        if back[j] < j:  # Otherwise the bucket is empty.
             chosen.append(int(candidates[j - 1]))
             j = back[j]
     return tuple(reversed(chosen))
 
 
-def padded_tokens(lengths, buckets) -> int:
-    """How many tokens these texts take, each padded to the smallest bucket that holds it.
+def padded_tokens(lengths: Any, buckets: Any) -> int:
+    """Count the tokens of texts that are each padded to the smallest sufficient bucket.
 
     Args:
-        lengths: int array [examples], in tokens.
-        buckets: Ascending padded lengths, in tokens.
+        lengths: Int array of shape `[examples]`, the length of each text in tokens.
+        buckets: Ascending padded lengths in tokens.
+
+    Returns:
+        The number of tokens, padding included.
 
     Raises:
-        InputError: The buckets are not ascending and positive, or a text is longer than the last.
+        InputError: The buckets are not ascending and positive, or a text is longer than the last
+            bucket.
 
     Example:
-        >>> padded_tokens([3, 5, 8, 60], (8, 64))
+        >>> ke.data.padded_tokens([3, 5, 8, 60], (8, 64))
         88
+
+    Reference:
+        `tf.data.Dataset.bucket_by_sequence_length`.
     """
-    lengths = _checked(lengths)
+    lengths = _checked_lengths(lengths)
     buckets = check_buckets(buckets, longest=int(lengths.max()))
     return int(np.asarray(buckets)[np.searchsorted(buckets, lengths)].sum())
 
 
-def check_buckets(buckets, *, longest: int) -> tuple[int, ...]:
-    """Refuse buckets that are not ascending positive integers holding the longest text."""
+def check_buckets(buckets: Any, *, longest: int) -> tuple[int, ...]:
+    """Require ascending positive integers, the last at least `longest`; returns them as ints."""
     try:
         checked = tuple(buckets)
     except TypeError:
@@ -112,7 +127,7 @@ def _positive(value) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0
 
 
-def _checked(lengths) -> np.ndarray:
+def _checked_lengths(lengths) -> np.ndarray:
     lengths = np.asarray(lengths)
     if lengths.ndim != 1 or not lengths.size or lengths.dtype.kind not in "iu" or lengths.min() < 1:
         raise InputError(

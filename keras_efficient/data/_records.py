@@ -1,4 +1,4 @@
-"""Texts with their labels, in memory: the one form in which data enters the package."""
+"""In-memory texts with class indices as labels."""
 
 import dataclasses
 import functools
@@ -7,38 +7,41 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_efficient._errors import InputError
 
-# In-memory integers are class indices; beyond this they are surely something else (an id).
+# Larger in-memory integers are not class indices, but probably ids.
 _MOST_CLASSES = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Records:
-    """Texts, their labels as class indices, and what the indices mean.
+    """Texts, their labels as class indices, and the names of the classes.
 
-    Make one with `read_records` (files) or `Records.of` (lists); two with `split`.
+    `read_records` makes records from a file and `Records.of` from lists; `split` divides them.
 
-    Args:
-        texts: The texts, each a string with something other than white space in it.
-        labels: int32 array [number of texts] of indices into `label_names`; None: no labels.
-        label_names: The name of each class. Default: none.
-        source: Where the records are from, for messages. Default: "memory".
+    Attributes:
+        texts: The texts, each a string with at least one character that is not white space.
+        labels: int32 array of shape `[texts]` of indices into `label_names`, or None. Default:
+            None.
+        label_names: Name of each class. Default: ().
+        source: Origin of the records, for error messages. Default: "memory".
 
     Raises:
-        InputError: A text is empty or no string, or the labels do not fit the texts or names.
+        InputError: A text is empty or not a string, or the labels do not match the texts or the
+            names.
 
     Example:
-        >>> records = Records.of(["good", "bad"], ["pos", "neg"])
+        >>> records = ke.data.Records.of(["good", "bad"], ["pos", "neg"])
         >>> records.labels.tolist(), records.label_names
         ([1, 0], ('neg', 'pos'))
     """
 
     texts: tuple[str, ...]
-    labels: np.ndarray | None = None
+    labels: Any = None
     label_names: tuple[str, ...] = ()
     source: str = "memory"
 
@@ -70,7 +73,7 @@ class Records:
                 f"{labels.dtype} from {labels.min()!r} to {labels.max()!r}. Use `Records.of`, "
                 "which makes indices of any labels."
             )
-        labels = labels.astype(np.int32)  # a copy: the caller's array may change
+        labels = labels.astype(np.int32)  # A copy, since the caller's array may change.
         labels.flags.writeable = False
         object.__setattr__(self, "labels", labels)
 
@@ -83,24 +86,28 @@ class Records:
         *,
         source: str = "memory",
     ) -> "Records":
-        """Records from lists.
+        """Make records from lists.
 
-        Non-negative integer (and bool) labels without `label_names` are class indices already and
-        stay as they are. All others become indices into `label_names`, by default the sorted
-        labels. For validation data pass the training records' `label_names`: a class that is
-        missing there would otherwise shift the indices.
+        Without `label_names`, non-negative integers and bools are taken as class indices. All
+        other labels become indices into `label_names`, which default to the sorted labels. For
+        validation data pass the `label_names` of the training records: a class that does not occur
+        in the validation data would otherwise shift the indices.
 
         Args:
             texts: Strings, or (text, label) pairs.
-            labels: One string, number or bool per text. Default: None (taken from the pairs).
-            label_names: The classes in the order of their indices. Default: found as above.
-            source: Where the texts are from, for messages. Default: "memory".
+            labels: One string, number or bool per text. Default: None, those of the pairs, if any.
+            label_names: The classes in the order of their indices. Default: None, as above.
+            source: Origin of the texts, for error messages. Default: "memory".
+
+        Returns:
+            The records.
 
         Raises:
-            InputError: Something is neither text nor pair, or a label is missing or not named.
+            InputError: An item is neither a text nor a pair, or a label is missing or not among
+                the names.
 
         Example:
-            >>> Records.of([("good", 1), ("bad", 0)]).labels.tolist()
+            >>> ke.data.Records.of([("good", 1), ("bad", 0)]).labels.tolist()
             [1, 0]
         """
         if isinstance(texts, str | dict):
@@ -124,7 +131,7 @@ class Records:
                 )
             texts, labels = [t for t, _ in texts], [label for _, label in texts]
         if labels is None:
-            return cls(texts, None, tuple(label_names or ()), source)
+            return cls(tuple(texts), None, tuple(label_names or ()), source)
         labels = list(labels)
         if len(labels) != len(texts):
             raise InputError(
@@ -138,32 +145,44 @@ class Records:
                     f"Integer labels are class indices, below {_MOST_CLASSES}. Received: "
                     f"{max(indices)}. Give `label_names`, or take the column that has the classes."
                 )
-            return cls(texts, indices, tuple(map(str, range(max(indices) + 1))), source)
+            return cls(tuple(texts), indices, tuple(map(str, range(max(indices) + 1))), source)
 
         def where(number):
             return f"{source}, item {number}"
 
         named = [label_name(label, where(number)) for number, label in enumerate(labels)]
-        return cls(texts, *index_labels(named, label_names, where), source)
+        return cls(tuple(texts), *index_labels(named, label_names, where), source)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the texts, labels and label names, in their order."""
+        """Return the hexadecimal SHA-256 of the texts, labels and label names in their order."""
         digest = hashlib.sha256()
         for part in (self.texts, self.label_names):
             digest.update(len(part).to_bytes(8, "little"))
             for string in part:
                 data = string.encode()
-                # The length before the bytes: no text can imitate the border of two.
+                # The length precedes the bytes, so that ["ab", "c"] and ["a", "bc"] differ.
                 digest.update(len(data).to_bytes(8, "little") + data)
         digest.update(b"none" if self.labels is None else self.labels.astype("<i4").tobytes())
         return digest.hexdigest()
 
-    def take(self, indices) -> "Records":
-        """The records at these positions (integers, in this order; or a boolean mask)."""
+    def take(self, indices: Any) -> "Records":
+        """Select records by position.
+
+        Args:
+            indices: Int array of positions, in the order wanted, or bool array of shape
+                `[records]`.
+
+        Returns:
+            The selected records.
+
+        Raises:
+            InputError: A bool array has another shape.
+            IndexError: A position is out of range.
+        """
         indices = np.asarray(indices)
         if indices.dtype == bool:
             if indices.shape != (len(self),):
@@ -182,14 +201,24 @@ class Records:
 
 
 def require_classes(records: Records, at_least: int = 2) -> Records:
-    """Check that `at_least` different classes occur among the labels; returns the records.
+    """Require that several classes occur among the labels.
+
+    Args:
+        records: The records.
+        at_least: Number of different classes. Default: 2.
+
+    Returns:
+        The records.
 
     Raises:
         InputError: There are no labels, or fewer classes.
 
     Example:
-        >>> len(require_classes(Records.of(["good", "bad"], [1, 0])))
+        >>> len(ke.data.require_classes(ke.data.Records.of(["good", "bad"], [1, 0])))
         2
+
+    Reference:
+        `sklearn.utils.multiclass.unique_labels`.
     """
     if records.labels is None:
         raise InputError(
@@ -207,26 +236,30 @@ def require_classes(records: Records, at_least: int = 2) -> Records:
 
 
 def split(records: Records, *, validation: float | int, seed: int = 0) -> tuple[Records, Records]:
-    """Split into training and validation records by a fixed permutation.
+    """Split records into training and validation records by a seeded permutation.
 
-    The permutation is `np.random.default_rng(seed).permutation(len(records))`; the last ones are
-    for validation. The same records and seed give the same split everywhere.
+    The permutation is `np.random.default_rng(seed).permutation(len(records))`, whose last records
+    become the validation records. The same records and seed give the same split on every machine.
 
     Args:
-        records: What to split.
-        validation: A share in (0, 1), or a number of records.
+        records: The records to split.
+        validation: Fraction in (0, 1), or number of records.
         seed: Seed of the permutation. Default: 0.
 
     Returns:
         The training records and the validation records.
 
     Raises:
-        InputError: One side would be empty, or `validation` is neither share nor number.
+        InputError: One part would be empty, or `validation` is neither a fraction nor a number.
 
     Example:
-        >>> train, validation = split(Records.of(list("abcde")), validation=0.4)
+        >>> records = ke.data.Records.of(list("abcde"))
+        >>> train, validation = ke.data.split(records, validation=0.4)
         >>> len(train), len(validation)
         (3, 2)
+
+    Reference:
+        `sklearn.model_selection.train_test_split`.
     """
     total = len(records)
     if isinstance(validation, bool) or not isinstance(validation, numbers.Real):
@@ -253,8 +286,8 @@ def split(records: Records, *, validation: float | int, seed: int = 0) -> tuple[
     return records.take(order[: total - count]), records.take(order[total - count :])
 
 
-def check_text(text, where: str) -> None:
-    """Refuse what cannot be tokenised. `where` names the place in the message."""
+def check_text(text: Any, where: str) -> None:
+    """Require a text that can be tokenized. `where` names its origin in the error message."""
     if not isinstance(text, str):
         raise InputError(
             f"Each text must be a string. Received: {text!r:.60} of type {type(text).__name__} "
@@ -279,8 +312,8 @@ def check_text(text, where: str) -> None:
         ) from error
 
 
-def label_name(label, where: str) -> str:
-    """The name of a label as found in data: `1`, `1.0` (number) and `"1 "` are all "1"."""
+def label_name(label: Any, where: str) -> str:
+    """Return the name of a label found in data: the numbers 1 and 1.0 and "1 " all become "1"."""
     if isinstance(label, np.generic):
         label = label.item()
     if isinstance(label, str):
@@ -307,7 +340,7 @@ def label_name(label, where: str) -> str:
 def index_labels(
     named: Sequence[str], label_names: Sequence[str] | None, where: Callable[[int], str]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Class indices (int32) and names. `where(i)` names the place of label i in a message."""
+    """Return int32 class indices and class names. `where(i)` names the origin of label i."""
     if label_names is None:
         names = tuple(sorted(set(named), key=_number)) if _all_numbers(named) else None
         names = names or tuple(sorted(set(named)))

@@ -1,7 +1,8 @@
-"""`text`: texts in, length-bucketed and dynamically padded `tf.data` batches out."""
+"""A `tf.data` pipeline of tokenized, length-bucketed and dynamically padded batches."""
 
 import os
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,77 +13,86 @@ from keras_efficient.data._read_records import read_records
 from keras_efficient.data._records import Records
 from keras_efficient.data._text_stats import TextStats
 from keras_efficient.data._tokenizer import as_tokenizer
+from keras_efficient.flavor._typing import Dataset
 
-# Any fixed number but 0: seeds (0, 0) would mean "take a random seed".
+# Nonzero, since seeds (0, 0) make TensorFlow choose a random seed.
 _SECOND_SEED = 20_250_601
 
 
 def text(
-    records,
-    tokenizer,
+    records: Any,
+    tokenizer: Any,
     *,
     batch_size: int,
     max_length: int = 128,
     shuffle: bool = True,
     seed: int = 0,
-    buckets=None,
+    buckets: Any = None,
     drop_remainder: bool = False,
     first_epoch: int = 0,
-) -> tf.data.Dataset:
-    """Batches of tokenised texts for `model.fit`, `evaluate` and `predict`, with little padding.
+) -> Dataset:
+    """Make batches of tokenized texts for `fit`, `evaluate` and `predict`, with little padding.
 
-    The texts are tokenised once. Each iteration over the dataset is an epoch:
+    The texts are tokenized once. Each iteration over the dataset is an epoch:
 
-    - `shuffle=True`: shuffle all texts, sort them by bucket (stably, so each bucket stays
-      shuffled), cut the sequence into batches, and shuffle the full batches. A batch is padded to
-      the bucket of its longest text. Where two buckets meet, a batch takes from both; so there is
-      one ragged batch at most, the last one. Every epoch has each text once and another order;
-      the orders follow from `seed` alone, in every process, whatever `tf.random.set_seed` says.
-    - `shuffle=False`: the order of the input, each batch padded to the smallest bucket that holds
-      it. For evaluation and prediction.
+    - With `shuffle=True`, all texts are shuffled and then sorted by bucket. The sort is stable,
+      so the texts of a bucket remain shuffled. The sequence is divided into batches, and the
+      order of the full batches is shuffled. A batch is padded to the bucket of its longest text.
+      At the border of two buckets a batch takes texts from both, so that at most the last batch
+      is smaller than the others. Every epoch contains each text once, in another order. The
+      orders depend only on `seed`, in every process, and not on `tf.random.set_seed`.
+    - With `shuffle=False`, for evaluation and prediction, the texts keep their order, and each
+      batch is padded to the smallest bucket that is long enough.
 
-    There is no Python in the pipeline: it shards, serialises and checkpoints like any `tf.data`.
+    The pipeline contains no Python code: it can be sharded, serialized and checkpointed like any
+    `tf.data` pipeline. `fit` never shuffles a `tf.data.Dataset`; pass it `shuffle=False` to avoid
+    Keras 3's warning about that.
 
     Args:
-        records: `Records`, the path of a data file (see `read_records`), a list of texts, or a list
-            of (text, label) pairs. For validation data make `Records` with the training records'
-            `label_names`.
-        tokenizer: A `Tokenizer`, or what `as_tokenizer` makes one of.
-        batch_size: Texts per batch (the global one, over all replicas).
-        max_length: Longer texts are cut to this many tokens. Default: 128.
-        shuffle: See above. Default: True.
-        seed: Seed of all epochs. Default: 0.
-        buckets: Ascending padded lengths in tokens, the last one holding the longest text. With a
-            single one all batches have the same, static length (for TPUs). Default: None: chosen
-            by `choose_buckets`, at most six.
-        drop_remainder: Leave out the texts that do not fill a batch (`shuffle=True`: others in
-            each epoch, chosen from the buckets in proportion), and make the batch dimension
-            static. Default: False.
-        first_epoch: The dataset starts with this epoch of its sequence; give the number of
-            finished epochs when resuming a run, and to `fit` the dataset's `repeat()` with
-            `steps_per_epoch` (without it Keras 3 starts a dataset twice an epoch). Default: 0.
+        records: `Records`, the path of a data file for `read_records`, a list of texts or a list of
+            (text, label) pairs. For validation data make `Records` with the `label_names` of the
+            training records.
+        tokenizer: A `Tokenizer`, or an object that `as_tokenizer` accepts.
+        batch_size: Number of texts per global batch, over all replicas.
+        max_length: Texts are truncated to this number of tokens. Default: 128.
+        shuffle: Whether to shuffle and sort as above. Default: True.
+        seed: Seed of the orders of all epochs. Default: 0.
+        buckets: Ascending padded lengths in tokens; the last one must be long enough for the
+            longest text. A single bucket gives all batches the same, static length, for TPUs.
+            Default: None, at most six, chosen by `choose_buckets`.
+        drop_remainder: Whether to omit texts that do not fill a batch, and to make the batch
+            dimension static. With `shuffle=True` each epoch omits others, in proportion to the
+            sizes of the buckets. Default: False.
+        first_epoch: Index of the epoch that the dataset starts with. When resuming a run, pass
+            the number of finished epochs, and train on the dataset's `repeat()` with
+            `steps_per_epoch`; otherwise Keras 3 starts the dataset twice per epoch. Default: 0.
 
     Returns:
-        A dataset of (features, labels), or of features alone if there are no labels. Features: a
-        dict from the tokenizer's input names to int32 [batch, length]: "ids", "mask" (1 on real
-        tokens, 0 on padding), "segments" (zeros). Labels: int32 [batch]. Its attribute `stats`
-        holds `TextStats`.
+        A dataset of (features, labels), or of features if there are no labels. The features are a
+        dict from the tokenizer's input names to int32 tensors `[batch, length]`: "ids", "mask" (1
+        for tokens, 0 for padding) and "segments" (zeros). The labels are int32 `[batch]`. The
+        dataset's attribute `stats` is a `TextStats`.
 
     Raises:
         InputError: An argument is out of range, or there are no texts.
-        TypeError: `tokenizer` is no tokenizer.
+        TypeError: `tokenizer` is not a tokenizer.
 
     Example:
-        >>> train = text("train.csv", tokenizer, batch_size=32)  # doctest: +SKIP
-        >>> print(train.stats)  # doctest: +SKIP
-        >>> model.fit(train, epochs=3, shuffle=False)  # doctest: +SKIP
+        >>> folder, inputs = "models/all-MiniLM-L6-v2", ke.data.KERASHUB
+        >>> tokenizer = ke.data.Tokenizer.from_directory(folder, inputs=inputs)
+        >>> train = ke.data.text("reviews.csv", tokenizer, batch_size=32)
+        >>> features, labels = next(iter(train))
+        >>> sorted(features), labels.shape[0]
+        (['padding_mask', 'segment_ids', 'token_ids'], 32)
 
-        (`fit` never shuffles a `tf.data.Dataset`; Keras 3 warns so unless told shuffle=False.)
+    Reference:
+        `tf.data.Dataset.bucket_by_sequence_length`, which pads batches in the same way but makes
+        an incomplete batch for each bucket.
     """
     tokenizer = as_tokenizer(tokenizer)
-    batch_size = _whole("batch_size", batch_size, 1)
-    seed = _whole("seed", seed, 0)
-    first_epoch = _whole("first_epoch", first_epoch, 0)
+    batch_size = _checked_int("batch_size", batch_size, 1)
+    seed = _checked_int("seed", seed, 0)
+    first_epoch = _checked_int("first_epoch", first_epoch, 0)
     max_length = tokenizer.check_length(max_length)
     if isinstance(records, str | os.PathLike):
         records = read_records(records)
@@ -107,7 +117,7 @@ def text(
         number = int(np.argmin(lengths))
         raise InputError(
             f"Each text must have a token. Received: {records.texts[number]!r:.60} "
-            f"({records.source}, item {number}), of which the tokenizer leaves nothing. Remove it."
+            f"({records.source}, item {number}), for which the tokenizer returns none. Remove it."
         )
     if buckets is None:
         buckets = choose_buckets(lengths, max_length=max_length)
@@ -124,7 +134,7 @@ def text(
         lengths, bucket_of, buckets, kept, batch_size, shuffle, drop_remainder, truncated
     )
 
-    # On the CPU, where tf.data runs: the corpus has no business in a GPU's memory.
+    # tf.data runs on the CPU; the corpus would otherwise take up memory of a GPU.
     with tf.device("/CPU:0"):
         if shuffle:
             order = _shuffled(bucket_of, kept, batch_size, seed, first_epoch)
@@ -132,9 +142,9 @@ def text(
             order = tf.data.Dataset.range(total, output_type=tf.int32)
         batches = order.batch(batch_size, drop_remainder=drop_remainder)
         gather = _gather(ids, lengths, records.labels, buckets, tokenizer)
-        dataset = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        dataset: Any = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         options = tf.data.Options()
-        # There are no files to divide among workers: divide each batch.
+        # There are no files to divide among workers, so each batch is divided.
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.DATA
         )
@@ -144,8 +154,8 @@ def text(
 
 
 def _shuffled(bucket_of, kept, batch_size, seed, first_epoch) -> tf.data.Dataset:
-    """The indices of all epochs' texts, batch after batch; a new epoch at every iteration."""
-    # `Dataset.random` would mix tf.random.set_seed into the seed, and differ between programs.
+    """Return a dataset of the indices of an epoch's texts; each iteration is another epoch."""
+    # `Dataset.random` also depends on tf.random.set_seed, which differs between programs.
     variant = tf.raw_ops.RandomDatasetV2(
         seed=tf.constant(seed, tf.int64),
         seed2=tf.constant(_SECOND_SEED, tf.int64),
@@ -161,7 +171,7 @@ def _shuffled(bucket_of, kept, batch_size, seed, first_epoch) -> tf.data.Dataset
     total, epoch_size = len(bucket_of), int(kept.sum())
     counts = np.bincount(bucket_of, minlength=len(kept))
     starts = np.cumsum(counts) - counts
-    # Positions among the texts sorted by bucket: the first `kept` of each, which are random ones.
+    # Positions in the texts sorted by bucket: the first `kept` of each bucket, a random choice.
     positions = np.concatenate([np.arange(s, s + k) for s, k in zip(starts, kept, strict=True)])
     positions = tf.constant(positions, tf.int32)
     bucket_of = tf.constant(bucket_of)
@@ -180,14 +190,14 @@ def _shuffled(bucket_of, kept, batch_size, seed, first_epoch) -> tf.data.Dataset
 
 
 def _permutation(size, epoch_seed, use):
-    # The algorithm is named because "auto" may differ from device to device.
+    # "auto" may choose another algorithm on another device.
     seed = tf.stack([epoch_seed, tf.constant(use, tf.int64)])
     return tf.random.experimental.stateless_shuffle(tf.range(size), seed, alg="philox")
 
 
 def _gather(ids, lengths, labels, buckets, tokenizer):
-    """A function from indices to a padded batch."""
-    # One flat tensor and where each text starts: the smallest form, and gathered without Python.
+    """Return a function from indices to a padded batch."""
+    # One flat tensor and the start of each text take the least memory.
     flat = tf.constant(np.concatenate(ids))
     starts = tf.constant(np.cumsum(lengths, dtype=np.int64) - lengths)
     lengths = tf.constant(lengths)
@@ -203,7 +213,7 @@ def _gather(ids, lengths, labels, buckets, tokenizer):
         columns = tf.range(padded[bucket])
         real = columns < here[:, None]
         places = tf.gather(starts, indices)[:, None] + tf.cast(columns, tf.int64)
-        # Padding would point past the end of the last text.
+        # The places of padding may lie past the end of the last text.
         tokens = tf.gather(flat, tf.where(real, places, 0))
         batch = {
             "ids": tf.where(real, tokens, pad_id),
@@ -219,10 +229,10 @@ def _gather(ids, lengths, labels, buckets, tokenizer):
 
 
 def _kept(counts, batch_size, drop_remainder) -> np.ndarray:
-    """How many texts of each bucket an epoch has.
+    """Return the number of texts of each bucket in an epoch.
 
-    The remainder is taken from the buckets in proportion (each time from the one that keeps the
-    highest share), so that none loses all its texts while another could spare one.
+    The remainder is removed from the buckets in proportion to their sizes, one text at a time
+    from the bucket that keeps the highest fraction.
     """
     kept = counts.astype(np.int64)
     if drop_remainder:
@@ -258,7 +268,7 @@ def _stats(
     )
 
 
-def _whole(name, value, least) -> int:
+def _checked_int(name, value, least) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise InputError(
             f"`{name}` must be an integer of {least} or more. Received: {value!r}. Give for "

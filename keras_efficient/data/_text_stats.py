@@ -1,24 +1,27 @@
-"""What an epoch of a text dataset consists of."""
+"""Summary of one epoch of a text dataset: batches, shapes and padding."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class TextStats:
-    """The make-up of one epoch. It is the same for every epoch: it does not depend on the shuffle.
+    """Batches and padding of one epoch, which are the same in every epoch of a dataset.
 
-    Args:
-        examples: Texts in an epoch.
-        batches: Batches in an epoch.
-        batch_size: Texts in a full batch.
-        tokens: Real tokens in an epoch, special ones included. (With `drop_remainder` and
-            shuffling, the mean over epochs: which texts are left out changes.)
-        padded_tokens: Tokens with padding: what the model computes.
-        shapes: (texts, padded length in tokens, number of such batches), by length.
-        truncated: How many of all texts were cut to `max_length`.
+    Attributes:
+        examples: Number of texts per epoch.
+        batches: Number of batches per epoch.
+        batch_size: Number of texts in a full batch.
+        tokens: Number of tokens per epoch without padding, special tokens included. With
+            `drop_remainder` and shuffling the omitted texts vary, and this is the mean over
+            epochs.
+        padded_tokens: Number of tokens per epoch with padding, all of which the model computes.
+        shapes: Tuples of the number of texts in a batch, the padded length in tokens and the
+            number of such batches, in the order of the lengths.
+        truncated: Number of texts that were truncated to `max_length`.
 
     Example:
-        >>> str(TextStats(5, 2, 4, 30, 40, ((1, 16, 1), (4, 6, 1)), 0)).splitlines()[0]
+        >>> stats = ke.data.TextStats(5, 2, 4, 30, 40, ((1, 16, 1), (4, 6, 1)), 0)
+        >>> str(stats).splitlines()[0]
         '5 texts in 2 batches of 4: 30 tokens, 40 with padding (25.0% padding)'
     """
 
@@ -32,7 +35,7 @@ class TextStats:
 
     @property
     def padding_share(self) -> float:
-        """The share of padding among all tokens: 1 - tokens / padded_tokens."""
+        """Return the fraction of padding among all tokens: 1 - tokens / padded_tokens."""
         return 1 - self.tokens / self.padded_tokens
 
     def __str__(self) -> str:
@@ -44,5 +47,5 @@ class TextStats:
             f"{self.tokens} tokens, {self.padded_tokens} with padding "
             f"({self.padding_share:.1%} padding)\n"
             f"batches: {shapes}\n"
-            f"{self.truncated} texts were cut"
+            f"{self.truncated} texts were truncated"
         )

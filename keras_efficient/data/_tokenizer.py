@@ -1,9 +1,10 @@
-"""Texts to token ids, whatever tokenizer the model brings along."""
+"""One interface to the tokenizers of Hugging Face, KerasHub and users."""
 
 import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -11,42 +12,47 @@ from tokenizers.implementations import BaseTokenizer
 
 from keras_efficient._errors import InputError
 
-#: What KerasHub's backbones call their inputs.
+#: Input names of KerasHub's backbones, by content.
 KERASHUB = {"ids": "token_ids", "mask": "padding_mask", "segments": "segment_ids"}
-#: What Hugging Face models call theirs.
+#: Input names of Hugging Face models, by content.
 HUGGING_FACE = {"ids": "input_ids", "mask": "attention_mask", "segments": "token_type_ids"}
 
-# Bounds the memory of the encodings (about 1 kB per token while they live).
+# Limits the memory of the encodings, about 1 kB per token.
 _CHUNK = 4096
-# Hugging Face writes 1e30 for "no limit".
+# Hugging Face writes 1e30 if there is no limit.
 _NO_LIMIT = 1_000_000
 
 
 class Tokenizer:
-    """Turns texts into token ids, and knows what the model calls its inputs.
+    """A tokenizer together with the names of the model's inputs.
 
     Args:
-        backend: A `tokenizers.Tokenizer` (which is copied, never changed), an object with
-            `encode_batch(texts, max_length)`, or a function `texts, max_length -> ids`. The latter
-            two return one int sequence per text, with special tokens, truncated to `max_length`
-            and without padding.
-        inputs: The model's input names, by what they carry: "ids" and, if the model has them,
-            "mask" and "segments". See `KERASHUB` and `HUGGING_FACE`.
+        backend: A `tokenizers.Tokenizer`, which is copied and not changed, an object with a method
+            `encode_batch(texts, max_length)`, or a function of `texts` and `max_length`. The
+            latter two return one sequence of ints per text, with special tokens, truncated to
+            `max_length` tokens and without padding.
+        inputs: Names of the model's inputs by content: "ids" and, if the model has them, "mask"
+            and "segments". See `KERASHUB` and `HUGGING_FACE`.
         pad_id: Id of the padding token. Default: 0.
-        max_length: The longest text the model can take, in tokens. Default: 512.
+        max_length: Longest text the model accepts, in tokens. Default: 512.
 
     Raises:
-        InputError: An argument does not fit the above.
-        TypeError: The backend is none of the three.
+        InputError: An argument is invalid.
+        TypeError: The backend is none of the three kinds.
 
     Example:
-        >>> tokenizer = Tokenizer.from_directory("model", inputs=KERASHUB)  # doctest: +SKIP
-        >>> tokenizer.encode(["Good film."], max_length=64)  # doctest: +SKIP
-        [array([ 101, 2204, 2143, 1012,  102], dtype=int32)]
+        >>> def encode(texts, max_length):
+        ...     return [list(map(len, text.split()))[:max_length] for text in texts]
+        >>> tokenizer = ke.data.Tokenizer(encode, inputs=ke.data.KERASHUB)
+        >>> tokenizer.encode(["A good film."])[0].tolist()
+        [1, 4, 5]
+
+    Reference:
+        `tokenizers.Tokenizer`, https://huggingface.co/docs/tokenizers.
     """
 
     def __init__(
-        self, backend, *, inputs: Mapping[str, str], pad_id: int = 0, max_length: int = 512
+        self, backend: Any, *, inputs: Mapping[str, str], pad_id: int = 0, max_length: int = 512
     ):
         names = list(inputs.values()) if isinstance(inputs, Mapping) else []
         if (
@@ -60,11 +66,11 @@ class Tokenizer:
                 f"different input names. Received: {inputs!r}. Pass KERASHUB or HUGGING_FACE, or "
                 "look at `model.input_names`."
             )
-        if not _whole(pad_id) or pad_id < 0:
+        if not _is_int(pad_id) or pad_id < 0:
             raise InputError(
                 f"`pad_id` must be a token id. Received: {pad_id!r}. Give the tokenizer's, often 0."
             )
-        if not _whole(max_length) or max_length < 3:
+        if not _is_int(max_length) or max_length < 3:
             raise InputError(
                 f"`max_length` must be an integer of 3 tokens or more. Received: {max_length!r}. "
                 "Give the model's number of positions, for example 512."
@@ -96,7 +102,7 @@ class Tokenizer:
 
     @property
     def serialized(self) -> str | None:
-        """JSON of the `tokenizers.Tokenizer` as it was given; None: the backend is none."""
+        """Return the JSON of the `tokenizers.Tokenizer`, or None if the backend is another kind."""
         return self._serialized if self._function is None else None
 
     @classmethod
@@ -107,16 +113,24 @@ class Tokenizer:
         inputs: Mapping[str, str],
         max_length: int | None = None,
     ) -> "Tokenizer":
-        """The tokenizer in a model folder: its tokenizer.json or else its (WordPiece) vocab.txt.
+        """Load the tokenizer of a model folder from tokenizer.json or a WordPiece vocab.txt.
 
         Args:
-            path: The folder. Its tokenizer_config.json, if any, tells the casing (vocab.txt), the
-                padding token and the model's longest text.
-            inputs: As above.
-            max_length: As above. Default: None: the folder's `model_max_length`, or else 512.
+            path: The folder. Its tokenizer_config.json, if there is one, specifies the casing for
+                vocab.txt, the padding token and the longest text of the model.
+            inputs: Names of the model's inputs, as above.
+            max_length: Longest text in tokens. Default: None, the folder's `model_max_length` or
+                else 512.
+
+        Returns:
+            The tokenizer.
 
         Raises:
-            InputError: The folder has neither file, or one cannot be read.
+            InputError: The folder has neither file, or a file cannot be read.
+
+        Example:
+            >>> folder = "models/all-MiniLM-L6-v2"
+            >>> tokenizer = ke.data.Tokenizer.from_directory(folder, inputs=ke.data.KERASHUB)
         """
         path = pathlib.Path(path)
         config = _config(path / "tokenizer_config.json")
@@ -137,7 +151,7 @@ class Tokenizer:
                     strip_accents=config.get("strip_accents"),
                     handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
                 )
-        except Exception as error:  # `tokenizers` raises bare Exception
+        except Exception as error:  # `tokenizers` raises Exception itself.
             raise InputError(
                 f"The tokenizer's file must be readable. Received: {file} "
                 f"({type(error).__name__}: {error}). Copy it again from the model's source."
@@ -148,29 +162,26 @@ class Tokenizer:
         return cls(backend, inputs=inputs, pad_id=pad_id, max_length=max_length)
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> list[np.ndarray]:
-        """Token ids of each text, special tokens included, truncated and without padding.
+        """Encode texts as token ids with special tokens, truncated and without padding.
 
         Args:
             texts: The texts.
-            max_length: Longest result in tokens; the closing special token survives the cut.
-                Default: None: the tokenizer's own `max_length`.
+            max_length: Maximum number of tokens per text; truncation keeps the closing special
+                token. Default: None, the tokenizer's own `max_length`.
 
         Returns:
-            One int32 array [tokens of the text] per text.
+            One int32 array of shape `[tokens]` per text.
 
         Raises:
-            InputError: `texts` is a single string, `max_length` is out of range, or a function
-                backend returned something else than one int sequence per text.
+            InputError: `texts` is a single string, `max_length` is out of range, or the backend
+                did not return one sequence of ints per text.
         """
-        return self._encode(texts, max_length)[0]
+        return self.encode_and_count(texts, max_length)[0]
 
     def encode_and_count(
         self, texts: Sequence[str], max_length: int | None = None
     ) -> tuple[list[np.ndarray], int]:
-        """As `encode`, and how many of the texts had to be cut."""
-        return self._encode(texts, max_length)
-
-    def _encode(self, texts, max_length):
+        """Encode texts as `encode` does, and count the texts that had to be truncated."""
         if isinstance(texts, str):
             raise InputError(
                 f"`texts` must be a list of strings. Received one string: {texts[:60]!r}. Put it "
@@ -187,8 +198,8 @@ class Tokenizer:
         return ids, cut
 
     def check_length(self, max_length: int) -> int:
-        """Refuse a `max_length` that the model cannot take; returns it as an int."""
-        if not _whole(max_length) or not 3 <= max_length <= self.max_length:
+        """Require a `max_length` that the model accepts; returns it as an int."""
+        if not _is_int(max_length) or not 3 <= max_length <= self.max_length:
             raise InputError(
                 f"`max_length` must be an integer from 3 to the tokenizer's {self.max_length} "
                 f"tokens. Received: {max_length!r}. Choose one in this range."
@@ -201,9 +212,9 @@ class Tokenizer:
         return ids, sum(bool(encoding.overflowing) for encoding in encodings)
 
     def _copy(self, max_length):
-        # Truncation is a setting of the object: one copy per length is safe among threads.
+        # Truncation is a setting of the tokenizer; one copy per length is thread-safe.
         if max_length not in self._copies:
-            copy = tokenizers.Tokenizer.from_str(self._serialized)
+            copy: Any = tokenizers.Tokenizer.from_str(self._serialized)
             direction = (copy.truncation or {}).get("direction", "right")
             copy.enable_truncation(max_length, direction=direction)
             copy.no_padding()
@@ -212,13 +223,14 @@ class Tokenizer:
 
     def _chunk_by_function(self, texts, max_length):
         ids = self._call(texts, max_length)
-        # A function does not say what it cut: those that fill the length are asked for one more.
+        # A function does not report truncation: encode texts of full length with one token more.
         full = [text for text, row in zip(texts, ids, strict=True) if len(row) == max_length]
         longer = self._call(full, max_length + 1) if full else []
         return ids, sum(len(row) > max_length for row in longer)
 
     def _call(self, texts, max_length):
-        rows = [np.asarray(row) for row in self._function(texts, max_length)]
+        function: Any = self._function
+        rows = [np.asarray(row) for row in function(texts, max_length)]
         if len(rows) != len(texts):
             raise InputError(
                 "A tokenizer's function must return one sequence per text. Received: "
@@ -234,19 +246,28 @@ class Tokenizer:
         return [row.astype(np.int32) for row in rows]
 
 
-def as_tokenizer(obj, *, inputs: Mapping[str, str] | None = None) -> Tokenizer:
-    """A `Tokenizer` from what users have at hand.
+def as_tokenizer(obj: Any, *, inputs: Mapping[str, str] | None = None) -> Tokenizer:
+    """Convert a tokenizer of another library to a `Tokenizer`.
 
     Args:
         obj: A `Tokenizer`, a Hugging Face fast tokenizer or a `tokenizers.Tokenizer`.
-        inputs: The model's input names. Default: None: those of the `Tokenizer`, and otherwise
-            Hugging Face's (those that the fast tokenizer's model takes).
+        inputs: Names of the model's inputs. Default: None, those of a `Tokenizer`, otherwise
+            those of Hugging Face that the fast tokenizer's model accepts.
+
+    Returns:
+        The tokenizer; `obj` itself if it is a `Tokenizer` and `inputs` is None.
 
     Raises:
-        TypeError: It is none of these.
+        TypeError: `obj` is none of these.
 
     Example:
-        >>> as_tokenizer(AutoTokenizer.from_pretrained(folder))  # doctest: +SKIP
+        >>> import tokenizers
+        >>> fast = tokenizers.Tokenizer.from_file("models/all-MiniLM-L6-v2/tokenizer.json")
+        >>> ke.data.as_tokenizer(fast).inputs["ids"]
+        'input_ids'
+
+    Reference:
+        `transformers.PreTrainedTokenizerFast` and `tokenizers.Tokenizer`.
     """
     if isinstance(obj, Tokenizer):
         if inputs is None:
@@ -271,14 +292,14 @@ def as_tokenizer(obj, *, inputs: Mapping[str, str] | None = None) -> Tokenizer:
     )
 
 
-def _whole(value) -> bool:
+def _is_int(value) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _serialized(backend) -> str:
     try:
         return backend.to_str()
-    except Exception as error:  # `tokenizers` raises bare Exception
+    except Exception as error:  # `tokenizers` raises Exception itself.
         raise InputError(
             f"A tokenizers.Tokenizer must be one that can be saved. Received: one that cannot "
             f"({error}). Wrap it in a function: Tokenizer(lambda texts, max_length: ...)."
@@ -286,7 +307,7 @@ def _serialized(backend) -> str:
 
 
 def _batch(backend, texts):
-    # The fast one leaves out character offsets; older `tokenizers` do not have it.
+    # This method omits character offsets; older versions of `tokenizers` do not have it.
     encode: Callable = getattr(backend, "encode_batch_fast", backend.encode_batch)
     return encode(texts)
 
@@ -317,4 +338,4 @@ def _pad_id(backend, pad_token) -> int:
         found = backend.token_to_id(token) if token else None
         if found is not None:
             return found
-    return 0  # the model has none (GPT-2): any id does under the mask
+    return 0  # Models without a padding token, such as GPT-2, may use any id under the mask.

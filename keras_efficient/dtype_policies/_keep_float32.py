@@ -1,21 +1,30 @@
-"""Keep the numerically delicate layers of a mixed-precision model in float32."""
+"""Keep the numerically sensitive layers of a mixed-precision model in float32."""
 
 from keras_efficient import flavor as flavors
+from keras_efficient.flavor._typing import Layer, Model
 
 
-def keep_float32(model, *heads):
-    """Let softmax layers and `heads` of `model` compute in float32 under a mixed policy.
+def keep_float32(model: Model, *heads: Layer) -> Model:
+    """Set the dtype policy of softmax layers and `heads` to float32 in a mixed-precision model.
 
-    Covers softmax that is a layer (in both libraries' MultiHeadAttention). Hugging Face's models
-    call TensorFlow's softmax operation instead, whose oneDNN, XLA and GPU kernels compute in
-    float32 whatever the dtype of their input. LayerNormalization does so in both libraries.
+    This covers softmax layers, such as those inside both libraries' MultiHeadAttention. Hugging
+    Face's models call TensorFlow's softmax operation instead, whose oneDNN, XLA and GPU kernels
+    compute in float32 for any input dtype. LayerNormalization computes in float32 in both
+    libraries.
 
     Args:
-        model: a built Keras 3 or tf_keras model.
-        heads: layers whose outputs feed the loss.
+        model: A built Keras 3 or tf_keras model.
+        *heads: Layers whose outputs enter the loss.
 
     Returns:
         The model.
+
+    Example:
+        >>> ke.dtype_policies.keep_float32(model, model.layers[-1]) is model
+        True
+
+    Reference:
+        Micikevicius et al. 2018, "Mixed Precision Training", section 3.3.
     """
     flavor = flavors.of(model)
     softmax = [

@@ -1,7 +1,8 @@
-"""Choose and set the precision in which layers compute."""
+"""Choose and set the dtype policy for mixed precision."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from keras_efficient import flavor as flavors
 
@@ -10,7 +11,12 @@ POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtype policy in force and why it was chosen."""
+    """The dtype policy that `mixed_precision` set, and the reason for it.
+
+    Attributes:
+        policy: "float32", "mixed_bfloat16" or "mixed_float16".
+        reason: Sentence fragment for messages.
+    """
 
     policy: str
     reason: str
@@ -19,26 +25,31 @@ class Precision:
         return f"{self.policy}: {self.reason}"
 
 
-def mixed_precision(policy="auto", *, library="keras") -> Precision:
-    """Set the dtype policy for the layers created from now on.
+def mixed_precision(policy: str = "auto", *, library: Any = "keras") -> Precision:
+    """Set the global dtype policy, which applies to layers created afterwards.
 
-    Variables stay float32; products run in the compute dtype. LayerNormalization computes in
-    float32 in both libraries, and `ke.models.load` keeps softmax and logits in float32
-    (`ke.dtype_policies.keep_float32` does so for a model of your own), so the loss is float32 too.
-    With "mixed_float16", `compile` wraps the optimizer in the library's dynamic loss scaling.
+    Variables remain float32; matrix products run in the compute dtype. LayerNormalization computes
+    in float32 in both libraries. `ke.models.load` keeps softmax and logits, and thereby the loss,
+    in float32; for your own models use `ke.dtype_policies.keep_float32`. With "mixed_float16",
+    `compile` wraps the optimizer in the library's dynamic loss scaling.
 
     Args:
-        policy: "auto" or one of "float32", "mixed_bfloat16", "mixed_float16". "auto" takes
-            bfloat16 on TPUs, on GPUs of compute capability 8.0 (Ampere) or later and on CPUs with
-            AMX or AVX512 bfloat16 instructions; float16 on GPUs of capability 7.x (Volta,
-            Turing); float32 elsewhere.
-        library: "keras" (default) or "tf_keras"; their policies are separate.
+        policy: "auto", "float32", "mixed_bfloat16" or "mixed_float16". "auto" chooses bfloat16 on
+            TPUs, on GPUs of compute capability 8.0 (Ampere) or later and on CPUs with AMX or
+            AVX512 bfloat16 instructions, float16 on GPUs of capability 7.x (Volta, Turing), and
+            float32 elsewhere. Default: "auto".
+        library: "keras" or "tf_keras", which have separate policies, or a model of either.
+            Default: "keras".
 
     Returns:
-        What was set, and why: `print(ke.mixed_precision("auto"))`.
+        The policy and the reason for it, for `print(ke.mixed_precision("auto"))`.
 
     Raises:
-        ValueError: unknown policy or library.
+        ValueError: The policy or library is unknown.
+
+    Example:
+        >>> print(ke.mixed_precision("float32"))
+        float32: as requested
 
     Reference:
         Micikevicius et al. 2018, "Mixed Precision Training".
@@ -46,7 +57,7 @@ def mixed_precision(policy="auto", *, library="keras") -> Precision:
     if policy == "auto":
         chosen = choose()
     elif policy in POLICIES:
-        chosen = Precision(policy, "as asked")
+        chosen = Precision(policy, "as requested")
     else:
         raise ValueError(
             f"`policy` must be 'auto' or one of {POLICIES}. Received: {policy!r}. "
@@ -57,7 +68,7 @@ def mixed_precision(policy="auto", *, library="keras") -> Precision:
 
 
 def choose() -> Precision:
-    """The policy "auto" takes on this machine."""
+    """Return the policy that "auto" chooses on this machine."""
     import tensorflow as tf
 
     if tf.config.list_logical_devices("TPU"):
@@ -69,8 +80,8 @@ def choose() -> Precision:
     return for_cpu(_cpu_flags())
 
 
-def for_gpus(capabilities) -> Precision:
-    """The policy for GPUs of these compute capabilities; the weakest decides."""
+def for_gpus(capabilities: list[tuple[int, int]]) -> Precision:
+    """Return the policy for GPUs of these compute capabilities; the lowest one decides."""
     weakest = min(capabilities)
     version = ".".join(map(str, weakest))
     if weakest >= (8, 0):
@@ -80,8 +91,8 @@ def for_gpus(capabilities) -> Precision:
     return Precision("float32", f"GPUs of compute capability {version} have no tensor cores")
 
 
-def for_cpu(flags) -> Precision:
-    """The policy for a CPU with these feature flags (as /proc/cpuinfo names them)."""
+def for_cpu(flags: set[str]) -> Precision:
+    """Return the policy for a CPU with these feature flags, named as in /proc/cpuinfo."""
     for flag in ("amx_bf16", "avx512_bf16"):
         if flag in flags:
             return Precision("mixed_bfloat16", f"this CPU multiplies bfloat16 natively ({flag})")

@@ -1,5 +1,5 @@
-from ._base import Flavor as Flavor
 from ._callback import Callback as Callback
+from ._flavor import Flavor as Flavor
 from ._library import (
     LIBRARIES as LIBRARIES,
 )

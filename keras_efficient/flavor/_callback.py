@@ -1,101 +1,119 @@
-"""One callback base that both `keras.Model.fit` and `tf_keras.Model.fit` accept."""
+"""A callback base class that the `fit` of both Keras 3 and tf_keras accepts."""
+
+from typing import Any
 
 
 def _default(method):
-    """Mark a hook as doing nothing: Keras 3 then need not call it for every batch."""
+    """Mark a hook that does nothing, so that Keras 3 does not call it for every batch."""
     method._is_default = True
     return method
 
 
 class Callback:
-    """Base of every callback in this package.
+    """Base class of every callback in this package.
 
-    Each `fit` refuses the other library's callbacks (an AttributeError deep in the loop), because
-    each asks its callbacks for a few private attributes. This base answers both, and belongs to
-    neither. Override any of Keras' hooks; `self.model` and `self.params` are set as usual.
+    Each library's `fit` fails with an AttributeError on the other's callbacks, because it reads
+    private attributes of them. This class has those of both and belongs to neither. Override any
+    of Keras' hooks, such as `on_epoch_end(epoch, logs)`.
+
+    Attributes:
+        model: The model, set by `fit`, `evaluate` and `predict`; None before.
+        params: Dict with "epochs", "steps" and "verbose", set likewise; None before.
+
+    Example:
+        >>> class PrintLoss(ke.flavor.Callback):
+        ...     def on_epoch_end(self, epoch, logs=None):
+        ...         print(epoch, sorted(logs))
+        >>> history = model.fit(dataset, verbose=0, callbacks=[PrintLoss()])
+        0 ['loss']
+
+    Reference:
+        `keras.callbacks.Callback`.
     """
 
-    # tf_keras: logs arrive as numbers, and every worker calls the hooks.
+    # For tf_keras: logs arrive as numbers, and every worker calls the hooks.
     _supports_tf_logs = False
     _chief_worker_only = None
 
-    model = None
-    params = None
+    model: Any = None
+    params: Any = None
 
-    def set_model(self, model):
+    def set_model(self, model: Any) -> None:
+        """Store the model; called by Keras."""
         self.model = model
 
-    def set_params(self, params):
+    def set_params(self, params: dict[str, Any]) -> None:
+        """Store the parameters of `fit`; called by Keras."""
         self.params = params
 
-    def _listens(self, mode):
-        """Whether a subclass overrides a batch hook of `mode` (tf_keras calls no others)."""
+    def _overrides_batch_hook(self, mode):
+        """Whether a subclass overrides a batch hook of `mode`; tf_keras calls no others."""
         return any(
             not getattr(getattr(type(self), f"on_{name}"), "_is_default", False)
             for name in (f"{mode}_batch_begin", f"{mode}_batch_end")
         )
 
     def _implements_train_batch_hooks(self):
-        return self._listens("train")
+        return self._overrides_batch_hook("train")
 
     def _implements_test_batch_hooks(self):
-        return self._listens("test")
+        return self._overrides_batch_hook("test")
 
     def _implements_predict_batch_hooks(self):
-        return self._listens("predict")
+        return self._overrides_batch_hook("predict")
 
     @_default
-    def on_epoch_begin(self, epoch, logs=None):
-        pass
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Run at the start of each epoch of `fit`."""
 
     @_default
-    def on_epoch_end(self, epoch, logs=None):
-        pass
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Run at the end of each epoch of `fit`."""
 
     @_default
-    def on_train_begin(self, logs=None):
-        pass
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Run at the start of `fit`."""
 
     @_default
-    def on_train_end(self, logs=None):
-        pass
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Run at the end of `fit`."""
 
     @_default
-    def on_test_begin(self, logs=None):
-        pass
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        """Run at the start of `evaluate` or of validation."""
 
     @_default
-    def on_test_end(self, logs=None):
-        pass
+    def on_test_end(self, logs: dict | None = None) -> None:
+        """Run at the end of `evaluate` or of validation."""
 
     @_default
-    def on_predict_begin(self, logs=None):
-        pass
+    def on_predict_begin(self, logs: dict | None = None) -> None:
+        """Run at the start of `predict`."""
 
     @_default
-    def on_predict_end(self, logs=None):
-        pass
+    def on_predict_end(self, logs: dict | None = None) -> None:
+        """Run at the end of `predict`."""
 
     @_default
-    def on_train_batch_begin(self, batch, logs=None):
-        pass
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        """Run before each training batch."""
 
     @_default
-    def on_train_batch_end(self, batch, logs=None):
-        pass
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Run after each training batch."""
 
     @_default
-    def on_test_batch_begin(self, batch, logs=None):
-        pass
+    def on_test_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        """Run before each evaluation batch."""
 
     @_default
-    def on_test_batch_end(self, batch, logs=None):
-        pass
+    def on_test_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Run after each evaluation batch."""
 
     @_default
-    def on_predict_batch_begin(self, batch, logs=None):
-        pass
+    def on_predict_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        """Run before each prediction batch."""
 
     @_default
-    def on_predict_batch_end(self, batch, logs=None):
-        pass
+    def on_predict_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Run after each prediction batch."""

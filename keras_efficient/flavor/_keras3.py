@@ -1,52 +1,32 @@
-"""Keras 3 on the TensorFlow backend, KerasHub included."""
+"""Keras 3 on the TensorFlow backend, including KerasHub."""
 
 import functools
-from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-# What variables are cast to inside a layer's call is not public.
+# The dtype that variables are cast to inside a layer's call is not public.
 from keras.src import backend as _backend
 
-# There are no public hooks for `fit` on several workers (see `serve_workers`).
-from keras.src.backend.tensorflow import trainer as _trainer
-
-# `keras.losses` has no public hook for what a loss divides by, nor for its division by replicas.
-from keras.src.losses import loss as _loss_module
-
-# Nor for the seed generator of functions that are given none.
+# Nor is the seed generator of functions that are given none.
 from keras.src.random import seed_generator as _seed_generator
 from keras.src.saving import saving_api as _saving_api
 
-from keras_efficient.flavor._base import (
-    EXAMPLES,
-    SUM,
-    Flavor,
-    Forward,
-    LossScale,
-    Place,
-    Store,
-    common_weight,
-    replaced,
-)
+from keras_efficient.flavor import _keras3_losses as losses
+from keras_efficient.flavor import _keras3_multi_worker as multi_worker
+from keras_efficient.flavor._flavor import Flavor
+from keras_efficient.flavor._keras3_replay import Keras3Replay
+from keras_efficient.flavor._loss_scale import LossScale
+from keras_efficient.flavor._variable_store import VariableStore
+
+#: Attribute of a parametrized layer: its frozen variables.
+_FROZEN = "_keras_efficient_frozen"
 
 
-class _Store(Store, keras.layers.Layer):
-    def __init__(self, name):
-        super().__init__(name=name, dtype="float32")
-        vars(self)["named"] = {}
-        self.built = True
-
-    def _make(self, name, shape, value, trainable, dtype, regularizer):
-        variable = self.add_weight(
-            name=name,
-            shape=shape,
-            initializer=lambda shape, dtype: tf.cast(value, dtype),
-            trainable=trainable,
-            dtype=dtype,
-            regularizer=regularizer,
-        )
+class _Store(VariableStore, keras.layers.Layer):
+    def _add(self, name, **settings):
+        variable: Any = self.add_weight(name=name, **settings)
         variable._path = f"{self.prefix}/{name}"
         return variable
 
@@ -59,12 +39,18 @@ class _Store(Store, keras.layers.Layer):
 
 
 class Keras3(Flavor):
-    store = _Store
+    """The flavour of Keras 3."""
+
     name = "keras"
     keras = keras
-    applies_scaled = True
+    store = _Store
+    uses_autograph = False
+    has_quantize = True
+    applies_scaled_gradients = True
     sums_logs = False
-    saving = _saving_api
+    _saving = _saving_api
+    _training_flag = "_call_has_training_arg"
+    _variable_lists = ("_trainable_variables", "_non_trainable_variables")
 
     def __init__(self):
         super().__init__()
@@ -75,26 +61,47 @@ class Keras3(Flavor):
                 "is imported."
             )
 
+    # --- variables -----------------------------------------------------------------------------
+
     def value(self, variable):
-        # (`variable.value` is cast inside of a layer's call.)
+        # `variable.value` is cast inside a layer's call.
         return variable.value if variable._value is None else variable._value
 
     def path(self, variable):
         return variable.path
 
     def state(self, model):
-        seeds = [v for layer in model._flatten_layers() for v in _seeds(layer)]
-        return [*self.weights(model), *map(self.value, seeds)]
+        generators = [g for layer in model._flatten_layers() for g in layer._seed_generators]
+        return [*self.weights(model), *(self.value(g.state) for g in generators)]
 
     def random_state(self, model):
-        # What functions of `keras.random` draw from that are given no seed.
+        # Functions of `keras.random` that are given no seed draw from this generator.
         with model.distribute_strategy.scope():
             return [_seed_generator.global_seed_generator().state.value]
+
+    # --- layers --------------------------------------------------------------------------------
 
     def set_policy(self, layer, policy):
         layer.dtype_policy = policy
 
-    def attributes(self, layer):
+    def add_weight(self, layer, name, shape, dtype, initializer, *, trainable):
+        if trainable:
+            return layer.add_weight(
+                shape=shape, dtype=dtype, initializer=initializer, name=name, autocast=False
+            )
+        # `Layer.add_weight` has no `synchronization`; `keras.Variable` has.
+        return keras.Variable(
+            keras.initializers.get(initializer),
+            shape=shape,
+            dtype=dtype,
+            trainable=False,
+            autocast=False,
+            aggregation="mean",
+            synchronization="on_read",
+            name=name,
+        )
+
+    def variable_attributes(self, layer):
         found = {}
         for name, value in vars(layer).items():
             if isinstance(value, keras.Variable):
@@ -105,14 +112,14 @@ class Keras3(Flavor):
                 ] = value
         return found
 
-    def adopt(self, layer, name, child):
+    def add_sublayer(self, layer, name, child):
         locked = layer._tracker.locked
         layer._tracker.unlock()
         setattr(layer, name, child)
         if locked:
             layer._tracker.lock()
 
-    def release(self, layer, name):
+    def remove_sublayer(self, layer, name):
         child = vars(layer)[name]
         object.__delattr__(layer, name)
         layer._tracker.untrack(child)
@@ -120,32 +127,36 @@ class Keras3(Flavor):
     def remove_variable(self, layer, variable):
         layer._untrack_variable(variable)
 
-    def take_variable(self, layer, variable):
-        name = next(name for name, value in vars(layer).items() if value is variable)
-        trained = any(v is variable for v in layer._trainable_variables)
-        group = "_trainable_variables" if trained else "_non_trainable_variables"
-        index = next(i for i, v in enumerate(getattr(layer, group)) if v is variable)
-        place = Place(name, group, index, _maker(variable))
-        layer._untrack_variable(variable)
+    def _forget_attribute(self, layer, name, variable):
         layer._delete_tracking(name)
-        vars(layer)[name] = None
-        return place
 
-    def put_variable(self, layer, place, variable):
+    def _maker(self, variable):
+        path, regularizer, constraint = variable.path, variable.regularizer, variable.constraint
+        settings = {"dtype": variable.dtype, "trainable": variable.trainable, "name": variable.name}
+        settings["autocast"] = variable._autocast
+
+        def make(value):
+            made: Any = keras.Variable(value, **settings)
+            made._path, made.regularizer, made.constraint = path, regularizer, constraint
+            return made
+
+        return make
+
+    def attach_variable(self, layer, slot, variable):
         tracker = layer._tracker
         locked = tracker.locked
         tracker.unlock()
-        # (Where it was, whether it trains now or not.)
-        tracker.add_to_store(place.group.removeprefix("_"), variable)
-        setattr(layer, place.name, variable)
+        # Back into the list it was in, whether it trains now or not.
+        tracker.add_to_store(slot.group.removeprefix("_"), variable)
+        setattr(layer, slot.name, variable)
         if locked:
             tracker.lock()
-        group = getattr(layer, place.group)
+        group = getattr(layer, slot.group)
         ordered = [v for v in group if v is not variable]
-        group[:] = [*ordered[: place.index], variable, *ordered[place.index :]]
+        group[:] = [*ordered[: slot.index], variable, *ordered[slot.index :]]
 
     def autocast(self, tensor):
-        scope = _backend.get_autocast_scope()
+        scope: Any = _backend.get_autocast_scope()
         return tensor if scope is None else scope.maybe_cast(tensor)
 
     def set_trainable(self, layer, variable, trainable):
@@ -153,16 +164,27 @@ class Keras3(Flavor):
         frozen = vars(layer).setdefault(_FROZEN, [])
         frozen[:] = [v for v in frozen if v is not variable] + ([] if trainable else [variable])
 
-    def viewed(self):
-        return {"trainable": property(_trains, _let_train)}
-
     def is_trainable(self, layer, variable):
         return variable.trainable
 
-    def saved_order(self, layer):
-        return [*layer._trainable_variables, *layer._non_trainable_variables]
+    def class_attributes(self):
+        return {"trainable": property(_get_trainable, _set_trainable)}
 
-    def _renew_optimizer(self, optimizer, model):
+    def converted(self, layer, call):
+        return call
+
+    def replay(self, layer, kwargs):
+        return Keras3Replay.of(layer, kwargs)
+
+    def attention_mask(self, layer, mask):
+        if mask.dtype == tf.bool:
+            return mask
+        # With a dropout rate, MultiHeadAttention takes another code path.
+        return tf.cast(mask, tf.float32) > 0.5 if layer._dropout > 0 else tf.cast(mask, tf.bool)
+
+    # --- training ------------------------------------------------------------------------------
+
+    def _reset_optimizer(self, optimizer, model):
         if not optimizer.built or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             return
         built = {id(v) for v in optimizer._trainable_variables}
@@ -175,45 +197,33 @@ class Keras3(Flavor):
         optimizer._trainable_variables, optimizer._trainable_variables_indices = [], {}
         optimizer.built = False
 
-    def call(self, model, inputs, training):
-        if model._call_has_training_arg:
-            return model(inputs, training=training)
-        return model(inputs)
+    def _custom_loss(self, model, x, y, y_pred, sample_weight):
+        return model._compute_loss(x, y, y_pred, sample_weight, training=True)
 
-    def forward(self, model, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with self.unscaled():
-            y_pred = self.call(model, x, training=True)
-            extra = None
-            if type(model).compute_loss is not keras.Model.compute_loss:
-                loss = model._compute_loss(x, y, y_pred, sample_weight, training=True)
-                weight = EXAMPLES
-            else:
-                added = [model._aggregate_additional_loss(loss) for loss in model.losses]
-                extra = tf.add_n(added) if added else None
-                if model._compile_loss is None:
-                    loss, extra, weight = extra, None, EXAMPLES
-                else:
-                    examples = tf.shape(tf.nest.flatten(x)[0])[0]
-                    trackers = model._compile_loss.metrics
-                    with _weighing(trackers, examples), _reductions() as weights:
-                        loss = model._compile_loss(y, y_pred, sample_weight)
-                    weight = common_weight(weights or [EXAMPLES])
+    def _added_losses(self, model):
+        added = [model._aggregate_additional_loss(loss) for loss in model.losses]
+        return tf.add_n(added) if added else None
+
+    def _compiled_loss(self, model, x, y, y_pred, sample_weight):
+        if model._compile_loss is None:
+            return None, []
+        examples = tf.shape(tf.nest.flatten(x)[0])[0]
+        trackers = model._compile_loss.metrics
+        weighted = losses.weighted_by_examples(trackers, examples)
+        with weighted, losses.recorded_denominators() as denominators:
+            return model._compile_loss(y, y_pred, sample_weight), denominators
+
+    def _update_metrics(self, model, x, y, y_pred, sample_weight, loss):
         model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        return Forward(loss, extra, weight, y_pred)
 
-    def from_logits(self, model):
-        return any(
-            loss.get_config().get("from_logits")
-            for _, loss, _, _ in model._compile_loss._flat_losses
-        )
+    def _losses(self, model):
+        return [loss for _, loss, _, _ in model._compile_loss._flat_losses]
 
-    def has_own_train_step(self, model):
-        return type(model).train_step is not keras.Model.train_step
+    def _compiled_parts(self, model):
+        return [model._compile_metrics, model._compile_loss]
 
-    def is_ready(self, model):
-        parts = [*model._flatten_layers(), model._compile_metrics, model._compile_loss]
-        return all(part is None or part.built for part in parts)
+    def without_replica_scaling(self):
+        return losses.without_replica_scaling()
 
     def loss_tracker(self, model):
         return model._loss_tracker
@@ -243,8 +253,8 @@ class Keras3(Flavor):
         factor = optimizer.loss_scale_factor
         if factor is not None:
             gradients = [tf.math.scalar_mul(factor, gradient) for gradient in gradients]
-        # Keras sums over replicas itself, after clipping: a sum of what is already summed, once too
-        # often. (Another replica's thread may have come and gone between setting and removing.)
+        # Keras sums gradients over replicas after clipping; these are already summed. Another
+        # replica's thread may set and remove the attribute in between, hence `pop` with a default.
         vars(optimizer)["_all_reduce_sum_gradients"] = lambda pairs: pairs
         try:
             optimizer.apply(gradients, variables)
@@ -254,144 +264,26 @@ class Keras3(Flavor):
     def steps_per_execution(self, model):
         return model.steps_per_execution
 
-    def unscaled(self):
-        identity = {"scale_loss_for_distribution": _same, "unscale_loss_for_distribution": _same}
-        return replaced(_loss_module, **identity)
+    def fit_overrides(self, model):
+        build = functools.partial(
+            multi_worker.build_from_replica_spec, model, model._maybe_symbolic_build
+        )
+        return {"_maybe_symbolic_build": build}
 
-    def adaptations(self, model):
-        build = model._maybe_symbolic_build
-        return {"_maybe_symbolic_build": functools.partial(_build_of_one_replica, model, build)}
-
-    def serve_workers(self, strategy_class):
-        """Let models made under strategies of this class train on several workers too (trap 17).
-
-        That takes the build before the first step, and the reduction of what replicas return.
-        """
-        if strategy_class in self._served:
+    def enable_multi_worker(self, strategy_class):
+        if strategy_class in self._multi_worker_classes:
             return
-        super().serve_workers(strategy_class)
-        plain_build, plain_reduce = _Trainer._maybe_symbolic_build, _trainer.reduce_per_replica
-
-        def build(model, iterator=None, data_batch=None):
-            plain = plain_build.__get__(model)
-            if not isinstance(model._distribute_strategy, strategy_class):
-                return plain(iterator=iterator, data_batch=data_batch)
-            return _build_of_one_replica(model, plain, iterator, data_batch)
-
-        def reduce(values, strategy, reduction):
-            if not isinstance(strategy, strategy_class) or reduction not in _MEANS:
-                return plain_reduce(values, strategy, reduction)
-            return _mean_over_workers(values, strategy)
-
-        _Trainer._maybe_symbolic_build, _trainer.reduce_per_replica = build, reduce
+        super().enable_multi_worker(strategy_class)
+        multi_worker.enable_multi_worker(strategy_class)
 
 
-#: How `fit` and `evaluate` reduce what replicas log.
-_MEANS = ("auto", "mean")
-_Trainer = _trainer.TensorFlowTrainer
-
-
-def _build_of_one_replica(model, plain, iterator=None, data_batch=None):
-    """Keras' `_maybe_symbolic_build`, from the specification of a replica's share of a batch.
-
-    Keras takes the mean of the first batch over replicas to learn its shape, which fails when they
-    differ, as on a first batch of one example, and over workers (traps 16, 17). And the iterator it
-    starts for that moves a reshuffled dataset on to its second order.
-    """
-    if model._distribute_strategy is not None and iterator is not None:
-        specification = iterator._distributed_dataset.element_spec
-        data_batch = tf.nest.map_structure(_of_one_replica, specification)
-    return plain(data_batch=data_batch)
-
-
-def _of_one_replica(spec):
-    spec = getattr(spec, "_value_specs", (spec,))[0]
-    # (Keras' None.)
-    return None if isinstance(spec, tf.OptionalSpec) else spec
-
-
-def _mean_over_workers(values, strategy):
-    """The mean over all replicas of a nest of scalars, summed over the wire at once."""
-    leaves = [strategy.experimental_local_results(v) for v in tf.nest.flatten(values)]
-    means = tf.stack([tf.add_n([tf.cast(v, tf.float32) for v in of]) / len(of) for of in leaves])
-    means = tf.unstack(strategy.reduce("SUM", means, axis=None) / len(strategy.cluster))
-    return tf.nest.pack_sequence_as(values, means)
-
-
-#: Attribute of a viewed layer: its variables that do not train.
-_FROZEN = "_keras_efficient_frozen"
-
-
-def _trains(layer):
+def _get_trainable(layer):
     return super(type(layer), layer).trainable
 
 
-def _let_train(layer, value):
-    """Set `layer.trainable`, which in Keras sets all of its variables'."""
+def _set_trainable(layer, value):
+    """Set `layer.trainable`, for which Keras sets that of all its variables."""
     bases = type(layer).__mro__[1:]
     next(c for c in bases if "trainable" in vars(c)).trainable.fset(layer, value)
     for variable in vars(layer).get(_FROZEN, ()):
         variable.trainable = False
-
-
-def _same(value):
-    return value
-
-
-def _maker(variable):
-    """A function of a value that makes a variable like this one, without keeping it."""
-    path, regularizer, constraint = variable.path, variable.regularizer, variable.constraint
-    settings = {"dtype": variable.dtype, "trainable": variable.trainable, "name": variable.name}
-    settings["autocast"] = variable._autocast
-
-    def make(value):
-        made = keras.Variable(value, **settings)
-        made._path, made.regularizer, made.constraint = path, regularizer, constraint
-        return made
-
-    return make
-
-
-def _seeds(layer):
-    """The states of a layer's random seed generators."""
-    return [generator.state for generator in layer._seed_generators]
-
-
-@contextmanager
-def _weighing(trackers, examples):
-    """Let the per-output loss trackers weigh a microbatch by its examples.
-
-    Keras weighs by the static batch size, which is not known in a loop.
-    """
-    with ExitStack() as stack:
-        for tracker in trackers:
-            update = functools.partial(_update, tracker.update_state, examples)
-            stack.enter_context(replaced(tracker, update_state=update))
-        yield
-
-
-def _update(update, examples, value, sample_weight=None):
-    return update(value, sample_weight=examples)
-
-
-@contextmanager
-def _reductions():
-    """A context that yields a list of what each loss called inside divides by."""
-    weights, reduce = [], _loss_module.reduce_weighted_values
-
-    def spy(values, sample_weight=None, mask=None, reduction="sum_over_batch_size", dtype=None):
-        weights.append(_weight(sample_weight, mask, _loss_module.standardize_reduction(reduction)))
-        return reduce(values, sample_weight, mask, reduction, dtype)
-
-    with replaced(_loss_module, reduce_weighted_values=spy):
-        yield weights
-
-
-def _weight(sample_weight, mask, reduction):
-    """What Keras' `reduce_weighted_values` divides by."""
-    if reduction in ("sum", "none", None):
-        return SUM
-    if reduction == "mean_with_sample_weight":
-        weight = _loss_module.apply_mask(sample_weight, mask, "float64", reduction)
-        return EXAMPLES if weight is None else tf.reduce_sum(weight)
-    return EXAMPLES if mask is None else tf.reduce_sum(tf.cast(mask, tf.float32))

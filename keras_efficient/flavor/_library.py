@@ -1,18 +1,33 @@
-"""Choose the flavour of a Keras object or of a library name."""
+"""Look up the flavour of a Keras object or of a library name."""
 
-from keras_efficient.flavor._base import Flavor
+from typing import Any
 
-#: The names by which users choose a flavour (`library=`).
+from keras_efficient.flavor._flavor import Flavor
+
+#: The values of `library=` by which users choose a flavour.
 LIBRARIES = ("keras", "tf_keras")
 
 _loaded: dict[str, Flavor] = {}
 
 
-def of(obj) -> Flavor:
-    """The flavour of a Keras object (model, layer, optimizer, schedule, metric or variable).
+def of(obj: Any) -> Flavor:
+    """Return the flavour of a Keras object.
+
+    Args:
+        obj: A model, layer, optimizer, schedule, metric or variable of either library.
+
+    Returns:
+        The flavour, the same object for every object of a library.
 
     Raises:
-        TypeError: `obj` is of neither library.
+        TypeError: `obj` belongs to neither library.
+
+    Example:
+        >>> ke.flavor.of(model).name
+        'keras'
+
+    Reference:
+        `keras` (Keras 3) and `tf_keras` (Keras 2), https://keras.io/getting_started/.
     """
     for cls in type(obj).__mro__:
         root = cls.__module__.partition(".")[0]
@@ -25,19 +40,33 @@ def of(obj) -> Flavor:
     )
 
 
-def get(library) -> Flavor:
-    """The flavour named `library` ("keras" or "tf_keras"), or the one of a Keras object.
+def get(library: Any) -> Flavor:
+    """Return the flavour of a library.
+
+    Args:
+        library: "keras", "tf_keras", a Keras object of either, or a flavour, which is returned.
+
+    Returns:
+        The flavour.
 
     Raises:
-        ValueError: the name is unknown.
-        TypeError: the object is of neither library.
+        ValueError: The name is unknown.
+        TypeError: The object belongs to neither library.
+        ImportError: Keras 3 runs on another backend than TensorFlow.
+
+    Example:
+        >>> ke.flavor.get("tf_keras").keras.__name__
+        'tf_keras'
+
+    Reference:
+        `keras` (Keras 3) and `tf_keras` (Keras 2), https://keras.io/getting_started/.
     """
     if isinstance(library, Flavor):
         return library
     if not isinstance(library, str):
         return of(library)
     if library not in _loaded:
-        # Imported on first use: a process that trains one flavour never loads the other.
+        # Imported on first use: a process that trains with one library never loads the other.
         if library == "keras":
             from keras_efficient.flavor._keras3 import Keras3
 

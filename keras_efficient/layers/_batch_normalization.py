@@ -1,62 +1,70 @@
-"""Batch normalisation for sequences: statistics over real tokens, of all replicas."""
+"""Batch normalization for sequences, with statistics of the unmasked tokens of all replicas."""
 
 import functools
+from typing import Any
 
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
+from keras_efficient.flavor._typing import Layer
 from keras_efficient.layers._moments import masked_moments, masked_sums, moments_of_sums
 
 
 def MaskedBatchNormalization(
     *,
-    library="keras",
-    momentum=0.99,
-    epsilon=1e-3,
-    center=True,
-    scale=True,
-    synchronized=True,
-    name=None,
-    dtype=None,
-):
-    """Normalise each feature by its mean and variance over the real tokens of the batch.
+    library: Any = "keras",
+    momentum: float = 0.99,
+    epsilon: float = 1e-3,
+    center: bool = True,
+    scale: bool = True,
+    synchronized: bool = True,
+    name: str | None = None,
+    dtype: Any = None,
+) -> Layer:
+    """Normalize each feature by its mean and variance over the unmasked tokens of the batch.
 
         y = γ · (x - mean) / √(variance + ε) + β
 
-    with `masked_moments` of the batch in training, and their moving averages in inference. Padding
-    counts for nothing; its positions are normalised like the others. The mask is the one that
-    comes with the input (`Embedding(mask_zero=True)`), or the call's argument `mask`
-    `[batch, length]`.
+    In training, `mean` and `variance` are the `masked_moments` of the batch; in inference, their
+    moving averages. Padding does not enter the statistics; its positions are normalized like the
+    others. The mask is the one attached to the input (`Embedding(mask_zero=True)`), or the call
+    argument `mask` of shape `[batch, length]`.
 
-    - Computed in float32 for inputs of half precision.
-    - A batch without a real token is normalised by the moving averages, and leaves them alone.
-    - Several replicas: with `synchronized` their sums and counts are added, in one all-reduce, so
-      they agree with one device and the whole batch. Else each normalises its own part; the
-      moving averages are then the replicas' mean.
-    - Under `ke.accumulate` (and in any loop of TensorFlow's) each slice is normalised by itself, on
-      each replica by itself, and the moving averages move once per slice: ghost batch
-      normalisation. Slices that follow each other cannot share statistics, and replicas may not
-      talk inside a loop.
+    - Inputs of half precision are normalized in float32.
+    - A batch without unmasked tokens is normalized by the moving averages and does not change
+      them.
+    - On several replicas, `synchronized=True` adds their sums and counts in one all-reduce, so
+      that the result equals that of one device with the whole batch. With `synchronized=False`
+      each replica normalizes its own part, and the moving averages are the replicas' mean.
+    - Under `ke.accumulate`, and in any TensorFlow loop, each microbatch is normalized separately
+      on each replica, and the moving averages are updated once per microbatch: ghost batch
+      normalization. Later microbatches are not known yet, and replicas cannot communicate inside
+      a loop.
 
     `trainable = False` runs the layer in inference mode, as in Keras. The libraries' own
-    BatchNormalization takes a mask as well; but a batch without a real token draws its averages to
-    zero; Keras 3's forgets `synchronized` where there is a mask, and tf_keras' then fails in the
-    loop of an accumulated step on several replicas.
+    BatchNormalization accepts a mask as well, but a batch without unmasked tokens pulls its
+    averages towards zero, Keras 3's ignores `synchronized` if there is a mask, and tf_keras' fails
+    in the loop of an accumulated step on several replicas.
+
+    Loading a saved model needs `custom_objects=ke.layers.custom_objects(library)`.
 
     Args:
-        library: "keras" or "tf_keras", or a model of it: whose layer to make.
-        momentum: float in [0, 1), of the moving averages.
-        epsilon: float > 0, added to the variance.
-        center: bool, whether to learn β (weight `beta`).
-        scale: bool, whether to learn γ (weight `gamma`).
-        synchronized: bool, see above.
-        name, dtype: as in every Keras layer.
+        library: "keras" or "tf_keras", or a model of the library to make the layer for. Default:
+            "keras".
+        momentum: Decay of the moving averages, in [0, 1). Default: 0.99.
+        epsilon: Positive number added to the variance. Default: 1e-3.
+        center: Whether to learn β, the weight `beta`. Default: True.
+        scale: Whether to learn γ, the weight `gamma`. Default: True.
+        synchronized: Whether replicas share statistics. Default: True.
+        name: Name of the layer. Default: None, chosen by Keras.
+        dtype: Dtype or dtype policy of the layer. Default: None, the global policy.
 
     Returns:
-        A layer of the library, for inputs `[batch, length, width]` (or any `[..., width]`).
+        A layer of the library for inputs of shape `[batch, length, width]`, or any `[..., width]`.
 
     Raises:
-        ValueError: a number out of its range; in a call, a mask of another rank.
+        ValueError: `momentum` or `epsilon` is out of range, or, in a call, the mask has the wrong
+            rank.
 
     Example:
         >>> import numpy as np
@@ -64,8 +72,6 @@ def MaskedBatchNormalization(
         >>> x = np.array([[[1.0], [3.0], [99.0]]], "float32")
         >>> layer(x, mask=np.array([[1, 1, 0]]), training=True)[0, :2, 0].numpy().round(3).tolist()
         [-1.0, 1.0]
-
-    Loading a saved model needs `custom_objects=ke.layers.custom_objects(library)`.
 
     Reference:
         Ioffe & Szegedy 2015, "Batch Normalization"; Hoffer et al. 2017, "Train longer, generalize
@@ -85,18 +91,21 @@ def MaskedBatchNormalization(
     )
 
 
-def custom_objects(library="keras") -> dict:
-    """What `load_model(path, custom_objects=...)` needs to know of this package's layers.
+def custom_objects(library: Any = "keras") -> dict[str, type]:
+    """Return the `custom_objects` that loading a model with this package's layers needs.
 
     Args:
-        library: "keras" or "tf_keras", or a model of it.
+        library: "keras" or "tf_keras", or a model of the library. Default: "keras".
 
     Returns:
-        A dict of class names and classes.
+        `{registered name: class}`.
 
     Example:
         >>> sorted(ke.layers.custom_objects("keras"))
         ['keras_efficient>MaskedBatchNormalization']
+
+    Reference:
+        `keras.models.load_model(path, custom_objects=...)`.
     """
     cls = _layer_class(flavors.get(library).name)
     return {f"keras_efficient>{cls.__name__}": cls}
@@ -104,7 +113,7 @@ def custom_objects(library="keras") -> dict:
 
 @functools.cache
 def _layer_class(library):
-    """The layer as a subclass of the library's `Layer`, registered there."""
+    """Return the layer as a subclass of the library's `Layer`, registered with the library."""
     flavor = flavors.get(library)
     keras = flavor.keras
 
@@ -119,12 +128,15 @@ def _layer_class(library):
             self.supports_masking = True
 
         def build(self, input_shape):
-            shape, dtype = (input_shape[-1],), _wide(self.variable_dtype)
-            add = functools.partial(_add_weight, self, shape, dtype)
-            self.gamma = add("gamma", "ones", trainable=True) if self.scale else None
-            self.beta = add("beta", "zeros", trainable=True) if self.center else None
-            self.moving_mean = add("moving_mean", "zeros")
-            self.moving_variance = add("moving_variance", "ones")
+            shape, dtype = (input_shape[-1],), _statistics_dtype(self.variable_dtype)
+
+            def add(name, initializer, trainable):
+                return flavor.add_weight(self, name, shape, dtype, initializer, trainable=trainable)
+
+            self.gamma = add("gamma", "ones", True) if self.scale else None
+            self.beta = add("beta", "zeros", True) if self.center else None
+            self.moving_mean = add("moving_mean", "zeros", False)
+            self.moving_variance = add("moving_variance", "ones", False)
             super().build(input_shape)
 
         def call(self, inputs, training=None, mask=None):
@@ -136,7 +148,7 @@ def _layer_class(library):
                 mean, variance, count = _moments(x, mask, self.synchronized)
                 known = count > 0
                 if tf.is_tensor(training):
-                    # The learning phase of tf_keras.
+                    # The learning phase of tf_keras is a tensor.
                     known = tf.logical_and(known, tf.cast(training, tf.bool))
                 mean = tf.where(known, mean, moving[0])
                 variance = tf.where(known, variance, moving[1])
@@ -166,62 +178,33 @@ def _check(momentum, epsilon):
     if not 0 <= momentum < 1 or not epsilon > 0:
         raise ValueError(
             "`momentum` must be in [0, 1) and `epsilon` greater than 0. Received: "
-            f"momentum={momentum!r}, epsilon={epsilon!r}. Keras' own defaults are 0.99 and 1e-3."
+            f"momentum={momentum!r}, epsilon={epsilon!r}. Keras' defaults are 0.99 and 1e-3."
         )
 
 
-def _add_weight(layer, shape, dtype, name, initializer, trainable=False):
-    """A weight in full precision; an untrainable one each replica moves by itself.
-
-    In Keras 3 `add_weight` cannot ask for the latter, `keras.Variable` can.
-    """
-    flavor = flavors.of(layer)
-    if flavor.name == "tf_keras":
-        kinds = {} if trainable else {"synchronization": tf.VariableSynchronization.ON_READ}
-        kinds |= {} if trainable else {"aggregation": tf.VariableAggregation.MEAN}
-        return layer.add_weight(
-            name=name,
-            shape=shape,
-            dtype=dtype,
-            initializer=initializer,
-            trainable=trainable,
-            experimental_autocast=False,
-            **kinds,
-        )
-    if trainable:
-        return layer.add_weight(
-            shape=shape, dtype=dtype, initializer=initializer, name=name, autocast=False
-        )
-    return flavor.keras.Variable(
-        flavor.keras.initializers.get(initializer),
-        shape=shape,
-        dtype=dtype,
-        trainable=False,
-        autocast=False,
-        aggregation="mean",
-        synchronization="on_read",
-        name=name,
-    )
-
-
-def _wide(dtype):
+def _statistics_dtype(dtype):
     return "float64" if dtype == "float64" else "float32"
 
 
 def _moments(x, mask, synchronized):
-    """The moments of `x`, of all replicas together where that is wanted and possible."""
+    """Return the moments of `x`, of all replicas together if `synchronized` and possible."""
     context = tf.distribute.get_replica_context()
-    if not synchronized or context is None or context.num_replicas_in_sync == 1 or _in_a_loop():
+    if (
+        not synchronized
+        or context is None
+        or context.num_replicas_in_sync == 1
+        or _inside_control_flow()
+    ):
         return masked_moments(x, mask)
     sums = context.all_reduce(tf.distribute.ReduceOp.SUM, masked_sums(x, mask))
     return moments_of_sums(sums)
 
 
-def _in_a_loop():
-    """Whether a loop's body or a condition's branch is being traced.
+def _inside_control_flow():
+    """Whether the body of a loop or the branch of a condition is being traced.
 
-    There MirroredStrategy cannot merge its replicas (tensorflow#27716), and nothing makes them
-    take the same number of turns.
+    MirroredStrategy cannot merge its replicas there (tensorflow#27716), and the replicas may take
+    different numbers of iterations.
     """
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
     while graph is not None:

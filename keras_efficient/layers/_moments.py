@@ -1,27 +1,36 @@
-"""Means and variances over real tokens only."""
+"""Mean and variance of each feature over unmasked positions."""
+
+from typing import Any
 
 import tensorflow as tf
 
+from keras_efficient.flavor._typing import Tensor
 
-def masked_moments(x, mask=None):
-    """Mean and variance of each feature over the positions that `mask` leaves.
+
+def masked_moments(x: Tensor, mask: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the mean and variance of each feature over the positions that `mask` selects.
 
         mean = Σ m·x / Σ m        variance = Σ m·(x - mean)² / Σ m        (0 where Σ m = 0)
 
     Args:
-        x: float tensor `[..., width]`.
-        mask: tensor of the shape `[...]`, true (or not 0) where a position counts; None: all do.
+        x: Float tensor of shape `[..., width]`.
+        mask: Tensor of shape `[...]`, true or nonzero where a position counts. Default: None, all
+            positions count.
 
     Returns:
-        `(mean [width], variance [width], count [])`, in float32 (float64 of float64).
+        `(mean, variance, count)` of shapes `[width]`, `[width]` and `[]`, in float32, or in
+        float64 if `x` is.
 
     Raises:
-        ValueError: `mask` has another rank than the positions of `x`.
+        ValueError: The rank of `mask` is not that of `x` minus one.
 
     Example:
         >>> mean, variance, count = ke.layers.masked_moments([[[1.0], [3.0], [99.0]]], [[1, 1, 0]])
         >>> float(mean[0]), float(variance[0]), float(count)
         (2.0, 1.0, 2.0)
+
+    Reference:
+        Ioffe & Szegedy 2015, "Batch Normalization"; `tf.nn.weighted_moments`.
     """
     x, weights, count = _weighted(x, mask)
     mean = tf.math.divide_no_nan(_sum(x, weights), count)
@@ -29,19 +38,18 @@ def masked_moments(x, mask=None):
     return mean, variance, count
 
 
-def masked_sums(x, mask=None):
-    """What several devices add up to get common moments: one tensor `[2 · width + 1]`.
+def masked_sums(x: Tensor, mask: Any = None) -> Tensor:
+    """Return Σ m·x, Σ m·x² and Σ m, concatenated to one tensor `[2 · width + 1]`.
 
-    Σ m·x, Σ m·x² and Σ m, one behind the other; `moments_of_sums` takes them apart.
-
-    Args, Raises: as `masked_moments`.
+    Devices add these sums up to obtain common moments with `moments_of_sums`. The arguments are
+    those of `masked_moments`.
     """
     x, weights, count = _weighted(x, mask)
     return tf.concat([_sum(x, weights), _sum(tf.square(x), weights), [count]], axis=0)
 
 
-def moments_of_sums(sums):
-    """`masked_moments` from (a sum of) `masked_sums`: variance = E[x²] - E[x]², at least 0."""
+def moments_of_sums(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `masked_moments` from added `masked_sums`: variance = E[x²] - E[x]², at least 0."""
     count = sums[-1]
     total, squares = tf.split(sums[:-1], 2)
     mean = tf.math.divide_no_nan(total, count)
@@ -49,9 +57,9 @@ def moments_of_sums(sums):
     return mean, tf.maximum(square - tf.square(mean), 0.0), count
 
 
-def _weighted(x, mask):
+def _weighted(x, mask) -> tuple[Any, Any, Any]:
     x = tf.convert_to_tensor(x)
-    # Sums of many half-precision numbers lose the small ones, and overflow in float16.
+    # Half-precision sums lose small terms, and float16 overflows.
     x = x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
     if mask is None:
         return x, None, tf.cast(tf.size(x) // tf.shape(x)[-1], x.dtype)
@@ -60,7 +68,8 @@ def _weighted(x, mask):
         raise ValueError(
             "`mask` must say for each position whether it counts: its shape is that of the input "
             f"without the last dimension. Received: a mask of shape {mask.shape} for an input of "
-            f"shape {x.shape}. An attention mask [batch, length, length] is another thing."
+            f"shape {x.shape}. Pass a padding mask [batch, length], not an attention mask "
+            "[batch, length, length]."
         )
     weights = tf.cast(tf.cast(mask, tf.bool), x.dtype)
     return x, weights[..., tf.newaxis], tf.reduce_sum(weights)

@@ -1,6 +1,7 @@
-"""Find and check a folder of pretrained weights before anything is built from it."""
+"""Locate and check a folder of pretrained weights before a model is built from it."""
 
 import json
+import os
 from pathlib import Path
 
 from keras_efficient._errors import InputError
@@ -8,11 +9,15 @@ from keras_efficient._errors import InputError
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "tf_model.h5")
 
 
-def find(path_or_preset, library):
-    """A checked `Path` if it names something on disk, else the name of a preset as it is.
+def find_checkpoint(path_or_preset: str | os.PathLike, library: str) -> Path | str:
+    """Return a checked `Path` if the argument names a folder, otherwise the preset's name.
+
+    Args:
+        path_or_preset: Path of a folder, or the name of a preset.
+        library: "keras" or "tf_keras".
 
     Raises:
-        InputError: it looks like a path and there is nothing; or what is there is incomplete.
+        InputError: A path does not exist, or the folder is incomplete.
     """
     text = str(path_or_preset)
     path = Path(text).expanduser()
@@ -25,10 +30,10 @@ def find(path_or_preset, library):
         return text
     if not path.is_dir():
         raise InputError(
-            f"A model is a folder. Received the file {text!r}. Give the folder it lies in."
+            f"A model is a folder. Received the file {text!r}. Give the folder that contains it."
         )
     config = read_json(path / "config.json", "the model's configuration")
-    if is_kerashub(config):
+    if is_kerashub_preset(config):
         if library != "keras":
             raise InputError(
                 f"A KerasHub preset loads with library='keras'. Received: {text!r} with "
@@ -38,24 +43,31 @@ def find(path_or_preset, library):
     if not any((path / name).exists() for name in WEIGHTS):
         raise InputError(
             f"A model folder must hold weights: one of {', '.join(WEIGHTS)}. Received: {text!r} "
-            f"with {sorted(p.name for p in path.iterdir())}. Download the folder whole "
+            f"with {sorted(p.name for p in path.iterdir())}. Download the complete folder "
             "(with Git LFS, `git lfs pull`)."
         )
     check_safetensors(path)
     return path
 
 
-def is_kerashub(config):
+def describe(source: Path | str) -> str:
+    """Return how error messages name a checkpoint."""
+    return str(source) if isinstance(source, Path) else f"{source!r}"
+
+
+def is_kerashub_preset(config: dict) -> bool:
+    """Whether a config.json belongs to a KerasHub preset."""
     return "registered_name" in config or "class_name" in config
 
 
-def read_json(path, what):
+def read_json(path: Path, what: str) -> dict:
+    """Read a JSON object. `what` describes the file in error messages."""
     try:
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(
             f"A model folder must hold {path.name}, {what}. Received: {str(path.parent)!r} "
-            "without it. Download the folder whole."
+            "without it. Download the complete folder."
         ) from None
     except (ValueError, OSError) as error:
         raise InputError(
@@ -63,12 +75,15 @@ def read_json(path, what):
             "Download it again."
         ) from None
     if not isinstance(value, dict):
-        raise InputError(f"{path.name} must hold a JSON object. Received: {type(value).__name__}.")
+        raise InputError(
+            f"{path.name} must hold a JSON object. Received: {type(value).__name__}. Download it "
+            "again."
+        )
     return value
 
 
-def shards(path):
-    """The safetensors files of a folder; none if it has other weights."""
+def safetensors_files(path: Path) -> list[Path]:
+    """Return the safetensors files of a folder; none if its weights have another format."""
     if (path / "model.safetensors").exists():
         return [path / "model.safetensors"]
     index = path / "model.safetensors.index.json"
@@ -78,11 +93,11 @@ def shards(path):
     return [path / name for name in names]
 
 
-def check_safetensors(path):
-    """Open every safetensors file: its header states its size, so a torn file shows at once."""
+def check_safetensors(path: Path) -> None:
+    """Open every safetensors file of a folder, which detects truncated files by their header."""
     from safetensors import SafetensorError, safe_open
 
-    for shard in shards(path):
+    for shard in safetensors_files(path):
         try:
             with safe_open(shard, framework="numpy") as file:
                 names = list(file.keys())

@@ -1,6 +1,7 @@
-"""Keras 3 models through KerasHub."""
+"""Load Keras 3 models with KerasHub."""
 
 from pathlib import Path
+from typing import Any
 
 import keras
 import keras_hub
@@ -11,26 +12,25 @@ from safetensors import SafetensorError
 from keras_efficient._errors import InputError
 from keras_efficient.data._tokenizer import KERASHUB, Tokenizer
 from keras_efficient.dtype_policies._keep_float32 import keep_float32
-from keras_efficient.models import _checkpoint_folder as checkpoint_folder
-from keras_efficient.models._load import head_weights, name_of
+from keras_efficient.flavor._typing import Model
+from keras_efficient.models._checkpoint_folder import describe, is_kerashub_preset, read_json
+from keras_efficient.models._classification_head import head_weights
 
 
-def classifier(source, num_labels, seed):
-    """A `keras_hub.models.TextClassifier` from a checked folder or a preset name."""
-    config = (
-        checkpoint_folder.read_json(source / "config.json", "") if isinstance(source, Path) else {}
-    )
-    hugging_face = bool(config) and not checkpoint_folder.is_kerashub(config)
+def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Model, Tokenizer]:
+    """Load a `keras_hub.models.TextClassifier` from a checked folder or a preset name."""
+    config = read_json(source / "config.json", "") if isinstance(source, Path) else {}
+    hugging_face = bool(config) and not is_kerashub_preset(config)
     kwargs = {"preprocessor": None} if hugging_face else {}
     try:
-        model = keras_hub.models.TextClassifier.from_preset(
+        model: Any = keras_hub.models.TextClassifier.from_preset(
             str(source), num_classes=num_labels, **kwargs
         )
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise InputError(
             f"The model must be a text encoder that KerasHub can load. Received: "
-            f"{name_of(source)}, on which it said: {str(error).strip()[:400]}. Check the spelling "
-            "of a preset, or try library='tf_keras'."
+            f"{describe(source)}, for which it reports: {str(error).strip()[:400]}. Check the "
+            "spelling of a preset, or try library='tf_keras'."
         ) from error
     if config.get("hidden_act") == "gelu":
         _exact_gelu(model)
@@ -43,26 +43,26 @@ def classifier(source, num_labels, seed):
         limit = config.get("max_position_embeddings", 512)
         return model, Tokenizer.from_directory(source, inputs=inputs, max_length=limit)
     limit = getattr(model.backbone, "max_sequence_length", None) or 512
-    encode = _encoder(model.preprocessor)
-    # `fit` then takes features, as with every other model here.
+    encode = _Encoder(model.preprocessor)
+    # Without it `fit` takes features, as with every other model here.
     model.preprocessor = None
     pad_id = getattr(encode.preprocessor.tokenizer, "pad_token_id", None) or 0
     return model, Tokenizer(encode, inputs=inputs, pad_id=pad_id, max_length=limit)
 
 
 def _exact_gelu(model):
-    """Put the GELU in that the checkpoint was trained with.
+    """Use the exact GELU, with which the checkpoint was trained.
 
-    KerasHub builds BERT with the tanh approximation, where the configuration says "gelu", the
-    exact one: 4e-3 off in MiniLM's hidden states.
+    KerasHub builds BERT with the tanh approximation although the configuration names "gelu", the
+    exact one. In MiniLM this changes hidden states by 4e-3.
     """
     for layer in model._flatten_layers():
         if getattr(layer, "activation", None) is gelu_approximate:
             layer.activation = keras.activations.gelu
 
 
-class _encoder:
-    """A KerasHub preprocessor as a function `texts, max_length -> list of id arrays`."""
+class _Encoder:
+    """A KerasHub preprocessor as a backend of `Tokenizer`, which returns a list of id arrays."""
 
     def __init__(self, preprocessor):
         self.preprocessor = preprocessor

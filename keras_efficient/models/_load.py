@@ -1,51 +1,77 @@
-"""Load a pretrained Transformer with a task head, and its tokenizer."""
+"""Load a pretrained Transformer with a classification head, and its tokenizer."""
 
-from pathlib import Path
-from typing import Any, NamedTuple
+import os
+from typing import NamedTuple
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
 from keras_efficient.data._tokenizer import Tokenizer
-from keras_efficient.models import _checkpoint_folder as folders
+from keras_efficient.flavor._typing import Model
+from keras_efficient.models._checkpoint_folder import find_checkpoint
 
 TASKS = ("classification",)
 
 
 class LoadedModel(NamedTuple):
-    """What `load` returns: `model, tokenizer = ke.models.load(...)`."""
+    """Result of `load`, usually unpacked: `model, tokenizer = ke.models.load(...)`.
 
-    model: Any
+    Attributes:
+        model: The Keras 3 or tf_keras model, not compiled.
+        tokenizer: `ke.data.Tokenizer`, with the names of the model's inputs.
+    """
+
+    model: Model
     tokenizer: Tokenizer
 
 
 def load(
-    path_or_preset, *, task="classification", num_labels=2, library="keras", seed=0
+    path_or_preset: str | os.PathLike,
+    *,
+    task: str = "classification",
+    num_labels: int = 2,
+    library: str = "keras",
+    seed: int = 0,
 ) -> LoadedModel:
-    """Load a pretrained Transformer, put a fresh head on it, and get its tokenizer.
+    """Load a pretrained Transformer with a new head, and its tokenizer.
 
-    Takes a Hugging Face folder (config.json, model.safetensors of PyTorch or of TF, a tokenizer
-    file) with either library: Keras 3 goes through KerasHub's converter, tf_keras through
-    transformers' own. Both give the same outputs (to 1e-4 in float32), head included. With Keras
-    3 also the folder or name of a KerasHub preset; with tf_keras the name of a Hugging Face model.
+    A Hugging Face folder (config.json, model.safetensors of PyTorch or TensorFlow, and a tokenizer
+    file) loads with either library: Keras 3 uses KerasHub's converter, tf_keras that of
+    transformers. Both models give the same outputs, head included, to 1e-4 in float32. Keras 3 also
+    loads KerasHub presets by folder or name; tf_keras also loads Hugging Face models by name.
 
     Args:
-        path_or_preset: path of a folder, or a name that KerasHub or Hugging Face knows.
-        task: "classification".
-        num_labels: int >= 2, the width of the head.
-        library: "keras" (a KerasHub model) or "tf_keras" (a transformers TF model).
-        seed: int, of the head's first weights, normal with standard deviation 0.02.
+        path_or_preset: Path of a folder, or a name known to KerasHub or Hugging Face.
+        task: The task, "classification". Default: "classification".
+        num_labels: Number of classes, at least 2. Default: 2.
+        library: "keras" for a KerasHub model or "tf_keras" for a transformers TF model. Default:
+            "keras".
+        seed: Seed of the initial kernel of the head, which is normal with standard deviation 0.02.
+            Default: 0.
 
     Returns:
         `(model, tokenizer)`. The model takes the dict of int32 features that `ke.data.text` makes
-        with this tokenizer, and gives logits `[batch, num_labels]` (a transformers model gives an
-        output object that holds them).
+        with this tokenizer and returns logits `[batch, num_labels]`; a transformers model returns
+        an output object with the attribute `logits`.
 
     Raises:
-        InputError: unknown task or library, no such folder, a folder without configuration,
-            weights or tokenizer, a corrupt file, an architecture without a classifier.
+        InputError: The task or library is unknown, the folder does not exist or lacks its
+            configuration, weights or tokenizer, a file is corrupt, or the architecture has no
+            classifier.
+
+    Example:
+        >>> model, tokenizer = ke.models.load("models/all-MiniLM-L6-v2", num_labels=3)
+        >>> data = ke.data.text(["a good film", "a bad plot"], tokenizer, batch_size=2)
+        >>> model.predict(data, verbose=0).shape
+        (2, 3)
+
+    Reference:
+        `keras_hub.models.TextClassifier.from_preset` and
+        `transformers.TFAutoModelForSequenceClassification.from_pretrained`.
     """
     if task not in TASKS:
-        raise InputError(f"`task` must be one of {TASKS}. Received: {task!r}. Others are to come.")
+        raise InputError(
+            f"`task` must be one of {TASKS}. Received: {task!r}. No other task is supported yet."
+        )
     if type(num_labels) is not int or num_labels < 2:
         raise InputError(
             f"`num_labels` must be an int of at least 2. Received: {num_labels!r}. "
@@ -56,22 +82,10 @@ def load(
             f"`library` must be one of {flavors.LIBRARIES}. Received: {library!r}. "
             "'keras' loads a KerasHub model, 'tf_keras' a Hugging Face TF model."
         )
-    source = folders.find(path_or_preset, library)
+    source = find_checkpoint(path_or_preset, library)
+    # Imported on first use, since each imports its library.
     if library == "keras":
         from keras_efficient.models import _kerashub as loader
     else:
         from keras_efficient.models import _hugging_face as loader
-    return LoadedModel(*loader.classifier(source, num_labels, seed))
-
-
-def head_weights(width, num_labels, seed):
-    """The first weights of a head: kernel `[width, num_labels]` and bias."""
-    import numpy as np
-
-    kernel = np.random.default_rng(seed).normal(0.0, 0.02, (width, num_labels))
-    return [kernel.astype("float32"), np.zeros(num_labels, "float32")]
-
-
-def name_of(source):
-    """How messages call a source."""
-    return str(source) if isinstance(source, Path) else f"{source!r}"
+    return LoadedModel(*loader.load_classifier(source, num_labels, seed))

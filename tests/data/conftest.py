@@ -9,7 +9,7 @@ WORDS = [f"w{i}" for i in range(200)]
 
 
 def word_piece(**model) -> tokenizers.Tokenizer:
-    """A BERT-like tokenizer whose words are w0 to w199, each one token."""
+    """Make a BERT-like tokenizer whose words are w0 to w199, each one token."""
     vocabulary = {token: i for i, token in enumerate(SPECIAL + WORDS)}
     tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", **model))
     tokenizer.normalizer = normalizers.BertNormalizer()

@@ -10,7 +10,7 @@ TEXTS = ["w1 w2 w3", "w4", "unknown w5", " ".join(f"w{i}" for i in range(40))]
 
 
 def words(texts, max_length):
-    """A function backend: 2 <word ids> 3, closed also when cut."""
+    """Encode like the tokenizer, as a function backend: 2 <word ids> 3."""
     rows = [[2, *(4 + int(word[1:]) for word in text.split()), 3] for text in texts]
     return [row if len(row) <= max_length else [*row[: max_length - 1], 3] for row in rows]
 

@@ -1,4 +1,4 @@
-"""The choice of precision, and that delicate layers stay in float32 under it."""
+"""The choice of the dtype policy, and the layers that stay in float32 under it."""
 
 import bert_folder
 import numpy as np
@@ -72,7 +72,7 @@ def test_auto_looks_at_tpus_then_gpus_then_the_cpu(monkeypatch):
 def test_a_policy_is_set_in_one_library_only(library):
     other = {"keras": "tf_keras", "tf_keras": "keras"}[library]
     chosen = ke.mixed_precision("mixed_bfloat16", library=library)
-    assert str(chosen) == "mixed_bfloat16: as asked"
+    assert str(chosen) == "mixed_bfloat16: as requested"
     assert policy(library) == "mixed_bfloat16"
     assert policy(other) == "float32"
 
@@ -115,7 +115,7 @@ def test_layer_normalization_computes_in_float32(library):
     x = rng.integers(192, 256, (4, 512)).astype("float64")
     expected = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
     found = tf.cast(layer(tf.constant(x, tf.bfloat16)), tf.float32)
-    # What is left is the rounding of the result to bfloat16.
+    # The remaining error is the rounding of the result to bfloat16.
     assert np.abs(found - expected).max() < 2**-8 * np.abs(expected).max()
 
 

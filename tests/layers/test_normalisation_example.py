@@ -1,4 +1,4 @@
-"""The example of the two normalisations runs, on little data."""
+"""examples/normalisation.py runs on little data."""
 
 import runpy
 import sys
@@ -21,7 +21,7 @@ def test_normalisation(library, normalisation, place, here, monkeypatch, capsys)
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     monkeypatch.setattr(sys, "argv", ["normalisation.py", *words])
     model = runpy.run_path(str(EXAMPLE), run_name="__main__")["model"]
-    # The mask gets through to the end.
+    # The mask reaches the last layer.
     ids = np.array([[5, 6, 7]])
     features = {"ids": ids, "positions": np.array([[1, 2, 3]])}
     padded = {name: np.pad(value, ((0, 0), (0, 4))) for name, value in features.items()}

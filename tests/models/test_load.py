@@ -1,4 +1,4 @@
-"""One folder gives the same model in both libraries; a broken one gives a message."""
+"""One folder gives the same model in both libraries; a broken one gives an error message."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The real model, from a file of the package index: what holds for the tiny one holds for it."""
+"""The properties of the tiny models also hold for a real one, from the package index."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_both_libraries_give_the_same_logits_and_hidden_states(folder):
 
 @pytest.mark.slow
 def test_it_learns_from_real_reviews(folder):
-    """A few hundred real reviews teach it more than guessing; accumulated, in auto precision."""
+    """After a few hundred reviews, with accumulation, its accuracy is well above chance."""
     try:
         records = ke.data.read_records(demo_assets.movie_reviews())
     except ke.InputError as error:

@@ -1,0 +1,78 @@
+"""Record the gradients that a model's own `train_step` applies."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+class GradientRecorder:
+    """Stand-in for an optimizer's update methods that keeps the gradients of one `train_step`.
+
+    Args:
+        flavor: The model's flavour.
+        model: The compiled model.
+        weight: Scalar, multiplies the loss or the gradients.
+        penalty: Function without arguments whose scalar result is added to the loss. Default:
+            None.
+
+    Attributes:
+        gradients: List of gradients, times `weight` and the loss scale.
+        variables: List of the variables they belong to.
+        loss: Scalar tensor, the loss times `weight`; None if the step did not pass it on.
+    """
+
+    def __init__(
+        self, flavor: Any, model: Any, weight: Any, penalty: Callable[[], Any] | None = None
+    ):
+        self.flavor, self.model, self.weight, self.penalty = flavor, model, weight, penalty
+        self.gradients: list | None = None
+        self.variables: list | None = None
+        self.loss = None
+
+    def minimize(self, loss: Any, var_list: Any, tape: Any = None, **kwargs: Any) -> None:
+        """Record the gradients of `loss`."""
+        import tensorflow as tf
+
+        if tape is None:
+            tape = tf.GradientTape()
+        with tape:
+            loss = loss() if callable(loss) else loss
+            if self.penalty is not None:
+                loss += self.penalty()
+            # Cheaper than multiplying every gradient.
+            self.loss = loss = loss * tf.cast(self.weight, loss.dtype)
+            loss = self.flavor.scale_loss(self.model, loss)
+        variables = list(var_list() if callable(var_list) else var_list)
+        self._record(tape.gradient(loss, list(map(self.flavor.value, variables))), variables)
+
+    def apply_gradients(self, grads_and_vars: Any, *args: Any, **kwargs: Any) -> None:
+        """Record pairs of a gradient and a variable."""
+        gradients, variables = zip(*grads_and_vars, strict=True)
+        self.apply(gradients, variables)
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Record gradients, by default those of all trainable variables."""
+        import tensorflow as tf
+
+        if self.penalty is not None:
+            raise NotImplementedError(
+                "R-Drop adds a term to the loss, so it needs a `train_step` that gives its loss to "
+                "`optimizer.minimize(loss, variables, tape=tape)`. Received one that applies "
+                "gradients. Use Keras' own `train_step`, or `minimize`."
+            )
+        if trainable_variables is None:
+            trainable_variables = self.model.trainable_variables
+        factor = self.weight
+        if not self.flavor.applies_scaled_gradients:
+            factor = self.flavor.scale_loss(self.model, tf.cast(factor, tf.float32))
+        self._record(
+            [g if g is None else tf.math.scalar_mul(factor, g) for g in grads],
+            trainable_variables,
+        )
+
+    def _record(self, gradients, variables):
+        if self.gradients is not None:
+            raise NotImplementedError(
+                "Accumulation needs a `train_step` that applies its gradients once per call. "
+                "This model's `train_step` applied them twice. Give each optimizer its own step."
+            )
+        self.gradients, self.variables = list(gradients), list(variables)
