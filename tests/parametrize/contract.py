@@ -1,12 +1,12 @@
-"""What the contract tests of transforms share: the verbs, and a short training."""
+"""Methods and a short training for the contract tests of transforms."""
 
 import numpy as np
 from fit_helpers import compiled, fit
 
 import keras_efficient as ke
 
-#: What is done to a model, by name; and the pairs that are promised to go together.
-VERBS = {
+#: Methods whose transforms can be merged, by name.
+METHODS = {
     "prune": lambda m: ke.prune(m, 0.5, begin_step=0, end_step=2),
     "prune 2:4": lambda m: ke.prune(m, pattern="2:4"),
     "quantize": lambda m: ke.quantize_aware(m, weight_bits=8),
@@ -16,11 +16,12 @@ VERBS = {
     "adalora": lambda m: ke.adalora(m, rank=2, begin_step=1, end_step=3),
     "bitfit": lambda m: ke.bitfit(m),
 }
-#: These are no functions of a weight.
-BESIDE = {
+#: Methods that wrap the calls of layers, which cannot be merged.
+CALL_WRAPPERS = {
     "adapters": lambda m: ke.adapters(m, size=4),
     "prefix": lambda m: ke.prefix_tuning(m, length=3),
 }
+#: Pairs that are documented to compose.
 PAIRS = (
     ("prune", "lora"),
     ("prune", "quantize"),
@@ -30,12 +31,12 @@ PAIRS = (
 
 
 def apply(model, *names):
-    """Do what the names say, one after the other; returns the reports."""
-    return [(VERBS | BESIDE)[name](model) for name in names]
+    """Apply methods to a model one after the other; returns their reports."""
+    return [(METHODS | CALL_WRAPPERS)[name](model) for name in names]
 
 
 def trained(specimen, *names, epochs=1):
-    """A model of the zoo with transforms, after three updates of two microbatches."""
+    """A model of the zoo with methods applied, after three updates of two microbatches each."""
     model = specimen.make()
     reports = apply(model, *names)
     compiled(specimen.library, model, metrics=[], weighted_metrics=[])
@@ -47,7 +48,7 @@ def trained(specimen, *names, epochs=1):
 
 
 def outputs(model, x):
-    """The logits of a model, in inference."""
+    """The logits of a model in inference."""
     result = ke.flavor.of(model).call(model, x, training=False)
     return np.asarray(getattr(result, "logits", result))
 

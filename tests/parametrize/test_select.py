@@ -1,4 +1,6 @@
-"""Which weights a model has, how each is a matrix, and how they are chosen."""
+"""The weights of a model, their matrices, and how they are selected."""
+
+import functools
 
 import numpy as np
 import pytest
@@ -10,12 +12,20 @@ from keras_efficient.parametrize._select import select
 from keras_efficient.parametrize._weights import all_weights
 
 models = pytest.mark.parametrize("specimen", ZOO, ids=str)
+
+
+@functools.cache
+def model_of(specimen):
+    """A model of the zoo, once for all tests here: none changes it."""
+    return specimen.make()
+
+
 libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 
 
 @models
 def test_every_weight_once_under_a_path_of_its_own(specimen):
-    model = specimen.make()
+    model = model_of(specimen)
     weights = all_weights(model)
     assert len({w.path for w in weights}) == len(weights)
     variables = {id(w.value) for w in weights}
@@ -29,7 +39,7 @@ def test_every_weight_once_under_a_path_of_its_own(specimen):
 
 @models
 def test_a_matrix_and_back(specimen):
-    for weight in select(specimen.make(), kinds=("kernel", "embedding"), caller="the test"):
+    for weight in select(model_of(specimen), kinds=("kernel", "embedding"), caller="the test"):
         value = weight.value.numpy()
         matrix = weight.matrix(tf.constant(value))
         assert tuple(matrix.shape) == weight.matrix_shape
@@ -65,7 +75,7 @@ def test_the_matrix_of_an_einsum_layer_multiplies_its_inputs(library, equation, 
 
 @models
 def test_kernels_are_those_of_dense_and_attention_layers(specimen):
-    weights = select(specimen.make(), caller="the test")
+    weights = select(model_of(specimen), caller="the test")
     expected = {"keras-sequential": 1, "keras-subclassed": 5, "tf_keras-subclassed": 5}
     functional = {"keras-functional": 6, "tf_keras-functional": 6}
     # A block: query, key, value, output, two of the feed-forward; pooler and head.
@@ -76,7 +86,7 @@ def test_kernels_are_those_of_dense_and_attention_layers(specimen):
 
 @models
 def test_the_head_is_the_last_layer(specimen):
-    model = specimen.make()
+    model = model_of(specimen)
     last = head_weights(model)
     assert [w.shape[-1] for w in last] == [3, 3]
     kernels = select(model, caller="the test")
@@ -88,7 +98,7 @@ def test_the_head_is_the_last_layer(specimen):
 
 @models
 def test_embeddings_are_tables_of_rows(specimen):
-    tables = select(specimen.make(), kinds=("embedding",), caller="the test")
+    tables = select(model_of(specimen), kinds=("embedding",), caller="the test")
     words = next(w for w in tables if 50 in w.shape)
     assert words.matrix_shape == (8, 50)
 
@@ -96,7 +106,7 @@ def test_embeddings_are_tables_of_rows(specimen):
 @libraries
 def test_ways_to_choose(library):
     specimen = next(s for s in ZOO if s.name == f"{library}-functional")
-    model, layers = specimen.make(), keras_of(library).layers
+    model, layers = model_of(specimen), keras_of(library).layers
     paths = lambda chosen: [w.path for w in select(model, chosen, caller="the test")]  # noqa: E731
     everything = paths(None)
     attention = [p for p in everything if "attention" in p]
@@ -113,7 +123,7 @@ def test_ways_to_choose(library):
 @libraries
 def test_what_cannot_be_chosen(library):
     specimen = next(s for s in ZOO if s.name == f"{library}-functional")
-    model, keras = specimen.make(), keras_of(library)
+    model, keras = model_of(specimen), keras_of(library)
     with pytest.raises(ValueError, match=r"ke.prune needs at least one weight.*fits none in"):
         select(model, "no such layer", caller="ke.prune")
     with pytest.raises(ValueError, match="which is not inside"):

@@ -1,4 +1,4 @@
-"""Files of adapters: written small and whole, and put onto a base model that they fit."""
+"""Adapter files: small, written atomically, and loaded only into a base model that they fit."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def outputs(model, x):
 
 
 def shake(model, head=False):
-    """Give everything that trains other values."""
+    """Change everything that trains."""
     rng, flavor = np.random.default_rng(0), ke.flavor.of(model)
     for variable in model.trainable_variables:
         value = flavor.value(variable)
@@ -35,7 +35,7 @@ def shake(model, head=False):
 
 
 def frozen(model):
-    """How many numbers train, and the values beneath."""
+    """The number of trainable parameters, and the untransformed weights."""
     weights = all_weights(model)
     count = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     return count, [weight.value.numpy() for weight in weights]
@@ -48,7 +48,7 @@ def assert_untouched(model, before):
         np.testing.assert_array_equal(a, b)
 
 
-VERBS = {
+METHODS = {
     "lora": lambda model: ke.lora(model, 2, 3.0),
     "named": lambda model: ke.lora(model, 2, name="french"),
     "two": lambda model: (ke.lora(model, 2, name="a"), ke.lora(model, 3, name="b")),
@@ -78,11 +78,11 @@ def test_onto_a_fresh_base_it_computes_and_trains_the_same(specimen, tmp_path):
 
 
 @libraries
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_kind_of_delta(library, name, tmp_path):
     specimen = specimen_of(library)
     model, (x, _) = specimen.make(), specimen.batch(3)
-    VERBS[name](model)
+    METHODS[name](model)
     shake(model)
     ke.save_adapters(model, tmp_path / "a.safetensors")
     other = specimen.make()
@@ -106,8 +106,8 @@ def test_adalora_goes_on_within_its_budget(library, tmp_path):
     other = specimen.make()
     ke.load_adapters(other, tmp_path / "a.safetensors")
     fit(compiled(library, other), x, y, batch_size=4)
-    budget = transforms(other)[0].updater
-    assert int(budget.updates.numpy()) == 6
+    allocator = transforms(other)[0].updater
+    assert int(allocator.updates.numpy()) == 6
     assert sum(int(np.count_nonzero(t.lambda_.numpy())) for t in transforms(other)) == 10
 
 
@@ -281,39 +281,41 @@ EDITS = {
     "dtype": (lambda f, t: t.update({KEY: t[KEY] > 0}), "of BOOL"),
     "stray": (lambda f, t: t.update(x=t[KEY]), "'x' that its metadata do not name"),
     "weight": (lambda f, t: f["weights"].append("no/kernel"), "that the model does not have"),
-    "method": (lambda f, t: f["adapters"][0].update(method="x"), "will not do"),
-    "name": (renamed, "will not do .*`name` must be a word"),
-    "no rank": (lambda f, t: f["adapters"][0]["settings"].pop("rank"), "will not do"),
-    "rank": (setting("rank", -1), "`rank` is no int above 0"),
+    "method": (lambda f, t: f["adapters"][0].update(method="x"), "invalid metadata"),
+    "name": (renamed, "invalid metadata of a LoRA .*`name` must be a word"),
+    "no rank": (
+        lambda f, t: f["adapters"][0]["settings"].pop("rank"),
+        "invalid metadata of a LoRA",
+    ),
+    "rank": (setting("rank", -1), "`rank` is not a positive int"),
     "huge rank": (setting("rank", 10**12), r"not of \[8, 1000000000000\]"),
     "alpha": (setting("alpha", "x"), "`alpha` must be a number"),
-    "flag": (setting("by_last_axis", 3), "`by_last_axis` is no bool"),
+    "flag": (setting("by_last_axis", 3), "`by_last_axis` is not a bool"),
     "no paths": (lambda f, t: f["adapters"][0].update(weights=[]), "it names no weights"),
     "wrong path": (lambda f, t: f["adapters"][0].update(weights=["x"]), "the model has no 'x'"),
     "a bias": (
         lambda f, t: f["adapters"][0].update(weights=["dense_0/bias"]),
-        "weights that are no matrices",
+        "one of its weights is not a matrix",
     ),
-    "no name": (lambda f, t: f["adapters"][0].update(name=3), "its name is none"),
+    "no name": (lambda f, t: f["adapters"][0].update(name=3), "its name is not a string"),
 }
 
 
-@pytest.mark.parametrize("name", EDITS)
-def test_a_file_that_was_tampered_with_changes_nothing(name, good, tmp_path):
-    change, message = EDITS[name]
+def test_a_file_that_was_tampered_with_changes_nothing(good, tmp_path):
     model = specimen_of("keras").make()
     before = frozen(model)
-    with pytest.raises(ke.InputError, match=message):
-        ke.load_adapters(model, edited(good, tmp_path / "b.safetensors", change))
-    assert_untouched(model, before)
+    for change, message in EDITS.values():
+        with pytest.raises(ke.InputError, match=message):
+            ke.load_adapters(model, edited(good, tmp_path / "b.safetensors", change))
+        assert_untouched(model, before)
 
 
-@pytest.mark.parametrize("size", [0, 7, 100, -5])
-def test_a_truncated_file(size, good, tmp_path):
-    path = tmp_path / "b.safetensors"
-    path.write_bytes(good.read_bytes()[:size])
-    with pytest.raises(ke.InputError, match="one that cannot be read"):
-        ke.load_adapters(specimen_of("keras").make(), path)
+def test_a_truncated_file(good, tmp_path):
+    path, model = tmp_path / "b.safetensors", specimen_of("keras").make()
+    for size in (0, 7, 100, -5):
+        path.write_bytes(good.read_bytes()[:size])
+        with pytest.raises(ke.InputError, match="one that cannot be read"):
+            ke.load_adapters(model, path)
 
 
 def test_files_of_others(tmp_path):
@@ -343,7 +345,7 @@ def test_a_lora_that_is_there_must_be_the_same(good):
 
 def test_only_one_lora_is_renamed(tmp_path):
     model = specimen_of("keras").make()
-    VERBS["two"](model)
+    METHODS["two"](model)
     ke.save_adapters(model, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="`name` renames the one LoRA of a file"):
         ke.load_adapters(specimen_of("keras").make(), tmp_path / "a.safetensors", name="c")

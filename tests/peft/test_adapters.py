@@ -1,4 +1,4 @@
-"""Adapters: where they go, that only they train, and that the model stays what it was."""
+"""Adapters: where they go, that only they train, and that the model is otherwise unchanged."""
 
 import re
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from fit_helpers import mirrored
 from tuned import (
-    ATTENTIVE,
     SPECIMENS,
     TWO,
     added,
@@ -21,7 +20,7 @@ from tuned import (
     train,
     values,
 )
-from zoo import FEW, VOCABULARY, keras_of
+from zoo import FEW, VOCABULARY, full_except, keras_of
 
 import keras_efficient as ke
 from keras_efficient.parametrize import _parametrized_layer as parametrized_layer
@@ -66,17 +65,17 @@ def test_export(specimen, tmp_path, monkeypatch):
     assert_exported(specimen, adapted, tmp_path, monkeypatch)
 
 
-@names("specimen", TWO, ids=repr)
+@names("specimen", full_except("kerashub-bert", among=TWO))
 def test_two_replicas_are_one(specimen):
     assert_replicas_agree(specimen, adapted)
 
 
-@names("specimen", TWO, ids=repr)
+@names("specimen", full_except("hugging-face-bert", among=TWO))
 def test_xla(specimen):
     assert_compiles(specimen, adapted)
 
 
-@names("specimen", ATTENTIVE, ids=repr)
+@names("specimen", full_except("kerashub-bert", "tf_keras-subclassed", among=FEW))
 def test_mixed_precision(specimen):
     assert_mixed(specimen, adapted)
 
@@ -85,7 +84,7 @@ def test_mixed_precision(specimen):
 
 
 def last_parts(report):
-    """The layers' names, without the numbers that Keras gives them through a process."""
+    """The layers' names, without the numbers that Keras gives them."""
     return [re.sub(r"_\d+$", "", path.split("/")[-2]) for path in report.weights]
 
 
@@ -108,7 +107,7 @@ def test_after_attention_and_feed_forward(name, both, output):
     report = ke.adapters(SPECIMENS[name].make(), 3, where="output")
     assert last_parts(report) == output
     if "functional" not in name:
-        # In the blocks; not the pooler, which gives as many outputs.
+        # In the blocks, unlike the pooler, which has as many outputs.
         assert all("layer_" in path for path in report.weights)
 
 
@@ -234,23 +233,20 @@ def test_a_trained_optimizer_goes_on():
 # --- what is refused -------------------------------------------------------------------------
 
 
-@names(
-    ("arguments", "message"),
-    [
+@names("library", ["keras", "tf_keras"])
+def test_bad_arguments(library):
+    model = SPECIMENS[f"{library}-functional"].make()
+    for arguments, message in [
         ({"size": 0}, "`size` must be an int of at least 1. Received: 0"),
         ({"size": 2.0}, "`size` must be an int"),
         ({"where": "input"}, "`where` must be 'both' or 'output'. Received: 'input'"),
         ({"activation": "gloo"}, "`activation` must be the name of one"),
         ({"layers": "nothing"}, "ke.adapters needs at least one weight"),
         ({"train": "nothing"}, "`train` must fit some weights"),
-    ],
-)
-@names("library", ["keras", "tf_keras"])
-def test_bad_arguments(library, arguments, message):
-    model = SPECIMENS[f"{library}-functional"].make()
-    with pytest.raises(ValueError, match=message):
-        ke.adapters(model, **{"size": 2, **arguments})
-    assert not parametrized_layers(model)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ke.adapters(model, **{"size": 2, **arguments})
+        assert not parametrized_layers(model)
 
 
 def test_no_attention():

@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import covering
 from fit_helpers import compiled, fit
-from zoo import FEW, ZOO, keras_of
+from zoo import FEW, ZOO, full_except, keras_of
 
 import keras_efficient as ke
 from keras_efficient.parametrize._architecture import head_weights
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transforms
 from keras_efficient.parametrize._weights import all_weights
 from keras_efficient.peft._lora import LoRADelta
-from keras_efficient.peft._low_rank import Factored
+from keras_efficient.peft._low_rank import FactoredProduct, compute_factored
 
 libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 
@@ -22,22 +23,22 @@ def outputs(model, x):
 
 
 def values(model):
-    """`{path: value}` of the weights beneath."""
+    """`{path: value}` of the untransformed weights."""
     weights = all_weights(model)
     return {weight.path: weight.value.numpy() for weight in weights}
 
 
 def shake(model, seed=0):
-    """Give every delta something to add."""
+    """Make every delta nonzero."""
     rng = np.random.default_rng(seed)
     for delta in transforms(model, LoRADelta):
         delta.b.assign(rng.normal(0, 0.3, delta.b.shape).astype("float32"))
 
 
-def plainly(model):
-    """Let layers compute with the deltas themselves."""
+def compute_with_sums(model):
+    """Make layers compute with the sums of weights and deltas."""
     for view in parametrized_layers(model):
-        for part in [part for part in view.call_wrappers if isinstance(part, Factored)]:
+        for part in [part for part in view.call_wrappers if isinstance(part, FactoredProduct)]:
             view.detach(part)
 
 
@@ -58,7 +59,9 @@ class Trained:
         fit(self.model, self.x, y, batch_size=4)
 
 
-@pytest.fixture(scope="module", params=FEW, ids=repr)
+@pytest.fixture(
+    scope="module", params=full_except("keras-functional", "hugging-face-bert", among=FEW)
+)
 def trained(request):
     return Trained(request.param)
 
@@ -76,7 +79,7 @@ def test_only_the_factors_and_the_head_train(trained):
         assert same is (path not in head), path
     deltas = transforms(trained.model, LoRADelta)
     assert all(np.abs(delta.b.numpy()).max() > 0 for delta in deltas)
-    # (A moves from the second step on; that of an attention's keys by less than a rounding.)
+    # A changes from the second step on, that of attention keys by less than float rounding.
     pairs = zip(trained.factors, deltas, strict=True)
     assert any(np.abs(a - delta.a.numpy()).max() > 0 for a, delta in pairs)
 
@@ -99,7 +102,7 @@ def test_by_factors_is_by_deltas(trained):
     shake(model)
     flavor = ke.flavor.of(model)
     assert any(
-        isinstance(part, Factored)
+        isinstance(part, FactoredProduct)
         for view in parametrized_layers(model)
         for part in view.call_wrappers
     )
@@ -111,7 +114,7 @@ def test_by_factors_is_by_deltas(trained):
             y = tf.cast(getattr(y, "logits", y), tf.float32)
             loss = tf.reduce_sum(y * tf.reshape(tf.range(tf.size(y), dtype=tf.float32), y.shape))
         found.append((y, tape.gradient(loss, variables)))
-        plainly(model)
+        compute_with_sums(model)
     (y, gradients), (other, others) = found
     np.testing.assert_allclose(y, other, rtol=0, atol=1e-6)
     for a, b in zip(gradients, others, strict=True):
@@ -156,10 +159,10 @@ EQUATIONS = {
 }
 
 
-@pytest.mark.parametrize("by_last_axis", [False, True])
-@pytest.mark.parametrize("equation", EQUATIONS)
-@libraries
-def test_every_product_of_einsum_dense(library, equation, by_last_axis):
+@pytest.mark.parametrize(
+    "equation, library, by_last_axis", covering(EQUATIONS, ["keras", "tf_keras"], [False, True])
+)
+def test_every_product_of_einsum_dense(equation, library, by_last_axis):
     shape, output, kernel = EQUATIONS[equation]
     layers, rng = keras_of(library).layers, np.random.default_rng(0)
     inputs = layers.Input(shape[1:])
@@ -170,10 +173,10 @@ def test_every_product_of_einsum_dense(library, equation, by_last_axis):
     assert weight.shape == kernel
     delta = LoRADelta(2, 3.0, 0, "lora", by_last_axis)
     ke.parametrize.attach(model, [(weight, delta)])
-    ke.peft.deltas.compute_factored(model, [weight])
+    compute_factored(model, [weight])
     shake(model)
-    # By the deltas' definition.
-    order = (*delta.form.inputs, *delta.form.outputs)
+    # The definition of a delta.
+    order = (*delta.matrix_form.inputs, *delta.matrix_form.outputs)
     added = np.reshape(1.5 * delta.a.numpy() @ delta.b.numpy(), [kernel[i] for i in order])
     seen = weight.value.numpy() + np.transpose(added, np.argsort(order))
     bias = rng.normal(size=layer.bias.shape).astype("float32")
@@ -221,7 +224,7 @@ def test_hugging_faces_conv1d():
     assert len(report.weights) == 3
     assert (
         sum(
-            isinstance(p, Factored)
+            isinstance(p, FactoredProduct)
             for view in parametrized_layers(model)
             for p in view.call_wrappers
         )
@@ -230,7 +233,7 @@ def test_hugging_faces_conv1d():
     np.testing.assert_array_equal(model(x).logits.numpy(), before)
     shake(model)
     seen = model(x).logits.numpy()
-    plainly(model)
+    compute_with_sums(model)
     np.testing.assert_allclose(model(x).logits.numpy(), seen, rtol=0, atol=1e-5)
     assert np.abs(seen - before).max() > 1e-3
 
@@ -242,22 +245,18 @@ def small(library="keras"):
     return next(s for s in ZOO if s.name == f"{library}-functional").make()
 
 
-@pytest.mark.parametrize("rank", [0, 9, 2.0, True, None])
-def test_a_rank_that_no_weight_can_have(rank):
-    with pytest.raises(ValueError, match=r"`rank` must be an int from 1 .* here 8\. Received"):
-        ke.lora(small(), rank)
-
-
-@pytest.mark.parametrize("alpha", [0, -1.0, "8", float("nan"), float("inf"), True])
-def test_an_alpha_that_is_no_scale(alpha):
-    with pytest.raises(ValueError, match="`alpha` must be a number above 0"):
-        ke.lora(small(), 2, alpha)
-
-
-@pytest.mark.parametrize("name", ["", "a/b", "a.b", "mask", "adalora", 3])
-def test_a_name_that_variables_cannot_have(name):
-    with pytest.raises(ValueError, match="`name` must be a word"):
-        ke.lora(small(), 2, name=name)
+def test_bad_arguments():
+    model = small()
+    for rank in (0, 9, 2.0, True, None):
+        with pytest.raises(ValueError, match=r"`rank` must be an int from 1 .* here 8\. Received"):
+            ke.lora(model, rank)
+    for alpha in (0, -1.0, "8", float("nan"), float("inf"), True):
+        with pytest.raises(ValueError, match="`alpha` must be a number above 0"):
+            ke.lora(model, 2, alpha)
+    for name in ("", "a/b", "a.b", "mask", "adalora", 3):
+        with pytest.raises(ValueError, match="`name` must be a word"):
+            ke.lora(model, 2, name=name)
+    assert not parametrized_layers(model)
 
 
 def test_a_second_one_of_the_same_name():

@@ -14,6 +14,8 @@ from keras_efficient.parametrize._parametrized_layer import transforms
 
 sys.path.append(str(Path(__file__).parents[1] / "callbacks"))
 
+#: Cases of `remat` that `make test` runs, in either order and one of each library.
+QUICK = {("kerashub-bert", "remat"), ("hugging-face-bert", "lora")}
 libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 
 
@@ -42,7 +44,7 @@ def test_before_and_after_compile_and_after_a_first_fit(library):
         if when == "after":
             ke.lora(model, 2)
         if when == "between":
-            # A fit that moves nothing but the optimizer's state.
+            # A fit of which only the optimizer's state is kept.
             values = model.get_weights()
             fit(model, x, y, batch_size=4)
             model.set_weights(values)
@@ -91,8 +93,19 @@ def test_in_bfloat16_the_factors_are_float32(library):
     assert outputs(found[1], x).dtype == np.asarray(found[1](x)).dtype
 
 
-@pytest.mark.parametrize("specimen", FEW, ids=repr)
-@pytest.mark.parametrize("first", ["remat", "lora"])
+@pytest.mark.parametrize(
+    "specimen, first",
+    [
+        pytest.param(
+            specimen,
+            first,
+            id=f"{specimen}-{first}",
+            marks=[] if (specimen.name, first) in QUICK else [pytest.mark.full],
+        )
+        for specimen in FEW
+        for first in ("remat", "lora")
+    ],
+)
 def test_with_remat_in_either_order(specimen, first):
     if "subclassed" in specimen.name or "functional" in specimen.name:
         chosen = "attention|attend"
@@ -128,7 +141,7 @@ def test_a_model_file_is_the_plain_model_with_the_sum(library, tmp_path):
     assert loaded.count_params() == specimen.make().count_params()
 
 
-@libraries
+@pytest.mark.parametrize("library", ["keras", pytest.param("tf_keras", marks=pytest.mark.full)])
 def test_resumes_to_the_last_bit(library, tmp_path):
     from resumed_runs import Case, assert_goes_on
 

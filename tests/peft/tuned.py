@@ -1,10 +1,12 @@
-"""What the tests of adapters, prefixes and BitFit share."""
+"""Helpers and checks that the tests of adapters, prefixes and BitFit share."""
+
+import functools
 
 import numpy as np
 import tensorflow as tf
 from fit_helpers import compiled, fit, mirrored
 from in_process_export import serve_here
-from zoo import FEW, ZOO
+from zoo import ZOO
 
 import keras_efficient as ke
 from keras_efficient.parametrize._architecture import head_weights
@@ -12,10 +14,8 @@ from keras_efficient.parametrize._parametrized_layer import parametrized_layers
 from keras_efficient.parametrize._weights import all_weights
 
 SPECIMENS = {specimen.name: specimen for specimen in ZOO}
-#: One of each library, with blocks.
+#: One of each library, with Transformer blocks.
 TWO = [SPECIMENS["kerashub-bert"], SPECIMENS["hugging-face-bert"]]
-#: All that have attention.
-ATTENTIVE = [specimen for specimen in FEW if "sequential" not in specimen.name]
 
 
 def outputs(model, x):
@@ -29,9 +29,9 @@ def values(model):
 
 
 def numbered(model):
-    """The model's own weights by what they have in common with those of another like it.
+    """The model's own weights by keys that another model of the kind has too.
 
-    (Keras numbers the names of layers through a process.)
+    Keras numbers the names of layers by what a process has created before.
     """
     return {f"{n} {weight.attribute}": weight for n, weight in enumerate(all_weights(model))}
 
@@ -43,13 +43,13 @@ def head_keys(model):
 
 
 def added(model):
-    """`{name: array}` of the variables that layers were given."""
-    stores = [view for view in parametrized_layers(model) if view.store is not None]
+    """`{name: array}` of the variables that were added to layers."""
+    stores = [layer.store for layer in parametrized_layers(model) if layer.store is not None]
     flavor = ke.flavor.of(model)
     return {
         f"{number}.{name}": flavor.value(variable).numpy()
-        for number, view in enumerate(stores)
-        for name, variable in view.store.named.items()
+        for number, store in enumerate(stores)
+        for name, variable in store.named.items()
     }
 
 
@@ -65,17 +65,23 @@ def train(specimen, caller, *, replicas=1, jit=False, examples=24):
     return model
 
 
+@functools.cache
+def trained(specimen, caller):
+    """`train(specimen, caller)`, once for all tests that only read the model."""
+    return train(specimen, caller)
+
+
 def assert_only_these_move(specimen, caller, moves):
     """Three updates move no other weights than the model's with keys in `moves`, not by a bit.
 
     Returns:
         The keys that moved, and the names of what was added and did not.
     """
-    before = values(specimen.make())
     fresh = specimen.make()
+    before = values(fresh)
     report = caller(fresh)
     new = added(fresh)
-    model = train(specimen, caller)
+    model = trained(specimen, caller)
     moved = {key for key, value in values(model).items() if (value != before[key]).any()}
     assert moved <= set(moves)
     after = added(model)
@@ -86,8 +92,8 @@ def assert_only_these_move(specimen, caller, moves):
 
 
 def assert_saved(specimen, caller, folder):
-    """Weights saved after training are those of a new model with the same caller applied."""
-    model = train(specimen, caller)
+    """A new model with the same method applied loads the weights of a trained one."""
+    model = trained(specimen, caller)
     x, _ = specimen.batch(5, seed=3)
     other = specimen.make()
     caller(other)
@@ -100,9 +106,9 @@ def assert_saved(specimen, caller, folder):
 
 
 def assert_exported(specimen, caller, folder, monkeypatch):
-    """`ke.export` writes the model as it computes, with what was added."""
+    """An export computes the same as the model, with what was added."""
     served = serve_here(monkeypatch)
-    model = train(specimen, caller)
+    model = trained(specimen, caller)
     x, y = specimen.batch(3, seed=3)
     expected, without = outputs(model, x), outputs(specimen.make(), x)
     report = ke.export(model, folder / "exported", sample=(x, y))
@@ -114,23 +120,22 @@ def assert_exported(specimen, caller, folder, monkeypatch):
 
 
 def assert_replicas_agree(specimen, caller):
-    one, two = train(specimen, caller), train(specimen, caller, replicas=2)
-    for path, value in values(one).items():
-        np.testing.assert_allclose(values(two)[path], value, atol=1e-5, err_msg=path)
-    for name, value in added(one).items():
-        np.testing.assert_allclose(added(two)[name], value, atol=1e-5, err_msg=name)
+    one, two = trained(specimen, caller), train(specimen, caller, replicas=2)
+    expected, found = values(one) | added(one), values(two) | added(two)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
 
 
 def assert_compiles(specimen, caller):
-    """With XLA, three updates come to the same."""
-    plain, compiled_too = train(specimen, caller), train(specimen, caller, jit=True)
+    """Three updates compiled by XLA give the same weights."""
+    plain, compiled_too = trained(specimen, caller), train(specimen, caller, jit=True)
+    found = values(compiled_too) | added(compiled_too)
     for name, value in (values(plain) | added(plain)).items():
-        other = (values(compiled_too) | added(compiled_too))[name]
-        np.testing.assert_allclose(other, value, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found[name], value, atol=1e-4, err_msg=name)
 
 
 def assert_mixed(specimen, caller):
-    """In mixed precision what was added computes in bfloat16, and is kept in float32."""
+    """In mixed precision the added variables are float32."""
     ke.flavor.of(specimen.make()).keras.mixed_precision.set_global_policy("mixed_bfloat16")
     model = train(specimen, caller)
     assert all(value.dtype == np.float32 for value in added(model).values())
