@@ -1,4 +1,4 @@
-"""Bad input: a clear message, exit code 2, and nothing trained or written."""
+"""Bad input to `finetune`: a clear message, exit code 2, and nothing trained or written."""
 
 import collections
 import os
@@ -6,17 +6,26 @@ import shutil
 
 import pytest
 from command_line import bert_arrays, review_rows, versions, write_reviews
+from covering import covering
 
 import keras_efficient as ke
 
+LIBRARIES = ("keras", "tf_keras")
+BOTH_LIBRARIES = pytest.mark.parametrize("library", LIBRARIES)
+#: Messages for a model folder without one of its files.
+RULES = {
+    "model.safetensors": "must hold weights",
+    "config.json": "must hold config.json",
+}
+
 
 class TrainedError(Exception):
-    """Not a SystemExit: it comes through the command line and fails the test."""
+    """Not a SystemExit, so the command line does not catch it, and it fails the test."""
 
 
 @pytest.fixture(autouse=True)
 def no_fit(monkeypatch):
-    """Training raises."""
+    """Make training raise."""
     import keras_hub
     import tf_keras
 
@@ -29,7 +38,7 @@ def no_fit(monkeypatch):
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """Loading a model raises: what is asked for here shows before that."""
+    """Make loading a model raise: these errors must be found before."""
 
     def load(*args, **kwargs):
         raise TrainedError
@@ -39,13 +48,13 @@ def no_model(monkeypatch):
 
 @pytest.fixture
 def output(tmp_path):
-    """An output folder in which nothing may appear."""
+    """Yield the path of an output folder, in which nothing may appear."""
     path = tmp_path / "out" / "reviews"
     yield path
     assert not path.parent.exists()
 
 
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@BOTH_LIBRARIES
 def test_good_input_would_train(library, finetune, reviews, bert, tmp_path):
     with pytest.raises(TrainedError):
         finetune(reviews, bert, tmp_path / "out", library=library)
@@ -149,7 +158,7 @@ def test_validation_data_is_read_as_strictly(no_model, finetune, reviews, tmp_pa
 
 
 def test_label_only_in_the_validation_part(no_model, finetune, tmp_path, bert, output):
-    # The permutation of `split` is public: put the third label where seed 0 holds out.
+    # Put the third label into the row that the permutation of `split` holds out with seed 0.
     import numpy as np
 
     rows = review_rows(20)
@@ -207,8 +216,7 @@ def test_missing_or_unknown_words(run, reviews, bert, output):
     run("finetun").refused("finetun")
 
 
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
-@pytest.mark.parametrize("max_length", [33, 2, 0])
+@pytest.mark.parametrize("max_length, library", covering([33, 2, 0], LIBRARIES, strength=1))
 def test_max_length_beyond_the_model(max_length, library, finetune, reviews, bert, output):
     outcome = finetune(reviews, bert, output, max_length=max_length, library=library)
     outcome.refused("max_length", "3 to", "32", max_length)
@@ -232,18 +240,18 @@ def test_output_that_is_a_file(no_model, finetune, reviews, bert, tmp_path):
 
 
 def test_unwritable_output(no_model, finetune, reviews, bert, output, monkeypatch):
-    # Root may write everywhere, whatever the permissions say; so the answer of the system is made.
-    truth, asked = os.access, []
+    # Replaces `os.access`, because root may write everywhere whatever the permissions are.
+    access, paths = os.access, []
 
-    def access(path, mode):
+    def no_write_access(path, mode):
         if not mode & os.W_OK:
-            return truth(path, mode)
-        asked.append(str(path))
+            return access(path, mode)
+        paths.append(str(path))
         return False
 
-    monkeypatch.setattr(os, "access", access)
+    monkeypatch.setattr(os, "access", no_write_access)
     finetune(reviews, bert, output).refused("must be writable", output)
-    assert asked == [str(output.parent.parent)]
+    assert paths == [str(output.parent.parent)]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -254,7 +262,7 @@ def test_unwritable_output_for_a_user(no_model, finetune, reviews, bert, tmp_pat
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs Linux' /proc")
 def test_output_where_even_root_may_not_write(finetune, reviews, bert, monkeypatch):
-    # To root its permissions look fine. Its free space is 0, which would show first.
+    # Its permissions allow root to write. It reports no free space, which would be refused first.
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 10**9))
     finetune(reviews, bert, "/proc/reviews").refused("must be writable", "/proc/reviews")
@@ -266,14 +274,14 @@ def test_version_that_exists(no_model, finetune, reviews, bert, tmp_path):
     assert not any((tmp_path / "3").iterdir())
 
 
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@BOTH_LIBRARIES
 def test_full_disk(library, finetune, reviews, bert, output, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
     finetune(reviews, bert, output, library=library).refused("free disk", output, "0.0 MB free")
 
 
-def test_disk_with_room_for_the_model_but_not_the_checkpoint(
+def test_disk_with_space_for_the_model_but_not_the_checkpoint(
     finetune, reviews, bert, output, monkeypatch
 ):
     weight_bytes = sum(array.nbytes for array in bert_arrays().values())
@@ -284,35 +292,26 @@ def test_disk_with_room_for_the_model_but_not_the_checkpoint(
 
 # The model.
 
-LIBRARIES = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 
-
-@LIBRARIES
+@BOTH_LIBRARIES
 def test_missing_folder(library, finetune, reviews, tmp_path, output):
     model = tmp_path / "no_bert"
     finetune(reviews, model, output, library=library).refused("folder must exist", model)
 
 
-@LIBRARIES
+@BOTH_LIBRARIES
 def test_file_as_model(library, finetune, reviews, bert, output):
     model = bert / "model.safetensors"
     finetune(reviews, model, output, library=library).refused("A model is a folder", model)
 
 
-@LIBRARIES
-@pytest.mark.parametrize(
-    ("file", "rule"),
-    [
-        ("model.safetensors", "must hold weights"),
-        ("config.json", "must hold config.json"),
-    ],
-)
-def test_folder_without_a_file(file, rule, library, finetune, reviews, bert_copy, output):
+@pytest.mark.parametrize("file, library", covering(RULES, LIBRARIES, strength=1))
+def test_folder_without_a_file(file, library, finetune, reviews, bert_copy, output):
     (bert_copy / file).unlink()
-    finetune(reviews, bert_copy, output, library=library).refused(rule, bert_copy)
+    finetune(reviews, bert_copy, output, library=library).refused(RULES[file], bert_copy)
 
 
-@LIBRARIES
+@BOTH_LIBRARIES
 def test_folder_without_tokenizer(library, finetune, reviews, bert_copy, output):
     (bert_copy / "tokenizer.json").unlink()
     (bert_copy / "vocab.txt").unlink()
@@ -320,12 +319,13 @@ def test_folder_without_tokenizer(library, finetune, reviews, bert_copy, output)
     outcome.refused("tokenizer.json or vocab.txt", bert_copy)
 
 
-@LIBRARIES
-@pytest.mark.parametrize("damage", ["torn", "empty", "LFS pointer"])
+@pytest.mark.parametrize(
+    "damage, library", covering(["truncated", "empty", "LFS pointer"], LIBRARIES, strength=1)
+)
 def test_corrupt_weights(damage, library, finetune, reviews, bert_copy, output):
     path = bert_copy / "model.safetensors"
     content = {
-        "torn": path.read_bytes()[:-100],
+        "truncated": path.read_bytes()[:-100],
         "empty": b"",
         "LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 90\n",
     }
@@ -333,14 +333,15 @@ def test_corrupt_weights(damage, library, finetune, reviews, bert_copy, output):
     finetune(reviews, bert_copy, output, library=library).refused("must be complete", path)
 
 
-@LIBRARIES
-@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "file, library", covering(["config.json", "tokenizer.json"], LIBRARIES, strength=1)
+)
 def test_corrupt_json(file, library, finetune, reviews, bert_copy, output):
     (bert_copy / file).write_bytes((bert_copy / file).read_bytes()[:-40])
     finetune(reviews, bert_copy, output, library=library).refused(bert_copy / file, "must be")
 
 
-@LIBRARIES
+@BOTH_LIBRARIES
 def test_weights_of_another_size(library, finetune, reviews, bert_copy, output):
     from safetensors.numpy import save_file
 
@@ -350,9 +351,9 @@ def test_weights_of_another_size(library, finetune, reviews, bert_copy, output):
     finetune(reviews, bert_copy, output, library=library).refused(bert_copy)
 
 
-@LIBRARIES
+@BOTH_LIBRARIES
 def test_unknown_preset(library, finetune, reviews, output, monkeypatch):
-    # Without a network, so that no server is asked for a name that is nobody's.
+    # Offline, so that no request for this name goes to a server.
     import huggingface_hub
     import transformers
 
