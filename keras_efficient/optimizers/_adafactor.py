@@ -1,58 +1,80 @@
-"""Adafactor for both libraries."""
+"""Adafactor, Adam with a factored second moment, for both libraries."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
+from keras_efficient.flavor import Flavor, Model, Optimizer
 from keras_efficient.optimizers._mixins import (
     CustomUpdateMixin,
     make_optimizer,
     make_optimizer_class,
 )
-from keras_efficient.optimizers._validation import check, shared
+from keras_efficient.optimizers._param_groups import Groups
+from keras_efficient.optimizers._validation import LearningRate, check_number
 
 
-@shared
 def Adafactor(
-    learning_rate=0.01,
+    learning_rate: LearningRate = 0.01,
     *,
-    weight_decay=0.0,
-    relative_step=True,
-    clip_threshold=1.0,
-    exclude=(),
-    groups=(),
-    layerwise_decay=None,
-    global_clipnorm=None,
-    library="keras",
-):
-    """Adam's second moment from its row and column means: hardly any state.
+    weight_decay: float = 0.0,
+    relative_step: bool = True,
+    clip_threshold: float = 1.0,
+    exclude: str | Sequence[str] = (),
+    groups: Groups = (),
+    layerwise_decay: float | None = None,
+    global_clipnorm: float | None = None,
+    library: str | Model = "keras",
+) -> Optimizer:
+    """Create an Adafactor optimizer: a factored second moment, and almost no state.
 
         β = 1 - t^(-0.8),  s = g² + 10⁻³⁰
         R ← β R + (1-β) mean(s, -1),  C ← β C + (1-β) mean(s, -2),  V = R Cᵀ / mean(R, -1)
             (vectors and scalars: V ← β V + (1-β) s)
         u = g / √V,  u ← u / max(1, RMS(u) / d)
         θ ← θ - ρ max(10⁻³, RMS(θ)) u - ρ λ θ
-        ρ = min(η, 1/√t)       (or η, if it is a schedule or with relative_step=False)
+        ρ = min(η, 1/√t)       (η for a schedule, or with relative_step=False)
 
-    Tensors of more than two axes are factored over their last two.
+    Tensors with more than two axes are factored over their last two.
 
-    The libraries' own `Adafactor`s hold a V of full size for every variable (the memory that the
-    method is there to save), cut ρ at 1/√t whatever `relative_step` says, schedules too, and give
-    NaN in float32 where a gradient has both a row and a column of zeros.
+    The `Adafactor`s of both libraries keep a full-size V for every variable, which is the memory
+    that the method is meant to save. They also limit ρ to 1/√t whatever `relative_step` is,
+    schedules included, and give NaN in float32 where a gradient has both a zero row and a zero
+    column.
 
     Args:
-        learning_rate: float, a `ke.schedules` schedule, or the library's own schedule: η, relative
-            to the size of the weights.
-        weight_decay: float >= 0, λ, relative to ρ.
-        relative_step: bool, whether a constant rate falls as 1/√t, as in the paper.
-        clip_threshold: float > 0, d: the largest RMS of an update before it is scaled.
-        {shared}
+        learning_rate: float >= 0, a `ke.schedules` schedule, or the library's own schedule: η,
+            relative to the root mean square of the weights. Default: 0.01.
+        weight_decay: float >= 0, λ, multiplied by ρ. Default: 0.
+        relative_step: bool, whether to limit a constant learning rate to 1/√t, as in the paper.
+            Default: True.
+        clip_threshold: float > 0, d, the largest RMS of an update before it is multiplied by the
+            step size. Default: 1.
+        exclude: regular expression, or a sequence of them. A variable whose path contains a match
+            is not decayed. `ke.optimizers.NO_DECAY` matches biases and normalisation layers.
+            Default: `()`, no exclusions.
+        groups: mapping of regular expressions to `ke.optimizers.ParamGroup`, or a sequence of such
+            pairs: learning-rate multipliers and decays for the variables whose paths contain a
+            match. The first match wins; `exclude` applies within every group. Default: `()`.
+        layerwise_decay: float in (0, 1] or None, d: of L layers, layer i = 0 … L-1 trains at
+            d^(L-i) times the learning rate, the embeddings at d^(L+1) and the head at 1 times
+            (ELECTRA, BEiT); see `ke.optimizers.layer_depths`. Default: None, one rate for all.
+        global_clipnorm: float > 0 or None. The gradients of all variables are scaled down together
+            to at most this global L2 norm. Default: None, no clipping.
+        library: "keras" or "tf_keras", or a model of either: the library whose optimizer to
+            create. Each library's `compile` rejects the other's. Default: "keras".
 
     Returns:
         An instance of a subclass of `keras.optimizers.Adafactor` or
         `tf_keras.optimizers.Adafactor`.
 
     Raises:
-        ValueError, TypeError: an argument is out of its range, or of the wrong library.
+        TypeError: `learning_rate` is neither a number nor a schedule of this package or of the
+            library, or `groups` does not map patterns to `ParamGroup`.
+        ValueError: a number is out of its range, a pattern is not a regular expression, or
+            `library` is unknown.
 
     Example:
         >>> model.compile(ke.optimizers.Adafactor(1e-3, relative_step=False), loss)
@@ -60,7 +82,7 @@ def Adafactor(
     Reference:
         Shazeer & Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost".
     """
-    check("clip_threshold", clip_threshold, exclusive=True)
+    check_number("clip_threshold", clip_threshold, exclusive=True)
     return make_optimizer(
         library,
         optimizer_class,
@@ -75,24 +97,25 @@ def Adafactor(
     )
 
 
-def optimizer_class(flavor):
-    """The class, of a library."""
-    return make_optimizer_class(flavor, "Adafactor", "Adafactor", Factored)
+def optimizer_class(flavor: Flavor) -> type:
+    """Return the Adafactor class of a library."""
+    update: Any = AdafactorUpdate
+    return make_optimizer_class(flavor, "Adafactor", "Adafactor", update)
 
 
-class Factored(CustomUpdateMixin):
-    """Adafactor's slots and update; the arguments are those of the library's Adafactor."""
+class AdafactorUpdate(CustomUpdateMixin):
+    """Adafactor's slots and update rule, with the constructor of the library's Adafactor."""
 
     def build(self, variables):
         if getattr(self, "_built", False):
             return
         variables, flavor = list(variables), flavors.of(self)
-        self._assign(variables)
-        # Past the library's Adafactor, which would make a V of full size.
+        self._assign_rules(variables)
+        # Skip the library's own `Adafactor.build`, which creates a full-size V.
         flavor.keras.optimizers.Optimizer.build(self, variables)
         self._moments = []
         for variable in variables:
-            # Under a mixed policy tf_keras' variables are wrapped.
+            # Under a mixed-precision policy tf_keras wraps its variables.
             shape, dtype = list(variable.shape), flavor.value(variable).dtype
             names = {"v": shape}
             if len(shape) >= 2:
@@ -101,11 +124,11 @@ class Factored(CustomUpdateMixin):
             self._moments.append(
                 [self.add_variable(s, dtype=dtype, name=name) for name, s in names.items()]
             )
-        # As tf_keras marks it; Keras 3 has marked it already.
+        # Keras 3's base class has set this already; tf_keras' subclasses set it themselves.
         self._built = True
 
-    def _rate(self, given, dtype):
-        rate = super()._rate(given, dtype)
+    def _step_rate(self, learning_rate, dtype):
+        rate = super()._step_rate(learning_rate, dtype)
         schedules = flavors.of(self).keras.optimizers.schedules
         if self.relative_step and not isinstance(
             self._learning_rate, schedules.LearningRateSchedule
@@ -116,30 +139,29 @@ class Factored(CustomUpdateMixin):
     def _update(self, gradient, variable, index, rate):
         dtype = variable.dtype
         moments = list(map(flavors.of(self).value, self._moments[index]))
-        keep = 1 - self._time(dtype) ** tf.constant(self.beta_2_decay, dtype)
+        beta = 1 - self._time(dtype) ** tf.constant(self.beta_2_decay, dtype)
         square = tf.square(gradient) + tf.constant(self.epsilon_1, dtype)
         for axis, moment in zip((-1, -2), moments, strict=False):
             new = tf.reduce_mean(square, axis) if len(moments) == 2 else square
-            moment.assign(keep * moment + (1 - keep) * new)
+            moment.assign(beta * moment + (1 - beta) * new)
         update = gradient * inverse_root(*moments)
         update /= tf.maximum(tf.ones([], dtype), rms(update) / self.clip_threshold)
-        size = tf.maximum(tf.constant(self.epsilon_2, dtype), rms(variable))
-        update *= size
+        update *= tf.maximum(tf.constant(self.epsilon_2, dtype), rms(variable))
         if decay := self._decay(variable):
             update += decay * variable
         variable.assign_sub(rate * update)
 
 
-def rms(tensor):
-    """The root of the mean square."""
+def rms(tensor: tf.Tensor) -> tf.Tensor:
+    """Return the root mean square of a tensor as a scalar."""
     return tf.sqrt(tf.reduce_mean(tf.square(tensor)))
 
 
-def inverse_root(rows, columns=None):
-    """1 / √V, of V or of its row and column means."""
+def inverse_root(rows: tf.Tensor, columns: tf.Tensor | None = None) -> tf.Tensor:
+    """Return 1 / √V, from V itself or from its row and column means."""
     if columns is None:
         return tf.math.rsqrt(rows)
-    # A factor after the other: the product of two small means would be 0 in float32.
+    # Multiplied one at a time: the product of two small means underflows in float32.
     mean = tf.reduce_mean(rows, -1, keepdims=True)
     rows = tf.math.rsqrt(rows) * tf.sqrt(mean)
-    return rows[..., None] * tf.math.rsqrt(columns)[..., None, :]
+    return tf.expand_dims(rows, -1) * tf.expand_dims(tf.math.rsqrt(columns), -2)

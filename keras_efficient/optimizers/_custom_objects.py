@@ -1,18 +1,25 @@
-"""What loading a model with one of these optimizers takes, in a process that made none."""
+"""The classes that Keras needs to load a saved model with an optimizer of this package."""
 
 from keras_efficient import flavor as flavors
+from keras_efficient.flavor import Model
+from keras_efficient.optimizers import _adafactor, _adamw, _lamb, _lion, _sgd
+from keras_efficient.schedules import constant
 
 
-def custom_objects(library="keras"):
-    """The classes of this package's optimizers and schedules, for `load_model`.
+def custom_objects(library: str | Model = "keras") -> dict[str, type]:
+    """Return the optimizer and schedule classes of this package, for `load_model`.
 
-    Keras finds a custom class if the process has registered it, which making an optimizer does.
+    Keras finds a custom class once the process has registered it. Creating an optimizer of this
+    package does that; a process that has created none passes these classes instead.
 
     Args:
-        library: "keras" (default) or "tf_keras", or an object of one.
+        library: "keras" or "tf_keras", or an object of either library. Default: "keras".
 
     Returns:
-        A dict of names and classes.
+        Dict from registered names to classes.
+
+    Raises:
+        ValueError: `library` is unknown.
 
     Example:
         >>> import keras
@@ -20,20 +27,12 @@ def custom_objects(library="keras"):
         >>> model.save("model.keras")
         >>> objects = ke.optimizers.custom_objects()
         >>> loaded = keras.models.load_model("model.keras", custom_objects=objects)
+
+    Reference:
+        The argument `custom_objects` of `keras.models.load_model`.
     """
-    from keras_efficient.optimizers import _adafactor as adafactor
-    from keras_efficient.optimizers import _adamw as adamw
-    from keras_efficient.optimizers import _lamb as lamb
-    from keras_efficient.optimizers import _lion as lion
-    from keras_efficient.optimizers import _sgd as sgd
-    from keras_efficient.schedules import warmup_linear
-
     flavor = flavors.get(library)
-    classes = [module.kind(flavor) for module in (adafactor, adamw, lamb, lion, sgd)]
-    classes.append(type(warmup_linear(1.0, warmup_steps=0, total_steps=1).wrap(flavor)))
+    modules = (_adafactor, _adamw, _lamb, _lion, _sgd)
+    classes = [module.optimizer_class(flavor) for module in modules]
+    classes.append(type(constant(1.0).wrap(flavor)))
     return {flavor.keras.utils.get_registered_name(cls): cls for cls in classes}
-
-
-def _unpickle(library, kind, config):
-    """A pickled optimizer."""
-    return custom_objects(library)[f"keras_efficient>{kind}"].from_config(config)

@@ -1,33 +1,39 @@
-"""Which variable decays, and at which rate: rules read from the paths, which both libraries know.
-
-(Their names differ between the libraries.)
-"""
+"""Learning-rate multipliers, decays and exclusions of variables, selected by their paths."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
 
 from keras_efficient.optimizers._layer_depths import layer_depths
-from keras_efficient.optimizers._validation import check, is_number
+from keras_efficient.optimizers._validation import check_number, is_number
 
-#: Biases, and the scales and offsets of normalisation layers, in Keras 3, KerasHub, Hugging Face
-#: and Model Garden naming.
+#: Patterns for biases and for the scales and offsets of normalisation layers, in the naming of
+#: Keras 3, KerasHub, Hugging Face and Model Garden.
 NO_DECAY = (r"bias$", r"gamma$", r"beta$", r"(?i:norm)[^/]*/(scale|weight)$")
 
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """What the variables that a pattern of `groups` matches get instead.
+    """Settings for the variables that a pattern of an optimizer's `groups` matches.
 
     Args:
-        rate_multiplier: float >= 0, times the optimizer's learning rate (and times what
-            `layerwise_decay` gives); 0 stands still.
-        weight_decay: float >= 0, instead of the optimizer's; None keeps the optimizer's.
-        exclude: bool, as if a pattern of the optimizer's `exclude` matched.
+        rate_multiplier: float >= 0, multiplies the optimizer's learning rate, together with the
+            factor of `layerwise_decay`; 0 freezes the variables. Default: 1.
+        weight_decay: float >= 0 that replaces the optimizer's, or None to keep that.
+            Default: None.
+        exclude: bool, whether to treat the variables as if a pattern of the optimizer's `exclude`
+            matched them. Default: False.
+
+    Raises:
+        ValueError: a number is out of its range, or an excluded group has a decay.
 
     Example:
         >>> head = ke.optimizers.ParamGroup(rate_multiplier=10.0, weight_decay=0.0)
         >>> model.compile(ke.optimizers.AdamW(1e-5, groups={"dense": head}), loss)
+
+    Reference:
+        The parameter groups of `torch.optim.Optimizer`.
     """
 
     rate_multiplier: float = 1.0
@@ -35,24 +41,28 @@ class ParamGroup:
     exclude: bool = False
 
     def __post_init__(self):
-        check("rate_multiplier", self.rate_multiplier)
+        check_number("rate_multiplier", self.rate_multiplier)
         if self.weight_decay is not None:
-            check("weight_decay", self.weight_decay)
+            check_number("weight_decay", self.weight_decay)
             if self.exclude and self.weight_decay:
                 raise ValueError(
                     "A group that is excluded does not decay. Received: "
-                    f"weight_decay={self.weight_decay}, exclude=True. Leave one of them out."
+                    f"weight_decay={self.weight_decay}, exclude=True. Remove one of them."
                 )
+
+
+#: The argument `groups` of the optimizers.
+Groups: TypeAlias = Mapping[str, ParamGroup] | Sequence[tuple[str, ParamGroup]]
 
 
 @dataclass(frozen=True)
 class VariableRule:
-    """What one variable gets.
+    """The settings of one variable.
 
     Attributes:
-        multiplier: of the learning rate.
-        weight_decay: None for the optimizer's.
-        excluded: neither weight decay nor (LAMB) a trust ratio.
+        multiplier: float, multiplies the learning rate.
+        weight_decay: float, or None for the optimizer's.
+        excluded: bool, whether the variable has neither weight decay nor, in LAMB, a trust ratio.
     """
 
     multiplier: float = 1.0
@@ -62,18 +72,26 @@ class VariableRule:
 
 @dataclass(frozen=True)
 class PathRules:
-    """An optimizer's `exclude`, `groups` and `layerwise_decay`, checked."""
+    """The validated `exclude`, `groups` and `layerwise_decay` of an optimizer.
+
+    Attributes:
+        exclude: tuple of regular expressions.
+        groups: tuple of (regular expression, `ParamGroup`).
+        layerwise_decay: float in (0, 1], or None.
+    """
 
     exclude: tuple = ()
     groups: tuple = ()
     layerwise_decay: float | None = None
 
     @classmethod
-    def of(cls, exclude, groups, layerwise_decay):
-        """From what a user, or a saved optimizer, gives."""
+    def of(
+        cls, exclude: str | Iterable[str], groups: Any, layerwise_decay: float | None
+    ) -> "PathRules":
+        """Create the rules from the arguments, or the saved configuration, of an optimizer."""
         exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         pairs = groups.items() if isinstance(groups, Mapping) else groups
-        # An optimizer saved before there were groups has an empty pattern for none.
+        # Optimizers saved before there were groups have an empty pattern for no exclusions.
         return cls(tuple(filter(None, exclude)), tuple(map(_pair, pairs)), layerwise_decay)
 
     def __post_init__(self):
@@ -86,12 +104,13 @@ class PathRules:
         decay = self.layerwise_decay
         if decay is not None and not (is_number(decay) and 0 < decay <= 1):
             raise ValueError(
-                "`layerwise_decay` must be None or in (0, 1]: the learning rate of a layer over "
-                f"that of the layer above. Received: {decay!r}. Usual are 0.65 to 0.95."
+                "`layerwise_decay` must be None or in (0, 1]: the ratio of a layer's learning rate "
+                f"to that of the layer above. Received: {decay!r}. Values from 0.65 to 0.95 are "
+                "common."
             )
 
-    def config(self):
-        """Plain values that `of` takes."""
+    def config(self) -> dict[str, Any]:
+        """Return the arguments of `of` as JSON values."""
         groups = [[pattern, asdict(group)] for pattern, group in self.groups]
         return {
             "exclude": list(self.exclude),
@@ -99,11 +118,12 @@ class PathRules:
             "layerwise_decay": self.layerwise_decay,
         }
 
-    def assign(self, paths):
-        """One `Rule` per path.
+    def assign(self, paths: Iterable[str]) -> list[VariableRule]:
+        """Return the rule of each variable, given the paths of all of them.
 
         Raises:
-            ValueError: a group is left without a variable, or the model has no numbered layers.
+            ValueError: no variable is left for a group, or `layerwise_decay` finds no numbered
+                layers.
         """
         paths = list(paths)
         multipliers = [1.0] * len(paths)
@@ -119,8 +139,8 @@ class PathRules:
                 raise ValueError(
                     "Every pattern of `groups` must match the path of a trainable variable that no "
                     f"earlier pattern matches. Received: {pattern!r}, for paths such as "
-                    f"{paths[:3]}. Print `ke.optimizers.describe(model)` of a model without "
-                    "`groups` to see the paths; patterns of more variables come later."
+                    f"{paths[:3]}. Print `ke.optimizers.describe(model)` of a model compiled "
+                    "without `groups` to see the paths, and put more specific patterns first."
                 )
         rules = []
         for path, multiplier, member in zip(paths, multipliers, members, strict=True):
@@ -135,13 +155,14 @@ class PathRules:
 def _pair(pair):
     if isinstance(pair, tuple | list) and len(pair) == 2:
         pattern, group = pair
-        # As `config` has it.
+        # A saved configuration has the group as a dict.
         group = ParamGroup(**group) if isinstance(group, Mapping) else group
         if isinstance(group, ParamGroup):
             return pattern, group
     raise TypeError(
-        "`groups` must map patterns to `ke.optimizers.ParamGroup`s, or list (pattern, Group) pairs. "
-        f"Received: {pair!r}. Write groups={{'embeddings': ke.optimizers.ParamGroup(0.1)}}."
+        "`groups` must map patterns to `ke.optimizers.ParamGroup`s, or list (pattern, ParamGroup) "
+        f"pairs. Received: {pair!r}. Write for example "
+        "groups={'embeddings': ke.optimizers.ParamGroup(0.1)}."
     )
 
 
@@ -150,6 +171,6 @@ def _check_pattern(argument, pattern):
         re.compile(pattern)
     except (re.error, TypeError) as error:
         raise ValueError(
-            f"`{argument}` takes regular expressions, searched in the variables' paths. "
-            f"Received: {pattern!r} ({error}). Escape characters that mean themselves."
+            f"`{argument}` takes regular expressions, which are searched for in the variables' "
+            f"paths. Received: {pattern!r} ({error}). Escape special characters with a backslash."
         ) from error

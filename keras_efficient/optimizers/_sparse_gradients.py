@@ -1,16 +1,18 @@
-"""The gradient of an embedding, with the rows that a batch names more than once summed."""
+"""Dense gradients of embeddings, with repeated rows summed."""
 
 import tensorflow as tf
 
+from keras_efficient.flavor import Variable
 
-def densify(gradient, variable):
-    """`gradient` as a dense tensor of `variable`'s dtype.
 
-    TensorFlow gives an embedding's gradient as `IndexedSlices`, one row per token, so that a row
-    may be there several times. Keras 3's Adam squares them one by one, where it should square
-    their sum, and both libraries take them one by one into the global norm. The slots of all the
-    optimizers here are updated in every row anyway, so that dense costs little; and it suits XLA,
-    which knows no tensors of as many rows as are different.
+def densify(gradient: tf.Tensor | tf.IndexedSlices, variable: Variable) -> tf.Tensor:
+    """Return `gradient` as a dense tensor of `variable`'s dtype.
+
+    TensorFlow gives the gradient of an embedding as `IndexedSlices` with one row per token, so a
+    row may occur several times. Keras 3's Adam squares these rows one by one instead of squaring
+    their sum, and both libraries count them separately in the global norm. A dense gradient costs
+    little, since all the optimizers here update every row of their slots anyway. It also suits XLA,
+    which does not support data-dependent shapes.
     """
     if isinstance(gradient, tf.IndexedSlices):
         values = tf.cast(gradient.values, variable.dtype)

@@ -1,40 +1,44 @@
-"""Decays along half a cosine, once or again and again."""
+"""`cosine` decay, and `cosine_restarts`."""
 
 import functools
 import math
 
 import tensorflow as tf
 
-from keras_efficient.schedules._polynomial import left
+from keras_efficient.flavor import Tensor
+from keras_efficient.schedules._polynomial import remaining
 from keras_efficient.schedules._schedule import Schedule
 from keras_efficient.schedules._validation import (
-    check,
+    REQUIRED,
+    check_rules,
     end_rule,
-    number,
+    is_number,
+    is_whole,
     peak_rule,
     total_rule,
-    whole,
 )
 
-#: Updates up to which float32 counts exactly.
-_COUNTABLE = 2**24
+#: The largest update number up to which float32 represents every integer.
+_LARGEST_STEP = 2**24
 
 
-def cosine(peak, *, total_steps=None, end=0.0) -> Schedule:
-    """Fall from `peak` to `end` along half a cosine.
+def cosine(peak: float, *, total_steps: int = REQUIRED, end: float = 0.0) -> Schedule:
+    """Create a schedule that decays from `peak` to `end` along half a cosine.
 
-        rate(t) = end + (peak - end) · (1 + cos(π t / T)) / 2        t < T;   end afterwards
+        rate(t) = end + (peak - end) · (1 + cos(π t / T)) / 2        t < T
+        rate(t) = end                                                afterwards
 
     Args:
         peak: float > 0, the rate at update 0.
-        total_steps: int > 0, T, in optimizer updates: batches per epoch times epochs.
-        end: float >= 0, the rate from update `total_steps` on.
+        total_steps: int > 0, T, in optimizer updates: batches per epoch times epochs. Required,
+            although the default is None.
+        end: float >= 0, the rate from update `total_steps` on. Default: 0.
 
     Returns:
         A `Schedule`.
 
     Raises:
-        ValueError: a number out of its range, or no `total_steps`.
+        ValueError: a number is out of its range, or `total_steps` is missing.
 
     Example:
         >>> schedule = ke.schedules.cosine(1e-3, total_steps=100, end=1e-5)
@@ -43,7 +47,7 @@ def cosine(peak, *, total_steps=None, end=0.0) -> Schedule:
     Reference:
         Loshchilov & Hutter 2017, "SGDR", without restarts.
     """
-    check(
+    check_rules(
         {**peak_rule(peak), **total_rule(total_steps), **end_rule(end)},
         peak=peak,
         total_steps=total_steps,
@@ -54,29 +58,38 @@ def cosine(peak, *, total_steps=None, end=0.0) -> Schedule:
 
 
 def cosine_rate(step, peak, total_steps, end):
-    """The rate of `cosine` at `step`."""
-    return end + (peak - end) * half_cosine(1.0 - left(step, total_steps))
+    """Return the rate of `cosine` at `step`, a float32 scalar tensor."""
+    return end + (peak - end) * half_cosine(1.0 - remaining(step, total_steps))
 
 
-def cosine_restarts(peak, *, restart_every=None, t_mul=1.0, m_mul=1.0, end=0.0) -> Schedule:
-    """Fall along half a cosine, jump up again, and so on, each cycle `t_mul` times longer.
+def cosine_restarts(
+    peak: float,
+    *,
+    restart_every: int = REQUIRED,
+    t_mul: float = 1.0,
+    m_mul: float = 1.0,
+    end: float = 0.0,
+) -> Schedule:
+    """Create a schedule of half cosines with restarts, each cycle `t_mul` times longer.
 
         rate(t) = end + (pᵢ - end) · (1 + cos(π (t - sᵢ) / (sᵢ₊₁ - sᵢ))) / 2        sᵢ <= t < sᵢ₊₁
-        sᵢ = T₀ · (1 + m + ... + mⁱ⁻¹), rounded to a whole update;  pᵢ = max(end, peak · μⁱ)
+        sᵢ = T₀ · (1 + m + ... + mⁱ⁻¹), rounded to a whole update
+        pᵢ = max(end, peak · μⁱ)
 
     Args:
         peak: float > 0, the rate at update 0.
-        restart_every: int > 0, T₀, the length of the first cycle in optimizer updates.
-        t_mul: float >= 1, m, by what each cycle is longer than the one before.
-        m_mul: float in (0, 1], μ, by what each cycle starts lower than the one before.
-        end: float >= 0, what each cycle falls to.
+        restart_every: int > 0, T₀, the length of the first cycle in optimizer updates. Required,
+            although the default is None.
+        t_mul: float >= 1, m, the ratio of the lengths of successive cycles. Default: 1.
+        m_mul: float in (0, 1], μ, the ratio of the peaks of successive cycles. Default: 1.
+        end: float >= 0, the rate at the end of each cycle. Default: 0.
 
     Returns:
-        A `Schedule`. It never ends: let a training stop at the end of a cycle, where the rate is
+        A `Schedule`. It has no end: stop the training at the end of a cycle, where the rate is
         lowest.
 
     Raises:
-        ValueError: a number out of its range, or no `restart_every`.
+        ValueError: a number is out of its range, or `restart_every` is missing.
 
     Example:
         >>> schedule = ke.schedules.cosine_restarts(1.0, restart_every=10, t_mul=2, m_mul=0.5)
@@ -85,16 +98,16 @@ def cosine_restarts(peak, *, restart_every=None, t_mul=1.0, m_mul=1.0, end=0.0) 
 
     Reference:
         Loshchilov & Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", equation
-        5.
+        5; `keras.optimizers.schedules.CosineDecayRestarts`.
     """
-    check(
+    check_rules(
         {
             **peak_rule(peak),
-            "`restart_every` must be a whole number > 0: the updates of the first cycle": whole(
+            "`restart_every` must be a whole number > 0: the updates of the first cycle": is_whole(
                 restart_every, least=1
             ),
-            "`t_mul` must be >= 1": number(t_mul, least=1),
-            "`m_mul` must be in (0, 1]": number(m_mul, above=0, most=1),
+            "`t_mul` must be >= 1": is_number(t_mul, least=1),
+            "`m_mul` must be in (0, 1]": is_number(m_mul, above=0, most=1),
             **end_rule(end),
         },
         peak=peak,
@@ -116,7 +129,7 @@ def cosine_restarts(peak, *, restart_every=None, t_mul=1.0, m_mul=1.0, end=0.0) 
 
 
 def cosine_restarts_rate(step, peak, restart_every, t_mul, m_mul, end):
-    """The rate of `cosine_restarts` at `step`."""
+    """Return the rate of `cosine_restarts` at `step`, a float32 scalar tensor."""
     if t_mul == 1.0:
         cycle = tf.floor(step / restart_every)
         start, length = cycle * restart_every, restart_every
@@ -131,14 +144,14 @@ def cosine_restarts_rate(step, peak, restart_every, t_mul, m_mul, end):
 
 @functools.cache
 def _starts(restart_every, t_mul):
-    """At which updates cycles begin. A logarithm would miss them by float rounding."""
+    """Return the updates at which cycles begin; a logarithm would miss them by rounding errors."""
     starts, exact, length = [0], 0.0, float(restart_every)
-    while starts[-1] <= _COUNTABLE:
+    while starts[-1] <= _LARGEST_STEP:
         exact, length = exact + length, length * t_mul
         starts.append(round(exact))
     return starts
 
 
-def half_cosine(progress):
-    """1 at progress 0, 0 at progress 1."""
+def half_cosine(progress: Tensor) -> Tensor:
+    """Return (1 + cos(π progress)) / 2: 1 at progress 0, and 0 at progress 1."""
     return 0.5 * (1.0 + tf.cos(math.pi * progress))

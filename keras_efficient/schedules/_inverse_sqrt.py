@@ -1,28 +1,35 @@
-"""Decays with the inverse square root of the updates made."""
+"""`inverse_sqrt` decay, and `noam`, the schedule of the Transformer paper."""
 
 import tensorflow as tf
 
 from keras_efficient.schedules._schedule import Schedule
-from keras_efficient.schedules._validation import check, number, peak_rule, whole
+from keras_efficient.schedules._validation import (
+    REQUIRED,
+    check_rules,
+    is_number,
+    is_whole,
+    peak_rule,
+)
 
 
-def inverse_sqrt(peak, *, decay_steps=None) -> Schedule:
-    """Fall with the inverse square root of the updates made, without an end.
+def inverse_sqrt(peak: float, *, decay_steps: int = REQUIRED) -> Schedule:
+    """Create a schedule that decays with the inverse square root of the updates.
 
         rate(t) = peak · √(k / (t + k))
 
-    After a warm-up of w = k updates this is `peak · √(w / t)`, the Transformer's schedule; with
+    After a warm-up of w = k updates this is `peak · √(w / t)`, the Transformer's schedule. With
     `warmup(..., k, start=peak)` it is T5's, `peak · √(k / max(t, k))`.
 
     Args:
         peak: float > 0, the rate at update 0.
-        decay_steps: int > 0, k, in optimizer updates: at update 3k the rate is half of `peak`.
+        decay_steps: int > 0, k, in optimizer updates; the rate is half of `peak` at update 3k.
+            Required, although the default is None.
 
     Returns:
-        A `Schedule`. It never ends, and so needs no length of the training.
+        A `Schedule`. It has no end, and so needs no length of the training.
 
     Raises:
-        ValueError: a number out of its range, or no `decay_steps`.
+        ValueError: a number is out of its range, or `decay_steps` is missing.
 
     Example:
         >>> schedule = ke.schedules.warmup(ke.schedules.inverse_sqrt(1.0, decay_steps=100), 100)
@@ -33,10 +40,10 @@ def inverse_sqrt(peak, *, decay_steps=None) -> Schedule:
         Vaswani et al. 2017, "Attention Is All You Need", section 5.3; Raffel et al. 2020, "T5",
         section 3.1.2.
     """
-    check(
+    check_rules(
         {
             **peak_rule(peak),
-            "`decay_steps` must be a whole number > 0: as a rule the updates of the warm-up": whole(
+            "`decay_steps` must be a whole number > 0, usually the length of the warm-up": is_whole(
                 decay_steps, least=1
             ),
         },
@@ -47,27 +54,27 @@ def inverse_sqrt(peak, *, decay_steps=None) -> Schedule:
 
 
 def inverse_sqrt_rate(step, peak, decay_steps):
-    """The rate of `inverse_sqrt` at `step`."""
+    """Return the rate of `inverse_sqrt` at `step`, a float32 scalar tensor."""
     return peak * tf.sqrt(decay_steps / (step + decay_steps))
 
 
-def noam(model_dim, *, warmup_steps=None, factor=1.0) -> Schedule:
-    """The schedule of the Transformer paper, whose peak follows from the model's width.
+def noam(model_dim: int, *, warmup_steps: int = REQUIRED, factor: float = 1.0) -> Schedule:
+    """Create the schedule of the Transformer paper, whose peak depends on the model's width.
 
         rate(t) = f · d^-½ · min((t + 1)^-½, (t + 1) · w^-1.5)
 
-    (The paper counts updates from 1, so `t + 1`.) The highest rate is `f / √(d w)`.
+    The paper counts updates from 1, hence `t + 1`. The highest rate is `f / √(d w)`.
 
     Args:
         model_dim: int > 0, d, the width of the model's hidden states.
-        warmup_steps: int > 0, w, in optimizer updates.
-        factor: float > 0, f.
+        warmup_steps: int > 0, w, in optimizer updates. Required, although the default is None.
+        factor: float > 0, f. Default: 1.
 
     Returns:
-        A `Schedule`. It never ends, and so needs no length of the training.
+        A `Schedule`. It has no end, and so needs no length of the training.
 
     Raises:
-        ValueError: a number out of its range, or no `warmup_steps`.
+        ValueError: a number is out of its range, or `warmup_steps` is missing.
 
     Example:
         >>> schedule = ke.schedules.noam(512, warmup_steps=4000)
@@ -77,11 +84,11 @@ def noam(model_dim, *, warmup_steps=None, factor=1.0) -> Schedule:
     Reference:
         Vaswani et al. 2017, "Attention Is All You Need", equation 3.
     """
-    check(
+    check_rules(
         {
-            "`model_dim` must be a whole number > 0": whole(model_dim, least=1),
-            "`warmup_steps` must be a whole number > 0": whole(warmup_steps, least=1),
-            "`factor` must be > 0": number(factor, above=0),
+            "`model_dim` must be a whole number > 0": is_whole(model_dim, least=1),
+            "`warmup_steps` must be a whole number > 0": is_whole(warmup_steps, least=1),
+            "`factor` must be > 0": is_number(factor, above=0),
         },
         model_dim=model_dim,
         warmup_steps=warmup_steps,
@@ -98,6 +105,6 @@ def noam(model_dim, *, warmup_steps=None, factor=1.0) -> Schedule:
 
 
 def noam_rate(step, model_dim, warmup_steps, factor):
-    """The rate of `noam` at `step`."""
+    """Return the rate of `noam` at `step`, a float32 scalar tensor."""
     count = step + 1.0
     return factor * model_dim**-0.5 * tf.minimum(tf.math.rsqrt(count), count * warmup_steps**-1.5)

@@ -1,27 +1,33 @@
-"""A schedule as each library's optimizers want it."""
+"""The `LearningRateSchedule` class of each library that wraps a `Schedule`."""
 
 import functools
+from typing import Any
 
 import tensorflow as tf
 
-from keras_efficient.schedules._schedule import Schedule
-
 
 @functools.cache
-def wrapper(keras):
-    """The `LearningRateSchedule` class of a library, which saves and loads with the model.
+def keras_schedule_class(keras: Any, schedule_class: type) -> type:
+    """Create and register a library's `LearningRateSchedule` class for schedules of this package.
 
-    It takes a `Schedule`, or the parts of its config.
+    Args:
+        keras: the module `keras` or `tf_keras`.
+        schedule_class: `Schedule`.
+
+    Returns:
+        The class, which takes a `Schedule`, or the name and arguments of its configuration, and is
+        saved and loaded with a model.
     """
 
     @keras.utils.register_keras_serializable(package="keras_efficient", name="Schedule")
     class KerasEfficientSchedule(keras.optimizers.schedules.LearningRateSchedule):
-        def __init__(self, schedule, arguments=None, scale=1.0):
+        def __init__(self, schedule, arguments=None, scale: Any = 1.0):
             super().__init__()
-            if not isinstance(schedule, Schedule):
-                schedule = Schedule.from_config({"schedule": schedule, "arguments": arguments})
+            if not isinstance(schedule, schedule_class):
+                from_config: Any = schedule_class
+                schedule = from_config.from_config({"schedule": schedule, "arguments": arguments})
             self.schedule = schedule
-            # Whoever wraps a schedule in a traced function would else get a variable of its graph.
+            # Without this, a schedule wrapped while tracing would own a variable of that graph.
             with tf.init_scope():
                 self.scale = tf.Variable(
                     scale,
@@ -37,6 +43,6 @@ def wrapper(keras):
         def get_config(self):
             return {**self.schedule.to_config(), "scale": float(self.scale.numpy())}
 
-    # tf_keras' HDF5 files look classes up by their own name only, not by the registered one.
+    # tf_keras' HDF5 files look up classes by their own name, not by the registered one.
     keras.utils.get_custom_objects()[KerasEfficientSchedule.__name__] = KerasEfficientSchedule
     return KerasEfficientSchedule

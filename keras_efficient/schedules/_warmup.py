@@ -1,32 +1,41 @@
-"""A linear warm-up before any schedule, and before the two most used."""
+"""`warmup` before any schedule, `warmup_linear` and `warmup_cosine`."""
 
 import tensorflow as tf
 
+from keras_efficient.flavor import Tensor
 from keras_efficient.schedules._cosine import cosine
 from keras_efficient.schedules._polynomial import linear
 from keras_efficient.schedules._schedule import Schedule
-from keras_efficient.schedules._validation import check, end_rule, number, peak_rule, whole
+from keras_efficient.schedules._validation import (
+    REQUIRED,
+    check_rules,
+    end_rule,
+    is_number,
+    is_whole,
+    peak_rule,
+)
 
 
-def warmup(schedule, steps, start=0.0) -> Schedule:
-    """Rise linearly to what `schedule` begins with, then follow it, counted from there.
+def warmup(schedule: Schedule, steps: int, start: float = 0.0) -> Schedule:
+    """Create a schedule that rises linearly to the start of `schedule`, then follows it.
 
         rate(t) = start + (schedule(0) - start) · t / w        t < w
         rate(t) = schedule(t - w)                              t >= w
 
-    So the whole training has `steps` updates more than `schedule`.
+    `schedule` counts its updates from the end of the warm-up, so the whole training has `steps`
+    updates more than `schedule`.
 
     Args:
-        schedule: a `Schedule` of this room.
-        steps: int >= 0, w, in optimizer updates.
-        start: float >= 0, the rate at update 0.
+        schedule: `Schedule` to follow.
+        steps: int >= 0, w, the length of the warm-up in optimizer updates.
+        start: float >= 0, the rate at update 0. Default: 0.
 
     Returns:
         A `Schedule`.
 
     Raises:
         TypeError: `schedule` is something else, such as a schedule of Keras.
-        ValueError: a number out of its range.
+        ValueError: a number is out of its range.
 
     Example:
         >>> decay = ke.schedules.exponential(1e-3, decay_steps=100, decay_rate=0.9)
@@ -40,13 +49,13 @@ def warmup(schedule, steps, start=0.0) -> Schedule:
     if not isinstance(schedule, Schedule):
         raise TypeError(
             "`schedule` must be one of `ke.schedules`. Received: "
-            f"{schedule!r} of type {type(schedule).__name__}. For a fixed rate take "
+            f"{schedule!r} of type {type(schedule).__name__}. For a constant rate use "
             "`ke.schedules.constant(rate)`."
         )
-    check(
+    check_rules(
         {
-            "`steps` must be a whole number >= 0": whole(steps, least=0),
-            "`start` must be >= 0": number(start, least=0),
+            "`steps` must be a whole number >= 0": is_whole(steps, least=0),
+            "`start` must be >= 0": is_number(start, least=0),
         },
         steps=steps,
         start=start,
@@ -56,37 +65,41 @@ def warmup(schedule, steps, start=0.0) -> Schedule:
 
 
 def warmup_rate(step, schedule, steps, start):
-    """The rate of `warmup` at `step`."""
+    """Return the rate of `warmup` at `step`, a float32 scalar tensor."""
     warm = schedule(tf.maximum(step - steps, 0.0))
     if not steps:
         return warm
-    return tf.where(step < steps, rising(step, start, schedule(0), steps), warm)
+    return tf.where(step < steps, linear_ramp(step, start, schedule(0), steps), warm)
 
 
-def rising(step, start, end, steps):
-    """On the straight line from `start` at update 0 to `end` at update `steps`."""
+def linear_ramp(step: Tensor, start: float, end: Tensor | float, steps: int) -> Tensor:
+    """Return the value at `step` of the straight line from `start` at 0 to `end` at `steps`."""
     return start + (end - start) * step / max(1, steps)
 
 
-def warmup_linear(peak, *, warmup_steps, total_steps=None, end=0.0) -> Schedule:
-    """Rise linearly from 0 to `peak`, then fall linearly to `end`.
+def warmup_linear(
+    peak: float, *, warmup_steps: int, total_steps: int = REQUIRED, end: float = 0.0
+) -> Schedule:
+    """Create a schedule that rises linearly from 0 to `peak`, then decays linearly to `end`.
 
         rate(t) = peak · t / w                                    t < w
-        rate(t) = peak + (end - peak) · (t - w) / (T - w)         w <= t < T;   end afterwards
+        rate(t) = peak + (end - peak) · (t - w) / (T - w)         w <= t < T
+        rate(t) = end                                             afterwards
 
-    `linear` after a `warmup`, with the steps of both counted in `total_steps`.
+    It is `linear` after a `warmup`, with `total_steps` including both.
 
     Args:
         peak: float > 0, the highest rate, reached at update `warmup_steps`.
         warmup_steps: int >= 0, w, in optimizer updates.
         total_steps: int > warmup_steps, T, in optimizer updates: batches per epoch times epochs.
-        end: float >= 0, the rate from update `total_steps` on.
+            Required, although the default is None.
+        end: float >= 0, the rate from update `total_steps` on. Default: 0.
 
     Returns:
         A `Schedule`.
 
     Raises:
-        ValueError: a number out of its range, or no `total_steps`.
+        ValueError: a number is out of its range, or `total_steps` is missing.
 
     Example:
         >>> schedule = ke.schedules.warmup_linear(1.0, warmup_steps=10, total_steps=30)
@@ -100,15 +113,29 @@ def warmup_linear(peak, *, warmup_steps, total_steps=None, end=0.0) -> Schedule:
     return warmup(linear(peak, total_steps=decay_steps, end=end), warmup_steps)
 
 
-def warmup_cosine(peak, *, warmup_steps, total_steps=None, end=0.0) -> Schedule:
-    """Rise linearly from 0 to `peak`, then fall to `end` along half a cosine.
+def warmup_cosine(
+    peak: float, *, warmup_steps: int, total_steps: int = REQUIRED, end: float = 0.0
+) -> Schedule:
+    """Create a schedule that rises linearly from 0 to `peak`, then decays along half a cosine.
 
         rate(t) = peak · t / w                                                       t < w
-        rate(t) = end + (peak - end) · (1 + cos(π (t - w) / (T - w))) / 2     w <= t < T
+        rate(t) = end + (peak - end) · (1 + cos(π (t - w) / (T - w))) / 2       w <= t < T
+        rate(t) = end                                                           afterwards
 
-    `cosine` after a `warmup`, with the steps of both counted in `total_steps`.
+    It is `cosine` after a `warmup`, with `total_steps` including both.
 
-    Args, Returns, Raises: as `warmup_linear`.
+    Args:
+        peak: float > 0, the highest rate, reached at update `warmup_steps`.
+        warmup_steps: int >= 0, w, in optimizer updates.
+        total_steps: int > warmup_steps, T, in optimizer updates: batches per epoch times epochs.
+            Required, although the default is None.
+        end: float >= 0, the rate from update `total_steps` on. Default: 0.
+
+    Returns:
+        A `Schedule`.
+
+    Raises:
+        ValueError: a number is out of its range, or `total_steps` is missing.
 
     Example:
         >>> schedule = ke.schedules.warmup_cosine(5e-5, warmup_steps=100, total_steps=2000)
@@ -122,12 +149,13 @@ def warmup_cosine(peak, *, warmup_steps, total_steps=None, end=0.0) -> Schedule:
 
 
 def _decay_steps(peak, warmup_steps, total_steps, end):
-    check(
+    """Check the arguments, and return the number of updates after the warm-up."""
+    check_rules(
         {
             **peak_rule(peak),
-            "`warmup_steps` must be >= 0, and whole": whole(warmup_steps, least=0),
-            "`total_steps` must be greater than `warmup_steps`, and whole": whole(total_steps)
-            and (not whole(warmup_steps) or total_steps > warmup_steps),
+            "`warmup_steps` must be >= 0, and whole": is_whole(warmup_steps, least=0),
+            "`total_steps` must be greater than `warmup_steps`, and whole": is_whole(total_steps)
+            and (not is_whole(warmup_steps) or total_steps > warmup_steps),
             **end_rule(end),
         },
         peak=peak,

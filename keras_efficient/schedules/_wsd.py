@@ -1,20 +1,21 @@
-"""Schedules that stay level: constant, and warm-up, stable, decay."""
+"""`constant`, and `wsd`: warm-up, stable phase and decay."""
 
 import tensorflow as tf
 
 from keras_efficient.schedules._cosine import half_cosine
 from keras_efficient.schedules._schedule import Schedule
 from keras_efficient.schedules._validation import (
-    check,
+    REQUIRED,
+    check_rules,
     end_rule,
-    number,
+    is_number,
+    is_whole,
     peak_rule,
     total_rule,
-    whole,
 )
-from keras_efficient.schedules._warmup import rising
+from keras_efficient.schedules._warmup import linear_ramp
 
-#: By the name of the decay's shape: what is left of the rate at a progress from 0 to 1.
+#: The remaining fraction of the rate, as a function of the progress from 0 to 1, per shape.
 _SHAPES = {
     "linear": lambda progress: 1.0 - progress,
     "cosine": half_cosine,
@@ -22,8 +23,10 @@ _SHAPES = {
 }
 
 
-def constant(rate) -> Schedule:
-    """Always `rate`.
+def constant(rate: float) -> Schedule:
+    """Create a schedule with a constant rate.
+
+        rate(t) = rate
 
     Args:
         rate: float >= 0.
@@ -32,25 +35,34 @@ def constant(rate) -> Schedule:
         A `Schedule`.
 
     Raises:
-        ValueError: `rate` is negative or no number.
+        ValueError: `rate` is negative or not a number.
 
     Example:
         >>> ke.schedules.warmup(ke.schedules.constant(1e-4), steps=100)
         warmup(schedule=constant(rate=0.0001), steps=100, start=0.0)
+
+    Reference:
+        `optax.constant_schedule`.
     """
-    check({"`rate` must be >= 0": number(rate, least=0)}, rate=rate)
+    check_rules({"`rate` must be >= 0": is_number(rate, least=0)}, rate=rate)
     return Schedule(constant_rate, {"rate": float(rate)})
 
 
 def constant_rate(step, rate):
-    """The rate of `constant` at `step`."""
+    """Return the rate of `constant` at `step`, a float32 scalar tensor."""
     return tf.fill(tf.shape(step), rate)
 
 
 def wsd(
-    peak, *, warmup_steps, total_steps=None, decay_steps=None, end=0.0, decay="linear"
+    peak: float,
+    *,
+    warmup_steps: int,
+    total_steps: int = REQUIRED,
+    decay_steps: int = REQUIRED,
+    end: float = 0.0,
+    decay: str = "linear",
 ) -> Schedule:
-    """Warm up, stay at `peak`, decay in the last `decay_steps` updates (WSD).
+    """Create a warmup-stable-decay schedule, which decays in the last `decay_steps` updates.
 
         rate(t) = peak · t / w                                            t < w
         rate(t) = peak                                                    w <= t < T - D
@@ -59,23 +71,25 @@ def wsd(
 
         f(p) = 1 - p   (linear),   (1 + cos πp) / 2   (cosine),   1 - √p   (sqrt)
 
-    The stable part is the same whatever `total_steps` is: a checkpoint of it can be trained on for
+    The stable phase does not depend on `total_steps`: a checkpoint from it can be trained for
     longer, and decayed later.
 
     Args:
         peak: float > 0, the highest rate.
         warmup_steps: int >= 0, w, in optimizer updates.
-        total_steps: int, T, in optimizer updates: batches per epoch times epochs.
-        decay_steps: int > 0, D, in optimizer updates; the paper: a tenth of `total_steps`.
-        end: float >= 0, the rate from update `total_steps` on.
-        decay: "linear" (default), "cosine" or "sqrt", the shape of the decay.
+        total_steps: int >= warmup_steps + decay_steps, T, in optimizer updates: batches per epoch
+            times epochs. Required, although the default is None.
+        decay_steps: int > 0, D, in optimizer updates; the paper uses a tenth of `total_steps`.
+            Required, although the default is None.
+        end: float >= 0, the rate from update `total_steps` on. Default: 0.
+        decay: shape of the decay: "linear", "cosine" or "sqrt". Default: "linear".
 
     Returns:
         A `Schedule`.
 
     Raises:
-        ValueError: a number out of its range, no `total_steps` or `decay_steps`, or an unknown
-            shape.
+        ValueError: a number is out of its range, `total_steps` or `decay_steps` is missing, or
+            `decay` is unknown.
 
     Example:
         >>> schedule = ke.schedules.wsd(1.0, warmup_steps=10, total_steps=100, decay_steps=20)
@@ -86,14 +100,14 @@ def wsd(
         Hu et al. 2024, "MiniCPM", section 4; Hägele et al. 2024, "Scaling Laws and Compute-Optimal
         Training Beyond Fixed Training Durations" (1 - √p).
     """
-    sound = whole(warmup_steps, least=0) and whole(total_steps) and whole(decay_steps)
-    check(
+    valid = is_whole(warmup_steps, least=0) and is_whole(total_steps) and is_whole(decay_steps)
+    check_rules(
         {
             **peak_rule(peak),
-            "`warmup_steps` must be >= 0, and whole": whole(warmup_steps, least=0),
+            "`warmup_steps` must be >= 0, and whole": is_whole(warmup_steps, least=0),
             **total_rule(total_steps),
-            "`decay_steps` must be a whole number > 0": whole(decay_steps, least=1),
-            "`total_steps` must be at least `warmup_steps` + `decay_steps`": not sound
+            "`decay_steps` must be a whole number > 0": is_whole(decay_steps, least=1),
+            "`total_steps` must be at least `warmup_steps` + `decay_steps`": not valid
             or total_steps >= warmup_steps + decay_steps,
             **end_rule(end),
             f"`decay` must be one of {tuple(_SHAPES)}": decay in _SHAPES,
@@ -119,7 +133,7 @@ def wsd(
 
 
 def wsd_rate(step, peak, warmup_steps, total_steps, decay_steps, end, decay):
-    """The rate of `wsd` at `step`."""
+    """Return the rate of `wsd` at `step`, a float32 scalar tensor."""
     progress = (step - (total_steps - decay_steps)) / decay_steps
-    fallen = end + (peak - end) * _SHAPES[decay](tf.clip_by_value(progress, 0.0, 1.0))
-    return tf.where(step < warmup_steps, rising(step, 0.0, peak, warmup_steps), fallen)
+    decayed = end + (peak - end) * _SHAPES[decay](tf.clip_by_value(progress, 0.0, 1.0))
+    return tf.where(step < warmup_steps, linear_ramp(step, 0.0, peak, warmup_steps), decayed)

@@ -1,14 +1,16 @@
-"""Each optimizer is the equation of its docstring, in both libraries."""
+"""Each optimizer computes the equation in its docstring, in both libraries."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import covering
 from formulas import EQUATIONS, adafactor, sgd
 from zoo import keras_of
 
 import keras_efficient as ke
 
-libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
+LIBRARIES = ["keras", "tf_keras"]
+libraries = pytest.mark.parametrize("library", LIBRARIES)
 kinds = pytest.mark.parametrize("kind", EQUATIONS)
 
 SHAPES = {"kernel": (3, 4), "query/kernel": (3, 2, 4), "bias": (4,), "embeddings": (6, 4)}
@@ -18,7 +20,7 @@ STEPS = 5
 
 
 def variables(library, dtype, seed=0):
-    """Four kinds of variables, with paths."""
+    """Return variables of four kinds, with paths."""
     rng = np.random.default_rng(seed)
     made = []
     for name, shape in SHAPES.items():
@@ -31,7 +33,7 @@ def variables(library, dtype, seed=0):
 
 
 def gradients(dtype, seed=1):
-    """`(as TensorFlow gives them, dense)`, each a list of steps of one gradient per variable."""
+    """Return gradients as TensorFlow gives them, and dense: lists of steps, per variable."""
     rng = np.random.default_rng(seed)
     given, dense = [], []
     for _ in range(STEPS):
@@ -46,7 +48,7 @@ def gradients(dtype, seed=1):
 
 
 def run(optimizer, library, dtype):
-    """The values before and after the steps, and the dense gradients of each variable."""
+    """Return the values before and after the steps, and each variable's dense gradients."""
     made, (given, dense) = variables(library, dtype), gradients(dtype)
     before = [np.array(v).astype("float64") for v in made]
     for step in given:
@@ -54,10 +56,11 @@ def run(optimizer, library, dtype):
     return before, [np.array(v) for v in made], list(zip(*dense, strict=True))
 
 
-@libraries
-@kinds
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
-def test_five_updates_are_the_equation(library, kind, dtype, tolerance):
+@pytest.mark.parametrize(
+    ("kind", "library", "dtype"), covering(EQUATIONS, LIBRARIES, ["float64", "float32"])
+)
+def test_five_updates_are_the_equation(kind, library, dtype):
+    tolerance = {"float64": 1e-10, "float32": 1e-5}[dtype]
     equation, arguments = EQUATIONS[kind]
     optimizer = getattr(ke.optimizers, kind)(
         2**-6, weight_decay=0.5, exclude=r"bias$", library=library, **arguments
@@ -70,9 +73,8 @@ def test_five_updates_are_the_equation(library, kind, dtype, tolerance):
         assert np.abs(end - start).max() > 1e-3
 
 
-@libraries
-@kinds
-def test_a_group_has_a_rate_and_a_decay_of_its_own(library, kind):
+@pytest.mark.parametrize(("kind", "library"), covering(EQUATIONS, LIBRARIES, strength=1))
+def test_a_group_has_a_rate_and_a_decay_of_its_own(kind, library):
     equation, arguments = EQUATIONS[kind]
     groups = {
         "query": ke.optimizers.ParamGroup(rate_multiplier=0.5, weight_decay=0.25),

@@ -1,4 +1,4 @@
-"""What is wrong in the libraries' own optimizers still is; ours agree with what is right."""
+"""Faults of the libraries' own optimizers are still there, and not in this package's."""
 
 import numpy as np
 import pytest
