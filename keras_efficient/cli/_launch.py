@@ -1,9 +1,10 @@
-"""The command `launch`: check the options, and hand over to the right engine."""
+"""`launch`: start a job on the backend that the options select."""
 
 import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from keras_efficient.distribute.launcher.addresses import free_addresses, parse_
 from keras_efficient.distribute.launcher.job import Job
 from keras_efficient.distribute.launcher.ssh import check_ssh, ssh_command
 from keras_efficient.distribute.launcher.supervisor import run
-from keras_efficient.distribute.launcher.worker import plan
+from keras_efficient.distribute.launcher.worker import Worker, plan
 
-#: The options that only some ways of starting take.
-_TAKEN = {
+#: The backends that take an option; options that are not listed are for all of them.
+_OPTION_BACKENDS = {
     "workers": {"local", "ray", "kubernetes"},
     "port": {"local"},
     "python": {"local", "hosts", "slurm", "kubernetes"},
@@ -30,7 +31,8 @@ _TAKEN = {
     "volume_claim": {"kubernetes"},
     "write": {"slurm", "kubernetes"},
 }
-_WAYS = {
+#: The option that selects each backend.
+_BACKENDS = {
     "local": "--workers",
     "hosts": "--hosts",
     "slurm": "--slurm",
@@ -41,9 +43,9 @@ _WAYS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `launch`; None where one was not given."""
+    """The options of `launch`, None where an option was not given."""
 
-    program: tuple
+    program: tuple[str, ...]
     workers: int | None
     hosts: str | None
     slurm: bool
@@ -67,54 +69,54 @@ class Settings:
     dry_run: bool
 
     @classmethod
-    def names(cls):
+    def names(cls) -> set[str]:
         return {field.name for field in fields(cls)}
 
     @property
-    def way(self):
-        """Which of the five ways of starting was asked for.
+    def backend(self) -> str:
+        """The backend that the options select: a key of `_BACKENDS`.
 
         Raises:
-            InputError: none or several, or an option that this way does not take.
+            InputError: they select none or several, or the backend does not take an option.
         """
-        named = {"hosts": self.hosts, "slurm": self.slurm, "ray": self.ray}
-        named["kubernetes"] = self.kubernetes
-        ways = [way for way, value in named.items() if value not in (None, False)]
-        if len(ways) > 1 or (not ways and self.workers is None):
-            received = " and ".join(_WAYS[way] for way in ways) or "none"
+        selected = {"hosts": self.hosts, "slurm": self.slurm, "ray": self.ray}
+        selected["kubernetes"] = self.kubernetes
+        backends = [name for name, value in selected.items() if value not in (None, False)]
+        if len(backends) > 1 or (not backends and self.workers is None):
+            received = " and ".join(_BACKENDS[name] for name in backends) or "none"
             raise InputError(
                 "One of --workers, --hosts, --slurm, --ray and --kubernetes says where to start. "
-                f"Received: {received}. Give one; --ray and --kubernetes take --workers besides."
+                f"Received: {received}. Give one; --ray and --kubernetes also take --workers."
             )
-        way = ways[0] if ways else "local"
-        for option, takers in _TAKEN.items():
-            if getattr(self, option) is not None and way not in takers:
-                others = ", ".join(_WAYS[taker] for taker in _WAYS if taker in takers)
+        backend = backends[0] if backends else "local"
+        for option, takers in _OPTION_BACKENDS.items():
+            if getattr(self, option) is not None and backend not in takers:
+                others = ", ".join(_BACKENDS[taker] for taker in _BACKENDS if taker in takers)
                 raise InputError(
                     f"--{option.replace('_', '-')} is an option of {others}. Received: it with "
-                    f"{_WAYS[way]}. Leave it out; options of the script come after the script."
+                    f"{_BACKENDS[backend]}. Remove it; options of the script come after the script."
                 )
-        if self.workers is None and way in ("ray", "kubernetes"):
+        if self.workers is None and backend in ("ray", "kubernetes"):
             raise InputError(
-                f"{_WAYS[way]} must be told how many workers to start. Received: no --workers. Add "
-                "for example --workers 2."
+                f"{_BACKENDS[backend]} needs the number of workers. Received: no --workers. "
+                "Add for example --workers 2."
             )
-        if self.nodes is None and way == "slurm":
+        if self.nodes is None and backend == "slurm":
             raise InputError(
-                "--slurm must be told how many machines to ask for. Received: no --nodes. Add for "
+                "--slurm needs the number of machines to request. Received: no --nodes. Add for "
                 "example --nodes 2."
             )
-        return way
+        return backend
 
-    def job(self, way):
-        """The `Job` these options describe."""
-        python = {"kubernetes": "python"}.get(way, sys.executable)
+    def job(self, backend: str) -> Job:
+        """Return the `Job` that these options describe."""
+        python = {"kubernetes": "python"}.get(backend, sys.executable)
         restarts = self.max_restarts
         return Job(
             program=self.program,
             python=self.python or python,
-            # Slurm's own default is to queue a job again whenever it must.
-            max_restarts=0 if restarts is None and way != "slurm" else restarts,
+            # By default Slurm queues a job again without a limit.
+            max_restarts=0 if restarts is None and backend != "slurm" else restarts,
             grace=30.0 if self.grace is None else self.grace,
             gpus_per_worker=self.gpus_per_worker,
             threads_per_worker=self.threads_per_worker,
@@ -122,53 +124,53 @@ class Settings:
         )
 
 
-def launch(settings):
-    """Start what the options ask for; returns the exit code.
+def launch(settings: Settings) -> int:
+    """Start the job that the options describe, and return the exit code.
 
     Raises:
-        InputError: options that contradict each other, or name what does not exist.
+        InputError: options contradict each other, or refer to something that does not exist.
     """
-    way = settings.way
-    job = settings.job(way)
-    if way == "slurm":
+    backend = settings.backend
+    job = settings.job(backend)
+    if backend == "slurm":
         from keras_efficient.distribute.launcher.slurm import sbatch_script
 
         tasks = 1 if settings.tasks_per_node is None else settings.tasks_per_node
         text = sbatch_script(job, settings.nodes, tasks, settings.time, settings.partition)
         return _write(text, settings.write)
-    if way == "kubernetes":
+    if backend == "kubernetes":
         from keras_efficient.distribute.launcher.kubernetes import tfjob
 
         names = settings.name, settings.namespace, settings.volume_claim
-        text = tfjob(job, settings.kubernetes, settings.workers, *names)
+        text = tfjob(job, str(settings.kubernetes), settings.workers or 0, *names)
         return _write(text, settings.write)
-    if way == "ray":
-        return _ray(job, settings)
-    return _processes(job, settings, way)
+    if backend == "ray":
+        return _submit_to_ray(job, settings)
+    return _run_processes(job, settings, backend)
 
 
-def _processes(job, settings, way):
-    hosts = None
-    addresses = None
-    if way == "hosts":
+def _run_processes(job, settings, backend):
+    addresses: list[str] = []
+    hosts: Sequence[str | None] | None = None
+    if backend == "hosts":
         addresses, hosts = parse_hosts(settings.hosts)
         check_ssh(hosts)
     if hosts is None or None in hosts:
         _check_program(job)
 
-    def plan_workers(restart):
+    def plan_workers(restart: int) -> list[Worker]:
         return plan(
             job, addresses or free_addresses(settings.workers, settings.port), hosts, restart
         )
 
     if settings.dry_run:
         for worker in plan_workers(0):
-            _show(worker, job.grace)
+            _print_worker(worker, job.grace)
         return 0
     return run(job, plan_workers)
 
 
-def _ray(job, settings):
+def _submit_to_ray(job, settings):
     from keras_efficient.distribute.launcher.ray_job import submit
 
     _check_script(job)
@@ -178,7 +180,7 @@ def _ray(job, settings):
     return submit(job, settings.workers)
 
 
-def _show(worker, grace):
+def _print_worker(worker, grace):
     print(f"worker {worker.index} on {worker.host or 'this machine'}")
     for name, value in worker.variables.items():
         print(f"  {name}={value}")
@@ -191,7 +193,7 @@ def _check_program(job):
     if shutil.which(job.python) is None:
         raise InputError(
             f"--python must be a program that can be run here. Received: {job.python!r}. Give the "
-            "path of an interpreter, or leave it out for this one."
+            "path of an interpreter, or omit it to use this one."
         )
 
 

@@ -4,10 +4,6 @@ from ._cluster import (
 from ._cluster import (
     is_chief as is_chief,
 )
+from ._communication import Communication as Communication
 from ._shard import shard as shard
-from ._strategy import (
-    Communication as Communication,
-)
-from ._strategy import (
-    strategy as strategy,
-)
+from ._strategy import strategy as strategy

@@ -1,31 +1,43 @@
-"""Which workers train together, and which of them this process is."""
+"""`Cluster`: the workers that train together, and this process's place among them."""
 
 import json
 import os
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from keras_efficient._errors import InputError
+from keras_efficient.flavor import Model
 
-#: Slurm hands out no ports: those of a job follow from its number, below the ephemeral ones.
+#: Slurm assigns no ports, so they are derived from the job's number, below the ephemeral range.
 _FIRST_SLURM_PORT, _SLURM_PORTS = 10_000, 20_000
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The workers of a run.
+    """The workers that train together, and this process's place among them.
 
     Args:
-        workers: addresses "host:port", in the same order everywhere; the first is the chief.
-        index: int, this process's place among them.
-        source: str, where this was read.
-        has_chief: whether TF_CONFIG calls the first one "chief" instead of "worker".
+        workers: tuple of addresses "host:port", in the same order on every worker; the first worker
+            is the chief.
+        index: int, position of this process among the workers, from 0.
+        source: where the description was found, for messages. Default: "given".
+        has_chief: bool, whether TF_CONFIG calls the first worker "chief" instead of "worker".
+            Default: False.
 
     Raises:
-        InputError: an address without a port, one that occurs twice, or an index out of range.
+        InputError: an address has no port or occurs twice, or the index is out of range.
+
+    Example:
+        >>> cluster = ke.distribute.Cluster(("10.0.0.1:12345", "10.0.0.2:12345"), index=1)
+        >>> len(cluster), cluster.address, cluster.task
+        (2, '10.0.0.2:12345', ('worker', 1))
+
+    Reference:
+        TF_CONFIG, in TensorFlow's guide "Multi-worker training with Keras".
     """
 
-    workers: tuple
+    workers: tuple[str, ...]
     index: int
     source: str = "given"
     has_chief: bool = False
@@ -36,7 +48,7 @@ class Cluster:
             if not host or not port.isdecimal() or not 0 < int(port) < 65536:
                 raise InputError(
                     "A worker's address must be host:port with a port from 1 to 65535. Received: "
-                    f"{address!r} in {self.source}. Write for example 10.0.0.1:12345."
+                    f"{address!r} in {self.source}. Use for example 10.0.0.1:12345."
                 )
         twice = sorted({a for a in self.workers if self.workers.count(a) > 1})
         if twice:
@@ -46,7 +58,8 @@ class Cluster:
             )
         if isinstance(self.index, bool) or not isinstance(self.index, int):
             raise InputError(
-                f"A task's index must be an integer. Received: {self.index!r} in {self.source}."
+                f"A task's index must be an integer. Received: {self.index!r} in {self.source}. "
+                "Number the workers from 0."
             )
         if not 0 <= self.index < len(self.workers):
             raise InputError(
@@ -55,23 +68,23 @@ class Cluster:
                 "workers from 0."
             )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.workers)
 
     @property
-    def address(self):
+    def address(self) -> str:
         """This worker's own "host:port"."""
         return self.workers[self.index]
 
     @property
-    def task(self):
-        """TensorFlow's name for this worker: ("worker", 1)."""
+    def task(self) -> tuple[str, int]:
+        """TensorFlow's name for this worker, such as ("worker", 1)."""
         if not self.has_chief:
             return "worker", self.index
         return ("worker", self.index - 1) if self.index else ("chief", 0)
 
     @property
-    def spec(self):
+    def spec(self) -> dict[str, list[str]]:
         """The workers as TF_CONFIG lists them."""
         if not self.has_chief:
             return {"worker": list(self.workers)}
@@ -79,14 +92,14 @@ class Cluster:
         return {job: addresses for job, addresses in spec.items() if addresses}
 
     @property
-    def tf_config(self):
-        """This worker's TF_CONFIG, a JSON string."""
+    def tf_config(self) -> str:
+        """This worker's TF_CONFIG, as JSON text."""
         job, index = self.task
         return json.dumps({"cluster": self.spec, "task": {"type": job, "index": index}})
 
     @classmethod
-    def from_environment(cls):
-        """The cluster that TF_CONFIG or Slurm describes, or None where neither does.
+    def from_environment(cls) -> "Cluster | None":
+        """Read the cluster from TF_CONFIG or Slurm's variables; None if neither is set.
 
         Raises:
             InputError: the description is wrong.
@@ -99,24 +112,38 @@ class Cluster:
 
 
 def is_chief() -> bool:
-    """Whether this process is the one that writes logs and files: the first worker, or alone."""
+    """Return whether this process writes logs and files: the first worker, or the only one.
+
+    Returns:
+        True on the first worker, and outside of a cluster.
+
+    Raises:
+        InputError: TF_CONFIG or Slurm's variables describe no valid cluster.
+
+    Example:
+        >>> ke.distribute.is_chief()
+        True
+
+    Reference:
+        TensorFlow's guide "Multi-worker training with Keras", on saving.
+    """
     cluster = Cluster.from_environment()
     return cluster is None or cluster.index == 0
 
 
-def cluster_of(model) -> Cluster | None:
-    """The cluster whose workers train `model` together, or None: one process does."""
+def cluster_of(model: Model) -> Cluster | None:
+    """Return the cluster whose workers train a model together, or None for a single process."""
     return getattr(getattr(model, "distribute_strategy", None), "cluster", None)
 
 
-def _from_tf_config(text):
+def _from_tf_config(text: str) -> Cluster | None:
     try:
         config = json.loads(text)
         jobs, task = config.get("cluster") or {}, config.get("task") or {}
-        kind, index = task.get("type"), task.get("index")
+        job, index = task.get("type"), task.get("index")
         if any(isinstance(addresses, str) for addresses in jobs.values()):
             raise TypeError("addresses must be a list")
-        jobs = {job: list(addresses) for job, addresses in jobs.items() if addresses}
+        jobs = {name: list(addresses) for name, addresses in jobs.items() if addresses}
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(
             'TF_CONFIG must be JSON: {"cluster": {"worker": ["host:port", ...]}, "task": {"type": '
@@ -125,10 +152,10 @@ def _from_tf_config(text):
     if not jobs:
         return None
     others = sorted(set(jobs) - {"chief", "worker"})
-    if others or kind not in list(jobs):
+    if others or job not in list(jobs):
         raise InputError(
             'TF_CONFIG may name a "chief" and "worker"s, and a task of one of them. Received: '
-            f"cluster {sorted(jobs)}, task {kind!r}. Parameter servers and evaluators take no part "
+            f"cluster {sorted(jobs)}, task {job!r}. Parameter servers and evaluators take no part "
             "in synchronous training: leave them out."
         )
     chiefs, workers = jobs.get("chief", []), jobs.get("worker", [])
@@ -137,27 +164,27 @@ def _from_tf_config(text):
             f"TF_CONFIG may name one chief. Received: {', '.join(map(str, chiefs))}. Make the "
             'others "worker"s.'
         )
-    here = jobs[kind]
-    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(here):
+    tasks = jobs[job]
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(tasks):
         raise InputError(
-            f'TF_CONFIG must give the task an index from 0 to {len(here) - 1} of its "{kind}"s. '
+            f'TF_CONFIG must give the task an index from 0 to {len(tasks) - 1} of its "{job}"s. '
             f"Received: {index!r}. Number them from 0."
         )
-    if kind == "worker":
+    if job == "worker":
         index += len(chiefs)
     return Cluster((*chiefs, *workers), index, "TF_CONFIG", has_chief=bool(chiefs))
 
 
-def _from_slurm():
-    """The tasks of a Slurm step, in the order of their ranks.
+def _from_slurm() -> Cluster:
+    """Read the tasks of a Slurm step, in the order of their ranks.
 
-    TensorFlow's own `SlurmClusterResolver` sorts hosts by name, so n10 comes before n2 and rank 0
-    takes the address of another node; and it fails without GPUs. Its parsing is used here.
+    TensorFlow's own `SlurmClusterResolver` sorts hosts by name: n10 comes before n2, and rank 0
+    gets the address of another node. It also fails without GPUs. Only its parsing is used here.
     """
     import tensorflow as tf
 
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver
-    parsing = sys.modules[resolver.__module__]
+    parsing: Any = sys.modules[resolver.__module__]
     try:
         hosts = parsing.expand_hostlist(os.environ["SLURM_STEP_NODELIST"])
         tasks = parsing.expand_tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])
@@ -177,8 +204,9 @@ def _from_slurm():
     ]
     if len(workers) != count:
         raise InputError(
-            f"A Slurm step must have as many tasks as it says. Received: {count} tasks, and "
-            f"{len(workers)} on the nodes {hosts} with {tasks}. Start the script with srun."
+            "A Slurm step must have the number of tasks that it states. Received: "
+            f"{count} tasks, but {len(workers)} on the nodes {hosts} with {tasks}. Start the script "
+            "with srun."
         )
     cluster = Cluster(tuple(workers), rank, f"Slurm job {job}")
     node = [node for node, here in enumerate(tasks) for _ in range(here)][rank]

@@ -1,8 +1,9 @@
-"""All workers meet before TensorFlow starts, which would wait for ever for one that is missing.
+"""`rendezvous`, at which all workers meet before TensorFlow starts.
 
-Every worker takes its own port, so a second process that thinks it is the same worker finds it
-taken. Those behind the first connect to the first, say who they are and what they have, and hear
-whether all fit together. Then the ports are given to TensorFlow.
+TensorFlow waits for ever for a worker that is missing. Here every worker first listens on its own
+port, so that a second process with the same index finds the port in use. All others connect to the
+first worker and send their list of workers and their settings. The first worker compares them and
+tells everyone the result. Then the ports are released for TensorFlow.
 """
 
 import contextlib
@@ -11,41 +12,44 @@ import os
 import selectors
 import socket
 import time
+from typing import Any
 
 from keras_efficient._errors import InputError
+from keras_efficient.distribute._cluster import Cluster
 
-_LONGEST_MESSAGE = 65536
-#: How long the first worker waits for another one to take the answer.
-_FAREWELL_SECONDS = 5.0
+_MAX_MESSAGE_BYTES = 65536
+#: How long the first worker waits for another one to take the reply.
+_REPLY_SECONDS = 5.0
 
 
-def meet(cluster, facts, timeout):
-    """Wait until all workers of `cluster` are there and agree.
+def rendezvous(cluster: Cluster, settings: dict[str, Any], timeout: float) -> None:
+    """Wait until all workers of a cluster have started and agree on their settings.
 
     Args:
         cluster: `Cluster`.
-        facts: dict of JSON values in which all workers must agree ("replicas", "TensorFlow").
-        timeout: float, seconds after which a worker that has not come is given up.
+        settings: dict of JSON values that must be the same on all workers, by the names that the
+            messages use: "number of replicas", "TensorFlow".
+        timeout: float, seconds to wait for missing workers.
 
     Raises:
-        InputError: this worker's port is taken, a worker did not come in time, one came twice, or
-            workers differ; every worker that is there gets the error.
+        InputError: this worker's port is in use, a worker did not start in time, two have the same
+            index, or workers differ. Every worker that has started gets the error.
     """
     if len(cluster) == 1:
         return
     deadline = time.monotonic() + timeout
-    hello = {"index": cluster.index, "workers": list(cluster.workers), "facts": facts}
-    with _own_port(cluster) as server:
+    hello = {"index": cluster.index, "workers": list(cluster.workers), "settings": settings}
+    with _listen(cluster) as server:
         if cluster.index == 0:
-            _receive_all(cluster, server, hello, deadline, timeout)
+            _accept_all(cluster, server, hello, deadline, timeout)
         else:
-            _introduce(cluster, hello, deadline, timeout)
+            _report_to_first(cluster, hello, deadline, timeout)
 
 
-def _own_port(cluster):
+def _listen(cluster):
     port = int(cluster.address.rpartition(":")[2])
     try:
-        # (All interfaces: the name by which others know this machine may not be one it has.)
+        # On all interfaces: this machine may not own the name by which the others know it.
         both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
         return socket.create_server(
@@ -54,146 +58,152 @@ def _own_port(cluster):
     except OSError as error:
         raise InputError(
             f"A worker's port must be free. Received: worker {cluster.index} at {cluster.address}, "
-            f"whose port cannot be had ({os.strerror(error.errno)}). Is a worker of that "
-            "index running already, or one of an earlier run left over? Stop it, or choose another "
-            f"port in {cluster.source}."
+            f"whose port cannot be used ({os.strerror(error.errno or 0)}). Stop any other worker "
+            "with that index, including one left over from an earlier run, or choose another port "
+            f"in {cluster.source}."
         ) from error
 
 
-def _receive_all(cluster, server, hello, deadline, timeout):
-    """The first worker's part: hear everyone, tell everyone."""
-    guests, refused, trouble = {}, [], None
+def _accept_all(cluster, server, hello, deadline, timeout):
+    """Receive every worker's message, compare them, and send everyone the result."""
+    accepted, rejected, problem = {}, [], None
     with contextlib.ExitStack() as stack:
-        callers = stack.enter_context(selectors.DefaultSelector())
+        selector = stack.enter_context(selectors.DefaultSelector())
         server.setblocking(False)
-        callers.register(server, selectors.EVENT_READ)
-        while trouble is None and len(guests) < len(cluster) - 1:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                missing = [i for i in range(1, len(cluster)) if i not in guests]
-                trouble = _missing(cluster, missing, timeout)
-            for key, _ in callers.select(max(0.0, left)):
+        selector.register(server, selectors.EVENT_READ)
+        while problem is None and len(accepted) < len(cluster) - 1:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                missing = [i for i in range(1, len(cluster)) if i not in accepted]
+                problem = _missing(cluster, missing, timeout)
+            for key, _ in selector.select(max(0.0, remaining)):
                 if key.fileobj is server:
                     with contextlib.suppress(OSError):
-                        caller = _Caller(*server.accept())
-                        stack.enter_context(caller.connection)
-                        callers.register(caller.connection, selectors.EVENT_READ, caller)
+                        peer = _Peer(*server.accept())
+                        stack.enter_context(peer.connection)
+                        selector.register(peer.connection, selectors.EVENT_READ, peer)
                     continue
-                caller = key.data
-                if not caller.is_worker_after_reading():
-                    callers.unregister(caller.connection)
-                    caller.connection.close()
-                    guests = {i: guest for i, guest in guests.items() if guest is not caller}
-                elif caller.said:
-                    wrong = _differ(cluster, hello, caller, guests)
-                    trouble = trouble or wrong
-                    if wrong:
-                        refused.append(caller)
+                peer = key.data
+                if not peer.receive():
+                    selector.unregister(peer.connection)
+                    peer.connection.close()
+                    accepted = {i: other for i, other in accepted.items() if other is not peer}
+                elif peer.hello:
+                    difference = _difference(cluster, hello, peer, accepted)
+                    problem = problem or difference
+                    if difference:
+                        rejected.append(peer)
                     else:
-                        guests[caller.said["index"]] = caller
-        for guest in (*guests.values(), *refused):
+                        accepted[peer.hello["index"]] = peer
+        for peer in (*accepted.values(), *rejected):
             with contextlib.suppress(OSError):
-                guest.connection.settimeout(_FAREWELL_SECONDS)
-                guest.connection.sendall(json.dumps({"trouble": trouble}).encode() + b"\n")
-        for guest in (*guests.values(), *refused):
+                peer.connection.settimeout(_REPLY_SECONDS)
+                peer.connection.sendall(json.dumps({"problem": problem}).encode() + b"\n")
+        for peer in (*accepted.values(), *rejected):
             with contextlib.suppress(OSError):
-                # They close first: the port is then free at once.
-                guest.connection.recv(1)
-    if trouble:
-        raise InputError(trouble)
+                # The peers close first, so that the port is free immediately.
+                peer.connection.recv(1)
+    if problem:
+        raise InputError(problem)
 
 
-class _Caller:
-    """Someone who has connected to the first worker: another one, or a stranger.
+class _Peer:
+    """A connection to the first worker, from another worker or from a stranger.
 
-    None of them is waited for alone: a port scanner, or a health check, may never say a word.
+    All connections are read without blocking, since a port scanner or a health check may never
+    send anything.
 
     Attributes:
-        said: dict, a worker's introduction, or None as long as it is not complete.
+        connection: socket.
+        host: str, its address.
+        hello: dict, the worker's message, or None until it is complete.
     """
 
     def __init__(self, connection, address):
         connection.setblocking(False)
-        # (A socket for both has IPv4 in this form.)
+        # A dual-stack socket shows IPv4 addresses in this form.
         host = address[0].removeprefix("::ffff:")
-        self.connection, self.host, self.said = connection, host, None
-        self._heard = b""
+        self.connection, self.host, self.hello = connection, host, None
+        self._received = b""
 
-    def is_worker_after_reading(self):
-        """Read what is there; whether this can be, or is, a worker that has not hung up."""
+    def receive(self):
+        """Read the available data; return False if this is no worker, or has disconnected."""
         try:
-            part = self.connection.recv(_LONGEST_MESSAGE)
+            part = self.connection.recv(_MAX_MESSAGE_BYTES)
         except BlockingIOError:
             return True
         except OSError:
             return False
-        self._heard += part
-        if not part or self.said or len(self._heard) > _LONGEST_MESSAGE:
+        self._received += part
+        if not part or self.hello or len(self._received) > _MAX_MESSAGE_BYTES:
             return False
-        if self._heard.endswith(b"\n"):
-            self.said = _introduction(self._heard)
-            return self.said is not None
+        if self._received.endswith(b"\n"):
+            self.hello = _parse_hello(self._received)
+            return self.hello is not None
         return True
 
 
-def _introduction(line):
-    """What a worker says first, or None if no worker says that."""
-    said = _parsed(line)
-    if not isinstance(said, dict) or not isinstance(said.get("index"), int):
+def _parse_hello(line):
+    """Return a worker's message, or None if the line is not one."""
+    hello = _parse(line)
+    if not isinstance(hello, dict) or not isinstance(hello.get("index"), int):
         return None
-    fits = isinstance(said.get("workers"), list) and isinstance(said.get("facts"), dict)
-    return said if fits else None
+    valid = isinstance(hello.get("workers"), list) and isinstance(hello.get("settings"), dict)
+    return hello if valid else None
 
 
-def _differ(cluster, mine, caller, guests):
-    """What is wrong with a worker's introduction, or None."""
-    said, host = caller.said, caller.host
-    index, theirs = said["index"], said["facts"]
-    if said["workers"] != mine["workers"]:
+def _difference(cluster, own, peer, accepted):
+    """Return what is wrong with a worker's message, or None."""
+    hello, host = peer.hello, peer.host
+    index, settings = hello["index"], hello["settings"]
+    if hello["workers"] != own["workers"]:
         return (
             "All workers must have the same list of workers. Received: "
-            f"{mine['workers']} on worker 0, {said['workers']} on worker {index} ({host}). Give "
-            "all the same, in the same order."
+            f"{own['workers']} on worker 0, {hello['workers']} on worker {index} ({host}). Give "
+            "all of them the same list, in the same order."
         )
-    if index in guests or not 0 < index < len(cluster):
+    if index in accepted or not 0 < index < len(cluster):
         return (
             f"Every worker must have an index of its own. Received: two with index {index}, the "
             f"second from {host}. Number the workers from 0."
         )
-    for name, value in mine["facts"].items():
-        if theirs.get(name) != value:
+    for name, value in own["settings"].items():
+        if settings.get(name) != value:
             return (
                 f"All workers must have the same {name}. Received: {value!r} on worker 0, "
-                f"{theirs.get(name)!r} on worker {index} ({host}). Start them alike."
+                f"{settings.get(name)!r} on worker {index} ({host}). Start them with the same "
+                "settings."
             )
     return None
 
 
-def _introduce(cluster, hello, deadline, timeout):
-    """The other workers' part."""
+def _report_to_first(cluster, hello, deadline, timeout):
+    """Send this worker's message to the first worker, and wait for the result."""
     host, _, port = cluster.workers[0].rpartition(":")
     reason = "no answer"
-    while (left := deadline - time.monotonic()) > 0:
+    while (remaining := deadline - time.monotonic()) > 0:
         try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=left) as first:
-                first.sendall(json.dumps(hello).encode() + b"\n")
-                # It answers when it has heard all, or has waited as long as this one.
-                first.settimeout(left + 10)
-                heard, reason = _read(first), "it hung up"
+            with socket.create_connection(
+                (host.strip("[]"), int(port)), timeout=remaining
+            ) as connection:
+                connection.sendall(json.dumps(hello).encode() + b"\n")
+                # The first worker replies once all have reported, or after the same timeout.
+                connection.settimeout(remaining + 10)
+                reply, reason = _read_reply(connection), "it disconnected"
         except TimeoutError:
             reason = "no answer"
         except OSError as error:
             reason = error.strerror or str(error) or type(error).__name__
         else:
-            if isinstance(heard, dict) and "trouble" in heard:
-                if heard["trouble"]:
-                    raise InputError(heard["trouble"])
+            if isinstance(reply, dict) and "problem" in reply:
+                if reply["problem"]:
+                    raise InputError(reply["problem"])
                 return
-        time.sleep(min(0.2, max(0.0, left)))
+        time.sleep(min(0.2, max(0.0, remaining)))
     raise InputError(
         f"The first worker must be reachable within {timeout:g} seconds. Received: {reason} from "
-        f"{cluster.workers[0]}, tried by worker {cluster.index}. Check that it runs, its address "
-        f"in {cluster.source}, and the firewall; or give `start_timeout` more seconds."
+        f"{cluster.workers[0]}, tried by worker {cluster.index}. Check that it is running, its "
+        f"address in {cluster.source}, and the firewall, or increase `start_timeout`."
     )
 
 
@@ -201,23 +211,23 @@ def _missing(cluster, missing, timeout):
     listed = ", ".join(f"worker {index} ({cluster.workers[index]})" for index in missing)
     return (
         f"All {len(cluster)} workers must start within {timeout:g} seconds. Received: nothing from "
-        f"{listed}. Check that they run, their addresses in {cluster.source}, and that they can "
-        f"reach {cluster.workers[0]}; or give `start_timeout` more seconds."
+        f"{listed}. Check that they are running, their addresses in {cluster.source}, and that "
+        f"they can reach {cluster.workers[0]}, or increase `start_timeout`."
     )
 
 
-def _read(connection):
-    """One line of JSON, or None."""
+def _read_reply(connection):
+    """Read one line of JSON; return None if it is not JSON."""
     data = b""
-    while not data.endswith(b"\n") and len(data) < _LONGEST_MESSAGE:
+    while not data.endswith(b"\n") and len(data) < _MAX_MESSAGE_BYTES:
         part = connection.recv(4096)
         if not part:
             break
         data += part
-    return _parsed(data)
+    return _parse(data)
 
 
-def _parsed(line):
+def _parse(line):
     try:
         return json.loads(line)
     except (ValueError, RecursionError):

@@ -1,23 +1,36 @@
-"""Share a dataset's batches among workers: nothing is lost, nothing comes twice."""
+"""`shard`, which divides each global batch of a dataset among the workers."""
+
+from typing import Any
 
 import tensorflow as tf
 
 
-def shard(dataset):
-    """The dataset with a sharding policy that is exact for it.
+def shard(dataset: tf.data.Dataset | Any) -> tf.data.Dataset | Any:
+    """Return the dataset with a policy that shards every global batch exactly.
 
-    TensorFlow's AUTO policy deals out files where it finds some, and fails if they are fewer than
-    the workers. Here each global batch is divided (DATA), so an epoch of any number of workers has
-    the batches of one process, ragged end included; every worker then reads all of the input. A
-    policy set by you stays: FILE saves reading, if files are many and alike, and gives other
-    batches.
+    TensorFlow's default policy, AUTO, distributes files where it finds any, and fails if there are
+    fewer files than workers. With DATA, each global batch is divided among the workers: an epoch
+    has the batches of a single process, including the ragged last one, whatever the number of
+    workers. Every worker then reads the whole input. A policy that you have set is kept: FILE saves
+    reading if there are many files of similar size, but gives other batches.
+
+    `ke.strategy` applies this to every dataset of several workers.
 
     Args:
-        dataset: `tf.data.Dataset` of global batches, in the same order in every worker: seed its
-            shuffling (`ke.strategy` seeds all workers alike).
+        dataset: `tf.data.Dataset` of global batches, in the same order on every worker. Shuffling
+            needs the same seed everywhere, which `ke.strategy` sets.
 
     Returns:
-        The dataset with DATA as its policy, or as it was.
+        The dataset with DATA as its auto-shard policy. Datasets with another policy than AUTO, and
+        objects that are not datasets, are returned unchanged.
+
+    Example:
+        >>> sharded = ke.distribute.shard(dataset)
+        >>> sharded.options().experimental_distribute.auto_shard_policy.name
+        'DATA'
+
+    Reference:
+        `tf.data.experimental.AutoShardPolicy`.
     """
     if not isinstance(dataset, tf.data.Dataset):
         return dataset

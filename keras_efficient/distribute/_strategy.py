@@ -1,4 +1,4 @@
-"""`ke.strategy`: where a model trains, from what is there."""
+"""`strategy`, which chooses and sets up the devices and workers to train on."""
 
 import contextlib
 import os
@@ -7,8 +7,8 @@ import signal
 import socket
 import sys
 import threading
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,114 +16,86 @@ import tensorflow as tf
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
 from keras_efficient.distribute._cluster import Cluster
-from keras_efficient.distribute._rendezvous import meet
+from keras_efficient.distribute._communication import Communication
+from keras_efficient.distribute._rendezvous import rendezvous
 
-#: What a TPU VM has.
+#: Exists on a TPU VM.
 _LOCAL_TPU = Path("/dev/accel0")
-#: How long a TPU's address may take to answer.
-_TPU_SECONDS = 10.0
+#: Seconds to wait for a connection to a TPU.
+_TPU_TIMEOUT = 10.0
 
-#: {cluster: its strategy} in this process.
-_made = {}
+#: The strategy of each cluster that this process has joined.
+_joined: dict[Cluster, Any] = {}
 
 KINDS = ("auto", "one", "mirrored", "multi_worker", "tpu")
 
 
-@dataclass(frozen=True)
-class Communication:
-    """How several workers sum their gradients; TensorFlow's `CommunicationOptions`.
-
-    Args:
-        implementation: "auto", "ring" or "nccl" (GPUs only).
-        bytes_per_pack: int, bytes of gradients summed at once; 0 (default) leaves it to TensorFlow.
-        timeout_seconds: float or None (default: none), after which a sum that does not come fails.
-            It costs a thread per sum, so it is for looking for errors: a worker that dies is
-            noticed without it.
-
-    Raises:
-        InputError: a value out of range.
-    """
-
-    implementation: str = "auto"
-    bytes_per_pack: int = 0
-    timeout_seconds: float | None = None
-
-    def __post_init__(self):
-        if self.implementation not in ("auto", "ring", "nccl"):
-            raise InputError(
-                "`implementation` must be 'auto', 'ring' or 'nccl'. Received: "
-                f"{self.implementation!r}. Leave it to 'auto'."
-            )
-        for name in ("bytes_per_pack", "timeout_seconds"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise InputError(f"`{name}` must not be negative. Received: {value!r}.")
-
-    @property
-    def options(self):
-        return tf.distribute.experimental.CommunicationOptions(
-            bytes_per_pack=self.bytes_per_pack,
-            timeout_seconds=self.timeout_seconds,
-            implementation=tf.distribute.experimental.CommunicationImplementation(
-                self.implementation.upper()
-            ),
-        )
-
-
 def strategy(
-    kind="auto",
+    kind: str = "auto",
     *,
-    communication=Communication(),
-    start_timeout=300.0,
-    memory_growth=True,
-    deterministic=False,
-    seed=None,
-    tpu=None,
-):
-    """Set up the devices and choose the `tf.distribute` strategy to build the model in.
+    communication: Communication | None = None,
+    start_timeout: float = 300.0,
+    memory_growth: bool = True,
+    deterministic: bool = False,
+    seed: int | None = None,
+    tpu: str | None = None,
+) -> tf.distribute.Strategy:
+    """Set up the devices and choose the `tf.distribute` strategy to create the model under.
 
-    To be called first: before any tensor is made. One line on stderr says what was chosen and why.
+    Call this first, before any tensor is created. It prints one line to stderr that says what it
+    chose and why.
 
-    - "one": TensorFlow's default, one device.
-    - "mirrored": `MirroredStrategy` over this machine's GPUs (or its logical CPUs).
+    - "one": TensorFlow's default strategy, for one device.
+    - "mirrored": `MirroredStrategy` over this machine's GPUs, or its logical CPUs.
     - "multi_worker": `MultiWorkerMirroredStrategy` over the workers that TF_CONFIG or Slurm
-      describes. `fit`, `evaluate`, `predict` and `save` then work for Keras 3 too (traps 17, 21).
-      Before TensorFlow starts, the workers meet and compare what they are; if one does not come
-      within `start_timeout`, all that are there say which.
-    - "tpu": `TPUStrategy` over the TPU that the resolver finds.
-    - "auto": "tpu" if there is one, else "multi_worker" if a cluster of several is described, else
+      describes. `fit`, `evaluate`, `predict` and `save` then also work for Keras 3 models. Before
+      TensorFlow starts, the workers meet and compare their settings. If one does not start within
+      `start_timeout` seconds, all the others report which one.
+    - "tpu": `TPUStrategy` over the TPU that TensorFlow's resolver finds.
+    - "auto": "tpu" if there is a TPU, else "multi_worker" if several workers are described, else
       "mirrored" if there are several GPUs, else "one".
 
     Args:
-        kind: see above.
-        communication: `Communication`, for several workers.
-        start_timeout: float, seconds in which all workers have to start. Default: 300.
-        memory_growth: whether TensorFlow takes a GPU's memory as it needs it (True, default) or
-            all at once.
-        deterministic: whether TensorFlow computes the same bits in every run, which is slower.
-        seed: int or None: given to Python, NumPy, TensorFlow and both Keras libraries. Several
-            workers must draw alike to shuffle alike, so for them, and with `deterministic`, None
-            (default) is 0.
-        tpu: str or None: name or address of the TPU, as `TPUClusterResolver` takes it.
+        kind: "auto", "one", "mirrored", "multi_worker" or "tpu". Default: "auto".
+        communication: `Communication`, the settings of the collectives between workers. Default:
+            None, `Communication()`.
+        start_timeout: float > 0, seconds to wait until all workers have started. Default: 300.
+        memory_growth: bool, whether TensorFlow allocates GPU memory as it needs it, instead of all
+            at once. Default: True.
+        deterministic: bool, whether all operations give the same bits in every run, which is
+            slower. Default: False.
+        seed: int or None, seed for Python, NumPy, TensorFlow and both Keras libraries. Default:
+            None, which means 0 with several workers or with `deterministic`, since several workers
+            must shuffle alike, and no seeding otherwise.
+        tpu: name or address of the TPU, as `TPUClusterResolver` takes it. Default: None, the TPU of
+            TPU_NAME or of this machine.
 
     Returns:
-        The strategy. Build and compile the model in its `scope()`.
+        The strategy. Create and compile the model inside its `scope()`. With several workers it has
+        an attribute `cluster`.
 
     Raises:
-        InputError: unknown `kind`; nothing to choose for it; called too late; a cluster whose
-            description is wrong, whose workers do not come, or differ.
+        InputError: `kind` is unknown or not available, TensorFlow has already started, or the
+            workers are described wrongly, are missing, or differ.
 
     Example:
         >>> strategy = ke.strategy("one")
         >>> with strategy.scope():
         ...     model.compile("sgd", loss)
+
+    Reference:
+        `tf.distribute.Strategy`; keras-team/keras#20585 for Keras 3 with several workers.
     """
     if kind not in KINDS:
         raise InputError(
-            f"`kind` must be one of {', '.join(KINDS)}. Received: {kind!r}. Leave it to 'auto'."
+            f"`kind` must be one of {', '.join(KINDS)}. Received: {kind!r}. Use 'auto' to choose "
+            "automatically."
         )
     if not start_timeout > 0:
-        raise InputError(f"`start_timeout` must be positive. Received: {start_timeout!r}.")
+        raise InputError(
+            f"`start_timeout` must be positive. Received: {start_timeout!r}. Give it in seconds."
+        )
+    communication = communication or Communication()
     cluster = Cluster.from_environment() if kind in ("auto", "multi_worker") else None
     gpus = tf.config.list_physical_devices("GPU")
     kind, reason = _choose(kind, cluster, gpus, tpu)
@@ -146,7 +118,7 @@ def strategy(
 
 
 def _choose(kind, cluster, gpus, tpu):
-    """What is taken for "auto", and why."""
+    """Return the kind of strategy to use, and the reason."""
     if kind == "multi_worker" and cluster is None:
         raise InputError(
             "'multi_worker' needs a description of the cluster. Received: neither TF_CONFIG nor "
@@ -155,7 +127,7 @@ def _choose(kind, cluster, gpus, tpu):
         )
     workers = "" if cluster is None else f"worker {cluster.index} of {len(cluster)}"
     if kind != "auto":
-        return kind, f"as asked{f', {workers} in {cluster.source}' if workers else ''}"
+        return kind, f"as requested{f', {workers} in {cluster.source}' if cluster else ''}"
     if tpu is not None or "TPU_NAME" in os.environ or _LOCAL_TPU.exists():
         return "tpu", "a TPU is named or present"
     if cluster is not None and len(cluster) > 1:
@@ -170,14 +142,14 @@ def _set_up(gpus, deterministic, seed):
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
     except RuntimeError as error:
-        raise _too_late(error) from error
+        raise _already_started(error) from error
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     if seed is not None:
         random.seed(seed)
         np.random.seed(seed)
         tf.random.set_seed(seed)
-        # (One that is imported later draws from these.)
+        # A library that is imported later takes its seed from these.
         for library in set(flavors.LIBRARIES) & set(sys.modules):
             sys.modules[library].utils.set_random_seed(seed)
 
@@ -190,7 +162,7 @@ def _mirrored():
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if len(devices) < 2:
         raise InputError(
-            "'mirrored' needs two devices or more. Received: "
+            "'mirrored' needs at least two devices. Received: "
             f"{', '.join(device.name for device in devices)}. Use 'auto' or 'one'; CPUs can be "
             "split with tf.config.set_logical_device_configuration."
         )
@@ -200,29 +172,29 @@ def _mirrored():
 def _multi_worker(cluster, communication, start_timeout, gpus, seed):
     from keras_efficient.distribute._multi_worker_strategy import MultiWorkerStrategy
 
-    facts = {
+    settings = {
         "number of replicas": max(1, len(gpus)),
         "TensorFlow": tf.__version__,
         "seed": seed,
     }
-    if cluster in _made:
-        # A process has one server, which listens at its port already.
-        return _made[cluster]
-    meet(cluster, facts, start_timeout)
+    if cluster in _joined:
+        # A process has a single server, which is already listening on this worker's port.
+        return _joined[cluster]
+    rendezvous(cluster, settings, start_timeout)
     try:
-        workers = MultiWorkerStrategy(cluster, communication.options)
+        joined = MultiWorkerStrategy(cluster, communication.options)
     except RuntimeError as error:
-        raise _too_late(error) from error
-    # TensorFlow has put a handler of its own below Python's, which keeps SIGTERM from ending a
-    # script that has none.
+        raise _already_started(error) from error
+    # TensorFlow installs its own C++ handler for SIGTERM, with which the signal would not end a
+    # script that has no handler. Setting Python's handler again replaces it.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
     for library in flavors.LIBRARIES:
-        # (Keras 3 on another backend has no `fit` for it.)
+        # Keras 3 with another backend than TensorFlow cannot be adapted.
         with contextlib.suppress(ImportError):
-            flavors.get(library).serve_workers(MultiWorkerStrategy)
-    _made[cluster] = workers
-    return workers
+            flavors.get(library).enable_multi_worker(MultiWorkerStrategy)
+    _joined[cluster] = joined
+    return joined
 
 
 def _tpu(name):
@@ -231,23 +203,24 @@ def _tpu(name):
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
         for address in resolver.cluster_spec().as_dict().get("worker", ()):
-            # (TensorFlow would wait for an address at which nobody is.)
+            # TensorFlow would wait for minutes for an address where nothing listens.
             host, _, port = address.rpartition(":")
-            socket.create_connection((host, int(port)), _TPU_SECONDS).close()
+            socket.create_connection((host, int(port)), _TPU_TIMEOUT).close()
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    # (The resolver asks Google's metadata server and its API, with all that can fail there.)
+    # The resolver queries Google's metadata server and API, which can fail in all these ways.
     except (ValueError, OSError, RuntimeError, ImportError, tf.errors.OpError) as error:
         raise InputError(
             "'tpu' needs a TPU that can be found. Received: "
-            f"{(str(error).splitlines() or [type(error).__name__])[0]}. Give its name as `tpu`, or "
+            f"{(str(error).splitlines() or [type(error).__name__])[0]}. Pass its name as `tpu`, or "
             "'local' on a TPU VM."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 
 
-def _too_late(error):
+def _already_started(error):
     return InputError(
-        "ke.strategy must come before TensorFlow makes its first tensor. Received: a TensorFlow "
-        f"that has started ({str(error).splitlines()[0]}). Move the call to the top of the script."
+        "ke.strategy must be called before TensorFlow creates its first tensor. Received: "
+        f"TensorFlow has already started ({str(error).splitlines()[0]}). Move the call to the top "
+        "of the script."
     )

@@ -1,4 +1,4 @@
-"""What the tests of the launcher share: tiny scripts to start, and a way to run it."""
+"""Helpers of the launcher's tests: small scripts to start, and functions that run the launcher."""
 
 import os
 import subprocess
@@ -6,12 +6,15 @@ import sys
 import time
 from dataclasses import dataclass
 
+import forked_python
 import psutil
 
-MAIN = [sys.executable, "-c", "from keras_efficient.cli import main; main()", "launch"]
-#: Far more than anything here takes: a loaded machine is slow, a hanging launcher is a failure.
+MAIN = ["-c", "from keras_efficient.cli import main; main()", "launch"]
+#: What the launcher imports; its workers run in interpreters of their own.
+LAUNCHER = ("keras_efficient.cli._app", "keras_efficient.cli._launch")
+#: Seconds, far more than anything here takes, since a machine may be busy.
 PATIENCE = 90
-#: What every script starts with.
+#: The start of every script.
 HEAD = """\
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -30,14 +33,14 @@ def meet():
 
 @dataclass(frozen=True)
 class Ended:
-    """What a run of the launcher left."""
+    """The exit code and output of the launcher."""
 
     code: int
     out: str
     err: str
 
     def lines(self, worker, stream="out"):
-        """A worker's lines, without its name."""
+        """Return a worker's lines, without the prefix."""
         name = f"[worker {worker}] "
         return [line[len(name) :] for line in getattr(self, stream).splitlines() if name in line]
 
@@ -62,14 +65,16 @@ def launch(*words, **variables):
         return finish(process)
 
 
-def start(*words, **variables):
-    """Start the launcher."""
+def start(*words, fresh=False, **variables):
+    """Start the launcher, in a new interpreter if `fresh` or if PYTHON… variables are given."""
+    fresh = fresh or any(name.startswith("PYTHON") for name in variables)
+    python = [sys.executable] if fresh else forked_python.command(*LAUNCHER)
     environment = {**os.environ, "COLUMNS": "400", **variables}
     for name in ("TF_CONFIG", "CUDA_VISIBLE_DEVICES"):
         if name not in variables:
             environment.pop(name, None)
     return subprocess.Popen(
-        [*MAIN, *map(str, words)],
+        [*python, *MAIN, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -79,7 +84,7 @@ def start(*words, **variables):
 
 
 def finish(process):
-    """What the launcher left, killed if it does not come to an end."""
+    """Wait for the launcher to end, and kill it if it does not."""
     try:
         out, err = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
@@ -90,14 +95,14 @@ def finish(process):
 
 
 def pids(folder, count=2):
-    """The process ids that so many workers wrote, once all are ready."""
+    """Return the process ids that the workers wrote, once all of them are ready."""
     files = [folder / f"pid{index}" for index in range(count)]
     until(lambda: all(file.exists() for file in files), "the workers did not start")
     return [int(file.read_text()) for file in files]
 
 
 def until(happened, otherwise):
-    """Wait for something."""
+    """Wait until `happened()`; fail with the message `otherwise` if it takes too long."""
     end = time.monotonic() + PATIENCE
     while not happened():
         assert time.monotonic() < end, otherwise
@@ -105,7 +110,7 @@ def until(happened, otherwise):
 
 
 def alive(pid):
-    """Whether a process runs; one that nobody has buried does not."""
+    """Return whether a process is running; zombies are not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -113,7 +118,7 @@ def alive(pid):
 
 
 def in_path(folder, monkeypatch, **programs):
-    """Put shell scripts, by name, before what is on the PATH."""
+    """Put shell scripts, by name, before the other programs on the PATH."""
     for name, text in programs.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)

@@ -1,4 +1,4 @@
-"""The description of a cluster: TF_CONFIG's and Slurm's, good and bad."""
+"""Clusters described by TF_CONFIG and by Slurm, valid and invalid."""
 
 import json
 
@@ -296,7 +296,7 @@ def test_slurm_variables_missing_or_wrong(changes, received, slurm):
     ],
 )
 def test_slurm_counts_that_do_not_fit(changes, slurm):
-    with error("A Slurm step must have as many tasks as it says. Received: "):
+    with error("A Slurm step must have the number of tasks that it states. Received: "):
         slurm(**changes)
 
 
@@ -309,7 +309,7 @@ def test_a_slurm_rank_out_of_range(rank, slurm):
 
 
 def test_upstream_slurm_resolver_still_gives_rank_0_another_nodes_address(slurm, monkeypatch):
-    """If this fails, TensorFlow may have mended it: see whether `_from_slurm` can go."""
+    """If this fails, TensorFlow may have fixed it: see whether `_from_slurm` can go."""
     import tensorflow as tf
 
     ours = slurm(SLURM_PROCID="0")
@@ -321,7 +321,7 @@ def test_upstream_slurm_resolver_still_gives_rank_0_another_nodes_address(slurm,
 
 
 def test_upstream_slurm_resolver_still_fails_without_gpus(slurm, monkeypatch):
-    """As the one above."""
+    """If this fails, see the test above."""
     import tensorflow as tf
 
     slurm()

@@ -1,4 +1,4 @@
-"""Workers that are killed: the job starts again by itself, and nothing is lost or done twice."""
+"""Workers that are killed: the job restarts, and ends as if it had not been interrupted."""
 
 import itertools
 import json
@@ -6,18 +6,18 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked_python
 import numpy as np
 import pytest
+from launching import LAUNCHER, MAIN
 
 SCRIPT = Path(__file__).with_name("resumable.py")
 #: Steps of an epoch, epochs.
 STEPS, EPOCHS = 12, 3
-LONG = os.environ.get("KERAS_EFFICIENT_LONG")
-#: (signal, whom): how often in the long form.
+#: (signal, worker): how often it is sent in the long form.
 KILLS = {
     (signal.SIGKILL, 1): 20,
     (signal.SIGKILL, 0): 20,
@@ -27,8 +27,17 @@ KILLS = {
 
 
 def launch(library, folder, pause=0.0, restarts=0):
-    command = [sys.executable, "-c", "from keras_efficient.cli import main; main()", "launch"]
-    command += ["--workers", "2", "--threads-per-worker", "1", "--max-restarts", str(restarts)]
+    command = [*forked_python.command(*LAUNCHER), *MAIN]
+    command += [
+        "--python",
+        forked_python.program(*forked_python.TRAINING),
+        "--workers",
+        "2",
+        "--threads-per-worker",
+        "1",
+        "--max-restarts",
+        str(restarts),
+    ]
     return subprocess.Popen(
         [*command, str(SCRIPT), library, str(folder), str(pause)],
         stdout=open(folder / "out", "w"),
@@ -37,7 +46,7 @@ def launch(library, folder, pause=0.0, restarts=0):
     )
 
 
-def diary(folder, worker):
+def losses_of(folder, worker):
     path = folder / f"losses-{worker}.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
@@ -53,10 +62,10 @@ def finish(job, folder, timeout=240):
 
 
 def kill(job, folder, how, whom, rng):
-    """Wait for a random moment of the present attempt, and send a signal to a worker."""
-    seen, aim = len(diary(folder, whom)), rng.randint(1, STEPS - 2)
+    """Wait for a random moment of the current attempt, and send a signal to a worker."""
+    seen, aim = len(losses_of(folder, whom)), rng.randint(1, STEPS - 2)
     deadline = time.monotonic() + 200
-    while len(diary(folder, whom)) < seen + aim:
+    while len(losses_of(folder, whom)) < seen + aim:
         if job.poll() is not None or time.monotonic() > deadline:
             pytest.fail((folder / "out").read_text()[-5000:])
         time.sleep(0.01)
@@ -64,12 +73,12 @@ def kill(job, folder, how, whom, rng):
     os.kill(int((folder / f"pid-{whom}").read_text()), how)
 
 
-@pytest.fixture(scope="module", params=["keras", "tf_keras"])
+@pytest.fixture(scope="module", params=["keras", pytest.param("tf_keras", marks=pytest.mark.full)])
 def undisturbed(request, tmp_path_factory):
-    """A run that nobody disturbed: (library, losses of each update, weights, history)."""
+    """An uninterrupted run: (library, loss of each update, weights, history)."""
     folder = tmp_path_factory.mktemp("undisturbed")
     finish(launch(request.param, folder), folder)
-    losses = {line["updates"]: line["loss"] for line in diary(folder, 0)}
+    losses = {line["updates"]: line["loss"] for line in losses_of(folder, 0)}
     assert sorted(losses) == list(range(1, STEPS * EPOCHS + 1))
     weights = list(np.load(folder / "end.npz").values())
     return request.param, losses, weights, json.loads((folder / "history.json").read_text())
@@ -78,11 +87,10 @@ def undisturbed(request, tmp_path_factory):
 def check(undisturbed, folder):
     _, losses, weights, history = undisturbed
     for worker in (0, 1):
-        for line in diary(folder, worker):
+        for line in losses_of(folder, worker):
             assert line["loss"] == pytest.approx(losses[line["updates"]], abs=1e-6), line
-    # The last attempt and those before it have every update, in order; what was done again was
-    # done after the last save only.
-    done = [line["updates"] for line in diary(folder, 0)]
+    # All attempts together made every update. Only updates after the last save were repeated.
+    done = [line["updates"] for line in losses_of(folder, 0)]
     assert set(done) == set(losses)
     again = [last - following for last, following in itertools.pairwise(done)]
     assert all(step == -1 or step < 5 for step in again)
@@ -95,7 +103,7 @@ def check(undisturbed, folder):
 
 
 def survive(undisturbed, folder, kills, rng):
-    """A job in which this happens ends as if it had not."""
+    """Run a job, kill workers, and check that it ends as the uninterrupted run did."""
     folder.mkdir()
     job = launch(undisturbed[0], folder, pause=0.1, restarts=len(kills))
     for how, whom in kills:
@@ -104,29 +112,28 @@ def survive(undisturbed, folder, kills, rng):
     finish(job, folder)
     check(undisturbed, folder)
     if signal.SIGTERM in dict(kills):
-        # All workers saved at the same step and said so.
+        # All workers saved at the same step and exited with 143.
         assert "143" in (folder / "out").read_text()
 
 
 @pytest.mark.slow
 def test_a_job_whose_workers_are_killed_ends_as_if_nothing_had_been(undisturbed, tmp_path):
-    # The libraries share the work.
-    kills = [kill for kill in KILLS if (kill[1] == 0) == (undisturbed[0] == "keras")]
+    kills = [(signal.SIGTERM, 1), (signal.SIGKILL, 0)]
     survive(undisturbed, tmp_path / "job", kills, random.Random(0))
 
 
-@pytest.mark.skipif(not LONG, reason="the long form takes half an hour: KERAS_EFFICIENT_LONG=1")
+@pytest.mark.full
 @pytest.mark.parametrize(("how", "whom"), KILLS, ids=lambda value: str(int(value)))
 def test_the_long_form(undisturbed, tmp_path, how, whom):
     rng = random.Random(int(how) + whom)
-    # A job of 36 steps has room for four.
+    # Four kills fit into a job of 36 steps.
     for number in range(0, KILLS[how, whom], 4):
         kills = [(how, whom)] * min(4, KILLS[how, whom] - number)
         survive(undisturbed, tmp_path / str(number), kills, rng)
 
 
 def wait_for_restart(job, folder):
-    """Until the launcher has said that it starts again."""
+    """Wait until the launcher reports a restart."""
     said = (folder / "out").read_text().count("restart ")
     deadline = time.monotonic() + 120
     while (folder / "out").read_text().count("restart ") <= said:

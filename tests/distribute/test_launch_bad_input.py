@@ -44,7 +44,7 @@ OPTIONS = {
     "hosts and workers": (("--hosts", "a:1", "--workers", "2"), ["--workers is an option of"]),
     "a port for hosts": (("--hosts", "a:1", "--port", "2"), ["--port is an option of --workers"]),
     "nodes here": (("--workers", "1", "--nodes", "2"), ["--nodes is an option of --slurm"]),
-    "slurm without nodes": (("--slurm",), ["--slurm must be told how many machines"]),
+    "slurm without nodes": (("--slurm",), ["--slurm needs the number of machines"]),
     "slurm without a node": (("--slurm", "--nodes", "0"), ["--nodes must be at least 1"]),
     "slurm without a task": (
         ("--slurm", "--nodes", "1", "--tasks-per-node", "0"),
@@ -58,19 +58,19 @@ OPTIONS = {
         ("--slurm", "--nodes", "1", "--partition", "a b"),
         ["--partition must be the name of a partition", "'a b'"],
     ),
-    "ray without workers": (("--ray",), ["--ray must be told how many workers"]),
-    "kubernetes without workers": (("--kubernetes", "i"), ["--kubernetes must be told how many"]),
+    "ray without workers": (("--ray",), ["--ray needs the number of workers"]),
+    "kubernetes without workers": (("--kubernetes", "i"), ["--kubernetes needs the number of"]),
     "kubernetes without an image": (
         ("--kubernetes", "", "--workers", "1"),
         ["--kubernetes must be the name of an image", "''"],
     ),
     "kubernetes with a bad name": (
         ("--kubernetes", "i", "--workers", "1", "--name", "Run_1"),
-        ["--name must be small letters, digits and hyphens", "'Run_1'"],
+        ["--name must consist of at most 53 lowercase letters, digits and hyphens", "'Run_1'"],
     ),
     "kubernetes with a bad namespace": (
         ("--kubernetes", "i", "--workers", "1", "--namespace", "-"),
-        ["--namespace must be small letters"],
+        ["--namespace must consist of at most 53 lowercase letters"],
     ),
     "a file in a folder that is not there": (
         ("--slurm", "--nodes", "1", "--write", "/no/such/file"),
@@ -121,7 +121,7 @@ def test_a_log_file_that_is_a_folder(path, tmp_path):
 
 
 def test_a_file_is_written_once_all_is_well(tmp_path, monkeypatch):
-    """The other side of it: good options write the file, and print nothing."""
+    """With valid options the file is written, and nothing is printed."""
     in_path(tmp_path, monkeypatch)
     slurm = launch("--slurm", "--nodes", 2, "--write", tmp_path / "job.sh", "t.py", "--nodes")
     assert (slurm.code, slurm.out) == (0, "")

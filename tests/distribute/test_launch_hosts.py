@@ -1,4 +1,4 @@
-"""Workers on several machines: the other ones are reached by a false ssh that stays here."""
+"""Workers on several machines, with a fake ssh that runs the commands on this machine."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from launching import alive, finish, in_path, launch, pids, script, start, until
 
 from keras_efficient.distribute.launcher.addresses import is_this_machine, parse_hosts
 
-#: Notes whom it was to reach, and does the rest here, with the login shell of over there.
+#: Records the destination, and runs the command here with sh.
 SSH = """for last; do host=$command; command=$last; done
 echo "$host" >> "{folder}/reached"
 cd /
@@ -133,7 +133,7 @@ def test_this_machine(host):
 
 
 def test_other_machines():
-    # Reserved for documentation: nobody has them; and a name that nobody can have.
+    # Addresses reserved for documentation, and a name that cannot exist.
     assert not is_this_machine("198.51.100.7")
     assert not is_this_machine("2001:db8::7")
     assert not is_this_machine("nowhere.invalid")

@@ -1,4 +1,4 @@
-"""The manifest for Kubeflow's operator, held against the schema of a TFJob. No real cluster."""
+"""The manifest for Kubeflow's operator, checked against the schema of a TFJob."""
 
 import json
 from pathlib import Path

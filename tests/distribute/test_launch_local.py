@@ -1,4 +1,4 @@
-"""Workers on this machine: what they are given, what is shown of them, and the exit code."""
+"""Workers on this machine: their environment, their output and the exit code."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import pytest
 from launching import launch, script
 
 import keras_efficient.distribute.launcher.console as console_file
-from keras_efficient.distribute.launcher.log_tail import Tail
+from keras_efficient.distribute.launcher.log_tail import LogTail
 
 SHOW = """
 print(json.dumps({"tf": json.loads(os.environ["TF_CONFIG"]), "words": sys.argv[1:],
@@ -159,7 +159,7 @@ def test_names_are_coloured_on_a_terminal_only():
         def isatty(self):
             return True
 
-    styled = console_file._styled
+    styled = console_file.styled
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TERM", "xterm-256color")
         patch.delenv("NO_COLOR", raising=False)
@@ -170,18 +170,18 @@ def test_names_are_coloured_on_a_terminal_only():
 
 def test_launching_imports_no_tensorflow(tmp_path):
     ended = launch("--workers", 1, script(tmp_path, ""), PYTHONVERBOSE="1")
-    imported = ended.err[: ended.err.index("launching.restarting")]
+    imported = ended.err[: ended.err.index("launcher.supervisor")]
     assert "import 'rich" in imported and "import 'tensorflow" not in ended.err
 
 
-# The last words of a worker.
+# The excerpt of a worker's output.
 
 
 def words(*lines, stream="stderr"):
-    tail = Tail()
+    tail = LogTail()
     for line in lines:
         tail.add(stream, line)
-    return tail.last_words()
+    return tail.excerpt()
 
 
 HEAD = "Traceback (most recent call last):"

@@ -1,4 +1,4 @@
-"""Ray: what it is asked for, by a false Ray; and the real one where it is installed."""
+"""Jobs on Ray: a fake Ray records the requests, and the real one runs if it is installed."""
 
 import importlib.util
 import json
@@ -17,13 +17,13 @@ HEAD = "import json, os, sys\nfrom pathlib import Path\nhere = Path(__file__).pa
 
 
 def program(folder, body):
-    """A script that does not need the launcher's variables, which Ray does not set."""
+    """Write a script that does not use the launcher's variables, which Ray does not set."""
     (folder / "script.py").write_text(HEAD + body)
     return folder / "script.py"
 
 
 class Settings(types.SimpleNamespace):
-    """Stands for Ray's ScalingConfig, RunConfig and FailureConfig."""
+    """A fake of Ray's ScalingConfig, RunConfig and FailureConfig."""
 
 
 class TensorflowTrainer:

@@ -1,4 +1,4 @@
-"""The batch script: bash reads it, and it queues the job again when it should. No real Slurm."""
+"""The batch script for Slurm, run by bash with replacements for srun and scontrol."""
 
 import shlex
 import subprocess
@@ -63,7 +63,7 @@ def test_bash_reads_it(tmp_path, restarts):
 
 def run(folder, monkeypatch, srun, *, restarts=None, before=0, shortest=0):
     """Run the script with a false srun; returns its exit code, what scontrol got, and stderr."""
-    monkeypatch.setattr(slurm, "_SHORTEST", shortest)
+    monkeypatch.setattr(slurm, "_SHORTEST_SECONDS", shortest)
     in_path(folder, monkeypatch, srun=srun, scontrol=f'echo "$*" >> "{folder}/scontrol.log"')
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(before))
@@ -90,14 +90,14 @@ def test_no_more_often_than_allowed(tmp_path, monkeypatch):
     (tmp_path / "scontrol.log").unlink()
     code, requeued, message = run(tmp_path, monkeypatch, "exit 143", restarts=2, before=2)
     assert (code, requeued) == (143, [])
-    assert "Not queued again: it was 2 times, the limit of --max-restarts." in message
+    assert "Not queued again: the limit of --max-restarts, 2, is reached." in message
     assert run(tmp_path, monkeypatch, "exit 143", restarts=0)[1] == []
 
 
 def test_a_job_that_ends_at_once_is_not_queued_again(tmp_path, monkeypatch):
     code, requeued, message = run(tmp_path, monkeypatch, "exit 143", shortest=600)
     assert (code, requeued) == (143, [])
-    assert "it ended within 600 s of its start" in message
+    assert "the job ended within 600 s" in message
 
 
 def test_a_cancelled_job_is_not_queued_again(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""How a job ends: one worker fails, the launcher is told to stop, or all start again."""
+"""How a job ends: a worker fails, the launcher is told to stop, or all workers are restarted."""
 
 import re
 import signal
@@ -29,7 +29,7 @@ def test_the_first_failure_ends_the_job_and_is_shown_last(tmp_path):
     body = """
 meet()
 if task == 1:
-    # When worker 0 is ready for it.
+    # Fail only once worker 0 handles SIGTERM.
     while not (here / "armed").exists():
         time.sleep(0.02)
     raise ValueError("no such column")
@@ -43,7 +43,7 @@ time.sleep(600)
     assert ended.code == 1, ended
     assert "worker 1 failed first: it exited with 1 after" in ended.err
     assert "worker 0 exited with 1 when stopped" in ended.err
-    last = ended.err[ended.err.rindex("the last words of worker 1:\n") :].splitlines()
+    last = ended.err[ended.err.rindex("the last output of worker 1:\n") :].splitlines()
     assert last[1] == "Traceback (most recent call last):"
     assert last[-1] == "ValueError: no such column"
 
@@ -92,7 +92,7 @@ sys.exit(3 if task else 0)
 
 
 def test_a_failure_that_is_reported_late_is_not_missed(tmp_path, monkeypatch, capsys):
-    """A worker may be gone before the launcher hears how it ended."""
+    """A worker may have ended before the launcher is told its exit code."""
 
     class Slow(worker_group.queue.SimpleQueue):
         def put(self, process):
@@ -130,7 +130,7 @@ def test_a_signal_names_those_that_still_run(tmp_path):
         ended = finish(process)
     assert ended.code == 130
     assert "worker 1 may save and stop" in ended.err
-    assert "worker 0 was done" in ended.err
+    assert "worker 0 finished" in ended.err
     assert "worker 1 was killed by SIGTERM when stopped" in ended.err
 
 
@@ -139,7 +139,7 @@ def test_a_second_signal_kills_at_once(tmp_path):
         pids(tmp_path)
         process.send_signal(signal.SIGTERM)
         assert "received SIGTERM" in process.stderr.readline()
-        # What comes within a second of the first counts as one with it.
+        # Signals within a second of the first are not counted.
         time.sleep(1.2)
         process.send_signal(signal.SIGINT)
         ended = finish(process)
@@ -175,7 +175,7 @@ def test_nohup_is_respected(tmp_path):
     body = "ready()\nwhile not (here / 'go').exists(): time.sleep(0.05)"
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        process = start("--workers", 1, script(tmp_path, body))
+        process = start("--workers", 1, script(tmp_path, body), fresh=True)
     finally:
         signal.signal(signal.SIGHUP, before)
     with process:
@@ -239,7 +239,7 @@ def test_bad_input_is_not_tried_again(tmp_path):
 
 @pytest.mark.parametrize(("quick", "started"), [(PATIENCE, 2), (0, 4)])
 def test_a_crash_loop_is_left(tmp_path, monkeypatch, capsys, quick, started):
-    """The same error twice: soon after the start it is a loop, later it may be bad luck."""
+    """The same error twice soon after the start is a crash loop; later it may be a coincidence."""
     monkeypatch.setattr(supervisor, "_CRASH_LOOP_SECONDS", quick)
     job = Job(program=(str(script(tmp_path, "raise KeyError('always')")),), max_restarts=3)
     code = supervisor.run(job, lambda n: plan(job, free_addresses(1), restart=n))

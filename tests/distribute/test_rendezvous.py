@@ -1,4 +1,4 @@
-"""The workers' meeting before TensorFlow starts, each worker a thread of this process."""
+"""The rendezvous of workers before TensorFlow starts, with threads as workers."""
 
 import contextlib
 import json
@@ -11,10 +11,10 @@ import workers
 
 import keras_efficient as ke
 from keras_efficient.distribute._cluster import Cluster
-from keras_efficient.distribute._rendezvous import meet
+from keras_efficient.distribute._rendezvous import rendezvous
 
-FACTS = {"number of replicas": 1, "TensorFlow": "2.20.0", "seed": 0}
-#: No meeting here may last longer, but for those that wait for someone who does not come.
+SETTINGS = {"number of replicas": 1, "TensorFlow": "2.20.0", "seed": 0}
+#: Seconds that a rendezvous without missing workers may take.
 SOON = 5.0
 
 
@@ -23,17 +23,17 @@ def addresses(count=2):
 
 
 class Meeting:
-    """Workers that meet in threads; `errors` has what each got (None: nothing) by its name."""
+    """Workers that meet in threads; `errors` maps each one's name to its error, or None."""
 
     def __init__(self):
         self.errors, self.seconds, self._threads = {}, {}, []
 
-    def come(self, listed, index, facts=FACTS, timeout=10.0, after=0.0, name=None):
+    def come(self, listed, index, settings=SETTINGS, timeout=10.0, after=0.0, name=None):
         def attend():
             time.sleep(after)
             start = time.monotonic()
             try:
-                meet(Cluster(tuple(listed), index), facts, timeout)
+                rendezvous(Cluster(tuple(listed), index), settings, timeout)
                 self.errors[name] = None
             except Exception as error:
                 self.errors[name] = error
@@ -50,7 +50,7 @@ class Meeting:
         return self.errors
 
 
-def together(listed, **kwargs):
+def all_meet(listed, **kwargs):
     meeting = Meeting()
     for index in range(len(listed)):
         meeting.come(listed, index, **kwargs)
@@ -62,7 +62,7 @@ def assert_all_met(meeting, count):
 
 
 def assert_errors(meeting, *messages):
-    """Worker i got an InputError in which each of `messages` is (the same for all)."""
+    """Check that every worker got an InputError that contains each of `messages`."""
     errors = meeting.end()
     for name, error in errors.items():
         assert isinstance(error, ke.InputError), f"worker {name}: {error!r}"
@@ -71,7 +71,7 @@ def assert_errors(meeting, *messages):
 
 
 def call(address, within=5.0):
-    """A raw connection to a worker, once it listens."""
+    """Open a raw connection to a worker, once it listens."""
     host, port = address.split(":")
     end = time.monotonic() + within
     while True:
@@ -83,14 +83,14 @@ def call(address, within=5.0):
 
 
 def introduce(address, **hello):
-    """Say a worker's first words to the worker at `address`; returns the connection."""
+    """Send a worker's message to the worker at `address`; return the connection."""
     connection = call(address)
     connection.sendall(json.dumps(hello).encode() + b"\n")
     return connection
 
 
-def trouble(connection):
-    return json.loads(connection.makefile().readline())["trouble"]
+def problem(connection):
+    return json.loads(connection.makefile().readline())["problem"]
 
 
 def is_bindable(address):
@@ -107,7 +107,7 @@ def is_bindable(address):
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_all_meet(count):
     listed = addresses(count)
-    meeting = together(listed)
+    meeting = all_meet(listed)
     assert_all_met(meeting, count)
     assert max(meeting.seconds.values()) < SOON
 
@@ -115,8 +115,8 @@ def test_all_meet(count):
 def test_one_worker_meets_nobody():
     (port,) = workers.free_ports(1)
     with socket.create_server(("", port)):
-        # (Its port is not even looked at.)
-        meet(Cluster((f"127.0.0.1:{port}",), 0), FACTS, 0.1)
+        # Its port is not used.
+        rendezvous(Cluster((f"127.0.0.1:{port}",), 0), SETTINGS, 0.1)
 
 
 @pytest.mark.parametrize("late", [0, 1, 2])
@@ -131,7 +131,7 @@ def test_a_worker_may_come_late(late):
 def test_the_ports_are_free_at_once_and_workers_can_meet_again():
     listed = addresses(3)
     for _ in range(3):
-        assert_all_met(together(listed), 3)
+        assert_all_met(all_meet(listed), 3)
         assert all(map(is_bindable, listed))
 
 
@@ -139,9 +139,9 @@ def test_a_meeting_that_failed_leaves_the_ports_free():
     listed = addresses(2)
     meeting = Meeting()
     meeting.come(listed, 0)
-    meeting.come(listed, 1, {**FACTS, "seed": 1})
+    meeting.come(listed, 1, {**SETTINGS, "seed": 1})
     assert_errors(meeting, "same seed")
-    assert_all_met(together(listed), 2)
+    assert_all_met(all_meet(listed), 2)
 
 
 # --- a worker is missing -------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_a_missing_worker_is_named_to_all():
     assert_errors(
         meeting,
         "All 4 workers must start within 2 seconds. Received: nothing from "
-        f"worker 2 ({listed[2]}). Check that they run",
+        f"worker 2 ({listed[2]}). Check that they are running",
         "in given",
         listed[0],
     )
@@ -208,7 +208,7 @@ def test_a_worker_that_died_while_it_waited_may_come_again():
     listed = addresses(3)
     meeting = Meeting()
     meeting.come(listed, 0)
-    hello = {"index": 1, "workers": list(listed), "facts": FACTS}
+    hello = {"index": 1, "workers": list(listed), "settings": SETTINGS}
     introduce(listed[0], **hello).close()
     time.sleep(0.2)
     meeting.come(listed, 1)
@@ -220,7 +220,7 @@ def test_a_worker_that_died_while_it_waited_is_missing():
     listed = addresses(3)
     meeting = Meeting()
     meeting.come(listed, 0, timeout=1.5)
-    introduce(listed[0], index=1, workers=list(listed), facts=FACTS).close()
+    introduce(listed[0], index=1, workers=list(listed), settings=SETTINGS).close()
     meeting.come(listed, 2, timeout=1.5)
     assert_errors(meeting, f"nothing from worker 1 ({listed[1]}).")
 
@@ -237,7 +237,7 @@ def test_a_port_that_is_taken(index):
         assert_errors(
             meeting,
             f"A worker's port must be free. Received: worker {index} at {listed[index]}, whose "
-            "port cannot be had (Address already in use)",
+            "port cannot be used (Address already in use)",
             "or choose another port in given.",
         )
     assert max(meeting.seconds.values()) < SOON
@@ -260,10 +260,10 @@ def test_two_on_different_machines_with_one_index():
     meeting = Meeting()
     meeting.come(listed, 0)
     meeting.come(listed, 1)
-    # (Not before worker 1.)
+    # Let worker 1 arrive first.
     time.sleep(0.5)
-    with introduce(listed[0], index=1, workers=list(listed), facts=FACTS) as second:
-        told = trouble(second)
+    with introduce(listed[0], index=1, workers=list(listed), settings=SETTINGS) as second:
+        told = problem(second)
     message = (
         "Every worker must have an index of its own. Received: two with index 1, the second from "
         "127.0.0.1. Number the workers from 0."
@@ -278,8 +278,8 @@ def test_an_index_that_cannot_be(index):
     listed = addresses(2)
     meeting = Meeting()
     meeting.come(listed, 0)
-    with introduce(listed[0], index=index, workers=list(listed), facts=FACTS) as second:
-        assert f"two with index {index}" in trouble(second)
+    with introduce(listed[0], index=index, workers=list(listed), settings=SETTINGS) as second:
+        assert f"two with index {index}" in problem(second)
     assert_errors(meeting, "Every worker must have an index of its own")
 
 
@@ -295,11 +295,11 @@ def test_workers_that_differ(fact, value, shown):
     listed = addresses(2)
     meeting = Meeting()
     meeting.come(listed, 0)
-    meeting.come(listed, 1, {**FACTS, fact: value})
+    meeting.come(listed, 1, {**SETTINGS, fact: value})
     assert_errors(
         meeting,
-        f"All workers must have the same {fact}. Received: {FACTS[fact]!r} on worker 0, {shown} on "
-        "worker 1 (127.0.0.1). Start them alike.",
+        f"All workers must have the same {fact}. Received: {SETTINGS[fact]!r} on worker 0, {shown} "
+        "on worker 1 (127.0.0.1). Start them with the same settings.",
     )
     assert max(meeting.seconds.values()) < SOON
 
@@ -312,7 +312,8 @@ def test_workers_with_different_lists():
     assert_errors(
         meeting,
         f"All workers must have the same list of workers. Received: {list(listed)} on worker 0, "
-        f"{[listed[0], *other]} on worker 1 (127.0.0.1). Give all the same, in the same order.",
+        f"{[listed[0], *other]} on worker 1 (127.0.0.1). Give all of them the same list, in "
+        "the same order.",
     )
 
 
@@ -321,7 +322,7 @@ def test_all_who_are_there_hear_that_one_differs():
     meeting = Meeting()
     meeting.come(listed, 0)
     meeting.come(listed, 1)
-    meeting.come(listed, 2, {**FACTS, "seed": 5}, after=0.5)
+    meeting.come(listed, 2, {**SETTINGS, "seed": 5}, after=0.5)
     assert_errors(meeting, "All workers must have the same seed. Received: 0 on worker 0, 5 on wor")
     assert set(meeting.errors) == {0, 1, 2}
 
@@ -337,9 +338,9 @@ def test_all_who_are_there_hear_that_one_differs():
         b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
         b"{}\n",
         b"[1, 2]\n",
-        b'{"index": [1], "workers": [], "facts": {}}\n',
-        b'{"index": 1, "workers": 3, "facts": {}}\n',
-        b'{"index": 1, "workers": [], "facts": []}\n',
+        b'{"index": [1], "workers": [], "settings": {}}\n',
+        b'{"index": 1, "workers": 3, "settings": {}}\n',
+        b'{"index": 1, "workers": [], "settings": []}\n',
         b"[" * 60_000 + b"\n",
         b"9" * 60_000 + b"\n",
         b"x" * 1_000_000,
@@ -386,15 +387,15 @@ def test_a_worker_whose_words_come_in_pieces_is_heard():
     listed = addresses(2)
     meeting = Meeting()
     meeting.come(listed, 0)
-    line = json.dumps({"index": 1, "workers": list(listed), "facts": FACTS}).encode() + b"\n"
+    line = json.dumps({"index": 1, "workers": list(listed), "settings": SETTINGS}).encode() + b"\n"
     with call(listed[0]) as slow:
         for start in range(0, len(line), 20):
             slow.sendall(line[start : start + 20])
             time.sleep(0.01)
-        assert trouble(slow) is None
+        assert problem(slow) is None
     assert_all_met(meeting, 1)
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 def test_workers_meet_over_ipv6():
-    assert_all_met(together([f"[::1]:{port}" for port in workers.free_ports(2)]), 2)
+    assert_all_met(all_meet([f"[::1]:{port}" for port in workers.free_ports(2)]), 2)

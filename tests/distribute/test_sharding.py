@@ -1,4 +1,4 @@
-"""Every worker's share of a dataset: together, what one process sees."""
+"""Sharding: the workers' parts of each batch together are the batch of a single process."""
 
 import itertools
 
@@ -18,7 +18,7 @@ FILES = {"one file": 1, "two files": 2, "five files": 5}
 
 
 def records(folder, name):
-    """The ids from 0 to N - 1 in so many TFRecord files; returns their paths."""
+    """Write the ids from 0 to N - 1 to TFRecord files; return their paths."""
     count = FILES[name]
     paths = [f"{folder}/{count}-{index}.tfrecord" for index in range(count)]
     for index, path in enumerate(paths):
@@ -55,7 +55,7 @@ def texts():
 
 
 def datasets(paths):
-    """Global batches of ids, of every kind; what is not seeded by itself comes from TensorFlow."""
+    """Return global batches of ids from all kinds of datasets; some use TensorFlow's seed."""
     numbers = tf.data.Dataset.range(N)
     slices = tf.data.Dataset.from_tensor_slices(np.arange(N))
     generator = tf.data.Dataset.from_generator(
@@ -79,14 +79,14 @@ def datasets(paths):
 
 
 def epochs(dataset, name, ids):
-    """The ids of each batch of two epochs (ENDLESS: one of STEPS)."""
+    """Return the ids of each batch of two epochs, or of STEPS batches for ENDLESS."""
     if name == ENDLESS:
         return [[ids(batch) for batch, _ in zip(dataset, range(STEPS), strict=False)]]
     return [[ids(batch) for batch in dataset] for _ in range(2)]
 
 
 def shares(paths):
-    """What a worker sees of each dataset; and what it draws at first."""
+    """Return this worker's batches of each dataset, and its first random numbers."""
     import keras_efficient as ke
 
     strategy = ke.strategy("auto", start_timeout=100)
@@ -118,15 +118,15 @@ def paths(tmp_path_factory):
     return {name: records(folder, name) for name in FILES}
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.full), 3])
 def seen(request, paths):
-    """Of each worker, what `shares` returns."""
+    """What `shares` returns on each worker."""
     return workers.run(shares, paths, count=request.param, timeout=150)
 
 
 @pytest.fixture(scope="module")
 def alone(paths):
-    """What one process sees."""
+    """The batches of a single process."""
     tf.random.set_seed(0)
     return {
         name: epochs(dataset, name, lambda batch: batch.numpy().tolist())
@@ -162,7 +162,7 @@ def test_the_workers_shares_of_a_step_are_the_batch_of_one_process(name, seen, a
     for epoch, batches in enumerate(expected):
         assert all(len(of_worker[epoch]) == len(batches) for of_worker in each)
         for step, batch in enumerate(batches):
-            # Worker 0 has the first of a batch, and so on: order, ragged end and all.
+            # Worker 0 has the first examples, and so on, also of the ragged last batch.
             together = [number for of_worker in each for number in of_worker[epoch][step]]
             assert together == batch, f"epoch {epoch}, step {step}"
 
@@ -200,12 +200,12 @@ def test_an_off_policy_stays(seen):
 
 
 def test_all_workers_draw_alike(seen):
-    """Both libraries were imported after `ke.strategy` had set the seed."""
+    """Also with tf_keras, which is imported after `ke.strategy` has set the seed."""
     first, *others = [drawn for _, drawn in seen]
     assert all(drawn == first for drawn in others)
 
 
-# --- share alone ---------------------------------------------------------------------------------
+# --- shard alone ---------------------------------------------------------------------------------
 
 
 def policy(dataset):
@@ -245,7 +245,7 @@ def auto_shard(dataset, count, index):
 
 
 def test_upstream_auto_still_fails_with_fewer_files_than_workers(paths):
-    """If this fails, TensorFlow falls back: `share` is still needed for the test below."""
+    """If this fails, TensorFlow falls back: `shard` is still needed for the test below."""
     dataset = read(paths["one file"]).batch(BATCH)
     with pytest.raises(
         tf.errors.InvalidArgumentError, match="not enough for the required 2 shards"
@@ -254,7 +254,7 @@ def test_upstream_auto_still_fails_with_fewer_files_than_workers(paths):
 
 
 def test_upstream_auto_still_deals_out_files_unevenly(paths):
-    """If this fails, AUTO gives the batches of one process, and `share` can go."""
+    """If this fails, AUTO gives the batches of one process, and `shard` can go."""
     dataset = read(paths["five files"]).batch(BATCH)
     counts = [len(auto_shard(dataset, 2, index)) for index in range(2)]
     assert counts == [13, 8]

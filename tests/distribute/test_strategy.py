@@ -1,12 +1,12 @@
-"""`ke.strategy`: what it chooses, sets up and says; no training."""
+"""`ke.strategy`: what it chooses, sets up and prints, without training."""
 
 import json
 import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 
+import forked_python
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -83,14 +83,14 @@ def test_auto_takes_a_tpu_of_this_machine(local_tpu):
 
 @pytest.mark.parametrize("kind", ["one", "mirrored", "tpu"])
 def test_what_is_asked_for_is_taken(kind):
-    assert strategy_module._choose(kind, None, ["GPU"] * 2, None) == (kind, "as asked")
+    assert strategy_module._choose(kind, None, ["GPU"] * 2, None) == (kind, "as requested")
 
 
 @pytest.mark.parametrize("cluster", [ONE, TWO])
 def test_multi_worker_as_asked(cluster):
     chosen = strategy_module._choose("multi_worker", cluster, [], None)
     place = f"worker {cluster.index} of {len(cluster)}"
-    assert chosen == ("multi_worker", f"as asked, {place} in TF_CONFIG")
+    assert chosen == ("multi_worker", f"as requested, {place} in TF_CONFIG")
 
 
 def test_multi_worker_needs_a_description():
@@ -136,7 +136,7 @@ def test_a_wrong_description_is_not_read_where_it_is_not_needed(monkeypatch):
 def test_one(capfd):
     strategy = ke.strategy("one")
     assert strategy is tf.distribute.get_strategy()
-    assert capfd.readouterr() == ("", "ke.strategy: one, 1 replica (as asked)\n")
+    assert capfd.readouterr() == ("", "ke.strategy: one, 1 replica (as requested)\n")
 
 
 def test_auto_on_a_plain_machine(capfd, gpus):
@@ -149,7 +149,7 @@ def test_mirrored_over_the_logical_cpus(capfd):
     strategy = ke.strategy("mirrored")
     assert isinstance(strategy, tf.distribute.MirroredStrategy)
     assert strategy.num_replicas_in_sync == 2
-    assert capfd.readouterr().err == "ke.strategy: mirrored, 2 replicas (as asked)\n"
+    assert capfd.readouterr().err == "ke.strategy: mirrored, 2 replicas (as requested)\n"
 
 
 def test_mirrored_needs_two_devices(monkeypatch):
@@ -158,7 +158,7 @@ def test_mirrored_needs_two_devices(monkeypatch):
         tf.config, "list_logical_devices", lambda kind: only if kind == "CPU" else []
     )
     with error(
-        "'mirrored' needs two devices or more. Received: /device:CPU:0. Use 'auto' or 'one'"
+        "'mirrored' needs at least two devices. Received: /device:CPU:0. Use 'auto' or 'one'"
     ):
         ke.strategy("mirrored")
 
@@ -228,7 +228,7 @@ def draw():
 
 def test_seeded_alike_draws_alike():
     drawn = []
-    draw()  # (Imports both libraries.)
+    draw()  # Imports both libraries.
     for seed in (1, 1, 2):
         ke.strategy("one", seed=seed)
         drawn.append(draw())
@@ -264,7 +264,7 @@ def test_memory_growth_too_late(gpus, monkeypatch):
     gpus(1)
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", fail)
     with error(
-        r"ke.strategy must come before TensorFlow makes its first tensor. Received: .*"
+        r"ke.strategy must be called before TensorFlow creates its first tensor. Received: .*"
         r"\(Physical devices cannot be modified after being initialized\). Move the call"
     ):
         ke.strategy("one")
@@ -275,11 +275,11 @@ def test_memory_growth_too_late(gpus, monkeypatch):
 
 
 def run(code, **env):
-    """Run `code` in a process of its own; returns what it prints as JSON."""
+    """Run `code` in a process of its own; return the JSON that it prints."""
     clean = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"}
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{code}"
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [*forked_python.command(*forked_python.TRAINING), "-c", code],
         capture_output=True,
         text=True,
         env={**clean, **env},
@@ -290,7 +290,7 @@ def run(code, **env):
 
 
 def test_two_workers_need_tensorflow_not_to_have_started():
-    """Nothing but the meeting is mocked."""
+    """Only the rendezvous is mocked."""
     out = run(
         """
 import json
@@ -298,7 +298,7 @@ import tensorflow as tf
 import keras_efficient as ke
 from keras_efficient.distribute import _strategy as strategy_module
 met = []
-choosing.meet = lambda cluster, facts, timeout: met.append([len(cluster), facts, timeout])
+strategy_module.rendezvous = lambda cluster, *rest: met.append([len(cluster), *rest])
 tf.constant(1) + 1
 try:
     ke.strategy(start_timeout=9)
@@ -308,12 +308,14 @@ except ke.InputError as error:
         TF_CONFIG=Cluster(("127.0.0.1:1", "127.0.0.1:2"), 0).tf_config,
     )
     message, met, version = out
-    assert message.startswith("ke.strategy must come before TensorFlow makes its first tensor.")
+    assert message.startswith(
+        "ke.strategy must be called before TensorFlow creates its first tensor."
+    )
     assert met == [[2, {"number of replicas": 1, "TensorFlow": version, "seed": 0}, 9]]
 
 
 def test_a_cluster_of_one_as_asked_and_determinism():
-    """One worker is a cluster as good as any; and the same bits come out twice."""
+    """A cluster may have a single worker, and operations can be made deterministic."""
     import workers
 
     (port,) = workers.free_ports(1)
@@ -326,7 +328,7 @@ import tensorflow as tf
 from keras_efficient.distribute._multi_worker_strategy import MultiWorkerStrategy
 from tensorflow.python.framework import config
 print(json.dumps([
-    type(strategy) is Workers,
+    type(strategy) is MultiWorkerStrategy,
     strategy.num_replicas_in_sync,
     strategy.cluster.address,
     config.is_op_determinism_enabled(),
@@ -404,9 +406,9 @@ def test_a_given_name_goes_before_the_tpu_of_this_machine(tpu, local_tpu):
     [
         (ValueError("No TPUs with the specified names exist."), "No TPUs with the specified"),
         (OSError("Name or service not known"), "Name or service not known"),
-        (RuntimeError('TPU "mine" is not yet ready\nmore'), 'TPU "mine" is not yet ready. Give'),
+        (RuntimeError('TPU "mine" is not yet ready\nmore'), 'TPU "mine" is not yet ready. Pass'),
         (ImportError("googleapiclient must be installed"), "googleapiclient must be"),
-        (ValueError(), "Received: ValueError. Give"),
+        (ValueError(), "Received: ValueError. Pass"),
         (tf.errors.NotFoundError(None, None, "TPUs not found in the cluster."), "TPUs not found"),
     ],
 )
@@ -441,5 +443,5 @@ print(json.dumps(out))
     assert len(out) == len(names)
     for seconds, message in out:
         assert message.startswith("'tpu' needs a TPU that can be found. Received: ")
-        assert message.endswith(". Give its name as `tpu`, or 'local' on a TPU VM.")
+        assert message.endswith(". Pass its name as `tpu`, or 'local' on a TPU VM.")
         assert seconds < 30

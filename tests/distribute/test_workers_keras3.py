@@ -1,4 +1,4 @@
-"""Models of both libraries on two workers: what one process does; what that needs of Keras 3."""
+"""Models of both libraries on two workers, and the parts of Keras 3 that this relies on."""
 
 import ast
 import inspect
@@ -10,15 +10,10 @@ import pytest
 import workers
 import zoo
 
-NAMES = (
-    "keras-functional",
-    "kerashub-bert",
-    "tf_keras-functional",
-    "hugging-face-bert",
-    "model-garden-bert",
-)
-#: Of these everything that `fit` can do is tried.
+#: With these, callbacks and saving are tested too.
 EVERYDAY = ("keras-functional", "tf_keras-functional")
+#: Libraries' models; test_workers_minilm.py trains MiniLM in both of them.
+LIBRARIES = ("kerashub-bert", "hugging-face-bert", "model-garden-bert")
 N, BATCH = 21, 10
 PATIENCE = 200
 
@@ -28,7 +23,7 @@ def specimen_of(name):
 
 
 def made(name, strategy, k=2):
-    """A model of the zoo, compiled in the strategy's scope; with k microbatches, if given."""
+    """Return a compiled model of the zoo, with k microbatches if given."""
     import keras_efficient as ke
 
     specimen = specimen_of(name)
@@ -48,7 +43,7 @@ def logits(outputs):
 
 
 def trained(model, name, data=None):
-    """Two epochs with validation, evaluation and prediction; what came out."""
+    """Train two epochs with validation, evaluate and predict; return the results."""
     held_out = data_of(name, 8)
     fitted = model.fit(
         data_of(name) if data is None else data,
@@ -66,14 +61,14 @@ def trained(model, name, data=None):
 
 
 def from_arrays(name, strategy):
-    """The weights after `fit` from NumPy arrays, shuffled."""
+    """Return the weights after `fit` on shuffled NumPy arrays."""
     model = made(name, strategy)
     model.fit(*specimen_of(name).batch(N), batch_size=BATCH, epochs=2, verbose=0)
     return model.get_weights()
 
 
 def everyday(name, strategy, folder):
-    """The callbacks of everyday life and saving; `folder/<worker>` has what each worker wrote."""
+    """Train with common callbacks and save; each worker also writes to `folder/<worker>`."""
     import keras_efficient as ke
 
     library, keras = specimen_of(name).library, zoo.keras_of(specimen_of(name).library)
@@ -85,7 +80,7 @@ def everyday(name, strategy, folder):
     callbacks = [
         checkpoints(str(common / "best.keras"), save_best_only=True),
         checkpoints(str(own / "best.weights.h5"), save_best_only=True, save_weights_only=True),
-        # No epoch is so much better: the second one is the last.
+        # No epoch improves the loss this much, so the second is the last.
         keras.callbacks.EarlyStopping("val_loss", patience=1, min_delta=10.0),
     ]
     if ke.distribute.is_chief():
@@ -99,23 +94,32 @@ def everyday(name, strategy, folder):
         verbose=0,
     ).history
     if library == "keras":
-        # (To one path, as on a shared disk, and to a worker's own.)
+        # To the same path, as on a shared disk, and to a path of this worker.
         for place in (common, own):
             model.save(place / "model.keras")
             model.save(filepath=str(place / "again.keras"))
             model.save_weights(place / "all.weights.h5")
-        # The file is whole when `save` has returned, on every worker.
+        # When `save` returns on any worker, the file is complete.
         keras.models.load_model(common / "model.keras", compile=False)
     return {"history": history, "weights": model.get_weights()}
 
 
-def train_all(folder):
-    """What a worker does; all in one process, since the start takes the longest."""
+def train_libraries():
+    """Train the libraries' models on this worker."""
     import keras_efficient as ke
 
     strategy = ke.strategy("auto", start_timeout=150)
-    found = {name: trained(made(name, strategy), name) for name in NAMES}
+    return {name: trained(made(name, strategy), name) for name in LIBRARIES}
+
+
+def train_all(folder):
+    """Train everything else on this worker, in one process since starting it takes long."""
+    import keras_efficient as ke
+
+    strategy = ke.strategy("auto", start_timeout=150)
+    found = {}
     for name in EVERYDAY:
+        found[name] = trained(made(name, strategy), name)
         found[name]["everyday"] = everyday(name, strategy, folder)
     # Without this package's training step.
     found["plain"] = trained(made("keras-functional", strategy, k=None), "keras-functional")
@@ -137,8 +141,14 @@ def both(folder):
     return workers.run(train_all, folder, count=2, timeout=PATIENCE)
 
 
+@pytest.fixture(scope="module")
+def libraries():
+    """What `train_libraries` returns on each of two workers."""
+    return workers.run(train_libraries, count=2, timeout=PATIENCE)
+
+
 def alone(name, k=2, data=None):
-    """What one process does."""
+    """Train the same in a single process."""
     import tensorflow as tf
 
     return trained(made(name, tf.distribute.get_strategy(), k), name, data)
@@ -169,18 +179,21 @@ def assert_close(found, reference, atol=1e-5):
 # --- as one process ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_two_workers_agree_bit_for_bit(name, both):
-    assert_equal(both[0][name], both[1][name])
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERYDAY)
 def test_two_workers_do_what_one_process_does(name, both):
+    assert_as_one_process(name, both)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_two_workers_do_what_one_process_does_with_models_of_libraries(name, libraries):
+    assert_as_one_process(name, libraries)
+
+
+def assert_as_one_process(name, both):
+    assert_equal(both[0][name], both[1][name])
     assert_close(both[0][name], alone(name))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_models_were_trained_at_all(name, both):
+    # The models were trained at all.
     before = specimen_of(name).make().get_weights()
     after = both[0][name]["weights"]
     assert max(np.abs(a - b).max() for a, b in zip(before, after, strict=True) if a.size) > 1e-3
@@ -199,7 +212,7 @@ def test_shuffled_numpy_arrays(both):
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
-        # (Another order, but not another training.)
+        # In another order the result is similar.
         np.testing.assert_allclose(a, ordered, atol=0.2)
 
 
@@ -274,7 +287,7 @@ CASES = ((1, None), (2, 2))
 
 
 def pass_through(folder):
-    """Models under other strategies, before and after Keras was adapted to workers."""
+    """Train models under other strategies, before and after Keras is adapted to workers."""
     import tensorflow as tf
 
     tf.config.set_logical_device_configuration(
@@ -314,9 +327,9 @@ def pass_through(folder):
         )
 
     plain, before = patched(), everything()
-    ke.flavor.get("keras").serve_workers(MultiWorkerStrategy)
+    ke.flavor.get("keras").enable_multi_worker(MultiWorkerStrategy)
     once = patched()
-    ke.flavor.get("keras").serve_workers(MultiWorkerStrategy)
+    ke.flavor.get("keras").enable_multi_worker(MultiWorkerStrategy)
     assert patched() == once, "adapted twice"
     assert not set(map(id, plain)) & set(map(id, once)), "not adapted"
     return before, everything()
@@ -338,36 +351,58 @@ def test_models_under_other_strategies_stay_as_they_were(tmp_path):
 
 
 def fit_without_this_package():
-    """What happens in Keras 3 under TensorFlow's own class, in two tries (trap 17)."""
+    """Fit a Keras 3 model under TensorFlow's own class, in two ways; return the errors (trap 17).
+
+    First, `ke.callbacks.Resume` refuses that class.
+    """
     import functools
     import traceback
 
     import keras
     import tensorflow as tf
 
+    import keras_efficient as ke
+
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    refused = None
+    try:
+        model = made("tf_keras-functional", strategy, k=None)
+        model.fit(
+            data_of("tf_keras-functional"), verbose=0, callbacks=[ke.callbacks.Resume("none")]
+        )
+    except ke.InputError as error:
+        refused = str(error)
     keras.config.disable_traceback_filtering()
-    from keras_efficient.flavor._keras3 import _build_of_one_replica
+    from keras_efficient.flavor._keras3_multi_worker import build_from_replica_spec
 
     name, found = "keras-functional", []
     for builds in (False, True):
         model = made(name, strategy, k=None)
         if builds:
             build = model._maybe_symbolic_build
-            model._maybe_symbolic_build = functools.partial(_build_of_one_replica, model, build)
+            model._maybe_symbolic_build = functools.partial(build_from_replica_spec, model, build)
         try:
             model.fit(data_of(name), shuffle=False, verbose=0)
             found.append(None)
         except Exception:
             found.append(traceback.format_exc())
-    return found
+    return refused, *found
 
 
-def test_upstream_keras_3_still_cannot_fit_on_several_workers():
-    """If this fails, see which parts of `Keras3.serve_workers` can go."""
-    for index, (plain, built) in enumerate(
-        workers.run(fit_without_this_package, count=2, timeout=PATIENCE)
-    ):
+@pytest.fixture(scope="module")
+def without_this_package():
+    """What `fit_without_this_package` returns on each of two workers."""
+    return workers.run(fit_without_this_package, count=2, timeout=PATIENCE)
+
+
+def test_resume_refuses_plain_strategies_of_several_workers(without_this_package):
+    for refused, *_ in without_this_package:
+        assert "needs a strategy that knows their cluster" in refused
+
+
+def test_upstream_keras_3_still_cannot_fit_on_several_workers(without_this_package):
+    """If this fails, see which parts of `Keras3.enable_multi_worker` can go."""
+    for index, (_, plain, built) in enumerate(without_this_package):
         assert plain and "_maybe_symbolic_build" in plain, f"worker {index}: {plain}"
         assert built and "reduce_per_replica" in built, f"worker {index}: {built}"
 
@@ -379,8 +414,9 @@ def names_called(function):
 
 
 MOVED = (
-    "Keras has changed what `Keras3.serve_workers` (keras_efficient/flavor/_keras3.py) replaces: "
-    "{}. Find where that is done now, replace it there, and run this file's tests."
+    "Keras has changed what `Keras3.enable_multi_worker` replaces "
+    "(keras_efficient/flavor/_keras3_multi_worker.py): {}. Find where that is done now, replace "
+    "it there, and run this file's tests."
 )
 
 

@@ -1,4 +1,4 @@
-"""Two workers and the real model on real text: what one process does."""
+"""MiniLM on movie reviews: two workers compute what one process does."""
 
 import json
 
@@ -21,7 +21,7 @@ def files():
 
 
 def train(library, folder):
-    """Five updates with SGD, then the callbacks of everyday life; what came out."""
+    """Make five updates with SGD, then train with common callbacks; return the results."""
     import keras_efficient as ke
 
     strategy = ke.strategy("auto", seed=0)
@@ -67,7 +67,7 @@ def train(library, folder):
 
 
 def without_dropout(model):
-    """Workers draw dropout by themselves, so runs with it cannot be compared."""
+    """Turn dropout off, since each worker draws its own masks."""
     import keras_efficient as ke
 
     for layer in model._flatten_layers():
@@ -75,7 +75,7 @@ def without_dropout(model):
             layer.rate = 0.0
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_two_workers_do_what_one_process_does(library, tmp_path):
     folders = [tmp_path / "two", tmp_path / "one"]

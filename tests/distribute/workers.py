@@ -5,9 +5,10 @@ import os
 import pickle
 import socket
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
+
+import forked_python
 
 TESTS = Path(__file__).parent.parent
 SCRIPT = """
@@ -21,7 +22,7 @@ pickle.dump(result, open(sys.argv[1], "wb"))
 
 
 def free_ports(count):
-    """So many ports that nobody listens on."""
+    """Return ports that nobody listens on."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -33,7 +34,7 @@ def free_ports(count):
 
 
 def start(function, arguments, folder, configs):
-    """One process per TF_CONFIG (None for none), each calling `function(*arguments)`."""
+    """Start one process per TF_CONFIG, None for none, each calling `function(*arguments)`."""
     folder = Path(folder)
     (folder / "arguments").write_bytes(pickle.dumps(arguments))
     code = SCRIPT.format(
@@ -45,14 +46,19 @@ def start(function, arguments, folder, configs):
     processes = []
     for index, config in enumerate(configs):
         env = {k: v for k, v in os.environ.items() if k not in ("TF_CONFIG",)}
-        # Two processes with all cores each wait for one another.
+        # Two processes that use all cores each would wait for one another.
         env |= {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}
         if config is not None:
             env["TF_CONFIG"] = config
         with open(folder / f"log{index}", "wb") as log:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", code, str(folder / f"result{index}")],
+                    [
+                        *forked_python.command(*forked_python.TRAINING),
+                        "-c",
+                        code,
+                        str(folder / f"result{index}"),
+                    ],
                     env=env,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -62,7 +68,7 @@ def start(function, arguments, folder, configs):
 
 
 def configs(count):
-    """The TF_CONFIG of each of `count` workers on this machine."""
+    """Return the TF_CONFIG of each of `count` workers on this machine."""
     workers = [f"127.0.0.1:{port}" for port in free_ports(count)]
     return [
         json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
@@ -71,7 +77,7 @@ def configs(count):
 
 
 def run(function, *arguments, count=2, timeout=300):
-    """What `function(*arguments)` returns in each of `count` workers (1: without TF_CONFIG)."""
+    """Return the results of `function(*arguments)` in `count` workers; 1: without TF_CONFIG."""
     with tempfile.TemporaryDirectory() as folder:
         processes = start(function, arguments, folder, configs(count) if count > 1 else [None])
         try:

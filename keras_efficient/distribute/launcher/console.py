@@ -1,7 +1,8 @@
-"""What the user sees: the workers' lines with a name before each, and the launcher's own notes."""
+"""`Output`, which prints the workers' lines with a prefix, and the launcher's own messages."""
 
 import sys
 import threading
+from typing import TextIO
 
 from rich.console import Console
 
@@ -9,34 +10,34 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red", "bright_
 
 
 class Output:
-    """Writes whole lines, however many workers write at once.
+    """Prints whole lines, also when several workers write at the same time.
 
     Args:
-        workers: how many there are; each has its colour where the output is a terminal.
+        workers: number of workers. On a terminal each has a colour.
     """
 
-    def __init__(self, workers):
-        # Looked up now: what they are may change while tests run.
+    def __init__(self, workers: int):
+        # Looked up here and not at import, since tests replace these streams.
         self._streams = {"stdout": sys.stdout, "stderr": sys.stderr}
         self._lock = threading.Lock()
         self._prefixes = {
-            (name, index): _styled(stream, f"[worker {index}] ", _COLOURS[index % len(_COLOURS)])
+            (name, index): styled(stream, f"[worker {index}] ", _COLOURS[index % len(_COLOURS)])
             for name, stream in self._streams.items()
             for index in range(workers)
         }
-        self._own = _styled(self._streams["stderr"], "[launch] ", "bold")
+        self._own = styled(self._streams["stderr"], "[launch] ", "bold")
 
-    def line(self, worker, name, text):
-        """A worker's line, to the stream "stdout" or "stderr"."""
-        # A progress bar writes itself over: a terminal would show the last state.
+    def line(self, worker: int, name: str, text: str) -> None:
+        """Print a worker's line to the stream "stdout" or "stderr"."""
+        # A progress bar overwrites itself with \r. Print its last state, as a terminal would show.
         self._write(name, self._prefixes[name, worker] + text.rstrip("\r").rpartition("\r")[2])
 
-    def note(self, text):
-        """The launcher's own line, to stderr."""
+    def note(self, text: str) -> None:
+        """Print a message of the launcher to stderr."""
         self._write("stderr", self._own + text)
 
-    def plain(self, text):
-        """Lines without a name, to stderr."""
+    def plain(self, text: str) -> None:
+        """Print lines without a prefix to stderr."""
         self._write("stderr", text)
 
     def _write(self, name, text):
@@ -48,12 +49,12 @@ class Output:
                 stream.write(text + "\n")
                 stream.flush()
             except (OSError, ValueError):
-                # Whoever read it has gone (`| head`); the training need not stop for that.
+                # The reader has gone, as with `| head`. The training continues.
                 pass
 
 
-def _styled(stream, text, style):
-    """`text` in colour if the stream is a terminal."""
+def styled(stream: TextIO, text: str, style: str) -> str:
+    """Return `text` in a Rich style if the stream is a terminal, else unchanged."""
     console = Console(file=stream)
     with console.capture() as captured:
         console.print(text, style=style, end="", markup=False, highlight=False)

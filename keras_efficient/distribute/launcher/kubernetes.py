@@ -1,54 +1,64 @@
-"""The manifest of a job for Kubeflow's training operator."""
+"""`tfjob`, the manifest of a job for Kubeflow's training operator."""
 
 import json
 import re
 from pathlib import PurePosixPath
+from typing import Any
 
 from keras_efficient._errors import InputError
-from keras_efficient.distribute.launcher.job import at_least
+from keras_efficient.distribute.launcher.job import Job, check_at_least
 
-#: A label of DNS: the operator makes host names from it.
+#: A DNS label, because the operator builds host names from it.
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?")
 
 
-def tfjob(job, image, workers, name=None, namespace=None, volume_claim=None):
-    """A TFJob (kubeflow.org/v1), which YAML tools read: JSON is YAML.
+def tfjob(
+    job: Job,
+    image: str,
+    workers: int,
+    name: str | None = None,
+    namespace: str | None = None,
+    volume_claim: str | None = None,
+) -> str:
+    """Return the manifest of a TFJob (kubeflow.org/v1), as JSON, which is valid YAML.
 
-    The operator gives each worker its TF_CONFIG. When one fails the others do too, with an error of
-    their collectives, so every container is started again in its place: the policy ExitCode would
-    take the others' exit code 1 for the end of the job, and count no restarts.
+    The operator sets each worker's TF_CONFIG. When one worker fails, the collectives of the others
+    fail too, so every container is restarted in place. The restart policy ExitCode would treat the
+    others' exit code 1 as permanent and would not count restarts.
 
     Args:
-        job: `Job`. `grace` becomes the pods' time to stop.
-        image: the container image, with Python, this package and the program.
-        workers: how many.
-        name: of the job; default: that of the program.
-        namespace: default: that of `kubectl`'s context.
-        volume_claim: name of a claim that all workers can write to, mounted at /checkpoints.
+        job: `Job`. `grace` becomes the pods' termination grace period.
+        image: container image with Python, this package and the program.
+        workers: number of workers.
+        name: name of the job. Default: None, derived from the program.
+        namespace: Kubernetes namespace. Default: None, that of `kubectl`'s context.
+        volume_claim: name of a persistent volume claim that all workers can write to, mounted at
+            /checkpoints. Default: None, no volume.
 
     Returns:
-        The manifest's text.
+        The text of the manifest.
 
     Raises:
-        InputError: no image, fewer than one worker, or a name that Kubernetes refuses.
+        InputError: there is no image or no worker, or Kubernetes does not allow a name.
     """
-    at_least("--workers", workers, 1)
+    check_at_least("--workers", workers, 1)
     if not image.strip() or image != image.strip() or image.startswith("-"):
         raise InputError(
-            f"--kubernetes must be the name of an image. Received: {image!r}. Write for example "
+            f"--kubernetes must be the name of an image. Received: {image!r}. Use for example "
             "--kubernetes registry.example/train:1."
         )
-    named = {"--name": name or _name(job.program), "--namespace": namespace}
-    named["--volume-claim"] = volume_claim
-    for option, value in named.items():
+    name = name or _name(job.program)
+    names = {"--name": name, "--namespace": namespace, "--volume-claim": volume_claim}
+    for option, value in names.items():
         if value is not None and not _NAME.fullmatch(value):
             raise InputError(
-                f"{option} must be small letters, digits and hyphens, at most 53, with a letter or "
-                f"digit at both ends. Received: {value!r}. Choose another with {option}."
+                f"{option} must consist of at most 53 lowercase letters, digits and hyphens, with "
+                f"a letter or digit at both ends. Received: {value!r}. Choose another with "
+                f"{option}."
             )
     variables = {"PYTHONUNBUFFERED": "1", **job.thread_variables}
-    container = {
-        # The operator sets TF_CONFIG in the container of this name only.
+    container: dict[str, Any] = {
+        # The operator sets TF_CONFIG only in a container of this name.
         "name": "tensorflow",
         "image": image,
         "command": list(job.command),
@@ -61,7 +71,7 @@ def tfjob(job, image, workers, name=None, namespace=None, volume_claim=None):
         limits["cpu"] = str(job.threads_per_worker)
     if limits:
         container["resources"] = {"limits": limits}
-    pod = {
+    pod: dict[str, Any] = {
         "terminationGracePeriodSeconds": max(1, round(job.grace)),
         "containers": [container],
     }
@@ -70,19 +80,19 @@ def tfjob(job, image, workers, name=None, namespace=None, volume_claim=None):
         pod["volumes"] = [
             {"name": "checkpoints", "persistentVolumeClaim": {"claimName": volume_claim}}
         ]
-    # The operator counts the restarts of containers, and gives up when it has counted so many.
     policy = {"restartPolicy": "Never"}
-    run_policy = {"cleanPodPolicy": "None"}
+    run_policy: dict[str, Any] = {"cleanPodPolicy": "None"}
+    # The operator counts the restarts of all containers, and fails the job at this number.
     if job.max_restarts:
         policy = {"restartPolicy": "OnFailure"}
         run_policy["backoffLimit"] = job.max_restarts * workers + 1
     manifest = {
         "apiVersion": "kubeflow.org/v1",
         "kind": "TFJob",
-        "metadata": {"name": named["--name"]} | ({"namespace": namespace} if namespace else {}),
+        "metadata": {"name": name} | ({"namespace": namespace} if namespace else {}),
         "spec": {
             "runPolicy": run_policy,
-            # Without it the job counts as done when the first worker is.
+            # The default is that the job has succeeded as soon as the first worker has.
             "successPolicy": "AllWorkers",
             "tfReplicaSpecs": {
                 "Worker": {"replicas": workers, **policy, "template": {"spec": pod}}
@@ -93,6 +103,6 @@ def tfjob(job, image, workers, name=None, namespace=None, volume_claim=None):
 
 
 def _name(program):
-    """A name from the program's."""
+    """Derive the job's name from the program."""
     stem = program[1] if program[0] == "-m" else PurePosixPath(program[0]).stem
     return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:53].strip("-") or "train"

@@ -1,4 +1,4 @@
-"""The last lines of a worker, and the traceback among them."""
+"""`LogTail`, which keeps the last lines of a worker and finds the traceback among them."""
 
 import collections
 import threading
@@ -10,26 +10,31 @@ _CHAINED = (
 )
 
 
-class Tail:
-    """Keeps the last lines of a worker's output.
+class LogTail:
+    """The last lines of a worker's output.
 
     Args:
-        kept: how many; default: 2000.
+        kept: number of lines to keep. Default: 2000.
     """
 
-    def __init__(self, kept=2000):
+    def __init__(self, kept: int = 2000):
         self._lock = threading.Lock()
-        self._all = collections.deque(maxlen=kept)
-        self._errors = collections.deque(maxlen=kept)
+        self._all: collections.deque[str] = collections.deque(maxlen=kept)
+        self._errors: collections.deque[str] = collections.deque(maxlen=kept)
 
-    def add(self, stream, text):
+    def add(self, stream: str, text: str) -> None:
+        """Add a line from the stream "stdout" or "stderr"."""
         with self._lock:
             self._all.append(text)
             if stream == "stderr":
                 self._errors.append(text)
 
-    def last_words(self, lines=20):
-        """The last traceback on stderr with those it names as its cause, else the last lines."""
+    def excerpt(self, lines: int = 20) -> list[str]:
+        """Return the last traceback on stderr with the ones chained to it, or the last lines.
+
+        Args:
+            lines: number of lines to return if there is no traceback. Default: 20.
+        """
         with self._lock:
             errors, everything = list(self._errors), list(self._all)
         heads = [number for number, line in enumerate(errors) if line.startswith(_HEADS)]

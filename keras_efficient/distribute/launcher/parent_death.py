@@ -1,24 +1,25 @@
-"""What a new process does before it becomes a worker, so that it does not outlive us."""
+"""`die_with_parent`, which keeps a new process from outliving the launcher."""
 
 import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterable
 
 _PR_SET_PDEATHSIG = 1
 
 
-def before_start(cores=None):
-    """A function for `subprocess.Popen(preexec_fn=...)`.
+def die_with_parent(cores: Iterable[int] | None = None) -> Callable[[], None]:
+    """Return a function for `subprocess.Popen(preexec_fn=...)`.
 
-    On Linux the kernel then kills the process when the thread that started it ends; elsewhere
-    nothing does.
+    On Linux it makes the kernel kill the new process when the thread that started it ends. On other
+    systems it has no such effect.
 
     Args:
-        cores: the CPU cores it may use; default: all.
+        cores: CPU cores to pin the process to. Default: None, all cores.
     """
     launcher = os.getpid()
-    # Loaded here: after the fork there should be nothing left to import.
+    # Loaded here, because a forked process should not import anything.
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
     def prepare():

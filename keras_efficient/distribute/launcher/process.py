@@ -1,44 +1,55 @@
-"""A worker's process: start it, pass on what it says, signal it, and hear that it ended."""
+"""`Process`, a running worker: its output, its signals and its end."""
 
 import codecs
 import contextlib
 import os
+import queue
 import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
-from keras_efficient.distribute.launcher.log_tail import Tail
-from keras_efficient.distribute.launcher.parent_death import before_start
+from keras_efficient.distribute.launcher.console import Output
+from keras_efficient.distribute.launcher.log_tail import LogTail
+from keras_efficient.distribute.launcher.parent_death import die_with_parent
 from keras_efficient.distribute.launcher.ssh import ssh_command
+from keras_efficient.distribute.launcher.worker import Worker
 
-#: A line without an end is cut, so that it cannot fill the memory.
-_LONGEST_LINE = 1 << 16
-#: How long to wait for the rest of the output of a worker that ended, in seconds. Only a process
-#: that left the worker's group can hold it open.
-_DRAIN = 5.0
+#: Longer lines are split, so that a line without an end cannot fill the memory.
+_MAX_LINE_BYTES = 1 << 16
+#: Seconds to wait for the remaining output of a worker that has ended. Only a process that left the
+#: worker's process group can keep the output open.
+_DRAIN_SECONDS = 5.0
 
 
 class Process:
-    """A worker that runs, in a session of its own: its children are stopped with it.
+    """A running worker, in a session of its own so that its children are stopped with it.
 
-    On Linux the kernel kills it if the launcher is killed. Elsewhere it then stays behind.
+    On Linux the kernel kills the worker if the launcher is killed. On other systems it keeps
+    running.
 
     Args:
         worker: `Worker`.
         grace: seconds from SIGTERM to SIGKILL, for a worker on another machine.
-        log: path of a file for its output, or None.
+        log: path of a file for its output. Default: None.
+
+    Attributes:
+        code: exit code, 128 + n if signal n killed it, or None while it runs.
+        by_signal: whether a signal killed it.
+        signalled: the last signal that was sent to it, or None.
+        seconds: how long it ran, in seconds; valid once it has ended.
+        tail: `LogTail`, its last output.
     """
 
-    def __init__(self, worker, grace, log=None):
+    def __init__(self, worker: Worker, grace: float, log: str | Path | None = None):
         self.worker = worker
-        self.tail = Tail()
-        self.code = None
-        #: The last signal that we sent it, and whether a signal ended it.
-        self.signalled = None
+        self.tail = LogTail()
+        self.code: int | None = None
+        self.signalled: int | None = None
         self.by_signal = False
         self.started = time.monotonic()
-        self.seconds = None
+        self.seconds = 0.0
         self._remote = worker.host is not None
         self._log = open(log, "wb", 0) if log else None  # noqa: SIM115
         command = ssh_command(worker, grace) if self._remote else worker.command
@@ -50,7 +61,7 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
-                preexec_fn=before_start(worker.cores),
+                preexec_fn=die_with_parent(worker.cores),
             )
         except BaseException:
             self._close_log()
@@ -58,36 +69,36 @@ class Process:
         self._threads = []
 
     @property
-    def running(self):
+    def running(self) -> bool:
         return self.code is None
 
-    def watch(self, output, ended):
-        """Pass lines on to `output`, and put this process into the queue `ended` at its end."""
+    def watch(self, output: Output, ended: "queue.SimpleQueue[Process]") -> None:
+        """Print its lines to `output`, and put this object into `ended` when it has ended."""
         for name in ("stdout", "stderr"):
-            self._thread(self._pump, name, output)
-        self._thread(self._wait, ended)
+            self._start_thread(self._pump, name, output)
+        self._start_thread(self._wait, ended)
 
-    def signal(self, number):
+    def signal(self, number: int) -> None:
         """Send a signal to the worker and its children."""
         if not self.running:
             return
         self.signalled = number
         if self._remote:
-            self._remote_control(number)
+            self._signal_remote(number)
         else:
             self._signal_group(number)
 
-    def abandon(self):
-        """Kill what runs here of a worker on another machine that does not answer."""
+    def abandon(self) -> None:
+        """Kill the local part, the ssh client, of a worker whose machine does not respond."""
         self._signal_group(signal.SIGKILL)
 
-    def join(self):
-        """Wait for the rest of the output of a worker that ended."""
+    def join(self) -> None:
+        """Wait for the remaining output of a worker that has ended."""
         for thread in self._threads:
-            thread.join(_DRAIN)
+            thread.join(_DRAIN_SECONDS)
         self._close_log()
 
-    def _thread(self, function, *arguments):
+    def _start_thread(self, function, *arguments):
         thread = threading.Thread(target=function, args=arguments, daemon=True)
         thread.start()
         self._threads.append(thread)
@@ -95,7 +106,7 @@ class Process:
     def _pump(self, name, output):
         pipe = getattr(self._process, name)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for raw in iter(lambda: pipe.readline(_LONGEST_LINE), b""):
+        for raw in iter(lambda: pipe.readline(_MAX_LINE_BYTES), b""):
             if self._log:
                 # A full disk must not stop the training.
                 with contextlib.suppress(OSError, ValueError):
@@ -107,22 +118,25 @@ class Process:
     def _wait(self, ended):
         code = self._process.wait()
         self.seconds = time.monotonic() - self.started
-        # Its children end with it, and let go of the output.
+        # End its children too, so that they close the output.
         self._signal_group(signal.SIGKILL)
         self.by_signal = code < 0
         self.code = 128 - code if code < 0 else code
-        # Told at once: who failed first is a matter of milliseconds.
+        # Reported immediately: which worker failed first is a matter of milliseconds.
         ended.put(self)
 
     def _signal_group(self, number):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 
-    def _remote_control(self, number):
+    def _signal_remote(self, number):
+        stdin = self._process.stdin
+        if stdin is None:
+            return
         with contextlib.suppress(OSError, ValueError):
             name = signal.Signals(number).name.removeprefix("SIG")
-            self._process.stdin.write(f"{name}\n".encode())
-            self._process.stdin.flush()
+            stdin.write(f"{name}\n".encode())
+            stdin.flush()
 
     def _close_log(self):
         if self._log:

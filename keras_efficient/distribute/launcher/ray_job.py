@@ -1,36 +1,43 @@
-"""A job on Ray: its TensorFlow trainer starts the workers."""
+"""`submit`, which runs a job through Ray Train."""
 
 import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 from keras_efficient._errors import InputError
-from keras_efficient.distribute.launcher.job import at_least
-from keras_efficient.distribute.launcher.parent_death import before_start
+from keras_efficient.distribute.launcher.job import Job, check_at_least
+from keras_efficient.distribute.launcher.parent_death import die_with_parent
 
 
-def submit(job, workers):
-    """Run a job through Ray Train's `TensorflowTrainer`, which gives each worker its TF_CONFIG.
+def submit(job: Job, workers: int) -> int:
+    """Run a job through Ray Train's `TensorflowTrainer`, which sets each worker's TF_CONFIG.
 
-    Ray is that of RAY_ADDRESS, or one on this machine for the time of the job. The workers find the
-    program at the same path, and this package and TensorFlow installed.
+    It uses the Ray cluster of RAY_ADDRESS, or starts one on this machine for the time of the job.
+    All machines need the program at the same path, and this package and TensorFlow installed.
 
     Args:
-        job: `Job`; its interpreter is Ray's.
-        workers: how many.
+        job: `Job`. Its interpreter is not used: workers run with Ray's.
+        workers: number of workers.
 
     Returns:
-        Exit code: 0 done, 1 failed.
+        Exit code: 0 on success, 1 on failure.
 
     Raises:
-        InputError: fewer than one worker, or Ray is not installed.
+        InputError: there are no workers, or Ray is not installed.
     """
-    at_least("--workers", workers, 1)
+    check_at_least("--workers", workers, 1)
     try:
-        import ray
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.tensorflow import TensorflowTrainer
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.train import (  # pyright: ignore[reportMissingImports]
+            FailureConfig,
+            RunConfig,
+            ScalingConfig,
+        )
+        from ray.train.tensorflow import (  # pyright: ignore[reportMissingImports]
+            TensorflowTrainer,
+        )
     except ImportError as error:
         raise InputError(
             f"--ray needs Ray and its Train library. Received: {error}. Install them with "
@@ -57,7 +64,7 @@ def submit(job, workers):
     )
     try:
         trainer.fit()
-    # Ray's own exceptions differ from version to version; all say what failed.
+    # Ray's exceptions differ between versions; their messages say what failed.
     except Exception as error:
         print(error, file=sys.stderr)
         return 1
@@ -67,24 +74,27 @@ def submit(job, workers):
     return 0
 
 
-def run_program(config):
-    """What each of Ray's workers does: run the program, in a process of its own.
+def run_program(config: dict[str, Any]) -> None:
+    """Run the program of one of Ray's workers in a process of its own.
 
-    Ray calls this in a thread, where Python allows no signal handlers; and a process can set up
-    TensorFlow afresh.
+    Ray calls this function in a thread, where Python allows no signal handlers. A new process can
+    also set up TensorFlow from the start.
+
+    Args:
+        config: dict with "program", "folder", "variables" and "grace".
 
     Raises:
-        RuntimeError: the program ended with another code than 0.
+        RuntimeError: the program ended with a nonzero exit code.
     """
     environment = os.environ | config["variables"]
-    # Ray sets this for scripts that call tf.keras; here the script decides for itself.
+    # Ray sets this for scripts that use tf.keras; here the script chooses the library itself.
     environment.pop("TF_USE_LEGACY_KERAS", None)
     process = subprocess.Popen(
         [sys.executable, "-u", *config["program"]],
         cwd=config["folder"],
         env=environment,
         # Ray may kill this process at any time.
-        preexec_fn=before_start(),
+        preexec_fn=die_with_parent(),
     )
     try:
         code = process.wait()

@@ -1,40 +1,40 @@
-"""The signals that stop the launcher."""
+"""`Signals`, which records the signals that ask the launcher to stop."""
 
 import signal
 import time
 
-#: Signals so close in time are one: `timeout` and a closing terminal send theirs twice.
-_TOGETHER = 1.0
+#: Signals within so many seconds count as one: `timeout` and a closing terminal send theirs twice.
+_TOGETHER_SECONDS = 1.0
 
 
 class Signals:
-    """Counts SIGINT, SIGTERM and SIGHUP while it is entered.
+    """A context manager that counts SIGINT, SIGTERM and SIGHUP.
 
     Attributes:
-        received: the first one's number, or None.
-        count: how many there were, those within a second of the first left out.
+        received: number of the first signal, or None.
+        count: how many signals came; those within a second after the first are not counted.
     """
 
     def __init__(self):
-        self.received = None
+        self.received: int | None = None
         self.count = 0
-        self._first = None
-        self._before = {}
+        self._first = 0.0
+        self._previous = {}
 
-    def __enter__(self):
+    def __enter__(self) -> "Signals":
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # Who started us with nohup means it.
+            # A signal that is ignored already, as under nohup, stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._receive)
+                self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *exception):
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _receive(self, number, frame):
         if self.received is None:
             self.received, self._first = number, time.monotonic()
-        elif time.monotonic() - self._first < _TOGETHER:
+        elif time.monotonic() - self._first < _TOGETHER_SECONDS:
             return
         self.count += 1

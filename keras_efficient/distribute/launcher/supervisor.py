@@ -1,71 +1,75 @@
-"""Run a job: again after a failure, if that can help."""
+"""`run`: run a job, and start it again after a failure."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from keras_efficient._errors import InputError
 from keras_efficient.distribute.launcher.console import Output
+from keras_efficient.distribute.launcher.job import Job
 from keras_efficient.distribute.launcher.signals import Signals
-from keras_efficient.distribute.launcher.worker import pinning
-from keras_efficient.distribute.launcher.worker_group import attempt, ending, log_file
+from keras_efficient.distribute.launcher.worker import Worker, pinning_note
+from keras_efficient.distribute.launcher.worker_group import describe_end, log_file, run_attempt
 
-#: A worker that fails the same way twice within so many seconds of its start will do so again.
+#: Two equal failures in a row, both within so many seconds of the start, are a crash loop.
 _CRASH_LOOP_SECONDS = 5.0
 
 
-def run(job, plan_workers):
-    """Run a job's workers, all again up to `job.max_restarts` times after one failed.
+def run(job: Job, plan_workers: Callable[[int], list[Worker]]) -> int:
+    """Run a job's workers, and start all of them again after a failure.
 
-    The script goes on from its last checkpoint by itself, with `ke.callbacks.Resume`.
+    There are at most `job.max_restarts` restarts. With `ke.callbacks.Resume` the script continues
+    from its last checkpoint.
 
     Args:
         job: `Job`.
-        plan_workers: function from the number of restarts so far to the list of `Worker`.
+        plan_workers: function from the number of restarts so far to the list of workers.
 
     Returns:
-        Exit code: 0 done; that of the first worker that failed, 128 + n if signal n killed it;
-        128 + n if the launcher received signal n before any failed.
+        Exit code: 0 on success; that of the first worker that failed, or 128 + n if signal n killed
+        it; 128 + n if the launcher received signal n before any worker failed.
 
     Raises:
-        InputError: the log folder cannot be made.
+        InputError: the log folder cannot be created.
     """
-    _make(job.log_dir)
+    _create_log_dir(job.log_dir)
     workers = plan_workers(0)
     output = Output(len(workers))
-    if note := pinning(job, workers):
+    if note := pinning_note(job, workers):
         output.note(note)
-    restart, last = 0, None
+    restart, previous = 0, None
     with Signals() as signals:
         while True:
-            made = attempt(job, workers, signals, output, restart)
-            if made.failed is None:
+            attempt = run_attempt(job, workers, signals, output, restart)
+            failed = attempt.failed
+            if failed is None:
                 if not signals.received:
                     return 0
-                _report_stop(made, signals, output)
+                _report_stop(attempt, signals, output)
                 return 128 + signals.received
-            failure = made.failed.code, tuple(made.failed.tail.last_words()[-1:])
-            quick = made.failed.seconds < _CRASH_LOOP_SECONDS
-            why = _why_not(job, restart, made.failed, quick and failure == last, signals)
-            if why:
-                _report_failure(job, made, restart, why, output)
-                return made.failed.code
+            failure = failed.code, tuple(failed.tail.excerpt()[-1:])
+            quick = failed.seconds < _CRASH_LOOP_SECONDS
+            reason = _reason_to_stop(job, restart, failed, quick and failure == previous, signals)
+            if reason:
+                _report_failure(job, attempt, restart, reason, output)
+                return failed.code or 1
             restart += 1
             output.note(
-                f"restart {restart} of {job.max_restarts}, worker {made.failed.worker.index} "
-                f"{ending(made.failed)}"
+                f"restart {restart} of {job.max_restarts}, worker {failed.worker.index} "
+                f"{describe_end(failed)}"
             )
-            last = failure if quick else None
+            previous = failure if quick else None
             workers = plan_workers(restart)
             if signals.received:
                 return 128 + signals.received
 
 
-def _make(folder):
+def _create_log_dir(folder):
     if folder is None:
         return
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        # Found now, and not when the first worker runs.
+        # Checks that files can be written before any worker is started.
         open(Path(folder) / "worker-0.attempt-0.log", "ab").close()
     except OSError as error:
         raise InputError(
@@ -74,46 +78,50 @@ def _make(folder):
         ) from error
 
 
-def _why_not(job, restart, failed, same_again, signals):
-    """Why the job is not started again, or None."""
+def _reason_to_stop(job, restart, failed, same_again, signals):
+    """Return why the job is not started again, or None."""
     if signals.received:
         return f"not restarted: received {signal.Signals(signals.received).name}"
     if failed.code == 2:
-        return "not restarted: exit code 2 means bad input, which another start will not mend"
+        return "not restarted: exit code 2 means bad input, which a restart cannot fix"
     if same_again:
         return (
             f"not restarted: twice in a row the same error within {_CRASH_LOOP_SECONDS:g} s of the "
-            "start, which a third start will not mend"
+            "start, which another restart cannot fix"
         )
     if restart >= job.max_restarts:
         return f"no restarts left of {job.max_restarts}" if job.max_restarts else "not restarted"
     return None
 
 
-def _report_failure(job, made, restart, why, output):
-    """Who failed and how; its last words at the very end."""
-    failed = made.failed
+def _report_failure(job, attempt, restart, reason, output):
+    """Print how the workers ended, and finally the last output of the one that failed first."""
+    failed = attempt.failed
     index = failed.worker.index
-    output.note(f"worker {index} failed first: it {ending(failed)} after {failed.seconds:.0f} s")
-    for process in made.processes:
+    output.note(
+        f"worker {index} failed first: it {describe_end(failed)} after {failed.seconds:.0f} s"
+    )
+    for process in attempt.processes:
         if process is not failed:
-            output.note(f"worker {process.worker.index} {_end(process)}")
-    output.note(why)
+            output.note(f"worker {process.worker.index} {_describe(process)}")
+    output.note(reason)
     if log := log_file(job, index, restart):
         output.note(f"its output: {log}")
-    words = failed.tail.last_words()
-    output.note(f"the last words of worker {index}:" if words else f"worker {index} wrote nothing")
-    if words:
-        output.plain("\n".join(words))
+    excerpt = failed.tail.excerpt()
+    output.note(
+        f"the last output of worker {index}:" if excerpt else f"worker {index} wrote nothing"
+    )
+    if excerpt:
+        output.plain("\n".join(excerpt))
 
 
-def _report_stop(made, signals, output):
-    for process in made.processes:
-        output.note(f"worker {process.worker.index} {_end(process)}")
+def _report_stop(attempt, signals, output):
+    for process in attempt.processes:
+        output.note(f"worker {process.worker.index} {_describe(process)}")
     output.note(f"stopped by {signal.Signals(signals.received).name}")
 
 
-def _end(process):
+def _describe(process):
     if not process.code:
-        return "was done"
-    return ending(process) + (" when stopped" if process.signalled else "")
+        return "finished"
+    return describe_end(process) + (" when stopped" if process.signalled else "")
