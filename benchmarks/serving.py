@@ -68,8 +68,7 @@ def write(folder, quick, allow_missing):
     import keras_efficient as ke
     from keras_efficient._errors import InputError, VerificationError
     from keras_efficient.data import _demo_assets as demo_assets
-    from keras_efficient.exporters._signature import Features
-    from keras_efficient.exporters.litert.export import export_litert
+    from keras_efficient.exporters import Features, export_litert
 
     ke.mixed_precision("float32")
     model, tokenizer = ke.models.load(demo_assets.minilm(), seed=0)
@@ -252,7 +251,7 @@ def main():
 def measure(folder, arguments):
     from rich.console import Console
 
-    from keras_efficient.bench._bench import bench
+    from keras_efficient.bench import bench
 
     made = json.loads((folder / "made.json").read_text())
     report = bench(
