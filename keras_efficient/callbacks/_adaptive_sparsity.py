@@ -1,6 +1,7 @@
 """Stop the growth of sparsity when a monitored value falls too far below its best."""
 
 import math
+from typing import Any
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
@@ -67,7 +68,9 @@ class AdaptiveSparsity(Callback):
         rising = mode == "max" or (mode == "auto" and any(word in monitor for word in _RISING))
         self.monitor, self.sign = monitor, 1 if rising else -1
         self.max_drop, self.baseline = max_drop, baseline
-        self.best = self.stopped_epoch = self._good = None
+        self.best: float | None = None
+        self.stopped_epoch: int | None = None
+        self._good: Any = None
 
     def on_train_begin(self, logs: dict | None = None):
         self._masks = [updater for updater in updaters(self.model) if hasattr(updater, "hold")]

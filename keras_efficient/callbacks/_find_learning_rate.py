@@ -173,6 +173,7 @@ class _RangeTest(Callback):
     def __init__(self, rates, smoothing):
         self.rates, self.smoothing = rates, smoothing
         self.losses, self.diverged = [], False
+        self.rate: Any = None
         self.total = self.weight = 0.0
         self.best = np.inf
 
@@ -187,7 +188,7 @@ class _RangeTest(Callback):
                 'The logs of a training step must have a "loss". Received the logs '
                 f"{sorted(logs or {})}. Let the model's own `train_step` return it."
             )
-        loss = float(logs["loss"])
+        loss = float((logs or {})["loss"])
         if not self.losses and not np.isfinite(loss):
             raise ValueError(
                 "The loss must be finite before the first update. Received: "
@@ -260,7 +261,7 @@ def _rate_of(model):
         model.train_function = None
 
     with model.distribute_strategy.scope():
-        variable = tf.Variable(0.0, trainable=False, dtype=tf.float32)
+        variable = tf.Variable(tf.zeros([]), trainable=False)
     put(Tried())
     try:
         yield variable, []

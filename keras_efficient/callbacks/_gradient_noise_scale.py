@@ -91,7 +91,9 @@ class GradientNoiseScale(Callback):
                 raise ValueError(f"`{name}` must be a positive int. Received: {value!r}.")
         self.smoothing, self.max_batches = smoothing, max_batches
         self.every_updates = every_updates
-        self.batches, self._state, self._window = 1, None, None
+        self.batches = 1
+        self._state: Any = None
+        self._window: Any = None
 
     def set_model(self, model: Any):
         self.model = model
@@ -106,7 +108,7 @@ class GradientNoiseScale(Callback):
         """Create the variables, before the training step is traced."""
         if self._state is None:
             # |G|², tr Σ, updates, microbatches of the last update, examples per batch.
-            self._state = tf.Variable([0.0] * 5, trainable=False)
+            self._state = tf.Variable(tf.zeros([5]), trainable=False)
 
     def __call__(self, gradients: Any):
         """Take an update's gradients into account, in the graph before it is applied."""
@@ -172,8 +174,8 @@ class GradientNoiseScale(Callback):
         _, _, updates, _, examples = self._state.numpy()
         self._adapted, value = updates, self.value
         if value == value and examples:
-            wanted = min(value / examples, float(self.max_batches))
-            self.batches = max(1, min(round(wanted), self.max_batches))
+            wanted = min(value / examples, float(self.max_batches or 1))
+            self.batches = max(1, min(round(wanted), self.max_batches or 1))
             self._window.batches.assign(self.batches)
 
     def on_train_end(self, logs: dict | None = None):

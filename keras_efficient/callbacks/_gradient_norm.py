@@ -35,7 +35,8 @@ class GradientNorm(Callback):
     resumes = ("_norm", "_norms")
 
     def __init__(self):
-        self._norm, self._norms = None, []
+        self._norm: Any = None
+        self._norms: list[float] = []
 
     def set_model(self, model: Any):
         self.model = model
@@ -45,7 +46,7 @@ class GradientNorm(Callback):
     def build(self, model: Any):
         """Create the variables, before the training step is traced."""
         if self._norm is None:
-            self._norm = tf.Variable(0.0, trainable=False)
+            self._norm = tf.Variable(tf.zeros([]), trainable=False)
 
     def __call__(self, gradients: Any):
         """Measure an update's gradients, in the graph before it is applied."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
-from keras_efficient.checkpoint._variables import build_optimizer
+from keras_efficient.checkpoint._variables import build_optimizer, hook_of
 from keras_efficient.flavor import Callback
 from keras_efficient.optimizers._layer_depths import layer_depths
 from keras_efficient.parametrize._attach import freeze
@@ -121,7 +121,7 @@ class GradualUnfreezing(Callback):
         if changed:
             freeze(self.model, changed, trainable=more)
             # `fit` calls the model's present train function at each step.
-            train_step_hook.of(self.model).retrace()
+            hook_of(self.model).retrace()
 
 
 def _by_depth(model):

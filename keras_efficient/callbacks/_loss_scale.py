@@ -58,7 +58,7 @@ class LossScale(Callback):
 
     @property
     def scale(self) -> float:
-        scaling = self._step.flavor.loss_scale(self.model)
+        scaling: Any = self._step.flavor.loss_scale(self.model)
         return float(getattr(scaling.scale, "numpy", lambda: scaling.scale)())
 
     def on_train_begin(self, logs: dict | None = None):

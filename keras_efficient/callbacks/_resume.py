@@ -304,8 +304,10 @@ class Resume(Callback):
 
     def _continue_training(self):
         """Restore the checkpoint, whose position the data has reached, and end the replay."""
-        self._replay.restore(self._others.callbacks)
-        state, self._replay = self._replay.state, None
+        replay, self._replay = self._replay, None
+        assert replay is not None
+        replay.restore(self._others.callbacks)
+        state = replay.state
         self._position.total, self._logs = state["total"], state["logs"]
         self._set_next_save()
         self._others.resume()

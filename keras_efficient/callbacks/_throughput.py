@@ -74,7 +74,7 @@ class Throughput(Callback):
         self.model = None
 
     @property
-    def last_step(self) -> dict[str, float | None]:
+    def last_step(self) -> dict[str, Any]:
         """`examples_per_second` and `tokens_per_second` of the last step."""
         return _rates(self._steps[-1:])
 

@@ -46,7 +46,7 @@ class ValidationWrapper:
 class _Evaluate:
     """The `evaluate` of a model whose validation is wrapped."""
 
-    def __init__(self, model, previous):
+    def __init__(self, model: Any, previous: Any):
         self.model, self.previous = model, previous
         self.plain = previous or type(model).evaluate.__get__(model)
         self.wrappers = []
@@ -64,6 +64,7 @@ class _Evaluate:
         self.wrappers = [wrapper for wrapper in self.wrappers if wrapper.is_active()]
 
     def uninstall(self):
-        del vars(self.model)["evaluate"]
+        attributes: dict[str, Any] = vars(self.model)
+        del attributes["evaluate"]
         if self.previous is not None:
-            vars(self.model)["evaluate"] = self.previous
+            attributes["evaluate"] = self.previous

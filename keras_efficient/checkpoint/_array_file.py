@@ -4,13 +4,14 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from keras_efficient._errors import InputError
 
 #: `{array's name: (shape, dtype)}`.
-Specs = dict[str, tuple[tuple[int, ...], np.dtype]]
+Specs = dict[str, tuple[tuple, Any]]
 
 #: The safetensors names of NumPy's and ml_dtypes' dtypes.
 _CODES = {

@@ -10,6 +10,7 @@ import numpy as np
 from keras_efficient._errors import InputError
 from keras_efficient.checkpoint._signal_listener import SignalListener
 from keras_efficient.checkpoint._store import StoredCheckpoint
+from keras_efficient.checkpoint._variables import hook_of
 from keras_efficient.distribute._multi_worker_strategy import MultiWorkerStrategy
 from keras_efficient.training import _train_step_hook as train_step_hook
 from keras_efficient.training._stop_signal import StopSignal
@@ -65,7 +66,7 @@ class Preemption:
         received = self._listener.received is not None
         if self.workers is None:
             return received
-        stop_signal = train_step_hook.of(self.model).stop_signal
+        stop_signal: Any = hook_of(self.model).stop_signal
         if received:
             stop_signal.send()
         return stop_signal.received

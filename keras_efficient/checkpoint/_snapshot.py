@@ -18,9 +18,8 @@ from keras_efficient.checkpoint._callback_state import (
 )
 from keras_efficient.checkpoint._replica_values import ReplicaValues
 from keras_efficient.checkpoint._store import StoredCheckpoint
-from keras_efficient.checkpoint._variables import model_variables, run_variables
+from keras_efficient.checkpoint._variables import hook_of, model_variables, run_variables
 from keras_efficient.distribute._cluster import cluster_of
-from keras_efficient.training import _train_step_hook as train_step_hook
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def _check_callbacks(callbacks, remembered):
 
 def _step_state(model):
     """Return what this package's training step has learnt while it was traced, and its halvings."""
-    hook = train_step_hook.of(model)
+    hook = hook_of(model)
     if not hook.parts:
         return {}
     step = hook.training_step
@@ -160,7 +159,7 @@ def _step_state(model):
 def _set_step_state(model, state):
     if not state:
         return
-    step = train_step_hook.of(model).training_step
+    step = hook_of(model).training_step
     step.halvings, step.reached = state["halvings"], state["reached"]
     step.weighting = state["weighting"]
     # A window may be closed before the next step is traced.

@@ -9,6 +9,13 @@ from keras_efficient import flavor as flavors
 from keras_efficient.training import _train_step_hook as train_step_hook
 
 
+def hook_of(model: Any) -> train_step_hook.TrainStepHook:
+    """Return the hook of a model whose `train_step` is hooked."""
+    hook = train_step_hook.of(model)
+    assert hook is not None
+    return hook
+
+
 def optimizer_chain(optimizer: Any) -> Iterator[Any]:
     """Yield the optimizer and those it wraps (LossScaleOptimizer), from the outermost."""
     while optimizer is not None:
@@ -24,8 +31,9 @@ def model_variables(model: Any) -> dict[str, tf.Variable]:
     """
     flavor, optimizer = flavors.of(model), []
     for part in optimizer_chain(model.optimizer):
-        own = part.variables
-        optimizer += map(flavor.value, own() if callable(own) else own)
+        own: Any = part.variables
+        variables: Any = own() if callable(own) else own
+        optimizer += map(flavor.value, variables)
         # tf_keras does not list the last rate and the state of the loss scale.
         optimizer += [v for v in vars(part).values() if isinstance(v, tf.Variable)]
         optimizer += getattr(getattr(part, "_loss_scale", None), "_weights", {}).values()
@@ -48,7 +56,7 @@ def run_variables(model: Any, window_open: bool | None = None) -> dict[str, tf.V
         window_open: whether summed gradients wait for more batches. Default: None, read from the
             model.
     """
-    found, hook = model_variables(model), train_step_hook.of(model)
+    found, hook = model_variables(model), hook_of(model)
     found |= _named(random=flavors.of(model).random_state(model))
     step = hook.training_step if hook.parts else None
     if step is not None and step.skipped is not None:
@@ -57,7 +65,7 @@ def run_variables(model: Any, window_open: bool | None = None) -> dict[str, tf.V
         found |= {f"step.window_{name}": v for name, v in hook.window.state.items()}
     if window_open is None:
         window_open = has_open_window(model)
-    accumulator = step and step.accumulator
+    accumulator: Any = step and step.accumulator
     if window_open and hasattr(accumulator, "dirty"):
         found["step.dirty"] = accumulator.dirty
         touched = [v for v in accumulator.touched if v is not None]
@@ -67,7 +75,7 @@ def run_variables(model: Any, window_open: bool | None = None) -> dict[str, tf.V
 
 def has_open_window(model: Any) -> bool:
     """Whether batches have been accumulated for an update that has not been made."""
-    window = train_step_hook.of(model).window
+    window = hook_of(model).window
     if window is None:
         return False
     seen = model.distribute_strategy.experimental_local_results(window.state["seen"])
@@ -81,7 +89,7 @@ def create_variables(model: Any, spec: Any):
         model: a compiled model whose `train_step` is hooked.
         spec: nest of the specs of a batch.
     """
-    flavor, hook = flavors.of(model), train_step_hook.of(model)
+    flavor, hook = flavors.of(model), hook_of(model)
     # Keras 3 passes a missing part of a batch as an Optional.
     spec = tf.nest.map_structure(lambda s: None if isinstance(s, tf.OptionalSpec) else s, spec)
     with model.distribute_strategy.scope():

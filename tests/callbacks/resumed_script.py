@@ -1,6 +1,7 @@
-"""A training script that is killed and started again: `resumed_script.py LIBRARY FOLDER LOG`.
+"""Training script that is killed and started again: `LIBRARY FOLDER LOG [WHOLE]`.
 
-Every step it trains is a line in LOG: epoch, step, and the loss to the last bit.
+Every step it trains is a line in LOG: epoch, step, and the loss to the last bit. With WHOLE, it
+then trains the uninterrupted run in that folder, with a log of its own.
 """
 
 # ruff: noqa: E402
@@ -36,14 +37,22 @@ class Log(ke.flavor.Callback):
         self.file.write(f"{self.epoch} {batch} {float(logs['loss']).hex()}\n")
 
 
-def main(library, folder, log):
+def main(library, folder, log, whole=None):
+    train(library, folder, log)
+    if whole is not None:
+        keras_of(library).backend.clear_session()
+        train(library, Path(whole) / "run", Path(whole) / "log")
+
+
+def train(library, folder, log):
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
     keras_of(library).utils.set_random_seed(0)
     model = compiled(library, model_of(library), "adam", jit_compile=False)
     ke.accumulate(model, 2)
     model.fit(
-        dataset(90),
+        dataset(47),
         validation_data=held_out(),
-        epochs=4,
+        epochs=3,
         callbacks=[ke.callbacks.Resume(folder, every_steps=3), ke.callbacks.EMA(), Log(log)],
         verbose=0,
     )

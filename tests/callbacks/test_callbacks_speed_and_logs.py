@@ -7,15 +7,48 @@ import pytest
 import tensorflow as tf
 from fit_helpers import compiled, fit
 from rich.console import Console
-from zoo import ZOO
+from zoo import CLASSES, LENGTH, VOCABULARY, ZOO, Specimen, _sequential, keras_of
 
 import keras_efficient as ke
-from keras_efficient.callbacks._progress import progress_bar
 
 BY_NAME = {specimen.name: specimen for specimen in ZOO}
-masked = pytest.mark.parametrize("name", ["kerashub-bert", "hugging-face-bert"])
-small = pytest.mark.parametrize("name", ["keras-sequential", "tf_keras-functional"])
+small = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 MASKS = ("padding_mask", "attention_mask")
+
+
+def masked(library, mask):
+    """A small model whose inputs have a mask of this name."""
+    layers = keras_of(library).layers
+
+    def make():
+        inputs = {n: layers.Input((None,), dtype="int32", name=n) for n in ("ids", mask)}
+        x = layers.Embedding(VOCABULARY, 8)(inputs["ids"])
+        x = layers.Dense(CLASSES)(layers.GlobalAveragePooling1D()(x))
+        return keras_of(library).Model(inputs, x)
+
+    def features(ids):
+        return {"ids": ids, mask: np.ones_like(ids)}
+
+    return Specimen(f"{library}-{mask}", library, make, features)
+
+
+MASKED = [
+    (masked("keras", "padding_mask"), True),
+    (masked("tf_keras", "attention_mask"), False),
+    *(
+        pytest.param(BY_NAME[name], accumulated, marks=pytest.mark.full)
+        for name in ("kerashub-bert", "hugging-face-bert")
+        for accumulated in (False, True)
+    ),
+]
+
+
+#: A batch for the small models.
+BATCH = BY_NAME["keras-sequential"].batch
+
+
+def small_model(library, optimizer=None):
+    return compiled(library, _sequential(library)(), optimizer, jit_compile=False)
 
 
 def batch(specimen, n):
@@ -23,14 +56,12 @@ def batch(specimen, n):
     x, y = specimen.batch(n)
     lengths = 1 + np.arange(n) % 6
     mask = next(name for name in MASKS if name in x)
-    x[mask] = (np.arange(6) < lengths[:, None]).astype("int32")
+    x[mask] = (np.arange(LENGTH) < lengths[:, None]).astype("int32")
     return x, y, lengths
 
 
-@masked
-@pytest.mark.parametrize("accumulated", [False, True])
-def test_examples_tokens_and_padding_are_counted_exactly(name, accumulated):
-    specimen = BY_NAME[name]
+@pytest.mark.parametrize("specimen, accumulated", MASKED, ids=str)
+def test_examples_tokens_and_padding_are_counted_exactly(specimen, accumulated):
     model = compiled(specimen.library, specimen.make())
     ke.accumulate(model, 2 if accumulated else None)
     x, y, lengths = batch(specimen, 22)
@@ -53,29 +84,26 @@ def test_examples_tokens_and_padding_are_counted_exactly(name, accumulated):
 
 
 @small
-def test_without_a_mask_there_are_no_tokens(name):
-    specimen = BY_NAME[name]
-    model = compiled(specimen.library, specimen.make())
+def test_without_a_mask_there_are_no_tokens(library):
+    model = small_model(library)
     speed = ke.callbacks.Throughput()
-    x, y = specimen.batch(10)
+    x, y = BATCH(10)
     history = fit(model, x, y, batch_size=3, epochs=2, callbacks=[speed])
     assert speed.examples == 20 - 6
     assert speed.tokens is speed.padding_share is speed.tokens_per_second is None
     assert "tokens_per_second" not in history
     assert len(history["examples_per_second"]) == 2
     assert "train_step" not in vars(model)
-    # The same callback counts the next fit afresh.
+    # The same callback counts the next fit from 0.
     fit(model, x, y, batch_size=5, epochs=2, callbacks=[speed])
     assert speed.examples == 10
 
 
 @small
-def test_run_log_has_every_step_and_epoch(name):
-    specimen = BY_NAME[name]
+def test_run_log_has_every_step_and_epoch(library):
     rate = ke.schedules.warmup_linear(0.1, warmup_steps=2, total_steps=6)
-    optimizer = ke.optimizers.AdamW(rate, library=specimen.library)
-    model = compiled(specimen.library, specimen.make(), optimizer)
-    x, y = specimen.batch(9)
+    model = small_model(library, ke.optimizers.AdamW(rate, library=library))
+    x, y = BATCH(9)
     speed = ke.callbacks.Throughput()
     log = ke.callbacks.RunLog(speed)
     history = fit(
@@ -93,21 +121,19 @@ def test_run_log_has_every_step_and_epoch(name):
 
 
 def test_run_log_without_throughput_and_with_a_constant_rate():
-    specimen = BY_NAME["keras-sequential"]
-    model = compiled("keras", specimen.make())
+    model = small_model("keras")
     log = ke.callbacks.RunLog()
-    fit(model, *specimen.batch(6), batch_size=3, callbacks=[log])
+    fit(model, *BATCH(6), batch_size=3, callbacks=[log])
     assert [set(entry) for entry in log.steps] == [{"step", "loss", "learning_rate"}] * 2
     assert log.steps[0]["learning_rate"] == 0.5
 
 
 @small
-def test_progress_draws_fit_and_evaluate(name):
-    specimen = BY_NAME[name]
-    model = compiled(specimen.library, specimen.make())
+def test_progress_draws_fit_and_evaluate(library):
+    model = small_model(library)
     screen = io.StringIO()
-    shared = progress_bar(Console(file=screen, force_terminal=True, width=120))
-    x, y = specimen.batch(9)
+    shared = ke.callbacks.progress_bar(Console(file=screen, force_terminal=True, width=120))
+    x, y = BATCH(9)
     speed = ke.callbacks.Throughput()
     progress = ke.callbacks.Progress(shared, speed)
     with shared:
@@ -132,11 +158,10 @@ def test_progress_draws_fit_and_evaluate(name):
 
 def test_progress_opens_and_closes_a_display_of_its_own(monkeypatch):
     screen = io.StringIO()
-    made = progress_bar(Console(file=screen, force_terminal=True, width=120))
-    monkeypatch.setattr("keras_efficient.callbacks._progress.bars", lambda: made)
-    specimen = BY_NAME["keras-sequential"]
-    model = compiled("keras", specimen.make())
-    data = tf.data.Dataset.from_tensor_slices(specimen.batch(6)).batch(3)
+    made = ke.callbacks.progress_bar(Console(file=screen, force_terminal=True, width=120))
+    monkeypatch.setattr("keras_efficient.callbacks._progress.progress_bar", lambda: made)
+    model = small_model("keras")
+    data = tf.data.Dataset.from_tensor_slices(BATCH(6)).batch(3)
     model.fit(data, verbose=0, callbacks=[ke.callbacks.Progress()])
     assert not made.live.is_started
     assert "train 1/1" in screen.getvalue()

@@ -1,8 +1,9 @@
-"""Callbacks that choose how many batches make an update."""
+"""Callbacks that set the number of batches per update."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import covering
 from fit_helpers import batches, compiled, mirrored
 from zoo import Specimen, _sequential, keras_of
 
@@ -13,14 +14,13 @@ from keras_efficient.callbacks._gradient_noise_scale import noise_scale
 
 SMALL = {lib: Specimen(lib, lib, _sequential(lib), lambda x: x) for lib in ("keras", "tf_keras")}
 libraries = pytest.mark.parametrize("library", list(SMALL))
-replicas = pytest.mark.parametrize("replicas", [1, 2])
 Growth = ke.callbacks.BatchSizeSchedule
 Noise = ke.callbacks.GradientNoiseScale
 Plateau = ke.callbacks.AdaptOnPlateau
 
 
 def made(library, optimizer=None, **kwargs):
-    return compiled(library, SMALL[library].make(), optimizer, **kwargs)
+    return compiled(library, SMALL[library].make(), optimizer, jit_compile=False, **kwargs)
 
 
 def train(model, callback, n=12, batch_size=3, **kwargs):
@@ -32,11 +32,10 @@ def updates(model):
     return int(flavors.of(model).optimizer(model).iterations.numpy())
 
 
-# --- BatchSizeSchedule (what an update is: tests/step/test_window.py) ---------------------------
+# --- BatchSizeSchedule; for the updates see tests/training/test_accumulation_window.py ----------
 
 
-@libraries
-@pytest.mark.parametrize("as_function", [False, True])
+@pytest.mark.parametrize("library, as_function", covering(SMALL, (False, True), strength=1))
 def test_batches_per_update_are_logged(library, as_function):
     growth = (lambda update: 1 + (update >= 4)) if as_function else {0: 1, 4: 2}
     model = made(library)
@@ -88,7 +87,7 @@ def linear(library, count=1, *, loss="mse", rate=0.0, scale=None):
         optimizer = keras.optimizers.SGD(rate)
         if scale:
             optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer, initial_scale=scale)
-        model.compile(optimizer, loss)
+        model.compile(optimizer, loss, jit_compile=False)
     return model
 
 
@@ -101,13 +100,13 @@ def regression(n=2048):
     return (x, y), gradients.var(0).sum() / (gradients.mean(0) ** 2).sum()
 
 
-@libraries
-@pytest.mark.parametrize(
-    ("count", "microbatches", "scale"), [(1, 4, None), (1, 4, 1024.0), (2, 1, None)]
-)
-def test_in_fit_it_is_that_of_the_data(library, count, microbatches, scale):
+SPLITS = [(1, 4, None), (2, 1, None), (1, 4, 1024.0)]
+
+
+@pytest.mark.parametrize("library, split", covering(SMALL, SPLITS, strength=1))
+def test_in_fit_it_is_that_of_the_data(library, split):
     """From microbatches, or from replicas; without the loss scale."""
-    data, expected = regression()
+    (count, microbatches, scale), (data, expected) = split, regression()
     noise, model = Noise(smoothing=0.98), linear(library, count, scale=scale)
     assert Noise().batches == 1
     ke.accumulate(model, microbatches)
@@ -121,19 +120,18 @@ def test_in_fit_it_is_that_of_the_data(library, count, microbatches, scale):
     assert "train_step" not in vars(model)
 
 
-@libraries
-@replicas
+@pytest.mark.parametrize("library, replicas", covering(SMALL, (1, 2), strength=1))
 def test_the_batch_follows_the_noise(library, replicas):
-    """2048 batches of 2 examples: about ten of them are worth it, four are allowed."""
-    data, expected = regression()
+    """256 batches of 2 examples: about ten of them are worth it, four are allowed."""
+    data, expected = regression(512)
     noise, model = Noise(smoothing=0.9, max_batches=4, every_updates=20), linear(library, replicas)
     ke.accumulate(model, microbatch_size=1)
     model.fit(batches(*data, batch_size=2), shuffle=False, verbose=0, callbacks=[noise])
     assert noise.batches == 4 < expected / 2
-    assert updates(model) < 1024 / 2
+    assert updates(model) < 256 / 2
     many = Noise(smoothing=0.98, max_batches=1000)
     model.fit(batches(*data, batch_size=6), shuffle=False, verbose=0, callbacks=[many])
-    # (The last window is not full, the last batch is not: they do not mislead.)
+    # The last window and the last batch are incomplete, which does not bias the estimate.
     assert (
         many.batches == max(1, round(many.value / 6))
         or abs(many.batches * 6 / many.value - 1) < 0.3
@@ -142,15 +140,14 @@ def test_the_batch_follows_the_noise(library, replicas):
 
 @libraries
 def test_a_schedule_of_batches_gives_microbatches_too(library):
-    data, expected = regression()
+    data, expected = regression(1024)
     noise, model = Noise(smoothing=0.98), linear(library)
     callbacks = [noise, Growth({0: 4})]
     model.fit(batches(*data, batch_size=4), shuffle=False, verbose=0, callbacks=callbacks)
     assert expected / 3 < noise.value < expected * 3
 
 
-@libraries
-@pytest.mark.parametrize("settings", [{}, {"max_batches": 4}])
+@pytest.mark.parametrize("library, settings", covering(SMALL, ({}, {"max_batches": 4}), strength=1))
 def test_one_microbatch_is_refused(library, settings):
     data, _ = regression(8)
     with pytest.raises(InputError, match=r"Received: updates of one microbatch\. Use ke\.accumula"):
@@ -242,15 +239,23 @@ def test_batches_grow_instead_of_the_rate_falling(library):
     assert "train_step" not in vars(model)
 
 
-@pytest.mark.parametrize(
-    ("name", "mode", "falls"),
-    [("val_accuracy", "auto", False), ("val_f1", "auto", False), ("val_loss", "auto", True),
-     ("val_accuracy", "min", True), ("val_loss", "max", False)],
-)  # fmt: skip
-def test_the_mode(name, mode, falls):
+def test_the_mode():
     """Values that rise: good for an accuracy, bad for a loss."""
-    scales, _ = watched(made("keras"), Plateau(name, mode=mode, patience=0), [1, 2], name)
-    assert scales[-1] == (0.5 if falls else 1)
+    cases = [
+        ("val_accuracy", "auto", False),
+        ("val_f1", "auto", False),
+        ("val_loss", "auto", True),
+        ("val_accuracy", "min", True),
+        ("val_loss", "max", False),
+    ]
+    model = made("keras")
+    for name, mode, falls in cases:
+        plateau = Plateau(name, mode=mode, patience=0)
+        plateau.set_model(model)
+        plateau.on_train_begin()
+        for value in (1, 2):
+            plateau.on_epoch_end(0, {name: value})
+        assert plateau.scale == (0.5 if falls else 1), (name, mode)
 
 
 @libraries

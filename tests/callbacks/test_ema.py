@@ -1,7 +1,8 @@
-"""EMA: the formula, what counts as an update, and that trained weights always come back."""
+"""EMA: the formula, what counts as an update, and that trained weights are always restored."""
 
 import numpy as np
 import pytest
+from covering import covering
 from fit_helpers import batches, compiled, mirrored, moved
 from in_process_export import serve_here
 from zoo import Specimen, _sequential, keras_of
@@ -11,13 +12,13 @@ from keras_efficient._errors import InputError
 
 SMALL = {lib: Specimen(lib, lib, _sequential(lib), lambda x: x) for lib in ("keras", "tf_keras")}
 libraries = pytest.mark.parametrize("library", list(SMALL))
-replicas = pytest.mark.parametrize("replicas", [1, 2])
+rotated = pytest.mark.parametrize("library, replicas", covering(SMALL, (2, 1), strength=1))
 EMA = ke.callbacks.EMA
 
 
-def made(library, replicas=1, **kwargs):
+def made(library, replicas=1, jit_compile=False):
     with mirrored(replicas).scope():
-        return compiled(library, SMALL[library].make(), **kwargs)
+        return compiled(library, SMALL[library].make(), jit_compile=jit_compile)
 
 
 def data(n=12, size=6):
@@ -55,12 +56,11 @@ def values(ema):
     return [average.numpy() for average in ema.averages]
 
 
-@libraries
-@replicas
-@pytest.mark.parametrize("warm_up", [True, False])
+@pytest.mark.parametrize("library, replicas, warm_up", covering(SMALL, (1, 2), (True, False)))
 def test_the_averages_are_the_formula(library, replicas, warm_up):
-    """Microbatches are no steps (trap 5); both replicas hold the same; `fit` goes on."""
-    model, ema, record = made(library, replicas), EMA(0.6, warm_up=warm_up), Record()
+    """Microbatches are not steps; all replicas hold the same; the next `fit` continues."""
+    jit = "auto" if (library, replicas) == ("keras", 1) else False
+    model, ema, record = made(library, replicas, jit), EMA(0.6, warm_up=warm_up), Record()
     ke.accumulate(model, 3)
     train(model, [ema, record], epochs=2)
     expected = average(record.weights, 0.6, warm_up)
@@ -75,14 +75,13 @@ def test_the_averages_are_the_formula(library, replicas, warm_up):
     assert_close(values(ema), average(record.weights, 0.6, warm_up, updates=4))
 
 
-@libraries
-@replicas
+@rotated
 def test_a_skipped_update_moves_no_average(library, replicas):
     keras = keras_of(library)
     with mirrored(replicas).scope():
         model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
         scaled = keras.mixed_precision.LossScaleOptimizer(keras.optimizers.SGD(0.1))
-        model.compile(scaled, "mse")
+        model.compile(scaled, "mse", jit_compile=False)
     ke.accumulate(model, 1)
     x, ema = np.ones((4, 2), "float32"), EMA(0.5)
     train(model, [ema], batches(x, x[:, :1], batch_size=4))
@@ -94,8 +93,7 @@ def test_a_skipped_update_moves_no_average(library, replicas):
     assert np.abs(values(ema)[0] - before[0]).max() > 0
 
 
-@libraries
-@replicas
+@rotated
 def test_validation_in_fit_sees_the_averages(library, replicas):
     model, ema = made(library, replicas), EMA(0.5, warm_up=False)
     found = train(model, [ema], validation_data=data())["val_loss"][-1]
@@ -111,7 +109,7 @@ def test_validation_in_fit_sees_the_averages(library, replicas):
 
 
 class Fail(ke.flavor.Callback):
-    """Ends everything in validation, or after it."""
+    """Ends the run in validation, or after it."""
 
     def __init__(self, where):
         vars(self)[where] = self.fail
@@ -126,10 +124,11 @@ class Fail(ke.flavor.Callback):
         raise KeyboardInterrupt
 
 
-@libraries
-@pytest.mark.parametrize("where", ["on_test_begin", "on_test_end", "on_epoch_end"])
+@pytest.mark.parametrize(
+    "library, where", covering(SMALL, ("on_test_begin", "on_test_end", "on_epoch_end"), strength=1)
+)
 def test_trained_weights_are_back_after_a_failure(library, where):
-    """And `evaluate`, asked afterwards, evaluates them."""
+    """And `evaluate`, called afterwards, evaluates them."""
     model, ema, fail = made(library), EMA(0.5, warm_up=False), Fail(where)
     with pytest.raises(KeyboardInterrupt):
         train(model, [ema, fail], validation_data=data())
@@ -142,6 +141,15 @@ def test_trained_weights_are_back_after_a_failure(library, where):
     with other.averaged():
         np.testing.assert_allclose(model.evaluate(data(), verbose=0)[0], found, rtol=1e-6)
     assert "evaluate" not in vars(model)
+
+
+@libraries
+def test_after_a_failure_a_fit_without_it_validates_with_the_trained_weights(library):
+    model, fail = made(library), Fail("on_test_end")
+    with pytest.raises(KeyboardInterrupt):
+        train(model, [EMA(0.5, warm_up=False), fail], validation_data=data())
+    found = train(model, validation_data=data())["val_loss"][-1]
+    np.testing.assert_allclose(found, model.evaluate(data(), verbose=0)[0], rtol=1e-6)
 
 
 @libraries
@@ -158,7 +166,7 @@ def test_averaged_restores_to_the_last_bit_after_an_error(library):
 @libraries
 @pytest.mark.parametrize("method", ["evaluate", "predict"])
 def test_evaluate_and_predict_refuse_it(library, method):
-    """Trap 19: SwapEMAWeights leaves the averages in the model there."""
+    """SwapEMAWeights leaves the averages in the model there (trap 19)."""
     model = made(library)
     with pytest.raises(InputError, match=rf"`with ema\.averaged\(\): model\.{method}"):
         getattr(model, method)(data(), callbacks=[EMA()], verbose=0)
@@ -198,7 +206,7 @@ def test_an_export_inside_holds_the_averages(tmp_path, monkeypatch):
 
 @libraries
 def test_an_update_left_at_validation_is_made_with_the_trained_weights(library):
-    """Not with the averaged ones, from which it would be lost when they are swapped back."""
+    """Not with the averaged ones: swapping back would lose it."""
     weights = []
     for extra in ([], [EMA(0.5)]):
         model, growth = made(library), ke.callbacks.BatchSizeSchedule({0: 5})

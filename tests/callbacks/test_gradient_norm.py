@@ -1,15 +1,16 @@
-"""GradientNorm: the norm of an update's gradient, as NumPy takes it."""
+"""GradientNorm: the norm of an update's gradient, compared with NumPy."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import covering
 from fit_helpers import batches, mirrored
 from zoo import keras_of
 
 import keras_efficient as ke
 
 libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
-replicas = pytest.mark.parametrize("replicas", [1, 2])
+SETTINGS = ({}, {"scale": 1024.0}, {"global_clipnorm": 0.01})
 WEIGHTS = np.array([[0.5], [-2.0]], "float32")
 
 
@@ -21,7 +22,7 @@ def made(library, replicas=1, *, scale=None, **kwargs):
         optimizer = keras.optimizers.SGD(0.1, **kwargs)
         if scale:
             optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer, initial_scale=scale)
-        model.compile(optimizer, "mse")
+        model.compile(optimizer, "mse", jit_compile=False)
     return model
 
 
@@ -34,9 +35,9 @@ def expected(x, y, weights):
     return np.linalg.norm(2 * x.T @ (x @ weights - y) / len(x))
 
 
-@libraries
-@replicas
-@pytest.mark.parametrize("setting", [{}, {"scale": 1024.0}, {"global_clipnorm": 0.01}], ids=str)
+@pytest.mark.parametrize(
+    "library, replicas, setting", covering(("keras", "tf_keras"), (1, 2), SETTINGS)
+)
 def test_the_norm_is_numpys(library, replicas, setting):
     """Over microbatches and replicas, without the loss scale, before it is clipped."""
     model, norm = ke.accumulate(made(library, replicas, **setting), 3), ke.callbacks.GradientNorm()
@@ -71,7 +72,7 @@ def test_an_epoch_has_its_mean_and_its_largest(library):
 
 @libraries
 def test_rows_of_an_embedding_count_summed(library):
-    """A word that comes twice has one row, whose gradients add up."""
+    """The gradients of a token that occurs twice are summed in its row."""
     keras = keras_of(library)
     layers = [keras.layers.Input((2,), dtype="int32"), keras.layers.Embedding(3, 1)]
     model = keras.Sequential([*layers, keras.layers.Flatten()])
@@ -81,5 +82,5 @@ def test_rows_of_an_embedding_count_summed(library):
     ids = tf.constant([[1, 1]])
     model.fit(batches(ids, np.zeros((1, 2), "float32"), batch_size=1), verbose=0,
               shuffle=False, callbacks=[norm])  # fmt: skip
-    # Both places: 2 · 1 / 2; the row: their sum.
+    # The gradient of each occurrence is 2 · 1 / 2, that of the row their sum.
     np.testing.assert_allclose(norm.last, 2.0, rtol=1e-6)

@@ -1,10 +1,10 @@
-"""Gradual unfreezing: what trains in which epoch, and that the optimizer and runs go on."""
+"""Gradual unfreezing: what trains in which epoch, the optimizer's state, and resumed runs."""
 
 import numpy as np
 import pytest
 from fit_helpers import compiled, fit, mirrored
 from resumed_runs import Case, assert_goes_on
-from zoo import LENGTH, VOCABULARY, ZOO, keras_of
+from zoo import CLASSES, LENGTH, VOCABULARY, ZOO, Specimen, _fixed, keras_of
 
 import keras_efficient as ke
 from keras_efficient.flavor import Callback
@@ -13,10 +13,31 @@ from keras_efficient.parametrize._weights import all_weights
 from keras_efficient.training import _train_step_hook as train_step_hook
 
 SPECIMENS = {specimen.name: specimen for specimen in ZOO}
-BERTS = [SPECIMENS[name] for name in ("kerashub-bert", "hugging-face-bert", "model-garden-bert")]
+
+
+def numbered(library):
+    """A small model with a head, one numbered layer and embeddings."""
+    layers = keras_of(library).layers
+
+    def make():
+        ids = layers.Input((None,), dtype="int32", name="ids")
+        x = layers.Embedding(VOCABULARY, 8, name="embeddings")(ids)
+        x = layers.Dense(8, activation="relu", name="layer_0")(x)
+        x = layers.Dense(CLASSES, name="logits")(layers.GlobalAveragePooling1D()(x))
+        return _fixed(keras_of(library).Model(ids, x))
+
+    return Specimen(f"{library}-numbered", library, make, lambda x: x)
+
+
+LIBRARIES = ("keras", "tf_keras")
+SMALL = [numbered(library) for library in LIBRARIES]
+BERTS = [
+    pytest.param(SPECIMENS[name], marks=pytest.mark.full)
+    for name in ("kerashub-bert", "hugging-face-bert", "model-garden-bert")
+]
 TWO = BERTS[:2]
-#: Of a functional model.
-STAGES = ["dense", "multi_head|layer_norm", "embedding"]
+#: Of the small model.
+STAGES = ["logits", "layer_0", "embedding"]
 
 
 def values(model):
@@ -24,7 +45,7 @@ def values(model):
 
 
 class Moved(Callback):
-    """Notes which weights each epoch moved."""
+    """Records which weights each epoch moved."""
 
     def __init__(self):
         self.epochs, self.trainable = [], []
@@ -51,11 +72,11 @@ def run(specimen, callback, *, epochs=4, caller=None, replicas=1, **kwargs):
 
 
 def places(model, paths):
-    """The numbers of the weights with these paths."""
+    """Return the numbers of the weights with these paths."""
     return {n for n, weight in enumerate(all_weights(model)) if weight.path in paths}
 
 
-@pytest.mark.parametrize("specimen", BERTS, ids=repr)
+@pytest.mark.parametrize("specimen", [*SMALL, *BERTS], ids=repr)
 def test_from_the_head_down(specimen):
     callback = ke.callbacks.GradualUnfreezing()
     model, moved, history = run(specimen, callback, caller=lambda m: ke.accumulate(m, 2))
@@ -68,16 +89,15 @@ def test_from_the_head_down(specimen):
     assert second <= head | block and second & block
     assert third & embeddings and fourth & embeddings
     assert history["stage"] == [0, 1, 2, 2]
-    # The last one ends as the first began: everything trains.
+    # After `fit`, everything is trainable as before.
     plain = specimen.make()
     assert len(model.trainable_weights) == len(plain.trainable_weights)
     assert moved.trainable[:3] == [len(head), len(head | block), len(plain.trainable_weights)]
     assert not attach.views(model)
 
 
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
-def test_stages_of_ones_own(library):
-    specimen = SPECIMENS[f"{library}-functional"]
+@pytest.mark.parametrize("specimen", SMALL, ids=repr)
+def test_given_stages(specimen):
     callback = ke.callbacks.GradualUnfreezing(2, STAGES)
     model, moved, history = run(specimen, callback, epochs=5)
     stages = [places(model, paths) for paths in callback.paths]
@@ -87,9 +107,9 @@ def test_stages_of_ones_own(library):
         assert moved.epochs[epoch] & stages[stage] and moved.epochs[epoch] <= free
 
 
-@pytest.mark.parametrize("specimen", TWO, ids=repr)
+@pytest.mark.parametrize("specimen", [*SMALL, *TWO], ids=repr)
 def test_when_all_train_at_once_it_is_a_plain_fit(specimen):
-    """A stage with everything in it: the same run as without the callback."""
+    """The first stage has everything in it: the same run as without the callback."""
     everything = ke.callbacks.GradualUnfreezing(stages=["", "bias"])
     ours, _, history = run(specimen, everything, epochs=2)
     plain, _, expected = run(specimen, Callback(), epochs=2)
@@ -103,9 +123,9 @@ def slots(model):
     return [np.asarray(v) for v in (own() if callable(own) else own)]
 
 
-@pytest.mark.parametrize("specimen", TWO, ids=repr)
-def test_the_optimizer_keeps_what_it_knows(specimen):
-    """Adam's averages of the head go on when a block joins, and count all updates."""
+@pytest.mark.parametrize("specimen", [*SMALL, *TWO], ids=repr)
+def test_the_optimizer_keeps_its_state(specimen):
+    """Adam's moments of the head stay when a block joins, and its counter counts all updates."""
 
     class Slots(Callback):
         def __init__(self):
@@ -120,7 +140,8 @@ def test_the_optimizer_keeps_what_it_knows(specimen):
     seen = Slots()
     x, y = specimen.batch(16)
     model = specimen.make()
-    compiled(specimen.library, model, keras_of(specimen.library).optimizers.Adam(0.01))
+    optimizer = keras_of(specimen.library).optimizers.Adam(0.01)
+    compiled(specimen.library, model, optimizer, jit_compile=False)
     callbacks = [ke.callbacks.GradualUnfreezing(), seen]
     fit(model, x, y, batch_size=8, epochs=3, callbacks=callbacks)
     for end, begin in zip(seen.end, seen.begin[1:], strict=False):
@@ -133,7 +154,7 @@ def test_the_optimizer_keeps_what_it_knows(specimen):
     assert len(slots(model)) == number
 
 
-@pytest.mark.parametrize("specimen", TWO, ids=repr)
+@pytest.mark.parametrize("specimen", [*SMALL, *TWO], ids=repr)
 def test_two_replicas_are_one(specimen):
     one, *_ = run(specimen, ke.callbacks.GradualUnfreezing(), epochs=3)
     two, moved, _ = run(specimen, ke.callbacks.GradualUnfreezing(), epochs=3, replicas=2)
@@ -142,22 +163,20 @@ def test_two_replicas_are_one(specimen):
     assert len(moved.epochs[0]) < len(moved.epochs[2])
 
 
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
-def test_xla(library):
-    specimen = SPECIMENS[f"{library}-functional"]
-    ours = [
-        run(specimen, ke.callbacks.GradualUnfreezing(stages=STAGES), epochs=3, jit_compile=jit)[0]
-        for jit in (False, True)
-    ]
+@pytest.mark.parametrize("specimen", SMALL, ids=repr)
+def test_xla(specimen):
+    ours = []
+    for jit in (False, True):
+        callback = ke.callbacks.GradualUnfreezing(stages=STAGES[:2])
+        ours.append(run(specimen, callback, epochs=2, jit_compile=jit)[0])
     for a, b in zip(*map(values, ours), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
-def test_with_an_average_a_window_and_validation(library):
-    specimen = SPECIMENS[f"{library}-functional"]
+@pytest.mark.parametrize("specimen", SMALL, ids=repr)
+def test_with_an_average_a_window_and_validation(specimen):
     x, y = specimen.batch(16)
-    model = compiled(library, specimen.make())
+    model = compiled(specimen.library, specimen.make(), jit_compile=False)
     callbacks = [
         ke.callbacks.GradualUnfreezing(stages=STAGES),
         ke.callbacks.BatchSizeSchedule({0: 3}),
@@ -168,21 +187,31 @@ def test_with_an_average_a_window_and_validation(library):
     assert int(model.optimizer.iterations) == 6
 
 
-def test_beside_lora():
-    """What is frozen already stays so; deltas train from the start."""
-    specimen = SPECIMENS["kerashub-bert"]
+@pytest.mark.parametrize(
+    "specimen, train",
+    [
+        (SMALL[0], "layer_0"),
+        pytest.param(SPECIMENS["kerashub-bert"], "pool", marks=pytest.mark.full),
+    ],
+)
+def test_beside_lora(specimen, train):
+    """What is frozen already stays so; the deltas train from the start."""
     callback = ke.callbacks.GradualUnfreezing(stages=["logits", ""])
+    layers = "embeddings|logits" if specimen is SMALL[0] else None
     model, moved, _ = run(
-        specimen, callback, epochs=2, caller=lambda m: ke.lora(m, 2, train="pool")
+        specimen,
+        callback,
+        epochs=2,
+        caller=lambda m: ke.lora(m, 2, **({"layers": layers} if layers else {}), train=train),
     )
-    assert callback.paths[0] == [] and all("pool" in path for path in callback.paths[1])
+    assert callback.paths[0] == [] and all(train in path for path in callback.paths[1])
     assert moved.epochs[0] == set()
     assert moved.epochs[1] == places(model, callback.paths[1])
     assert all(t.b.numpy().any() for t in attach.transforms(model))
 
 
-def test_a_second_fit_goes_on():
-    specimen = SPECIMENS["keras-functional"]
+def test_a_second_fit_continues():
+    specimen = SMALL[0]
     callback = ke.callbacks.GradualUnfreezing(stages=STAGES)
     model, *_ = run(specimen, callback, epochs=2)
     x, y = specimen.batch(16)
@@ -191,14 +220,14 @@ def test_a_second_fit_goes_on():
     assert train_step_hook.of(model) is None
 
 
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
-def test_after_a_fit_that_failed(library):
+@pytest.mark.parametrize("specimen", SMALL, ids=repr)
+def test_after_a_fit_that_failed(specimen):
     class Fail(Callback):
         def on_train_batch_end(self, batch, logs=None):
             raise RuntimeError("no more")
 
-    specimen = SPECIMENS[f"{library}-functional"]
-    model, (x, y) = compiled(library, specimen.make()), specimen.batch(8)
+    model = compiled(specimen.library, specimen.make(), jit_compile=False)
+    x, y = specimen.batch(8)
     trained, callback = len(model.trainable_weights), ke.callbacks.GradualUnfreezing(stages=STAGES)
     with pytest.raises(RuntimeError, match="no more"):
         fit(model, x, y, callbacks=[callback, Fail()])
@@ -211,8 +240,8 @@ def test_after_a_fit_that_failed(library):
     assert len(model.trainable_weights) == trained
 
 
-def attentive(library, dropout=0.3):
-    """A small model with dropout, attention and a norm."""
+def normalised(library, dropout=0.3):
+    """A small model with dropout and a norm."""
     layers = keras_of(library).layers
     ids = layers.Input((LENGTH,), dtype="int32")
     x = layers.Dropout(dropout)(layers.Embedding(VOCABULARY, 8, name="embed")(ids))
@@ -220,18 +249,25 @@ def attentive(library, dropout=0.3):
     return keras_of(library).Model(ids, layers.Dense(3, name="logits", dtype="float32")(x))
 
 
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
-def test_a_run_resumes_to_the_last_bit(library, tmp_path):
-    """Stopped in the middle of the second stage, and in the third."""
+@pytest.mark.parametrize(
+    "library, at, how",
+    [
+        ("keras", (1, 2), {}),
+        ("tf_keras", (2, 5), {"run_eagerly": True}),
+        pytest.param("keras", (2, 5), {}, marks=pytest.mark.full),
+        pytest.param("tf_keras", (1, 2), {}, marks=pytest.mark.full),
+    ],
+)
+def test_a_run_resumes_to_the_last_bit(library, at, how, tmp_path):
+    """Stopped in the middle of the second stage, or in the third."""
 
     def callbacks():
         return (ke.callbacks.GradualUnfreezing(stages=["logits", "norm", "embed"]),)
 
-    case = Case(library, callbacks=callbacks, model=attentive, epochs=4)
-    whole = case.start(tmp_path / "whole")
+    case = Case(library, callbacks=callbacks, model=normalised, epochs=4, compile=how)
+    whole = case.whole(tmp_path / "whole")
     assert whole.history["stage"] == [0, 1, 2, 2]
-    for at in ((1, 2), (2, 5)):
-        assert_goes_on(case, tmp_path / f"stopped-{at}", at, whole)
+    assert_goes_on(case, tmp_path / "stopped", at, whole)
 
 
 # --- what is refused -------------------------------------------------------------------------
@@ -252,8 +288,8 @@ def test_bad_stages(stages):
 def test_stages_without_weights():
     with pytest.raises(ValueError, match="GradualUnfreezing's `stages` needs at least one weight"):
         run(
-            SPECIMENS["keras-functional"],
-            ke.callbacks.GradualUnfreezing(stages=["dense", "nothing"]),
+            SMALL[0],
+            ke.callbacks.GradualUnfreezing(stages=["logits", "nothing"]),
         )
 
 

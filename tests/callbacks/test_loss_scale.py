@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from covering import covering
 from fit_helpers import batches, mirrored, moved
 from zoo import keras_of
 
@@ -11,7 +12,9 @@ import keras_efficient as ke
 from keras_efficient._errors import InputError
 
 libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
-replicas = pytest.mark.parametrize("replicas", [1, 2])
+rotated = pytest.mark.parametrize(
+    "library, replicas", covering(("keras", "tf_keras"), (1, 2), strength=1)
+)
 
 
 def made(library, replicas=1, scaled=True):
@@ -21,21 +24,20 @@ def made(library, replicas=1, scaled=True):
         optimizer = keras.optimizers.SGD(0.01)
         if scaled:
             optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer, initial_scale=1024.0)
-        model.compile(optimizer, "mse")
-    # (Keras 3 fails on the first batch of two replicas before it knows any callback: trap 16.)
+        model.compile(optimizer, "mse", jit_compile=False)
+    # Keras 3 fails on the first batch of two replicas before it calls any callback (trap 16).
     return ke.accumulate(model, 1)
 
 
 def train(model, bad, watch, n=24, **kwargs):
-    """Batches of two; `bad`, the numbers of those that overflow."""
+    """Fit batches of two, of which those with the indices `bad` overflow."""
     x = np.ones((n, 2), "float32")
     x[[2 * index for index in bad]] = np.inf
     data = batches(x, np.ones((n, 1), "float32"), batch_size=2)
     return model.fit(data, shuffle=False, verbose=0, callbacks=[watch], **kwargs).history
 
 
-@libraries
-@replicas
+@rotated
 def test_scale_and_overflows_are_logged(library, replicas):
     model, watch = made(library, replicas), ke.callbacks.LossScale()
     history = train(model, [1, 5], watch, epochs=2)
@@ -46,10 +48,9 @@ def test_scale_and_overflows_are_logged(library, replicas):
     assert "train_step" not in vars(model)
 
 
-@libraries
-@replicas
+@rotated
 def test_a_run_whose_every_step_overflows_is_stopped(library, replicas):
-    """Trap 12: both libraries let it go on for ever."""
+    """Both libraries continue it for ever (trap 12)."""
     model, watch = made(library, replicas), ke.callbacks.LossScale(patience=5)
     before = model.get_weights()
     with pytest.warns(UserWarning, match=r"Stopped: the last 5 steps overflowed .* scale of 32\."):
@@ -71,7 +72,7 @@ def test_a_good_step_starts_the_count_again(library):
 
 @libraries
 def test_the_count_goes_on_in_the_next_fit(library):
-    """Also with another split, for which the step is set up anew."""
+    """Also with another split, for which the step is set up again."""
     model, watch = made(library), ke.callbacks.LossScale()
     train(model, [0, 1], watch)
     train(model, [3], watch)
@@ -83,7 +84,7 @@ def test_the_count_goes_on_in_the_next_fit(library):
 @libraries
 def test_without_a_loss_scale_it_is_refused(library):
     model = made(library, scaled=False)
-    with pytest.raises(InputError, match=r"LossScale watches .* Received: SGD\. Set ke\.mixed"):
+    with pytest.raises(InputError, match=r"LossScale needs .* Received: SGD\. Set ke\.mixed"):
         train(model, [], ke.callbacks.LossScale())
 
 

@@ -1,4 +1,4 @@
-"""What `Resume` writes, and what it does when it cannot write or finds something else."""
+"""Files of `Resume`, and what it does when it cannot write them or finds others."""
 
 import errno
 import json
@@ -12,28 +12,42 @@ import pytest
 import safetensors
 import tensorflow as tf
 from fit_helpers import compiled
-from resumed_runs import IDS, Case, assert_equal, dataset, model_of
+from resumed_runs import IDS, Case, assert_equal, dataset, model_of, stopped_copy
 
 import keras_efficient as ke
 from keras_efficient._errors import InputError
+from keras_efficient.checkpoint import _callback_list as callback_list
 from keras_efficient.checkpoint import _store as store
-from keras_efficient.checkpoint import _variables as variables
+from keras_efficient.checkpoint._replica_values import redistribute
 
-CASE = Case("keras")
+#: Without tracing, which does not matter to files.
+EAGER = {"run_eagerly": True}
+CASE = Case("keras", compile=EAGER)
+
+
+def case(library="keras", **kwargs):
+    return Case(library, **{"compile": EAGER, **kwargs})
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of two epochs of six steps, and its folder."""
-    folder = tmp_path_factory.mktemp("whole") / "a"
-    return CASE.start(folder), folder
+    """A run of two epochs of six steps that kept all of its saves."""
+    return CASE.whole(tmp_path_factory.mktemp("whole") / "a")
+
+
+@pytest.fixture(scope="module")
+def settled(whole, tmp_path_factory):
+    """The folder that such a run leaves with the default `keep`."""
+    folder = tmp_path_factory.mktemp("settled") / "a"
+    stopped_copy(whole, folder, (2, 0))
+    return folder
 
 
 @pytest.fixture
-def stopped(tmp_path):
-    """The folder of a run that was stopped at its 12th step, with saves after 8 and 10."""
+def stopped(whole, tmp_path):
+    """The folder of a run that was killed at its 12th step, with saves after 8 and 10."""
     folder = tmp_path / "a"
-    CASE.start(folder, (1, 5))
+    stopped_copy(whole, folder, (1, 5))
     return folder
 
 
@@ -41,15 +55,15 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_is_kept(whole, stopped, tmp_path):
-    assert names(whole[1]) == ["step-00000012", "step-00000012-epoch-0002"]
+def test_what_is_kept(settled, stopped, tmp_path):
+    assert names(settled) == ["step-00000012", "step-00000012-epoch-0002"]
     assert names(stopped) == ["step-00000008", "step-00000010"]
     CASE.start(tmp_path / "b", (1, 3))
     assert names(tmp_path / "b") == ["step-00000006-epoch-0001", "step-00000008"]
-    one = Case("keras", resume={"keep": 1, "every_steps": None})
+    one = case(resume={"keep": 1, "every_steps": None})
     one.start(tmp_path / "c", (1, 3))
     assert names(tmp_path / "c") == ["step-00000006-epoch-0001"]
-    three = Case("keras", resume={"keep": 3, "every_steps": 5})
+    three = case(resume={"keep": 3, "every_steps": 5})
     three.start(tmp_path / "d")
     assert names(tmp_path / "d") == [
         "step-00000006-epoch-0001",
@@ -106,38 +120,56 @@ def flip(file):
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_save_is_found(how, whole, tmp_path):
+def test_a_corrupt_save_is_found(how, settled, tmp_path):
     folder = tmp_path / "a"
-    shutil.copytree(whole[1], folder)
+    shutil.copytree(settled, folder)
     DAMAGE[how](folder / "step-00000012")
     with pytest.raises(store.CorruptCheckpointError):
         store.CheckpointStore(folder).load("step-00000012")
 
 
-def test_the_save_before_a_damaged_one_is_taken(whole, stopped):
+def test_the_save_before_a_corrupt_one_is_used(whole, settled, stopped):
     flip(stopped / "step-00000010/arrays.safetensors")
-    with pytest.warns(UserWarning, match=r"step-00000010' is damaged .* passed over"):
+    with pytest.warns(UserWarning, match=r"step-00000010' is corrupt .* skipped"):
         again = CASE.start(stopped)
     assert min(again.watch.losses) == (1, 2)
-    assert_equal(again, whole[0])
-    assert names(stopped) == names(whole[1])
+    assert_equal(again, whole)
+    assert names(stopped) == names(settled)
 
 
-def test_a_run_without_a_whole_save_does_not_start_anew(stopped):
+def test_a_run_without_a_complete_save_does_not_start_anew(stopped):
     for name in names(stopped):
         DAMAGE["no arrays"](stopped / name)
     with (
-        pytest.warns(UserWarning, match="is damaged"),
-        pytest.raises(InputError, match="resumes from a save that is whole"),
+        pytest.warns(UserWarning, match="is corrupt"),
+        pytest.raises(InputError, match="resumes from a complete checkpoint"),
     ):
         CASE.start(stopped)
 
 
-def test_what_killed_writers_leave_is_removed(stopped, whole):
+def test_what_killed_writers_leave_is_removed(stopped, whole, settled):
     (stopped / ".partial-step-00000012-99").mkdir()
     (stopped / ".partial-step-00000012-99/arrays.safetensors").write_text("half")
-    assert_equal(CASE.start(stopped), whole[0])
-    assert names(stopped) == names(whole[1])
+    assert_equal(CASE.start(stopped), whole)
+    assert names(stopped) == names(settled)
+
+
+def test_a_run_that_overwrites_starts_anew_and_replaces_the_saves_at_its_first(stopped, whole):
+    before = names(stopped)
+    new = case(resume={"overwrite": True, "every_steps": 4})
+    new.start(stopped, (0, 2))
+    assert names(stopped) == before
+    run = new.start(stopped, (0, 4))
+    assert min(run.watch.losses) == (0, 0) and names(stopped) == ["step-00000004"]
+    assert_equal(CASE.start(stopped), whole)
+
+
+def test_the_position_to_resume_is_known_before_fit(stopped, tmp_path):
+    resume = ke.callbacks.Resume(stopped)
+    assert resume.load_position() and (resume.epoch, resume.step) == (1, 4)
+    assert not ke.callbacks.Resume(tmp_path / "other").load_position()
+    with pytest.raises(InputError, match=r"started with. Received: rate: was None, now 2"):
+        ke.callbacks.Resume(stopped, settings={"rate": 2}).load_position()
 
 
 # --- disks that are full -------------------------------------------------------------------------
@@ -159,7 +191,7 @@ def test_training_goes_on_if_the_disk_is_full(place, whole, tmp_path, monkeypatc
     with pytest.warns(UserWarning, match=r"could not be saved .* No space left") as caught:
         run = CASE.start(tmp_path / "a")
     assert sum("could not be saved" in str(w.message) for w in caught) == 1
-    assert_equal(run, whole[0])
+    assert_equal(run, whole)
     assert not list((tmp_path / "a").glob(".partial*"))
     for name in names(tmp_path / "a"):
         store.CheckpointStore(tmp_path / "a").load(name)
@@ -187,14 +219,13 @@ def test_a_disk_that_fills_up(small_disk, whole):
                 free = shutil.disk_usage(small_disk).free
                 (small_disk / "ballast").write_bytes(bytes(free - 8192))
 
-    case = Case("keras", callbacks=lambda: [Filler()])
     with pytest.warns(UserWarning, match="could not be saved"):
-        case.start(folder, (1, 5))
+        case(callbacks=lambda: [Filler()]).start(folder, (1, 5))
     assert names(folder) == ["step-00000004", "step-00000006"]
     (small_disk / "ballast").unlink()
     again = CASE.start(folder)
     assert min(again.watch.losses) == (1, 0)
-    assert_equal(again, whole[0])
+    assert_equal(again, whole)
 
 
 def test_too_small_a_disk_is_refused_before_training(tmp_path, monkeypatch):
@@ -207,7 +238,7 @@ def test_too_small_a_disk_is_refused_before_training(tmp_path, monkeypatch):
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def test_folders_that_will_not_do(tmp_path):
+def test_folders_that_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"saved in a folder. Received: .* is a file"):
         CASE.start(tmp_path / "file/a")
@@ -233,9 +264,9 @@ def test_settings_that_are_not_json():
 
 
 def test_other_settings_are_refused(tmp_path):
-    Case("keras", resume={"settings": {"rate": 1, "shape": (1, 2)}}).start(tmp_path / "a", (1, 3))
+    case(resume={"settings": {"rate": 1, "shape": (1, 2)}}).start(tmp_path / "a", (0, 3))
     with pytest.raises(InputError, match=r"started with. Received: rate: was 1, now 2"):
-        Case("keras", resume={"settings": {"rate": 2, "shape": (1, 2)}}).start(tmp_path / "a")
+        case(resume={"settings": {"rate": 2, "shape": (1, 2)}}).start(tmp_path / "a")
 
 
 def other_model(library):
@@ -246,7 +277,7 @@ def other_model(library):
 
 def test_another_model_is_refused(stopped):
     with pytest.raises(InputError, match=r"was started with. Received: .* is missing"):
-        Case("keras", model=other_model).start(stopped)
+        case(model=other_model).start(stopped)
 
 
 def test_another_size_is_refused(stopped, monkeypatch):
@@ -257,7 +288,7 @@ def test_another_size_is_refused(stopped, monkeypatch):
 
 def test_another_step_is_refused(stopped):
     with pytest.raises(InputError, match=r"step.skipped is missing"):
-        Case("keras", caller=lambda model: ke.accumulate(model, 2)).start(stopped)
+        case(caller=lambda model: ke.accumulate(model, 2)).start(stopped)
 
 
 def unseeded():
@@ -267,17 +298,16 @@ def unseeded():
 
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_other_data_is_refused(library, tmp_path):
-    case = Case(library, data=unseeded)
-    case.start(tmp_path / "a", (1, 3))
+    case(library, data=unseeded).start(tmp_path / "a", (1, 3))
     with pytest.raises(InputError, match=r"must see the data .* Seed the shuffling"):
-        case.start(tmp_path / "a")
-    trusting = Case(library, data=unseeded, resume={"check_data": False})
+        case(library, data=unseeded).start(tmp_path / "a")
+    trusting = case(library, data=unseeded, resume={"check_data": False})
     assert min(trusting.start(tmp_path / "a").watch.losses) == (1, 2)
 
 
 def test_less_data_is_refused(stopped):
     with pytest.raises(InputError, match=r"must see the data .* ended at step 2 of epoch 2"):
-        Case("keras", data=lambda: dataset(8)).start(stopped)
+        case(data=lambda: dataset(8)).start(stopped)
 
 
 def test_another_first_epoch_is_refused(stopped):
@@ -292,12 +322,12 @@ def test_other_steps_per_call_are_refused(stopped):
 
 def test_another_format_is_refused(stopped, monkeypatch):
     monkeypatch.setattr(store, "FORMAT", 2)
-    with pytest.raises(InputError, match="version that knows its format"):
+    with pytest.raises(InputError, match="in the format that this version reads"):
         CASE.start(stopped)
 
 
 def test_a_fit_without_a_list_is_refused(stopped, monkeypatch):
-    monkeypatch.setattr(ke.callbacks.callback_state, "list_of", lambda callback: None)
+    monkeypatch.setattr(callback_list, "find_callback_list", lambda callback: None)
     with pytest.raises(InputError, match="must find the list in which `fit` keeps its callbacks"):
         CASE.start(stopped)
 
@@ -312,7 +342,7 @@ def test_only_fit_resumes(method, tmp_path):
 
 
 def test_a_model_is_left_as_it_was(whole):
-    model = whole[0].model
+    model = whole.model
     assert not {"evaluate", "train_step", "make_train_function"} & set(vars(model))
 
 
@@ -320,7 +350,7 @@ def test_a_model_is_left_as_it_was(whole):
 
 
 def in_order():
-    # (A strategy starts iterators of its own, and each start shuffles anew.)
+    # A strategy starts iterators of its own, and each start shuffles again.
     return tf.data.Dataset.from_tensor_slices(IDS.batch(23)).batch(4)
 
 
@@ -328,17 +358,17 @@ def in_order():
 def test_another_number_of_replicas(replicas, tmp_path):
     options = {"model": lambda library: model_of(library, 0), "data": in_order}
     before, after = (Case("keras", replicas=n, **options) for n in replicas)
-    whole = before.start(tmp_path / "whole")
-    before.start(tmp_path / "a", (1, 3))
-    message = f"saved with {replicas[0]} replicas and goes on with {replicas[1]}"
+    whole = before.whole(tmp_path / "whole")
+    stopped_copy(whole, tmp_path / "a", (1, 3))
+    message = f"saved with {replicas[0]} replicas and continues with {replicas[1]}"
     with pytest.warns(UserWarning, match=message):
         again = after.start(tmp_path / "a")
-    # Running statistics are each replica's own, so nearly.
+    # Running statistics are each replica's own, so losses are nearly equal.
     assert again.history.keys() == whole.history.keys()
     assert again.history["accuracy"][0] == whole.history["accuracy"][0]
 
 
-def test_sums_are_divided_anew():
+def test_sums_are_redistributed():
     with tf.distribute.get_strategy().scope():
         total = tf.Variable(
             0,
@@ -346,13 +376,13 @@ def test_sums_are_divided_anew():
             synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.SUM,
         )
-    parts = variables._shared(total, np.array([5, 6]), 3, False)
+    parts = redistribute(total, np.array([5, 6]), 3, copies=False)
     assert parts.sum() == 11 and parts.shape == (3,)
-    assert variables._shared(total, np.array([5, 5]), 3, True).tolist() == [5, 5, 5]
+    assert redistribute(total, np.array([5, 5]), 3, copies=True).tolist() == [5, 5, 5]
 
 
 def test_no_warning_in_an_ordinary_run(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        CASE.start(tmp_path / "a", (1, 3), shuffle=False)
+        CASE.start(tmp_path / "a", (0, 3), shuffle=False)
         CASE.start(tmp_path / "a", shuffle=False)
