@@ -174,20 +174,24 @@ def test_folded_and_plain_put_everything_back(specimen):
     weights = select(model, kinds=("kernel", "embedding"), caller="the test")
     attach(model, [(weight, Scaled(1.5)) for weight in weights])
     x, _ = specimen.batch(3)
-    seen, before, classes = outputs(model, x), model.get_weights(), list(map(type, model.layers))
+    transformed, before, classes = (
+        outputs(model, x),
+        model.get_weights(),
+        list(map(type, model.layers)),
+    )
     with folded_weights(model):
-        np.testing.assert_allclose(outputs(model, x), seen, atol=1e-6)
+        np.testing.assert_allclose(outputs(model, x), transformed, atol=1e-6)
         np.testing.assert_allclose(
             weights[0].value.numpy(), 1.5 * before[_index(before, weights[0])], atol=1e-6
         )
     layers = parametrized_layers(model)
     with plain_model(model):
         assert all(type(p.layer) is p.original_class for p in layers)
-        np.testing.assert_allclose(outputs(model, x), seen, atol=1e-6)
+        np.testing.assert_allclose(outputs(model, x), transformed, atol=1e-6)
     assert list(map(type, model.layers)) == classes
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(outputs(model, x), seen)
+    np.testing.assert_array_equal(outputs(model, x), transformed)
 
 
 def _index(arrays, weight):

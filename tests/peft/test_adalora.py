@@ -53,10 +53,10 @@ def test_trains_and_ends_within_its_budget(specimen):
     for weight in all_weights(model):
         if weight.path not in head:
             np.testing.assert_array_equal(weight.value.numpy(), before[weight.path])
-    seen = outputs(model, x)
-    assert np.abs(seen - first).max() > 0
+    changed = outputs(model, x)
+    assert np.abs(changed - first).max() > 0
     ke.merge(model)
-    np.testing.assert_allclose(outputs(model, x), seen, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(outputs(model, x), changed, rtol=0, atol=1e-6)
 
 
 def by_hand(triplets, gradients, averages):
@@ -221,8 +221,8 @@ def test_xla_and_bfloat16(library):
     fit(model, x, y, batch_size=4, epochs=2)
     assert sum(ranks(model)) == sum(ranks(found[0]))
     assert {delta.p.dtype for delta in transforms(model, AdaLoRADelta)} == {tf.float32}
-    wanted, seen = (np.float32(outputs(m, x)) for m in (found[0], model))
-    np.testing.assert_allclose(seen, wanted, rtol=0, atol=0.05)
+    wanted, changed = (np.float32(outputs(m, x)) for m in (found[0], model))
+    np.testing.assert_allclose(changed, wanted, rtol=0, atol=0.05)
     assert np.abs(outputs(plain, x) - wanted).max() > 0
 
 

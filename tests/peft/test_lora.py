@@ -178,10 +178,10 @@ def test_every_product_of_einsum_dense(equation, library, by_last_axis):
     # The definition of a delta.
     order = (*delta.matrix_form.inputs, *delta.matrix_form.outputs)
     added = np.reshape(1.5 * delta.a.numpy() @ delta.b.numpy(), [kernel[i] for i in order])
-    seen = weight.value.numpy() + np.transpose(added, np.argsort(order))
+    changed = weight.value.numpy() + np.transpose(added, np.argsort(order))
     bias = rng.normal(size=layer.bias.shape).astype("float32")
     layer.bias.assign(bias)
-    wanted = np.tanh(np.einsum(equation, x, seen) + bias)
+    wanted = np.tanh(np.einsum(equation, x, changed) + bias)
     np.testing.assert_allclose(np.asarray(model(x)), wanted, rtol=0, atol=2e-6)
 
 
@@ -207,10 +207,10 @@ def test_convolutions_and_layers_of_ones_own_compute_with_the_delta(library):
         x = np.random.default_rng(0).normal(size=(2, 5, 5, 3)).astype("float32")
         before = np.asarray(model(x))
         shake(model)
-        seen = np.asarray(model(x))
-        assert np.abs(seen - before).max() > 1e-3
+        changed = np.asarray(model(x))
+        assert np.abs(changed - before).max() > 1e-3
         ke.merge(model)
-        np.testing.assert_allclose(np.asarray(model(x)), seen, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(model(x)), changed, rtol=0, atol=1e-5)
 
 
 def test_hugging_faces_conv1d():
@@ -232,10 +232,10 @@ def test_hugging_faces_conv1d():
     )
     np.testing.assert_array_equal(model(x).logits.numpy(), before)
     shake(model)
-    seen = model(x).logits.numpy()
+    changed = model(x).logits.numpy()
     compute_with_sums(model)
-    np.testing.assert_allclose(model(x).logits.numpy(), seen, rtol=0, atol=1e-5)
-    assert np.abs(seen - before).max() > 1e-3
+    np.testing.assert_allclose(model(x).logits.numpy(), changed, rtol=0, atol=1e-5)
+    assert np.abs(changed - before).max() > 1e-3
 
 
 # --- what is refused -------------------------------------------------------------------------

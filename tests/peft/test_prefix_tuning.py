@@ -71,13 +71,13 @@ def softmax(scores):
     return scores / scores.sum(-1, keepdims=True)
 
 
-def attend(query, key, value, seen, prefix):
-    """[batch, positions, heads, size] each; `seen` [batch or 1, queries, keys]."""
+def attend(query, key, value, visible, prefix):
+    """[batch, positions, heads, size] each; `visible` [batch or 1, queries, keys]."""
     front = [np.broadcast_to(p, (len(key), *p.shape)) for p in prefix]
     key, value = np.concatenate([front[0], key], 1), np.concatenate([front[1], value], 1)
-    seen = np.concatenate([np.ones((*seen.shape[:2], len(prefix[0])), bool), seen], -1)
+    visible = np.concatenate([np.ones((*visible.shape[:2], len(prefix[0])), bool), visible], -1)
     scores = np.einsum("bthd,bshd->bhts", query, key) / np.sqrt(query.shape[-1])
-    scores = np.where(seen[:, None], scores, -1e9)
+    scores = np.where(visible[:, None], scores, -1e9)
     return np.einsum("bhts,bshd->bthd", softmax(scores), value)
 
 
@@ -113,10 +113,10 @@ def test_multi_head_attention_against_numpy(mask, library, scores):
     for side in ("query", "key", "value"):
         dense = getattr(layer, f"_{side}_dense")
         projected.append(np.einsum("abc,cde->abde", x, np.asarray(dense.kernel)))
-    seen = np.ones((1, 5, 5), bool) if given is None else np.broadcast_to(given, (2, 5, 5))
+    visible = np.ones((1, 5, 5), bool) if given is None else np.broadcast_to(given, (2, 5, 5))
     if causal:
-        seen = seen & np.tril(np.ones((5, 5), bool))
-    result = attend(*projected, seen, vectors)
+        visible = visible & np.tril(np.ones((5, 5), bool))
+    result = attend(*projected, visible, vectors)
     expected = np.einsum("abcd,cde->abe", result, np.asarray(layer._output_dense.kernel))
     ours = layer(
         x,
@@ -128,7 +128,7 @@ def test_multi_head_attention_against_numpy(mask, library, scores):
     if scores:
         ours, weights = ours
         assert weights.shape == (2, 2, 5, 8)
-    rows = seen.any(-1)[..., None]
+    rows = visible.any(-1)[..., None]
     # Where only the prefix is visible, the libraries differ in how -1e9 rounds.
     np.testing.assert_allclose(np.where(rows, ours, 0), np.where(rows, expected, 0), atol=1e-5)
 
@@ -144,9 +144,9 @@ def test_hugging_face_against_numpy(masked):
         (x @ d.kernel.numpy() + d.bias.numpy()).reshape(2, 5, 2, 4)
         for d in (layer.query, layer.key, layer.value)
     ]
-    seen = np.array([[[1, 1, 1, 0, 0]], [[1, 1, 1, 1, 1]]], bool) | (not masked)
-    expected = attend(*heads, seen, vectors).reshape(2, 5, 8)
-    mask = tf.constant(np.where(seen, 0.0, -1e9)[:, None].astype("float32")) if masked else None
+    visible = np.array([[[1, 1, 1, 0, 0]], [[1, 1, 1, 1, 1]]], bool) | (not masked)
+    expected = attend(*heads, visible, vectors).reshape(2, 5, 8)
+    mask = tf.constant(np.where(visible, 0.0, -1e9)[:, None].astype("float32")) if masked else None
     (ours,) = layer(x, mask, None, None, None, None, False)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
@@ -164,7 +164,7 @@ def test_a_masked_prefix_changes_nothing(name, monkeypatch):
     assert np.abs(outputs(model, x) - before).max() > 1e-3
     plain = prefix_tuning.PrefixMask._extend
 
-    def hidden(self, mask, seen, length):
+    def hidden(self, mask, visible, length):
         return plain(self, mask, -1e9 if self.attention.additive else 0, length)
 
     monkeypatch.setattr(prefix_tuning.PrefixMask, "_extend", hidden)
@@ -214,7 +214,7 @@ def test_models_like_bert(name, monkeypatch):
             variable.assign(tf.random.stateless_normal(variable.shape, [1, 2]))
     assert np.abs(outputs(model, x) - before).max() > 1e-6
     plain = prefix_tuning.PrefixMask._extend
-    hide = lambda self, mask, seen, length: plain(self, mask, -1e9, length)  # noqa: E731
+    hide = lambda self, mask, visible, length: plain(self, mask, -1e9, length)  # noqa: E731
     monkeypatch.setattr(prefix_tuning.PrefixMask, "_extend", hide)
     np.testing.assert_allclose(outputs(model, x), before, atol=1e-6)
 

@@ -90,9 +90,9 @@ def test_only_those_that_are_on_train_in_a_plain_fit_and_in_ours(specimen):
 def test_merge_keeps_those_that_are_on_and_leaves_nothing_behind(specimen):
     model, (x, _) = two(specimen), specimen.batch(3)
     ke.switch_adapters(model, "german")
-    seen = outputs(model, x)
+    changed = outputs(model, x)
     ke.merge(model)
-    np.testing.assert_allclose(outputs(model, x), seen, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(outputs(model, x), changed, rtol=0, atol=1e-6)
     fresh = specimen.make()
     assert parametrized_layers(model) == []
     assert len(model.trainable_variables) == len(fresh.trainable_variables)
