@@ -24,7 +24,7 @@ def keras_model(**optimizer):
 
     import keras_efficient as ke
 
-    model, _ = ke.models.load(minilm(), library="keras")
+    model, _ = ke.models.load(ke.data.demo_model(), library="keras")
     model.compile(
         keras.optimizers.AdamW(1e-5, **optimizer),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -38,7 +38,7 @@ def tf_keras_model():
 
     import keras_efficient as ke
 
-    model, _ = ke.models.load(minilm(), library="tf_keras")
+    model, _ = ke.models.load(ke.data.demo_model(), library="tf_keras")
     model.compile(
         tf_keras.optimizers.AdamW(1e-5),
         tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -83,12 +83,6 @@ ALTERNATIVES = {
     "tf_keras: ours, 256 = 32 x 8": (lambda: ours(tf_keras_model()), BATCH),
     "tf_keras: gradient-accumulator": (gradient_accumulator, MICROBATCH),
 }
-
-
-def minilm():
-    from keras_efficient.data import _demo_assets as demo_assets
-
-    return demo_assets.minilm()
 
 
 def one(name):

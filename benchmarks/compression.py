@@ -88,14 +88,13 @@ def adalora(ke, model, schedule):
 def one(row, seed, library, limit, epochs, folder):
     """Run a row in this process; returns its result."""
     import keras_efficient as ke
-    from keras_efficient.data import _demo_assets as demo_assets
 
     start, peak, change = ROWS[row]
     ke.mixed_precision("auto", library=library)
-    records = ke.data.read_records(demo_assets.movie_reviews())
+    records = ke.data.read_records(ke.data.demo_reviews())
     train, test = ke.data.split(records, validation=1605)
     train = train.take(range(min(limit, len(train))))
-    model, tokenizer = ke.models.load(demo_assets.minilm(), library=library, seed=seed)
+    model, tokenizer = ke.models.load(ke.data.demo_model(), library=library, seed=seed)
     keras = ke.flavor.of(model).keras
     keras.utils.set_random_seed(seed)
     first = 1 if start == "tuned" else 0

@@ -17,9 +17,8 @@ def main():
     arguments = parser.parse_args()
 
     import keras_efficient as ke
-    from keras_efficient.data import _demo_assets as demo_assets
 
-    model, _ = ke.models.load(demo_assets.minilm())
+    model, _ = ke.models.load(ke.data.demo_model())
     ids = np.ones((2, 16), "int32")
     sample = {"token_ids": ids, "padding_mask": ids, "segment_ids": 0 * ids}
     with tempfile.TemporaryDirectory() as scratch:

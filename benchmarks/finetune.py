@@ -21,15 +21,14 @@ BATCH, LONGEST = 32, 128
 def one(name, library, limit, epochs):
     """Train in this process; print the speed and the accuracy."""
     import keras_efficient as ke
-    from keras_efficient.data import _demo_assets as demo_assets
 
     plain = name == "plain"
     policy = "auto" if name == "ours" else "float32"
     precision = ke.mixed_precision(policy, library=library)
-    records = ke.data.read_records(demo_assets.movie_reviews())
+    records = ke.data.read_records(ke.data.demo_reviews())
     train, test = ke.data.split(records, validation=1605)
     train = train.take(range(min(limit, len(train))))
-    model, tokenizer = ke.models.load(demo_assets.minilm(), library=library)
+    model, tokenizer = ke.models.load(ke.data.demo_model(), library=library)
     keras = ke.flavor.of(model).keras
     keras.utils.set_random_seed(0)
     buckets = [LONGEST] if plain else None

@@ -82,14 +82,13 @@ def many(method, wanted, limit, epochs):
     import keras
 
     import keras_efficient as ke
-    from keras_efficient.data import _demo_assets as demo_assets
 
     precision = ke.mixed_precision("auto")
-    records = ke.data.read_records(demo_assets.movie_reviews())
+    records = ke.data.read_records(ke.data.demo_reviews())
     records, test = ke.data.split(records, validation=TEST)
     records, validation = ke.data.split(records, validation=VALIDATION)
     train = records.take(range(min(limit, len(records))))
-    model, tokenizer = ke.models.load(demo_assets.minilm(), library="keras")
+    model, tokenizer = ke.models.load(ke.data.demo_model(), library="keras")
     flavor = ke.flavor.of(model)
     batch, optimizer = METHODS[method]
     fed = batch or SLICE
@@ -116,7 +115,7 @@ def many(method, wanted, limit, epochs):
 
     for rate, seed in wanted:
         keras.utils.set_random_seed(seed)
-        fresh, _ = ke.models.load(demo_assets.minilm(), library="keras", seed=seed)
+        fresh, _ = ke.models.load(ke.data.demo_model(), library="keras", seed=seed)
         for variable, value in zip(flavor.state(model), flavor.state(fresh), strict=True):
             variable.assign(value)
         for variable in model.optimizer.variables:

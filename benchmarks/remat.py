@@ -40,10 +40,9 @@ def one(name, batch_size, length):
     import tensorflow as tf
 
     import keras_efficient as ke
-    from keras_efficient.data import _demo_assets as demo_assets
 
     library, remat, microbatches = ALTERNATIVES[name]
-    model, tokenizer = ke.models.load(demo_assets.minilm(), library=library)
+    model, tokenizer = ke.models.load(ke.data.demo_model(), library=library)
     if remat:
         ke.remat(model)
     if microbatches:

@@ -33,9 +33,8 @@ PLOT = Path(__file__).parent.parent / "docs" / "images" / "serving.png"
 def data(quick):
     """Training reviews, held-out reviews."""
     import keras_efficient as ke
-    from keras_efficient.data import _demo_assets as demo_assets
 
-    records = ke.data.read_records(demo_assets.movie_reviews())
+    records = ke.data.read_records(ke.data.demo_reviews())
     train, test = ke.data.split(records, validation=1605)
     train = train.take(range(1280 if quick else 3200))
     return train, test.take(range(800)) if quick else test
@@ -44,10 +43,9 @@ def data(quick):
 def train(folder, quick):
     """Train in the quickest precision here, and keep the weights."""
     import keras_efficient as ke
-    from keras_efficient.data import _demo_assets as demo_assets
 
     ke.mixed_precision("auto")
-    model, tokenizer = ke.models.load(demo_assets.minilm(), seed=0)
+    model, tokenizer = ke.models.load(ke.data.demo_model(), seed=0)
     keras = ke.flavor.of(model).keras
     keras.utils.set_random_seed(0)
     batches = ke.data.text(data(quick)[0], tokenizer, batch_size=BATCH, max_length=LONGEST, seed=0)
@@ -67,11 +65,10 @@ def write(folder, quick, allow_missing):
 
     import keras_efficient as ke
     from keras_efficient._errors import InputError, VerificationError
-    from keras_efficient.data import _demo_assets as demo_assets
     from keras_efficient.exporters import Features, export_litert
 
     ke.mixed_precision("float32")
-    model, tokenizer = ke.models.load(demo_assets.minilm(), seed=0)
+    model, tokenizer = ke.models.load(ke.data.demo_model(), seed=0)
     model.load_weights(folder / "trained.weights.h5")
     parameters = model.count_params()
     reviews, held_out = data(quick)

@@ -172,10 +172,9 @@ def wire(library, ks):
     halves = [tf.config.LogicalDeviceConfiguration()] * 2
     tf.config.set_logical_device_configuration(cpu, halves)
     import keras_efficient as ke
-    from keras_efficient.data import _demo_assets as demo_assets
 
-    records, _ = ke.data.split(ke.data.read_records(demo_assets.movie_reviews()), validation=1605)
-    _, tokenizer = ke.models.load(demo_assets.minilm(), library=library)
+    records, _ = ke.data.split(ke.data.read_records(ke.data.demo_reviews()), validation=1605)
+    _, tokenizer = ke.models.load(ke.data.demo_model(), library=library)
     strategy, calls, result = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), [], {}
     # Every all-reduce of this strategy comes here, with a list of (values of the replicas, ...).
     reduce = strategy.extended._batch_reduce_to

@@ -36,14 +36,13 @@ class Trainer:
 
     def __init__(self, library):
         import keras_efficient as ke
-        from keras_efficient.data import _demo_assets as demo_assets
 
         self.ke, self.library, self.models = ke, library, {}
         self.strategy = ke.strategy("auto", seed=0)
         self.replicas = self.strategy.num_replicas_in_sync
-        records = ke.data.read_records(demo_assets.movie_reviews())
+        records = ke.data.read_records(ke.data.demo_reviews())
         with self.strategy.scope():
-            self.load = lambda: ke.models.load(demo_assets.minilm(), library=library)
+            self.load = lambda: ke.models.load(ke.data.demo_model(), library=library)
             self.models["ours"], tokenizer = self.load()
             self.compile("ours")
             ke.accumulate(self.models["ours"], microbatch_size=SLICE)

@@ -9,7 +9,6 @@ Ran on a 2-core CPU with 400 reviews, one epoch, both libraries. Not run: GPU, T
 import argparse
 
 import keras_efficient as ke
-from keras_efficient.data import _demo_assets as demo_assets
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--data", help="CSV, TSV or JSONL with columns text and label [movie reviews]")
@@ -23,7 +22,7 @@ parser.add_argument("--output", default="saved_models/example")
 arguments = parser.parse_args()
 
 # Data: read, take some at random, hold out a tenth.
-records = ke.data.read_records(arguments.data or demo_assets.movie_reviews())
+records = ke.data.read_records(arguments.data or ke.data.demo_reviews())
 if arguments.limit:
     _, records = ke.data.split(records, validation=arguments.limit)
 train, test = ke.data.split(ke.data.require_classes(records), validation=0.1)
@@ -35,7 +34,7 @@ ke.exporters.check_destination(arguments.output)
 precision = ke.mixed_precision("auto", library=arguments.library)
 print(precision)
 model, tokenizer = ke.models.load(
-    arguments.model or demo_assets.minilm(),
+    arguments.model or ke.data.demo_model(),
     num_labels=len(train.label_names),
     library=arguments.library,
 )

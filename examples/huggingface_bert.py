@@ -15,7 +15,6 @@ import argparse
 import tensorflow as tf
 
 import keras_efficient as ke
-from keras_efficient.data import _demo_assets as demo_assets
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--model", help="name or folder of a Hugging Face model [MiniLM]")
@@ -29,12 +28,12 @@ strategy = ke.strategy("auto", seed=0)  # one device, many, or many workers: the
 
 import transformers  # noqa: E402
 
-records = ke.data.read_records(demo_assets.movie_reviews())
+records = ke.data.read_records(ke.data.demo_reviews())
 if arguments.limit:
     _, records = ke.data.split(records, validation=arguments.limit)
 train, test = ke.data.split(records, validation=0.1)
 
-name = arguments.model or str(demo_assets.minilm())
+name = arguments.model or str(ke.data.demo_model())
 tokenizer = transformers.AutoTokenizer.from_pretrained(name)
 
 

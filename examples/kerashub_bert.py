@@ -15,7 +15,6 @@ import numpy as np
 import tensorflow as tf
 
 import keras_efficient as ke
-from keras_efficient.data import _demo_assets as demo_assets
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--preset", help="name or folder of a BERT preset [MiniLM]")
@@ -30,7 +29,7 @@ strategy = ke.strategy("auto", seed=0)  # one device, many, or many workers: the
 import keras  # noqa: E402
 import keras_hub  # noqa: E402
 
-records = ke.data.read_records(demo_assets.movie_reviews())
+records = ke.data.read_records(ke.data.demo_reviews())
 if arguments.limit:
     _, records = ke.data.split(records, validation=arguments.limit)
 train, test = ke.data.split(records, validation=0.1)
@@ -42,7 +41,7 @@ def strings(records):
     return data.batch(arguments.batch_size)
 
 
-preset = arguments.preset or str(demo_assets.minilm())
+preset = arguments.preset or str(ke.data.demo_model())
 with strategy.scope():
     classifier = keras_hub.models.BertTextClassifier.from_preset(
         preset,

@@ -14,7 +14,6 @@ checkpoints.
 import argparse
 
 import keras_efficient as ke
-from keras_efficient.data import _demo_assets as demo_assets
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--layers", type=int, default=2)
@@ -31,12 +30,12 @@ from official.modeling import optimization  # noqa: E402
 from official.nlp.configs import encoders  # noqa: E402
 from official.nlp.modeling.models import BertClassifier  # noqa: E402
 
-records = ke.data.read_records(demo_assets.movie_reviews())
+records = ke.data.read_records(ke.data.demo_reviews())
 if arguments.limit:
     _, records = ke.data.split(records, validation=arguments.limit)
 train, test = ke.data.split(records, validation=0.1)
 tokenizer = ke.data.Tokenizer.from_directory(
-    demo_assets.minilm(),
+    ke.data.demo_model(),
     inputs={"ids": "input_word_ids", "mask": "input_mask", "segments": "input_type_ids"},
 )
 batches = ke.data.text(train, tokenizer, batch_size=arguments.batch_size, max_length=64)

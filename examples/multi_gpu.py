@@ -11,7 +11,6 @@ import argparse
 import tensorflow as tf
 
 import keras_efficient as ke
-from keras_efficient.data import _demo_assets as demo_assets
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--data", help="CSV, TSV or JSONL with columns text and label [movie reviews]")
@@ -34,14 +33,14 @@ if arguments.cpus:
 strategy = ke.strategy("mirrored" if arguments.cpus else "auto", seed=0)
 print(ke.mixed_precision("auto", library=arguments.library))
 
-records = ke.data.read_records(arguments.data or demo_assets.movie_reviews())
+records = ke.data.read_records(arguments.data or ke.data.demo_reviews())
 if arguments.limit:
     _, records = ke.data.split(records, validation=arguments.limit)
 train, test = ke.data.split(ke.data.require_classes(records), validation=0.1)
 
 with strategy.scope():
     model, tokenizer = ke.models.load(
-        arguments.model or demo_assets.minilm(),
+        arguments.model or ke.data.demo_model(),
         num_labels=len(train.label_names),
         library=arguments.library,
     )

@@ -13,7 +13,6 @@ Ran with two workers on one 2-core machine, both libraries. Not run: GPUs, sever
 import argparse
 
 import keras_efficient as ke
-from keras_efficient.data import _demo_assets as demo_assets
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--data", help="CSV, TSV or JSONL with columns text and label [movie reviews]")
@@ -32,14 +31,14 @@ strategy = ke.strategy("auto", communication=ke.distribute.Communication(argumen
 print(ke.mixed_precision("auto", library=arguments.library))
 
 # Every worker reads the same records in the same order; each batch is divided among them.
-records = ke.data.read_records(arguments.data or demo_assets.movie_reviews())
+records = ke.data.read_records(arguments.data or ke.data.demo_reviews())
 if arguments.limit:
     _, records = ke.data.split(records, validation=arguments.limit)
 train, test = ke.data.split(ke.data.require_classes(records), validation=0.1)
 
 with strategy.scope():
     model, tokenizer = ke.models.load(
-        arguments.model or demo_assets.minilm(),
+        arguments.model or ke.data.demo_model(),
         num_labels=len(train.label_names),
         library=arguments.library,
     )

@@ -11,7 +11,6 @@ import argparse
 import tensorflow as tf
 
 import keras_efficient as ke
-from keras_efficient.data import _demo_assets as demo_assets
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--normalisation", default="layer", choices=("layer", "batch"))
@@ -31,11 +30,11 @@ keras.utils.set_random_seed(arguments.seed)
 LENGTH, WIDTH = 64, arguments.width
 
 # Data, with the number of each position, from 1; padding has id and position 0.
-records = ke.data.read_records(arguments.data or demo_assets.movie_reviews())
+records = ke.data.read_records(arguments.data or ke.data.demo_reviews())
 if arguments.limit:
     _, records = ke.data.split(records, validation=arguments.limit)
 train, test = ke.data.split(ke.data.require_classes(records), validation=0.1)
-folder = arguments.model or demo_assets.minilm()
+folder = arguments.model or ke.data.demo_model()
 tokenizer = ke.data.Tokenizer.from_directory(folder, inputs={"ids": "ids"})
 
 

@@ -13,7 +13,6 @@ Ran on a 2-core CPU with --rehearse (XLA, same shapes), 256 reviews. Not run: a 
 import argparse
 
 import keras_efficient as ke
-from keras_efficient.data import _demo_assets as demo_assets
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--data", help="CSV, TSV or JSONL with columns text and label [movie reviews]")
@@ -34,7 +33,7 @@ strategy = ke.strategy("one" if arguments.rehearse else "tpu", tpu=arguments.tpu
 policy = "float32" if arguments.rehearse else "mixed_bfloat16"
 print(ke.mixed_precision(policy, library=arguments.library))
 
-records = ke.data.read_records(arguments.data or demo_assets.movie_reviews())
+records = ke.data.read_records(arguments.data or ke.data.demo_reviews())
 if arguments.limit:
     _, records = ke.data.split(records, validation=arguments.limit)
 train, test = ke.data.split(ke.data.require_classes(records), validation=0.1)
@@ -55,7 +54,7 @@ def static(records, tokenizer, **options):
 
 with strategy.scope():
     model, tokenizer = ke.models.load(
-        arguments.model or demo_assets.minilm(),
+        arguments.model or ke.data.demo_model(),
         num_labels=len(train.label_names),
         library=arguments.library,
     )

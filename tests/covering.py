@@ -7,7 +7,7 @@ from allpairspy import AllPairs
 
 
 def covering(*factors, strength=2, keep=lambda *levels: True):
-    """Return the full product of `factors` as parameters, of which `make test` runs a covering array.
+    """Return the full product of `factors` as parameters; `make test` runs a covering array of it.
 
     Args:
         factors: sequences of levels, one per argument of the test. A level may be a

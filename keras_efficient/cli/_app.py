@@ -108,7 +108,7 @@ def demo(
     from keras_efficient.data import _demo_assets as demo_assets
 
     with Console(stderr=True).status("Fetching MiniLM and the movie reviews ..."):
-        model, data = str(demo_assets.minilm()), demo_assets.movie_reviews()
+        model, data = str(demo_assets.demo_model()), demo_assets.demo_reviews()
     run(
         Settings(
             data=data,

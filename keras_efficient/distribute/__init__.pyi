@@ -1,7 +1,5 @@
 from ._cluster import (
     Cluster as Cluster,
-)
-from ._cluster import (
     is_chief as is_chief,
 )
 from ._communication import Communication as Communication

@@ -1,7 +1,5 @@
 from ._keep_float32 import keep_float32 as keep_float32
 from ._mixed_precision import (
     Precision as Precision,
-)
-from ._mixed_precision import (
     mixed_precision as mixed_precision,
 )

@@ -1,7 +1,5 @@
 from ._batch_normalization import (
     MaskedBatchNormalization as MaskedBatchNormalization,
-)
-from ._batch_normalization import (
     custom_objects as custom_objects,
 )
 from ._moments import masked_moments as masked_moments

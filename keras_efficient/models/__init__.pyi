@@ -1,6 +1,4 @@
 from ._load import (
     LoadedModel as LoadedModel,
-)
-from ._load import (
     load as load,
 )

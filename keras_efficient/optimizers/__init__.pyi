@@ -7,8 +7,6 @@ from ._layer_depths import layer_depths as layer_depths
 from ._lion import Lion as Lion
 from ._param_groups import (
     NO_DECAY as NO_DECAY,
-)
-from ._param_groups import (
     ParamGroup as ParamGroup,
 )
 from ._sgd import SGD as SGD

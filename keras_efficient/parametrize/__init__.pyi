@@ -1,24 +1,16 @@
 from ._attach import (
     attach as attach,
-)
-from ._attach import (
     detach as detach,
 )
 from ._merge import (
     MergeReport as MergeReport,
-)
-from ._merge import (
     merge as merge,
 )
 from ._plain_model import folded_weights as folded_weights
 from ._select import select as select
 from ._summary import (
     Summary as Summary,
-)
-from ._summary import (
     WeightSummary as WeightSummary,
-)
-from ._summary import (
     summary as summary,
 )
 from ._transform import Transform as Transform

@@ -1,7 +1,5 @@
 from ._adalora import (
     AdaLoRAReport as AdaLoRAReport,
-)
-from ._adalora import (
     adalora as adalora,
 )
 from ._adapters import adapters as adapters
@@ -9,28 +7,20 @@ from ._bitfit import bitfit as bitfit
 from ._call_wrappers import CallWrapperReport as CallWrapperReport
 from ._freeze import (
     freeze as freeze,
-)
-from ._freeze import (
     unfreeze as unfreeze,
 )
 from ._load_adapters import load_adapters as load_adapters
 from ._lora import (
     LoRADelta as LoRADelta,
-)
-from ._lora import (
     lora as lora,
 )
 from ._prefix_tuning import prefix_tuning as prefix_tuning
 from ._report import TuningReport as TuningReport
 from ._save_adapters import (
     AdapterFileReport as AdapterFileReport,
-)
-from ._save_adapters import (
     save_adapters as save_adapters,
 )
 from ._switch_adapters import (
     SwitchReport as SwitchReport,
-)
-from ._switch_adapters import (
     switch_adapters as switch_adapters,
 )

