@@ -28,6 +28,23 @@ class Transform:
             was applied to. Default: False.
         bits: bits in which each element is stored, or None for those of the dtype. Default: None.
         extra_bytes: bytes stored besides the elements, such as scales or centroids. Default: 0.
+
+    Example:
+        >>> class Scaled(ke.parametrize.Transform):
+        ...     name, place, trains = "scaled", 1, True
+        ...
+        ...     def build(self):
+        ...         self.scale = self.variable("scale", (), 1.0, trainable=True)
+        ...
+        ...     def __call__(self, value):
+        ...         return value * self.scale
+        >>> weights = ke.parametrize.select(model, caller="example", transform="scaled")
+        >>> ke.parametrize.attach(model, [(weight, Scaled()) for weight in weights])
+        >>> len(model.trainable_variables)
+        3
+
+    Reference:
+        The modules of `torch.nn.utils.parametrize`.
     """
 
     name: str
