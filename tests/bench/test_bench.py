@@ -13,8 +13,10 @@ from keras_efficient.bench import _bench as bench_module
 from keras_efficient.bench._bench import bench
 from keras_efficient.bench._bench_report import BenchReport
 from keras_efficient.bench._inputs import load_examples, resolve_shapes, synthetic_inputs
-from keras_efficient.runtime import _model_process as process_module
-from keras_efficient.runtime import _runner_script as runner_script
+from keras_efficient.runtime import (
+    _model_process as process_module,
+    _runner_script as runner_script,
+)
 from keras_efficient.runtime._model_process import ModelProcess, ModelProcessError
 from tests.bench.bench_models import (
     VOCABULARY,
@@ -85,6 +87,10 @@ def test_a_process_answers_requests(kind, models, tmp_path):
         # After a request that fails the process is still usable.
         with pytest.raises(ModelProcessError, match=r"FileNotFoundError: .*nowhere"):
             process.ask(run=str(tmp_path / "nowhere.npz"), to="")
+        if kind == "saved_model":
+            np.savez(tmp_path / "beyond.npz", ids=data["ids"] + 1000, mask=data["mask"])
+            with pytest.raises(ModelProcessError, match=r"^InvalidArgumentError: Graph .*indices"):
+                process.ask(run=str(tmp_path / "beyond.npz"), to="")
         answer = process.ask(time=str(tmp_path / "in.npz"), calls=3, seconds=60.0)
     assert len(answer["times"]) == 3
     expected = Classifier().serve(data["ids"], data["mask"])["logits"]
@@ -293,6 +299,7 @@ def test_a_broken_file_is_one_line(name, tmp_path, models):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.full
 def test_a_saved_model_without_its_weights_is_one_line(tmp_path):
     folder = write_saved_model(tmp_path / "1")
     (folder / "variables" / "variables.index").unlink()
@@ -301,6 +308,7 @@ def test_a_saved_model_without_its_weights_is_one_line(tmp_path):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.full
 def test_ids_beyond_the_vocabulary_are_one_line(models):
     with pytest.raises(
         InputError, match=r"whose process said: InvalidArgumentError: Graph .*indices"
