@@ -153,12 +153,14 @@ def launch(
     ] = None,
     max_restarts: Annotated[
         int | None,
-        typer.Option(help="Restarts of all workers after a failure; default: 0, with --slurm any."),
+        typer.Option(
+            help="Restarts of all workers after failures; default: 0, no limit with --slurm."
+        ),
     ] = None,
     grace: Annotated[
         float | None, typer.Option(help="Seconds from SIGTERM to SIGKILL; default: 30.")
     ] = None,
-    gpus_per_worker: Annotated[int | None, typer.Option(help="Default: all visible ones.")] = None,
+    gpus_per_worker: Annotated[int | None, typer.Option(help="Default: all visible GPUs.")] = None,
     threads_per_worker: Annotated[
         int | None, typer.Option(help="CPU threads per worker; default: all cores.")
     ] = None,
