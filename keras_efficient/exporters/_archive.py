@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from keras_efficient._errors import InputError
 from keras_efficient.exporters._files import regular_files
@@ -43,7 +44,7 @@ def write_archive(folder: str | os.PathLike) -> tuple[Path, int]:
     return path, size
 
 
-def zstandard():
+def zstandard() -> Any:
     """Return the module zstandard, or None if it is not installed."""
     try:
         import zstandard

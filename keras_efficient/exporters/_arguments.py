@@ -124,11 +124,12 @@ def _check_quantizable(model, quantize):
     except ValueError as error:
         raise InputError(str(error)) from error
     for transform in transforms(model, FakeQuant):
-        begun = None if transform.updater is None else transform.updater.begun()
-        if begun is not None and not bool(begun):
+        updater = transform.updater
+        begun = None if updater is None else updater.begun()
+        if updater is not None and begun is not None and not bool(begun):
             raise InputError(
                 "Weights are exported as integers only once they are quantized. Received: a "
-                f"model whose ke.quantize_aware begins at update {transform.updater.begin_step}, "
+                f"model whose ke.quantize_aware begins at update {updater.begin_step}, "
                 "which it has not reached. Train on, or export without `quantize`."
             )
     if quantize == "int8":

@@ -207,7 +207,7 @@ def _write(flavor, model, directory, sample, arguments):
                     for name in arguments.signatures
                 )
                 evaluation = None
-                if batches:
+                if arguments.evaluate is not None:
                     evaluation = check_drop(
                         in_memory, served["scores"], batches, arguments.evaluate.max_drop
                     )
@@ -245,7 +245,7 @@ def _write_litert(flavor, model, directory, sample, arguments):
                 tolerance=arguments.tolerance,
             )
             evaluation = None
-            if batches:
+            if arguments.evaluate is not None:
                 served = run_litert(written.file, *(batch.arrays for batch, _, _ in batches))
                 found = list(map(scores_of, served))
                 evaluation = check_drop(in_memory, found, batches, arguments.evaluate.max_drop)
@@ -304,7 +304,7 @@ def _module(flavor, model, unread, features, text, arguments):
     tokens = trace(serve, features, autograph=flavor.uses_autograph)
     # Of a quantized model only the variables that the graph reads are written.
     weights = [] if arguments.quantize else _served_weights(flavor, model, unread)
-    module = tf.Module()
+    module: Any = tf.Module()
     module.weights = weights + _other_state(tokens, weights)
     functions = {"tokens": tokens}
     if text is not None:

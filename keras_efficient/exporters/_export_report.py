@@ -125,9 +125,10 @@ class ExportReport:
         for label, value in self.rows():
             # Text keeps rich from interpreting brackets in a name as markup.
             table.add_row(label, Text(value))
-        console = Console(file=io.StringIO(), width=100, color_system=None)
+        buffer = io.StringIO()
+        console = Console(file=buffer, width=100, color_system=None)
         console.print(table)
-        return console.file.getvalue().rstrip("\n")
+        return buffer.getvalue().rstrip("\n")
 
 
 def check_facts(facts) -> dict:

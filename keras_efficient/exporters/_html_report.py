@@ -146,11 +146,11 @@ def _is_padding(label):
 def _padding_share(steps, facts):
     counted = [s for s in steps if _number(s, "tokens") is not None]
     padding = sum(_number(s, "padding_tokens") or 0.0 for s in counted)
-    total = padding + sum(_number(s, "tokens") for s in counted)
+    total = padding + sum(_number(s, "tokens") or 0.0 for s in counted)
     if total > 0:
         return padding / total
     for label, value in facts.items():
-        if _is_padding(label) and isinstance(value, numbers.Real) and 0 <= value <= 1:
+        if _is_padding(label) and isinstance(value, numbers.Real) and 0 <= float(value) <= 1:
             return float(value)
     return None
 
@@ -212,7 +212,11 @@ def _chart(lines, xlabel, from_zero=False):
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     # Matplotlib's default style, with text written as text instead of paths.
-    settings = {**matplotlib.rcParamsDefault, "svg.fonttype": "none", "font.size": 10.5}
+    settings: dict[Any, Any] = {
+        **matplotlib.rcParamsDefault,
+        "svg.fonttype": "none",
+        "font.size": 10.5,
+    }
     settings["font.family"] = ["DejaVu Sans"]  # For measuring only; Matplotlib ships it.
     settings["svg.hashsalt"] = "keras_efficient"
     settings.pop("backend", None)

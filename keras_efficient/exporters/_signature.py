@@ -3,11 +3,13 @@
 import re
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_efficient._errors import InputError
+from keras_efficient.flavor import Model
 
 #: Features from which Hugging Face models compute their own loss.
 _HF_LABELS = {"labels", "start_positions", "end_positions", "next_sentence_label"}
@@ -31,9 +33,18 @@ class Features:
     Raises:
         InputError: there are no features or no examples, their numbers differ, or features are
             nested, unnamed, text or scalars.
+
+    Example:
+        >>> import numpy as np
+        >>> features = ke.exporters.Features(model, np.ones((4, 3)))
+        >>> features.specs()
+        {'inputs': TensorSpec(shape=(None, 3), dtype=tf.float32, name='inputs')}
+
+    Reference:
+        TensorFlow, `tf.TensorSpec`: https://www.tensorflow.org/api_docs/python/tf/TensorSpec
     """
 
-    def __init__(self, model, sample, max_examples: int = 32):
+    def __init__(self, model: Model, sample: Any, max_examples: int = 32):
         features = sample[0] if isinstance(sample, tuple) and 0 < len(sample) <= 3 else sample
         if isinstance(features, Mapping):
             named = dict(features)

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def run_without_keras(saved_model, inputs, *, texts=None, batches=(), latency=Tr
                 f"process ended with code {child.returncode}:\n{tail}"
             )
         result = json.loads((folder / "result.json").read_text())
-        served = {
+        served: dict[str, Any] = {
             name: load_arrays(folder / file)
             for name, file in (("tokens", "outputs.npz"), ("text", "texts.npz"))
             if (folder / file).exists()

@@ -43,10 +43,11 @@ class SelfAttention(CallWrapper):
         if not keras:
             inputs = given.pop("hidden_states", None)
         others = [given.pop(name, inputs) for name in ("key", "value")] if keras else []
-        plain = inputs is not None and all(other is inputs for other in others)
+        if inputs is None or any(other is not inputs for other in others):
+            return call(*args, **kwargs)
         # Keras passes some masks on as attributes of tensors.
         masked = getattr(inputs, "_keras_mask", None) is not None
-        if not plain or masked or set(given) - _HARMLESS or len(inputs.shape) != 3:
+        if masked or set(given) - _HARMLESS or len(inputs.shape) != 3:
             return call(*args, **kwargs)
         heads = self._attend(inputs, mask, keras)
         size = self.matrix.bias.size // 3

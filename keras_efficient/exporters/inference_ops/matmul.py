@@ -1,6 +1,7 @@
 """Products of rows and a constant matrix, fused with bias and activation."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -61,7 +62,7 @@ class MatMul:
 
     name: str
     bias: np.ndarray
-    activation: object = "linear"
+    activation: Any = "linear"
 
     def __call__(self, x):
         """Map a float tensor [rows, inputs] to float32 [rows, outputs]."""
@@ -99,11 +100,11 @@ class Int8MatMul(MatMul):
         variable: `tf.Variable` of `integers`.
     """
 
-    integers: np.ndarray = None
-    scales: np.ndarray = None
+    integers: Any = None
+    scales: Any = None
     range: tuple | None = None
     smooth: np.ndarray | None = None
-    variable: object = None
+    variable: Any = None
 
     def __call__(self, x):
         x = tf.cast(x, tf.float32)
@@ -150,8 +151,8 @@ class BFloat16MatMul(MatMul):
         variable: `tf.Variable` of `half`.
     """
 
-    half: np.ndarray = None
-    variable: object = None
+    half: Any = None
+    variable: Any = None
 
     def __call__(self, x):
         y = tf.matmul(tf.cast(x, tf.bfloat16), tf.convert_to_tensor(self.variable))
@@ -219,7 +220,7 @@ def _quantize_fused(x, scale, zero):
 def _multiply(x, x_largest, matrix, largest, bias, fused, constant):
     # One constant for both limits, which is written once.
     largest = tf.constant(largest)
-    outputs, _ = op_def_library.apply_op(
+    result: Any = op_def_library.apply_op(
         "_QuantizedMatMul",
         name=_NODE,
         device_inputs=[x, matrix, bias],
@@ -246,8 +247,9 @@ def _multiply(x, x_largest, matrix, largest, bias, fused, constant):
         output_quant_mode="SCALED",
         leakyrelu_alpha=0.2,
     )
-    outputs[0].set_shape([x.shape[0], matrix.shape[1]])
-    return outputs[0]
+    (y,), _ = result
+    y.set_shape([x.shape[0], matrix.shape[1]])
+    return y
 
 
 def check_machine():

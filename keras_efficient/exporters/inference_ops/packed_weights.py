@@ -1,5 +1,7 @@
 """Storage formats of exported weights: int8 integers with scales, or bfloat16."""
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
@@ -52,7 +54,7 @@ class Int8Weight(PackedWeight):
         table = weight.kind == EMBEDDING
         self.integers = self.variable("integers", self.matrix.T if table else self.matrix)
         self._scales = self.variable("scales", scales)
-        self._smooth = None if self.smooth is None else self.variable("smooth", self.smooth)
+        self._smooth: Any = None if self.smooth is None else self.variable("smooth", self.smooth)
 
     def value(self):
         # Computed from variables: a graph of constants would be folded into floats when loaded.
@@ -60,7 +62,7 @@ class Int8Weight(PackedWeight):
         scales = self._scales
         if self.weight.kind == EMBEDDING:
             table = tf.cast(tf.reshape(self.integers, [outputs, groups, -1]), tf.float32)
-            table *= tf.transpose(scales)[..., None]
+            table *= tf.expand_dims(tf.transpose(scales), -1)
             return tf.cast(tf.reshape(table, self.weight.shape), self.weight.value.dtype)
         matrix = tf.reshape(self.integers, [groups, inputs // groups, outputs])
         matrix = tf.reshape(tf.cast(matrix, tf.float32) * scales[:, None], [inputs, outputs])
@@ -71,9 +73,9 @@ class Int8Weight(PackedWeight):
     def rows(self, ids):
         found = tf.cast(tf.gather(self.integers, ids), tf.float32)
         if len(self.scales) == 1:
-            return found * self._scales_of(ids)[..., None]
+            return found * tf.expand_dims(self._scales_of(ids), -1)
         shape = tf.shape(found)
-        scales = tf.gather(tf.transpose(self._scales), ids)[..., None]
+        scales = tf.expand_dims(tf.gather(tf.transpose(self._scales), ids), -1)
         grouped = tf.reshape(found, tf.concat([tf.shape(ids), [len(self.scales), -1]], 0))
         rows = tf.reshape(grouped * scales, shape)
         rows.set_shape(found.shape)
@@ -85,7 +87,7 @@ class Int8Weight(PackedWeight):
         return tf.broadcast_to(self._scales[0], [self.matrix.shape[1]])
 
     def _scales_of(self, ids):
-        scales = self._scales[0]
+        scales: Any = self._scales[0]
         return (
             tf.gather(scales, ids) if scales.shape[0] > 1 else scales[0] + tf.zeros(tf.shape(ids))
         )

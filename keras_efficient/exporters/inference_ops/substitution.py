@@ -1,6 +1,7 @@
 """Substitute the layers of a model by inference-only implementations during an export."""
 
 from contextlib import contextmanager
+from typing import Any
 
 import tensorflow as tf
 
@@ -159,7 +160,7 @@ class _Substitution:
                 return [part]
         return self._table(layer)
 
-    def _matrix(self, layer, activation=None):
+    def _matrix(self, layer, activation=None) -> tuple[Any, Any]:
         if _changed(layer):
             return None, None
         for weight, attribute in self.owned.get(id(layer), ()):

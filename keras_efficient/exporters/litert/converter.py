@@ -1,15 +1,19 @@
 """Write a model as a LiteRT (TensorFlow Lite) file with TensorFlow's converter."""
 
+import os
 import re
+from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError, VerificationError
 from keras_efficient.compression._activation_quantization import ActivationQuantizer
-from keras_efficient.exporters._signature import describe_specs, flat_outputs, trace
+from keras_efficient.exporters._signature import Features, describe_specs, flat_outputs, trace
+from keras_efficient.flavor import Model
 from keras_efficient.flavor._patched import patched
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers
 from keras_efficient.parametrize._plain_model import folded_weights
@@ -26,7 +30,13 @@ _FLOAT_OPS = (
 
 
 def write_litert(
-    model, file, features, *, mode="float32", representative=None, any_length=True
+    model: Model,
+    file: str | os.PathLike,
+    features: Features,
+    *,
+    mode: str = "float32",
+    representative: Iterable[dict] | None = None,
+    any_length: bool = True,
 ) -> dict:
     """Write `model` as a LiteRT file with one signature, "serving_default".
 
@@ -64,11 +74,13 @@ def write_litert(
 
     Example:
         >>> import numpy as np
-        >>> from keras_efficient.exporters.litert.converter import write_litert
-        >>> from keras_efficient.exporters._signature import Features
-        >>> features = Features(model, np.ones((2, 3)))
-        >>> write_litert(model, "model.tflite", features)["inputs"]
+        >>> features = ke.exporters.Features(model, np.ones((2, 3)))
+        >>> ke.exporters.write_litert(model, "model.tflite", features)["inputs"]
         {'inputs': {'dtype': 'float32', 'shape': [None, 3]}}
+
+    Reference:
+        LiteRT, "Post-training quantization":
+        https://ai.google.dev/edge/litert/models/post_training_quantization
     """
     if mode not in MODES:
         raise InputError(f"`mode` must be one of {', '.join(MODES)}. Received: {mode!r}.")
@@ -100,7 +112,7 @@ def write_litert(
 
 
 def _check_precision(model):
-    low = {getattr(x, "compute_dtype", None) for x in model._flatten_layers()}
+    low = {str(getattr(x, "compute_dtype", None)) for x in model._flatten_layers()}
     if low := sorted(low & {"bfloat16", "float16"}):
         raise InputError(
             "A LiteRT file needs a model that computes in float32. Received: "
@@ -167,7 +179,7 @@ def _identity(x):
 
 
 def _convert(function, mode, batches):
-    module = tf.Module()
+    module: Any = tf.Module()
     module.read = list(function.graph.variables)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
     if mode != "float32":

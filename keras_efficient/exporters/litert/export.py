@@ -1,17 +1,21 @@
 """Write a LiteRT file into the folder of a version and verify it."""
 
+import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
 from keras_efficient._errors import VerificationError
 from keras_efficient.compression._activation_quantization import rounds_inputs
-from keras_efficient.exporters._signature import call_by_name
+from keras_efficient.exporters._signature import Features, call_by_name
 from keras_efficient.exporters._verification import check_reference, compare
 from keras_efficient.exporters.litert.converter import write_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
+from keras_efficient.flavor import Model
 
 FILE = "model.tflite"
 _MODES = {None: "float32", "int8-weights": "dynamic-int8", "int8": "int8"}
@@ -44,7 +48,14 @@ class LiteRTFile:
 
 
 def export_litert(
-    model, flavor, features, folder, *, quantize=None, representative=None, tolerance=None
+    model: Model,
+    flavor: Any,
+    features: Features,
+    folder: str | os.PathLike,
+    *,
+    quantize: str | None = None,
+    representative: Iterable[dict] | None = None,
+    tolerance: float | None = None,
 ) -> LiteRTFile:
     """Write `model.tflite` into `folder`, run it in a separate process, and compare its outputs.
 
@@ -72,12 +83,14 @@ def export_litert(
 
     Example:
         >>> import numpy as np
-        >>> from keras_efficient.exporters.litert.export import export_litert
-        >>> from keras_efficient.exporters._signature import Features
-        >>> features = Features(model, np.ones((2, 3)))
-        >>> made = export_litert(model, ke.flavor.of(model), features, ".")
+        >>> features = ke.exporters.Features(model, np.ones((2, 3)))
+        >>> made = ke.exporters.export_litert(model, ke.flavor.of(model), features, ".")
         >>> made.file.name, made.max_abs_difference < 1e-5
         ('model.tflite', True)
+
+    Reference:
+        LiteRT, "Convert TensorFlow models":
+        https://ai.google.dev/edge/litert/models/convert_tf
     """
     mode, file = _MODES[quantize], Path(folder) / FILE
     if tolerance is None:

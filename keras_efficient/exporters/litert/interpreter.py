@@ -27,14 +27,19 @@ def run_litert(file: str | os.PathLike, *samples: dict, threads: int = 1) -> lis
 
     Example:
         >>> import numpy as np
-        >>> from keras_efficient.exporters.litert.converter import write_litert
-        >>> from keras_efficient.exporters.litert.interpreter import run_litert
-        >>> from keras_efficient.exporters._signature import Features
         >>> x = np.ones((2, 3), "float32")
-        >>> signature = write_litert(model, "model.tflite", Features(model, x))
-        >>> two, one = run_litert("model.tflite", {"inputs": x}, {"inputs": x[:1]})
+        >>> signature = ke.exporters.write_litert(
+        ...     model, "model.tflite", ke.exporters.Features(model, x)
+        ... )
+        >>> two, one = ke.exporters.run_litert(
+        ...     "model.tflite", {"inputs": x}, {"inputs": x[:1]}
+        ... )
         >>> two["outputs"].shape, one["outputs"].shape
         ((2, 2), (1, 2))
+
+    Reference:
+        LiteRT, "Get started with LiteRT", section Signatures:
+        https://ai.google.dev/edge/litert/models/signatures
     """
     outputs = []
     with tempfile.TemporaryDirectory(prefix="keras_efficient-") as folder:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from math import ceil, log2
+from typing import Any
 
 import tensorflow as tf
 
@@ -11,6 +12,8 @@ from keras_efficient.data._tokenizer import Tokenizer
 from keras_efficient.exporters.tokenizer_ops import normalizer_tables
 from keras_efficient.exporters.tokenizer_ops.wordpiece import WordPiece
 
+# Its class methods are missing from TensorFlow's type stubs.
+RaggedTensor: Any = tf.RaggedTensor
 # Marks added tokens inside a text; valid UTF-8 never contains this byte.
 _MARK = b"\xff"
 
@@ -95,7 +98,7 @@ class TextTokenizer(tf.Module):
             if self._normalized is not None:
                 pieces = self._normalized.split(*_normalize(self._normalizing, *pieces))
             ids, rows = self._spell(*_words(self._splitting, *pieces))
-            return self._batch(tf.RaggedTensor.from_value_rowids(ids, rows, batch, validate=False))
+            return self._batch(RaggedTensor.from_value_rowids(ids, rows, batch, validate=False))
 
     def _batch(self, ragged):
         ragged = ragged[:, -self._room :] if self._keep_end else ragged[:, : self._room]
@@ -192,7 +195,7 @@ def text_function(
     tokenizer: Tokenizer,
     labels: Sequence[str] | None = None,
     max_length: int | None = None,
-):
+) -> Callable:
     """Make a classifier of strings: `probabilities = softmax(logits(tokens(text)))`.
 
     If there is one logit, the probability is its sigmoid, and the second of two labels is chosen
@@ -224,13 +227,16 @@ def text_function(
         >>> def count(input_ids, **others):
         ...     goods = tf.reduce_sum(tf.cast(input_ids == 5, tf.float32), 1, keepdims=True)
         ...     return {"logits": goods - 0.5}
-        >>> serve = text_function(count, tokenizer, ["bad", "good"])
+        >>> serve = ke.exporters.text_function(count, tokenizer, ["bad", "good"])
         >>> serve(tf.constant(["good film", "film"]))["label"].numpy()
         array([b'good', b'bad'], dtype=object)
+
+    Reference:
+        TensorFlow, "Using the SavedModel format", section Specifying signatures during export:
+        https://www.tensorflow.org/guide/saved_model
     """
     tokenize = TextTokenizer(tokenizer, max_length)
-    named = labels is not None
-    if named and not (
+    if labels is not None and not (
         isinstance(labels, list | tuple)
         and all(isinstance(label, str) for label in labels)
         and len(set(labels)) == len(labels)
@@ -239,15 +245,16 @@ def text_function(
             f"`labels` must be a list of different strings, one per class. Received: {labels!r}. "
             "Give them in the order of the logits, or None for their numbers."
         )
+    given = None if labels is None else list(labels)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")], autograph=False)
     def serve(text):
         outputs = tokens_function(**tokenize(text))
         logits = tf.cast(_logits(outputs), tf.float32)
         classes = max(logits.shape[1], 2)
-        if named and len(labels) != classes:
+        if given is not None and len(given) != classes:
             raise InputError(
-                f"`labels` must name each of the {classes} classes. Received: {list(labels)!r}. "
+                f"`labels` must name each of the {classes} classes. Received: {given!r}. "
                 "Give them in the order of the logits."
             )
         if logits.shape[1] == 1:
@@ -256,7 +263,7 @@ def text_function(
         else:
             probabilities = tf.nn.softmax(logits)
             best = tf.argmax(logits, axis=-1, output_type=tf.int32)
-        names = list(labels) if named else list(map(str, range(classes)))
+        names = list(map(str, range(classes))) if given is None else given
         with tf.device("CPU:0"):
             label = tf.gather(tf.constant(names), best)
         return {**outputs, "probabilities": probabilities, "label": label}
@@ -286,7 +293,7 @@ def _logits(outputs):
 class _Added:
     """Matcher of added tokens, which are found in a text before it is split into words."""
 
-    def __init__(self, tokens):
+    def __init__(self, tokens: dict[str, int]):
         self.texts = tf.constant([text.encode() for text in tokens])
         self.symbols = tf.constant([-1 - number for number in tokens.values()], tf.int32)
         # The first alternative that matches wins, so the longest comes first, as in the tokenizer.
@@ -350,7 +357,7 @@ def _decode(texts):
 def _normalize(table, texts, rows, symbols):
     """Normalize the texts of pieces."""
     points, piece = _expand(table, *_decode(texts))
-    points = tf.RaggedTensor.from_value_rowids(points, piece, tf.size(rows), validate=False)
+    points = RaggedTensor.from_value_rowids(points, piece, tf.size(rows), validate=False)
     return tf.strings.unicode_encode(points, "UTF-8"), rows, symbols
 
 
@@ -364,5 +371,5 @@ def _words(table, texts, rows, symbols):
     letters = found != normalizer_tables.BREAK
     before = tf.concat([[False], letters[:-1]], 0)
     same_row = tf.concat([[False], rows[1:] == rows[:-1]], 0)
-    starts = letters & ~(before & same_row)
+    starts = letters & tf.logical_not(before & same_row)
     return tuple(tf.boolean_mask(part, letters) for part in (found, rows, starts))
