@@ -1,21 +1,27 @@
-"""Round a trained model after its training, with ranges measured on some data."""
+"""Post-training quantization (PTQ) with ranges measured on some data."""
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from keras_efficient.compression import _range_estimation as range_estimation
 from keras_efficient.compression._activation_quantization import input_axes
 from keras_efficient.compression._fake_quant import FakeQuant
 from keras_efficient.compression._integers import from_integers, largest
 from keras_efficient.compression._keras_quantize import METHODS, name_of, quantize_with_keras
-from keras_efficient.compression._observers import batches_of, observe, products
-from keras_efficient.compression._quantize_aware import (
-    attached,
-    check_bits,
-    for_a_while,
-    undone_on_error,
+from keras_efficient.compression._observers import (
+    attach_quantizers,
+    batches_of,
+    detached_on_error,
+    input_grams,
+    observe,
+)
+from keras_efficient.compression._quantize_aware import check_bits
+from keras_efficient.compression._range_estimation import (
+    least_error_range,
+    percentile_range,
+    weight_clip,
 )
 from keras_efficient.compression._reconstruction import (
     assign,
@@ -23,7 +29,7 @@ from keras_efficient.compression._reconstruction import (
     matrix_of,
     quantize_gptq,
 )
-from keras_efficient.compression._smoothquant import smoothing
+from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import attach
 from keras_efficient.parametrize._select import select
 from keras_efficient.parametrize._weights import EMBEDDING, KERNEL
@@ -31,22 +37,23 @@ from keras_efficient.parametrize._weights import EMBEDDING, KERNEL
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """What `calibrate` set.
+    """The result of `calibrate`; prints as one line.
 
     Attributes:
-        method: str.
+        method: name of the method.
         weights: tuple of the paths of the weights that are rounded.
-        weight_bits: int.
-        ranges: dict of a layer's path to the (low, high) of its input; empty if not rounded.
-        unused: tuple of the paths of layers the data did not reach; their input is not rounded.
-        batches: int, of data.
+        weight_bits: bits of each number of a weight.
+        ranges: dict of a layer's path to the (low, high) of its input; empty if inputs are not
+            rounded.
+        unused: tuple of the paths of the layers the data did not reach, whose input is not rounded.
+        batches: number of batches the ranges were measured on.
     """
 
     method: str
-    weights: tuple
+    weights: tuple[str, ...]
     weight_bits: int
-    ranges: dict
-    unused: tuple
+    ranges: dict[str, tuple[float, float]]
+    unused: tuple[str, ...]
     batches: int
 
     def __str__(self):
@@ -59,55 +66,60 @@ class CalibrationReport:
 
 
 def calibrate(
-    model,
-    data=None,
+    model: Model,
+    data: Any = None,
     *,
-    weight_bits=8,
-    activation_bits=8,
-    method="minmax",
-    percentile=99.99,
-    group_size=None,
-    migration=0.5,
-    layers=None,
+    weight_bits: int = 8,
+    activation_bits: int | None = 8,
+    method: Any = "minmax",
+    percentile: float = 99.99,
+    group_size: int | None = None,
+    migration: float = 0.5,
+    layers: Any = None,
 ) -> CalibrationReport:
-    """Round a trained model's weights and activations, with ranges measured on some data.
+    """Round a trained model's weights and layer inputs, with ranges measured on some data.
 
-    Post-training quantization: no training. The model is then one that `ke.quantize_aware` might
-    have made, with ranges that stay: it computes in floats what integers would, `ke.summary` shows
-    its bytes, and `ke.export` writes it. Each output of a weight (each row of an embedding) has its
-    scale.
+    This is post-training quantization. The model then has the same transforms as after
+    `ke.quantize_aware`, with constant ranges: it computes in floats what integers would,
+    `ke.summary` shows its bytes, and `ke.export` writes its integers. Each output of a weight, or
+    row of an embedding, has its own scale.
 
     Args:
         model: a built Keras 3 or tf_keras model of any kind.
-        data: typical inputs: one batch as `fit` yields it (targets are passed over), or a finite
-            iterable of batches. A few hundred examples do. Not needed where inputs stay floats,
-            or by Keras' own methods.
-        weight_bits: 8 (default) or 4.
-        activation_bits: 8 (default), or None: inputs are not rounded.
-        method: "minmax" (default): ranges cover all that is seen. "percentile": but for the
-            `100 - percentile` percent of the numbers at either end. "mse": ranges with the least
-            square error, of inputs and of weights. "smoothquant": minmax, after inputs with
-            outliers have been made smaller and their weights larger, by
-            s_j = max|X_j|^α / max|W_j|^(1-α) (dense layers; the product stays the same).
-            "reconstruction": minmax for inputs; weights are rounded such that layers' outputs on
-            the data change least (GPTQ), which changes their own numbers; for 4 bits.
-            Of Keras 3's own: "int8", "int4", or a config of `keras.quantizers` (`GPTQConfig` and
-            `AWQConfig` bring their own data): `model.quantize` then replaces the layers'
-            variables by integers, for good.
-        percentile: float in (50, 100), of "percentile". Default 99.99.
-        group_size: int, the consecutive inputs of an output that share a scale; for 4 bits. It
-            divides the inputs. Default: all share it.
-        migration: float in [0, 1], α of "smoothquant". Default 0.5.
-        layers: which weights; see `parametrize.select`. Default: all kernels and embeddings.
+        data: typical inputs: one batch as `fit` yields it (targets are ignored), or a finite
+            iterable of batches. A few hundred examples suffice. Default: None, which is possible
+            where inputs are not rounded and with Keras' own methods.
+        weight_bits: bits per number of a weight: 8 or 4. Default: 8.
+        activation_bits: bits per number of an input: 8, or None not to round inputs. Default: 8.
+        method: how ranges are chosen. Default: "minmax".
+
+            - "minmax": ranges cover all observed numbers.
+            - "percentile": ranges exclude `100 - percentile` percent of the numbers at either end.
+            - "mse": ranges of inputs and weights with the least mean squared error.
+            - "smoothquant": "minmax" after outliers were moved from the inputs to the weights of
+              dense layers: x_j / s_j and s_j · W_j with s_j = max|X_j|^α / max|W_j|^(1-α).
+            - "reconstruction": "minmax" for inputs; weights are rounded such that the layers'
+              outputs on the data change least (GPTQ). This changes the weights themselves; it is
+              meant for 4 bits.
+            - "int8", "int4" or a config of `keras.quantizers` (`GPTQConfig` and `AWQConfig` have
+              their own data): Keras 3's `model.quantize`, which replaces the layers' variables by
+              integers and cannot be undone.
+        percentile: in (50, 100), used by "percentile". Default: 99.99.
+        group_size: number of consecutive inputs of an output that share a scale, mostly used with
+            4 bits. It must divide the number of inputs. Default: None, all inputs share it.
+        migration: α in [0, 1], used by "smoothquant". Default: 0.5.
+        layers: selects the weights; see `parametrize.select`. Default: None, all kernels and
+            embeddings.
 
     Returns:
-        A `Calibrated`, to print.
+        A `CalibrationReport`.
 
     Raises:
-        ValueError: an argument out of range or of another method, a weight whose inputs are not
-            whole groups or bytes, no such weights, no data, weights that are rounded already, or
-            Keras' own method for a model that is not Keras 3 or has transforms.
-        TypeError: `data` is no data.
+        ValueError: an argument is out of range or belongs to another method, a weight's inputs are
+            not whole groups or bytes, no weight is selected, there is no data, a weight is
+            quantized already, or a method of Keras 3 is used on a tf_keras model or a model with
+            transforms.
+        TypeError: `data` is not data.
 
     Example:
         >>> print(ke.calibrate(model, dataset, method="mse"))  # doctest: +ELLIPSIS
@@ -116,7 +128,8 @@ def calibrate(
     Reference:
         Nagel et al. 2021, "A White Paper on Neural Network Quantization"; Xiao et al. 2022,
         "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models";
-        Frantar et al. 2023, "GPTQ".
+        Frantar et al. 2023, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+        Transformers".
     """
     caller = "ke.calibrate"
     check_bits(caller, weight_bits, activation_bits, True, group_size)
@@ -129,94 +142,109 @@ def calibrate(
     pairs = [(weight, FakeQuant(weight_bits, group_size=group_size)) for weight in weights]
     for weight, transform in pairs:
         transform.check(weight)
-    rebuilds = method == "reconstruction"
-    if rebuilds:
+    reconstructs = method == "reconstruction"
+    if reconstructs:
         check_plain(weights, f"{caller} with method='reconstruction'")
-    if (activation_bits or rebuilds) and data is None:
-        raise ValueError(
-            f"{caller} measures the inputs of layers. Received: no `data`. Give a batch, or "
-            "activation_bits=None and a method of weights alone."
-        )
     grams, batches = {}, []
-    if activation_bits or rebuilds:
+    if activation_bits or reconstructs:
+        if data is None:
+            raise ValueError(
+                f"{caller} measures the inputs of layers. Received: no `data`. Give a batch, or "
+                "activation_bits=None and a method of weights alone."
+            )
         batches = batches_of(data, caller)
-    if rebuilds:
-        kernels = [weight for weight in weights if weight.kind == KERNEL]
-        with for_a_while(model, kernels) as parts:
-            grams = products(model, parts, kernels, batches)
+    if reconstructs:
+        grams = input_grams(model, [w for w in weights if w.kind == KERNEL], batches)
     paths = tuple(w.path for w in weights)
     if not activation_bits:
-        _set_grids(model, pairs, method, grams)
+        _choose_scales(model, pairs, method, grams)
         attach(model, pairs)
         return CalibrationReport(method, paths, weight_bits, {}, (), len(batches))
-    parts = attached(model, weights, None, activation_bits)
-    with undone_on_error(model, parts):
+    quantizers = attach_quantizers(model, weights, None, activation_bits)
+    with detached_on_error(model, quantizers):
         if method == "smoothquant":
-            _migrate(model, pairs, parts, batches, migration)
+            _smooth(model, pairs, quantizers, batches, migration)
         counts = method in ("percentile", "mse")
-        found = dict(
-            zip(parts, observe(model, list(parts.values()), batches, counts=counts), strict=True)
-        )
+        measured = observe(model, quantizers.values(), batches, counts=counts)
+        stats = dict(zip(quantizers, measured, strict=True))
         ranges = {}
-        for path, seen in found.items():
-            if seen.calls:
-                ranges[path] = _range(seen, method, percentile, activation_bits)
-                parts[path].set(*ranges[path])
-        _set_grids(model, pairs, method, grams)
+        for path, found in stats.items():
+            if found.calls:
+                ranges[path] = _range(found, method, percentile, activation_bits)
+                quantizers[path].set_range(*ranges[path])
+        _choose_scales(model, pairs, method, grams)
     attach(model, pairs)
-    unused = tuple(path for path, seen in found.items() if not seen.calls)
+    unused = tuple(path for path, found in stats.items() if not found.calls)
     return CalibrationReport(method, paths, weight_bits, ranges, unused, len(batches))
 
 
-def _range(seen, method, percentile, bits):
+def smoothing(channels: np.ndarray, matrix: np.ndarray, migration: float) -> np.ndarray:
+    """Compute SmoothQuant's factors, which inputs are divided by and rows of weights multiplied by.
+
+    s_j = max|X_j|^α / max|W_j|^(1-α). With α = 0.5 input j and row j then have the same range.
+
+    Args:
+        channels: float array [inputs], max|X_j|.
+        matrix: float array [inputs, outputs], W.
+        migration: α in [0, 1].
+
+    Returns:
+        float32 array [inputs] of numbers above 0.
+    """
+    x, w = np.asarray(channels, np.float64), np.abs(np.asarray(matrix, np.float64)).max(1)
+    # An input that is always zero or has only zero weights keeps its scale.
+    usable = (x > 1e-12) & (w > 1e-12)
+    x, w = np.where(usable, x, 1.0), np.where(usable, w, 1.0)
+    return np.clip(x**migration / w ** (1 - migration), 1e-6, 1e6).astype(np.float32)
+
+
+def _range(stats, method, percentile, bits):
     if method == "percentile":
-        return range_estimation.of_percentile(seen, percentile)
+        return percentile_range(stats, percentile)
     if method == "mse":
-        return range_estimation.of_least_error(seen, bits)
-    return seen.low, seen.high
+        return least_error_range(stats, bits)
+    return stats.low, stats.high
 
 
-def _migrate(model, pairs, parts, batches, migration):
-    """Divide the inputs of dense layers, and multiply the rows of their weights."""
-    by_layer = {id(part.layer): part for part in parts.values()}
-    owned = Counter(id(layer) for w, _ in pairs if w.kind == KERNEL for layer, _ in w.owners)
+def _smooth(model, pairs, quantizers, batches, migration):
+    """Divide the inputs of dense layers by SmoothQuant's factors, and multiply their weights."""
+    by_layer = {id(q.layer): q for q in quantizers.values()}
+    kernels = Counter(id(layer) for w, _ in pairs if w.kind == KERNEL for layer, _ in w.owners)
     smoothed = {}
     for weight, transform in pairs:
-        mine = [by_layer[id(layer)] for layer, _ in weight.owners if id(layer) in by_layer]
-        # (A window of a convolution meets an input with several rows.)
+        # A convolution multiplies an input with several rows of its kernel, so it has no factors.
         dense = weight.kind == KERNEL and input_axes(weight.layer, weight, len(weight.shape))
-        if dense and all(owned[id(layer)] == 1 for layer, _ in weight.owners):
-            smoothed[id(transform)] = mine
-    channels = {id(p): w for w, t in pairs for p in smoothed.get(id(t), ())}
-    chosen = [p for p in parts.values() if id(p) in channels]
-    seen = {
-        id(p): s.channels
-        for p, s in zip(chosen, observe(model, chosen, batches, channels=channels), strict=True)
-    }
+        if dense and all(kernels[id(layer)] == 1 for layer, _ in weight.owners):
+            owners = [by_layer[id(layer)] for layer, _ in weight.owners if id(layer) in by_layer]
+            smoothed[id(transform)] = owners
+    channels = {id(q): w for w, t in pairs for q in smoothed.get(id(t), ())}
+    chosen = [q for q in quantizers.values() if id(q) in channels]
+    measured = observe(model, chosen, batches, channels=channels)
+    largest_inputs = {id(q): s.channels for q, s in zip(chosen, measured, strict=True)}
     with model.distribute_strategy.scope():
         for weight, transform in pairs:
-            mine = [p for p in smoothed.get(id(transform), ()) if seen[id(p)] is not None]
-            if mine:
-                # (Layers that share a weight share the division.)
-                most = np.max([seen[id(part)] for part in mine], 0)
-                transform.smooth = smoothing(most, matrix_of(weight), migration)
-                for part in smoothed[id(transform)]:
-                    part.divide(weight, transform.smooth)
+            owners = smoothed.get(id(transform), ())
+            found = [x for q in owners if (x := largest_inputs[id(q)]) is not None]
+            if found:
+                # Layers that share a weight share its factors.
+                transform.smooth = smoothing(np.max(found, 0), matrix_of(weight), migration)
+                for quantizer in owners:
+                    quantizer.set_smoothing(weight, transform.smooth)
 
 
-def _set_grids(model, pairs, method, grams):
-    """Choose what the scales of weights cover; and by `grams` what is rounded up or down."""
+def _choose_scales(model, pairs, method, grams):
+    """Set the clipping of the weights' scales, and round weights with a gram matrix by GPTQ."""
     if method not in ("mse", "reconstruction"):
         return
     new = []
     for weight, transform in pairs:
         bits, group_size = transform.bits, transform.group_size
         if weight not in grams:
-            transform.clip = range_estimation.of_weight(matrix_of(weight), bits, group_size)
+            transform.clip = weight_clip(matrix_of(weight), bits, group_size)
             continue
         integers, scales = quantize_gptq(matrix_of(weight), grams.pop(weight), bits, group_size)
         new.append((weight, from_integers(integers, scales)))
-        # The largest number of a group may be less than the grid's last.
+        # The largest integer of a group may be below the grid's last one.
         most = np.abs(integers.reshape(len(scales), -1, integers.shape[1])).max(1)
         transform.clip = (largest(bits) / np.maximum(most, 1)).astype(np.float32)
     assign(model, new)

@@ -1,11 +1,13 @@
-"""Let the weights of a model take few distinct values each, while it trains."""
+"""Weight clustering in training."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from keras_efficient.compression._centroids import INITIALIZATIONS, initial_centroids
 from keras_efficient.compression._codebook import CodebookTransform, CodebookUpdater
+from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import attach
 from keras_efficient.parametrize._parametrized_layer import transform_chain, transform_of
 from keras_efficient.parametrize._select import select
@@ -16,22 +18,22 @@ from keras_efficient.training._transform_updates import update_transforms
 
 @dataclass(frozen=True)
 class ClusterReport:
-    """What `cluster` set.
+    """The result of `cluster`; prints as one line.
 
     Attributes:
-        weights: tuple of the weights' paths.
-        clusters: int, distinct values of each.
-        bits: int, that a number's index takes.
-        preserve_sparsity: bool.
-        errors: dict of a weight's path to how far its values are from the weight it was, at first:
-            the root of the mean square, as a share of the weight's own.
+        weights: tuple of the paths of the clustered weights.
+        clusters: number of distinct values of each weight.
+        bits: bits of an index into the values.
+        preserve_sparsity: whether one of the values is exactly zero.
+        errors: dict of a weight's path to the initial root mean squared error of its values,
+            relative to the root mean square of the weight.
     """
 
-    weights: tuple
+    weights: tuple[str, ...]
     clusters: int
     bits: int
     preserve_sparsity: bool
-    errors: dict
+    errors: dict[str, float]
 
     def __str__(self):
         worst = max(self.errors.values())
@@ -43,41 +45,42 @@ class ClusterReport:
 
 
 def cluster(
-    model,
-    clusters=32,
+    model: Model,
+    clusters: int = 32,
     *,
-    initialization="kmeans++",
-    preserve_sparsity=False,
-    layers=None,
-    trainable=True,
+    initialization: str = "kmeans++",
+    preserve_sparsity: bool = False,
+    layers: Any = None,
+    trainable: bool = True,
 ) -> ClusterReport:
-    """Let every chosen weight take only so many distinct values, and train which these are.
+    """Restrict each selected weight to `clusters` trainable values.
 
-    A number w of a weight is seen as its nearest centroid, c[argmin_k |w - c[k]|]. Gradients are
-    TF-MOT's: dL/dc[k] is the sum over the numbers of cluster k, and w gets its own straight
-    through, so that it can move to another cluster. Acts from the next `fit` on, before or after
-    `compile`, without a callback. `ke.merge(model)` leaves plain weights of those values; a file
-    compressor, or an export that stores indices, then makes them small.
+    Every number w of a weight is replaced by its nearest centroid, c[argmin_k |w - c[k]|]. The
+    gradients are TF-MOT's: dL/dc[k] is the sum over the numbers of cluster k, and w gets its own
+    gradient straight through, so that it can move to another cluster. Takes effect at the next
+    `fit`, whether called before or after `compile`, and needs no callback. `ke.merge(model)` leaves
+    plain weights with these values, which a file compressor can store in few bits.
 
     Args:
         model: a built Keras 3 or tf_keras model of any kind.
-        clusters: int >= 2, distinct values of each weight; at most those it has. Default 32.
-        initialization: where centroids start: "kmeans++" (default: TF-MOT's seeds, then Lloyd's
-            iterations), "linear" (evenly from the smallest to the largest number) or "density"
-            (evenly in the distribution's quantiles).
-        preserve_sparsity: bool. True: one value is exactly 0 for good, and what is zero now stays
-            so: give it after `ke.prune`, merged or not. Default False.
-        layers: which weights; see `parametrize.select`: kernels and embeddings. Default: all
-            kernels of Dense, EinsumDense and attention layers, without the model's last one.
-        trainable: bool, whether centroids train. Default True.
+        clusters: number of distinct values of each weight, at least 2 (3 with `preserve_sparsity`)
+            and at most as many as the weight has. Default: 32.
+        initialization: how the centroids are initialized: "kmeans++", TF-MOT's seeds followed by
+            Lloyd's iterations; "linear", evenly from the smallest to the largest number; or
+            "density", evenly in the quantiles of the distribution. Default: "kmeans++".
+        preserve_sparsity: whether one value is exactly 0 and present zeros stay zero. Use it after
+            `ke.prune`, merged or not. Default: False.
+        layers: selects the weights, kernels and embeddings; see `parametrize.select`. Default:
+            None, all kernels of Dense, EinsumDense and attention layers except those of the head.
+        trainable: whether centroids train. Default: True.
 
     Returns:
-        A `Clustered`, to print.
+        A `ClusterReport`.
 
     Raises:
-        ValueError: an argument out of range, more clusters than a weight has distinct values, a
-            weight with a pruning mask without `preserve_sparsity`, no such weights, or weights
-            that are clustered already.
+        ValueError: an argument is out of range, a weight has fewer distinct values than `clusters`,
+            a weight has a pruning mask and `preserve_sparsity` is False, no weight is selected, or
+            a weight is clustered already.
         ImportError: TF-MOT is not installed.
 
     Example:
@@ -101,31 +104,31 @@ def cluster(
     )
     updater, pairs, errors = CodebookUpdater(), [], {}
     for weight in weights:
-        value, masked = _seen(weight), transform_of(weight, "mask") is not None
+        value, masked = _unquantized(weight), transform_of(weight, "mask") is not None
         _check_weight(weight, value, masked, clusters, preserve_sparsity)
         centroids = initial_centroids(value, clusters, initialization, preserve_sparsity)
-        # (A live mask says itself what is zero, and may let it grow back.)
+        # With a pruning mask the zeros are the mask's, and may grow back.
         zeros = value == 0 if preserve_sparsity and not masked else None
         pairs.append(
             (weight, CodebookTransform(updater, centroids, zeros, preserve_sparsity, trainable))
         )
     attach(model, pairs)
     update_transforms(model)
-    for weight, look_up in pairs:
-        before = _seen(weight, without=look_up)
-        off = np.mean((_seen(weight) - before) ** 2) / np.mean(before**2)
-        errors[weight.path] = float(np.sqrt(off))
+    for weight, transform in pairs:
+        before = _unquantized(weight, without=transform)
+        error = np.mean((_unquantized(weight) - before) ** 2) / np.mean(before**2)
+        errors[weight.path] = float(np.sqrt(error))
     paths = tuple(weight.path for weight in weights)
     return ClusterReport(paths, clusters, pairs[0][1].bits, preserve_sparsity, errors)
 
 
-def _seen(weight, without=None):
-    """A weight's value before it is rounded, as an array."""
+def _unquantized(weight, without=None):
+    """Return a weight's value after its transforms except quantization and `without`."""
     chain = transform_chain(weight)
     if chain is None:
         return weight.value.numpy()
-    parts = [t for t in chain.transforms if t.place < QUANTIZE and t is not without]
-    return chain.value(parts).numpy()
+    transforms = [t for t in chain.transforms if t.place < QUANTIZE and t is not without]
+    return chain.value(transforms).numpy()
 
 
 def _check(clusters, initialization, preserve_sparsity):

@@ -1,6 +1,7 @@
-"""See a weight rounded to integers times a scale."""
+"""Fake quantization: round a weight to integers times scales, with straight-through gradients."""
 
 import math
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -8,18 +9,22 @@ import tensorflow as tf
 from keras_efficient.compression._integers import TINY, largest, reciprocal, to_integers
 from keras_efficient.parametrize._parametrized_layer import transform_chain
 from keras_efficient.parametrize._transform import QUANTIZE, Transform
+from keras_efficient.parametrize._weights import Weight
 
 
-def rounded(x, scale, least, most):
-    """clip(round(x / scale), least, most) · scale; the gradient passes straight through inside.
+def fake_quantize(x: Any, scale: Any, least: Any, most: Any) -> Any:
+    """Return clip(round(x / scale), least, most) · scale, with a straight-through gradient inside.
 
-    The grid is that of `tf.quantization.fake_quant_with_min_max_vars`, which TF-MOT uses. That op
-    itself, compiled by XLA, makes 1e-8 of a zero, and NaN of a channel of zeros; and it goes over a
-    matrix column by column. (A tie goes to the even integer here, up there.)
+    The grid is that of `tf.quantization.fake_quant_with_min_max_vars`, which TF-MOT uses, but for
+    ties: here they are rounded to the even integer, there up. That op is not used because, compiled
+    by XLA, it turns zeros into 1e-8 and channels of zeros into NaN; it also processes a matrix
+    column by column.
 
     Args:
-        x, scale: float32 tensors that broadcast.
-        least, most: the integers at the ends; None: all of x is known to be inside.
+        x: float32 tensor.
+        scale: float32 tensor that broadcasts with `x`.
+        least: the smallest integer, or None if all of `x` is known to be inside the range.
+        most: the largest integer, or None.
     """
 
     @tf.custom_gradient
@@ -38,30 +43,41 @@ def rounded(x, scale, least, most):
 
 
 class FakeQuant(Transform):
-    """See a weight rounded to `bits` bits: symmetric, each output with its scale.
+    """Round a weight to `bits` bits, symmetrically, with a scale for each output.
 
-    The ranges are those of the value at hand (TF-MOT's `LastValueQuantizer`), so there is no state.
-    Zeros stay zeros.
+    Ranges are computed from the current value (TF-MOT's `LastValueQuantizer`), so there is no
+    state. Zeros stay zeros.
 
     Args:
-        bits: 8 or 4.
-        per_channel: whether each output has its scale, or all one.
-        group_size: int, the consecutive inputs of an output that share a scale; None: all.
-        updater: `Ranges` that says from which update on weights are rounded; None: at once.
-        clip: None or array [groups, outputs], how many times its largest magnitude a range covers.
-        smooth: None or array [inputs] s: s · W is rounded, and divided by s again.
+        bits: 8 or 4. Default: 8.
+        per_channel: whether each output has its own scale. Default: True. False: one for all.
+        group_size: number of consecutive inputs of an output that share a scale. Default: None,
+            all inputs.
+        updater: `RangeTracker` that says from which update on weights are rounded. Default: None,
+            always.
+        clip: array [groups, outputs], the range as a share of the largest magnitude. Default: None.
+        smooth: array [inputs] s: s · W is rounded and divided by s again. Default: None.
     """
 
     name, place = "quantize", QUANTIZE
 
+    bits: int
+
     def __init__(
-        self, bits=8, *, per_channel=True, group_size=None, updater=None, clip=None, smooth=None
+        self,
+        bits: int = 8,
+        *,
+        per_channel: bool = True,
+        group_size: int | None = None,
+        updater: Any = None,
+        clip: Any = None,
+        smooth: Any = None,
     ):
         self.bits, self.per_channel, self.group_size = bits, per_channel, group_size
         self.updater, self.clip, self.smooth = updater, clip, smooth
 
-    def check(self, weight):
-        """Refuse a weight whose inputs are not whole bytes or groups."""
+    def check(self, weight: Weight) -> None:
+        """Raise a ValueError if the weight's inputs are not whole bytes or groups."""
         inputs = weight.matrix_shape[0]
         if self.group_size is not None and inputs % self.group_size:
             rule = f"whole groups of {self.group_size} inputs"
@@ -76,39 +92,39 @@ class FakeQuant(Transform):
 
     def build(self):
         if self.updater is not None:
-            self.updater.count_with(self)
+            self.updater.create_counter(self)
         if self.clip is not None:
             self.clip = self.variable("clip", np.shape(self.clip), self.clip)
         if self.smooth is not None:
             self.smooth = self.variable("smooth", np.shape(self.smooth), self.smooth)
 
-    # --- in the graph --------------------------------------------------------------------------
-
     def __call__(self, value):
-        x = self._grouped(tf.cast(value, tf.float32))
+        x, smooth = self._grouped(tf.cast(value, tf.float32)), None
         if self.smooth is not None:
             smooth = tf.reshape(self.smooth, [1, self.groups, -1, 1])
             x = x * smooth
         most = tf.reduce_max(tf.abs(x), 2 if self.per_channel else None, keepdims=True)
         n = float(largest(self.bits))
         if self.clip is None:
-            seen = rounded(x, self._scale(most, n), None, None)
+            x = fake_quantize(x, self._scale(most, n), None, None)
         else:
-            before = tf.reshape(self.clip, [self.groups, self._sides[0], 1, self._sides[1]])
-            seen = rounded(x, self._scale(most * tf.transpose(before, [1, 0, 2, 3]), n), -n, n)
-        if self.smooth is not None:
-            seen = seen / smooth
-        seen = tf.cast(self._ungrouped(seen), value.dtype)
+            clip = tf.reshape(self.clip, [self.groups, self._sides[0], 1, self._sides[1]])
+            most = most * tf.transpose(clip, [1, 0, 2, 3])
+            x = fake_quantize(x, self._scale(most, n), -n, n)
+        if smooth is not None:
+            x = x / smooth
+        rounded = tf.cast(self._ungrouped(x), value.dtype)
         begun = None if self.updater is None else self.updater.begun()
-        return seen if begun is None else tf.where(begun, seen, value)
+        return rounded if begun is None else tf.where(begun, rounded, value)
 
     @staticmethod
     def _scale(most, n):
-        # A channel of zeros has no range; any scale will do.
+        # Any scale will do for a channel of zeros, which has no range.
         return tf.where(most > TINY, most * reciprocal(n), tf.ones_like(most))
 
     @property
-    def groups(self):
+    def groups(self) -> int:
+        """Number of groups of inputs."""
         return 1 if self.group_size is None else self.weight.matrix_shape[0] // self.group_size
 
     @property
@@ -118,7 +134,7 @@ class FakeQuant(Transform):
 
     @property
     def _sides(self):
-        """How many outputs lie before and behind the inputs' axes."""
+        """Number of outputs before and after the axes of the inputs."""
         weight = self.weight
         if not self._contiguous:
             return 1, weight.matrix_shape[1]
@@ -126,7 +142,7 @@ class FakeQuant(Transform):
         return math.prod(shape[: axes[0]]), math.prod(shape[axes[-1] + 1 :])
 
     def _grouped(self, value):
-        """As [outputs before, groups, inputs, outputs behind], if possible without a transpose."""
+        """Reshape to [outputs before, groups, inputs, outputs after], transposed only if needed."""
         if not self._contiguous:
             value = self.weight.matrix(value)
         size = self.weight.matrix_shape[0] // self.groups
@@ -137,17 +153,16 @@ class FakeQuant(Transform):
             return tf.reshape(value, self.weight.shape)
         return self.weight.unmatrix(tf.reshape(value, self.weight.matrix_shape))
 
-    # --- outside of it -------------------------------------------------------------------------
-
-    def integers(self):
-        """What an export writes: the integers of what is seen.
+    def integers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return the integers that an export writes, computed outside of the graph.
 
         Returns:
             (int8 array [inputs, outputs], float32 scales [groups, outputs] or [1, 1], float32 array
-            [inputs] or None): the matrix seen is `from_integers` of the first two, its rows divided
-            by the third.
+            [inputs] or None). The rounded matrix is `from_integers` of the first two, with its rows
+            divided by the third.
         """
         chain = transform_chain(self.weight)
+        assert chain is not None
         value = chain.value(chain.transforms[: chain.transforms.index(self)])
         matrix = self.weight.matrix(tf.cast(value, tf.float32)).numpy()
         smooth = None if self.smooth is None else self.smooth.numpy()
@@ -160,7 +175,7 @@ class FakeQuant(Transform):
         return (*made, smooth)
 
     @property
-    def extra_bytes(self):
+    def extra_bytes(self) -> int:
         inputs, outputs = self.weight.matrix_shape
         scales = self.groups * outputs if self.per_channel else 1
         return 4 * (scales + (0 if self.smooth is None else inputs))

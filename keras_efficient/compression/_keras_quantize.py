@@ -1,29 +1,41 @@
-"""Keras 3's own post-training quantization."""
+"""Post-training quantization by Keras 3's own `model.quantize`."""
 
 import warnings
+from typing import Any
 
 from keras_efficient import flavor as flavors
+from keras_efficient.flavor import Model
 from keras_efficient.parametrize._checks import check_model
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers
 
-#: Methods of this package, and of Keras.
+#: Methods of this package.
 METHODS = ("minmax", "percentile", "mse", "smoothquant", "reconstruction")
+#: Methods of Keras.
 KERAS = ("int8", "int4")
 
 
-def name_of(method) -> str:
+def name_of(method: Any) -> str:
+    """Return the name of a method or of the class of a Keras config."""
     return repr(method) if isinstance(method, str) else type(method).__name__
 
 
-def quantize_with_keras(model, method, layers, data, plain):
-    """`model.quantize(method)`, or of a config.
+def quantize_with_keras(
+    model: Model, method: Any, layers: Any, data: Any, plain: bool
+) -> tuple[tuple[str, ...], int]:
+    """Call `model.quantize(method)` or `model.quantize(config=method)`.
 
     Args:
-        data: what the caller was given to measure on; a config has its own.
-        plain: whether no other setting was given.
+        model: a built Keras 3 model without transforms.
+        method: "int8", "int4" or a config of `keras.quantizers`.
+        layers: regular expression of layer names, or None for all layers.
+        data: the caller's `data`, which must be None for a config, since that has its own.
+        plain: whether all other settings have their defaults.
 
     Returns:
-        (tuple of the paths of the layers that hold integers now, bits).
+        (tuple of the paths of the quantized layers, bits).
+
+    Raises:
+        ValueError: an argument is none of these, or no layer can be quantized.
     """
     check_model(model, "ke.calibrate", strategy=False)
     flavor, shown, named = flavors.of(model), name_of(method), isinstance(method, str)
@@ -43,22 +55,22 @@ def quantize_with_keras(model, method, layers, data, plain):
         )
     if parametrized_layers(model):
         raise ValueError(
-            f"method={shown} replaces the variables of layers. Received: a model whose weights are "
-            f"seen through transforms. Use ke.merge first, or one of {', '.join(METHODS)}."
+            f"method={shown} replaces the variables of layers. Received: a model whose weights "
+            f"have transforms. Use ke.merge first, or one of {', '.join(METHODS)}."
         )
     if not plain or (config and data is not None):
         raise ValueError(
-            f"method={shown} is Keras' own and says all itself. Received: other settings with it. "
-            "Leave out `weight_bits`, `activation_bits` and `group_size`, and `data` with a config."
+            f"method={shown} is Keras' own and takes no other settings. Received: some. Leave out "
+            "`weight_bits`, `activation_bits` and `group_size`, and `data` with a config."
         )
     if layers is not None and not isinstance(layers, str):
         raise ValueError(
-            f"method={shown} chooses layers by a regular expression of their names, None: all. "
-            f"Received: layers={layers!r}."
+            f"method={shown} selects layers by a regular expression of their names. Received: "
+            f"layers={layers!r}. Give a string, or leave it out for all layers."
         )
     before = _quantized(model)
     with warnings.catch_warnings():
-        # It says of every Dropout that it has no weights to quantize.
+        # Keras warns for every Dropout that it has no weights to quantize.
         warnings.filterwarnings("ignore", message=".*does not have a `quantize` method")
         warnings.filterwarnings("ignore", message=".*__array__ implementation")
         if named:
@@ -69,7 +81,7 @@ def quantize_with_keras(model, method, layers, data, plain):
     if not done:
         raise ValueError(
             f"method={shown} found no layer that Keras can quantize. Received: layers={layers!r}. "
-            "Choose by a regular expression of layers' names, and no layer twice."
+            "Give a regular expression of the names of layers that are not quantized yet."
         )
     own = getattr(method, "weight_bits", None)
     return tuple(done), own or (4 if "int4" in shown.lower() else 8)

@@ -1,34 +1,42 @@
-"""A pruning mask on a weight, and what keeps the masks of a model up to date."""
+"""Pruning masks of weights, and their updates in training."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from keras_efficient.compression._sparsity_patterns import Pattern
 from keras_efficient.compression._tf_mot import tf_mot
-from keras_efficient.compression._top_k import kth_largest
 from keras_efficient.parametrize._parametrized_layer import transform_chain
 from keras_efficient.parametrize._transform import MASK, Transform
 from keras_efficient.training import _replicas as replicas
 
+_HALF = 1 << 16
+
 
 class Mask(Transform):
-    """See a weight through a mask of zeros and ones.
+    """Multiply a weight by a mask of zeros and ones.
 
     Args:
-        updater: the `Masks` it belongs to.
-        target: float in [0, 1), the sparsity it ends at; None where scores decide (soft movement).
+        updater: the `MaskUpdater` it belongs to.
+        target: final sparsity in [0, 1), or None where scores decide (soft movement pruning).
 
     Attributes:
         mask: uint8 `tf.Variable` of the weight's shape.
-        scores: `tf.Variable` that decides what is kept (movement pruning), or None: magnitudes do.
+        scores: `tf.Variable` by which movement pruning chooses what to keep, or None for pruning
+            by magnitude.
     """
 
     name, place = "mask", MASK
 
-    def __init__(self, updater, target):
-        self.updater, self.target, self.scores = updater, target, None
+    mask: tf.Variable
+
+    def __init__(self, updater: "MaskUpdater", target: float | None):
+        self.updater, self.target = updater, target
+        self.scores: Any = None
 
     @property
     def trains(self):
@@ -36,15 +44,16 @@ class Mask(Transform):
 
     @property
     def in_place(self):
-        only = transform_chain(self.weight).transforms[0] is self
-        return only and self.scores is None
+        chain = transform_chain(self.weight)
+        assert chain is not None
+        return chain.transforms[0] is self and self.scores is None
 
     def build(self):
         shape = self.weight.shape
         self.mask = self.variable("mask", shape, 1, dtype="uint8")
         movement = self.updater.movement
         if movement is not None:
-            penalty = movement.regularizer(self.weight) if movement.soft else None
+            penalty = movement.regularizer() if movement.soft else None
             self.scores = self.variable("scores", shape, 0.0, trainable=True, regularizer=penalty)
 
     def __call__(self, value):
@@ -53,21 +62,22 @@ class Mask(Transform):
             return value * mask
         return _moved(value, mask, self.scores)
 
-    def importance(self):
-        """What decides: the larger, the longer a number is kept. As a matrix."""
+    def importance(self) -> tf.Tensor:
+        """Return the scores or magnitudes [inputs, outputs]; the smallest are pruned first."""
         if self.scores is not None:
             return self.weight.matrix(replicas.local(self.scores).read_value())
         chain = transform_chain(self.weight)
+        assert chain is not None
         value = chain.value(chain.transforms[: chain.transforms.index(self)])
         return tf.cast(tf.abs(self.weight.matrix(value)), tf.float32)
 
-    def set(self, matrix):
-        """Take a new mask, given as a matrix."""
+    def set(self, matrix: tf.Tensor) -> None:
+        """Assign a new mask, given as a matrix [inputs, outputs]."""
         mask = self.weight.unmatrix(tf.cast(matrix, tf.uint8))
         replicas.local(self.mask).assign(mask)
 
-    def apply(self):
-        """Let the weight beneath be zero where it is pruned."""
+    def apply(self) -> None:
+        """Set the weight's variable to zero where it is pruned."""
         base = replicas.local(self.weight.value)
         base.assign(base.read_value() * tf.cast(replicas.local(self.mask).read_value(), base.dtype))
 
@@ -79,7 +89,7 @@ class Mask(Transform):
 
 @tf.custom_gradient
 def _moved(value, mask, scores):
-    """`value * mask`; the gradient of a score is the weight's, as if it had multiplied it."""
+    """Return `value * mask`, with the gradient of scores as if they were the mask."""
 
     def gradient(upstream):
         return upstream * mask, None, tf.cast(upstream * value, scores.dtype)
@@ -89,25 +99,31 @@ def _moved(value, mask, scores):
 
 @dataclass(frozen=True)
 class Movement:
-    """Keep the weights that move away from zero: scores learn, with the weights' own gradients.
+    """A criterion of `ke.prune` that keeps the weights that move away from zero in training.
 
-    The mask is a step function of a score per weight; its gradient is passed straight through, so
-    that a score grows while dL/dW · W < 0, whatever the weight's size.
+    Each number of a weight has a score, and the mask is a step function of the scores. Its gradient
+    is passed straight through, so a score grows while dL/dW · W < 0, however small W is.
 
     Args:
-        soft: False (default): the top share of each weight's scores is kept, the share by the
-            schedule. True: those with sigmoid(score) above `threshold` are, and `penalty` times
-            the mean sigmoid of every weight joins the loss, which is what makes weights sparse.
-        threshold: float in (0, 0.5), of `soft`. Default 0.1.
-        penalty: float > 0, of `soft`. Default 10.
-        scale: float > 0, of `soft`: a score is so many times its variable, which gets the score's
-            gradient. An optimizer such as AdamW moves a variable by about its learning rate per
-            update whatever the gradient, so this is what gives scores a rate of their own (the
-            order of scores, which decides otherwise, does not depend on it). Default 500, for
-            rates about 5e-5: 90 updates in a row from kept, at a score of 0, to pruned.
+        soft: whether the mask keeps the numbers with sigmoid(score) above `threshold`; `penalty`
+            times the mean sigmoid of every weight is then added to the loss, which makes weights
+            sparse. Default: False. The highest scores of each weight are then kept, as many as the
+            schedule says.
+        threshold: in (0, 0.5), used if `soft`. Default: 0.1.
+        penalty: above 0, used if `soft`. Default: 10.0.
+        scale: above 0, used if `soft`: the score is its variable times this, and the variable gets
+            the gradient of the score. Optimizers such as AdamW move a variable by about the
+            learning rate per update whatever its gradient, so this sets the scores' own learning
+            rate. Default: 500.0, which suits rates of about 5e-5: a number is pruned after 90
+            consecutive updates in that direction.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number is out of range.
+
+    Example:
+        >>> criterion = ke.compression.Movement(soft=True, penalty=20.0)
+        >>> print(ke.prune(model, criterion=criterion, end_step=100, layers="kernel"))
+        prune: 1 weights, as many zeros as their scores say, unstructured, from update 0 to 100
 
     Reference:
         Sanh, Wolf & Rush 2020, "Movement Pruning: Adaptive Sparsity by Fine-Tuning".
@@ -125,16 +141,16 @@ class Movement:
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0. Received: {getattr(self, name)!r}.")
 
-    def kept(self, scores):
-        """Where the mask is 1, of the soft form."""
+    def kept(self, scores: Any) -> tf.Tensor:
+        """Return where the mask of the soft form is 1."""
         return tf.sigmoid(self.scale * scores) > self.threshold
 
-    def regularizer(self, weight):
-        """The term of the loss that makes a weight's scores fall."""
+    def regularizer(self) -> Callable:
+        """Return the regularizer of the scores that makes them fall."""
 
         def penalty(scores):
             scores = tf.convert_to_tensor(scores)
-            # The gradient is by the score, as that of the rest of the loss is.
+            # The variable gets the gradient of the score, as in the rest of the loss.
             scores += tf.stop_gradient((self.scale - 1) * scores)
             return self.penalty * tf.reduce_mean(tf.sigmoid(scores))
 
@@ -142,33 +158,43 @@ class Movement:
 
 
 class MaskUpdater:
-    """Keeps the masks of one `ke.prune`: moves them by a schedule, and applies them.
+    """Updates the masks of one `ke.prune` by a schedule, and applies them to the weights.
 
     Args:
-        pattern: `Pattern`.
-        schedule: function of a target that gives a TF-MOT `PruningSchedule`.
-        scope: "layer": each weight has its target; "global": all together.
-        movement: `Movement`, by which scores decide, or None.
-        last: int or None, the update at which the masks reach their targets for good.
+        pattern: the sparsity pattern.
+        schedule: function of a target that returns a TF-MOT `PruningSchedule`.
+        scope: "layer", every weight reaches its target, or "global", all weights together do.
+        movement: the `Movement` criterion, or None for pruning by magnitude.
+        last: the update at which the masks reach their targets and become constant, or None.
 
     Attributes:
-        masks: list of `Mask`s.
-        step: int64 `tf.Variable`, the updates so far.
-        held: uint8 `tf.Variable`, 1 where the masks are to move no more.
+        masks: list of the `Mask`s.
+        step: int64 `tf.Variable`, the number of updates.
+        held: uint8 `tf.Variable`, 1 once the masks are constant by `hold`.
     """
 
-    def __init__(self, pattern, schedule, scope, movement, last):
+    step: Any
+    held: Any
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        schedule: Callable,
+        scope: str,
+        movement: Movement | None,
+        last: int | None,
+    ):
         self.pattern, self.scope, self.movement, self.last = pattern, scope, movement, last
         self.schedule = schedule
-        self.masks, self.step = [], None
+        self.masks: list[Mask] = []
 
     def build(self, model):
-        """(All variables are those of the masks.)"""
+        """Create nothing: all variables belong to the masks."""
 
-    def begin(self, masks):
-        """Take the attached masks, make the counter of updates, and do what is due at update 0."""
+    def begin(self, masks: list[Mask]) -> None:
+        """Set the attached masks, create the counter of updates, and prune if update 0 does."""
         self.masks = masks
-        # (With the variables of the first mask.)
+        # These are among the variables of the first mask.
         self.step = masks[0].variable("updates", (), 0, dtype="int64")
         self.held = masks[0].variable("held", (), 0, dtype="uint8")
         start = tf.constant(0, tf.int64)
@@ -181,17 +207,17 @@ class MaskUpdater:
             self.apply()
 
     def after_update(self):
-        """Count the update, move the masks if it is time, and apply them."""
+        """Count the update, choose new masks if the schedule says so, and apply them."""
         step = replicas.local(self.step)
         step.assign_add(1)
         now = step.read_value()
         due = self.schedule(self.masks[0].target)(now)[0]
         if self.last is not None:
-            # TF-MOT's frequency need not hit the last step (trap 22); and from there on masks stay.
+            # TF-MOT's frequency may miss the last step (trap 22), after which masks are constant.
             due = (due & (now < self.last)) | tf.equal(now, self.last)
         due &= tf.equal(replicas.local(self.held).read_value(), 0)
         tf.cond(due, self._update_all, lambda: False)
-        # An update makes pruned weights dense again (trap 23).
+        # An optimizer update makes pruned weights dense again (trap 23).
         if self.movement is None:
             self.apply()
         elif self.last is not None:
@@ -209,17 +235,17 @@ class MaskUpdater:
         for mask in self.masks:
             mask.apply()
 
-    def hold(self):
-        """Let the masks stay as they are from now on; called outside of the graph."""
+    def hold(self) -> None:
+        """Keep the masks constant from now on; called outside of the graph."""
         self.held.assign(1)
 
     def sparsity(self) -> float:
-        """The share of zeros in all masks; called outside of the graph."""
+        """Return the share of zeros in all masks; called outside of the graph."""
         masks = [mask.mask.numpy() for mask in self.masks]
         return 1 - sum(map(np.count_nonzero, masks)) / sum(map(np.size, masks))
 
-    def update(self, step):
-        """Choose what is kept at this step, by TF-MOT's `pruning_impl.Pruning`."""
+    def update(self, step: tf.Tensor) -> None:
+        """Choose new masks for this step, by TF-MOT's `pruning_impl.Pruning`."""
         if self.movement is not None and self.movement.soft:
             for mask in self.masks:
                 mask.set(mask.weight.matrix(self.movement.kept(replicas.local(mask.scores))))
@@ -240,7 +266,7 @@ class MaskUpdater:
             mask.set(tf.reshape(part, mask.weight.matrix_shape))
 
     def _positive(self, values):
-        """Scores from 0 up, in the same order: TF-MOT takes absolute values."""
+        """Shift scores so that the least is 0, because TF-MOT takes absolute values."""
         return values if self.movement is None else values - tf.reduce_min(values)
 
     def _pruning(self, target, step):
@@ -257,15 +283,15 @@ def _exact_pruning():
     pruning_impl = tf_mot("sparsity.keras.pruning_impl")
 
     class Exact(pruning_impl.Pruning):
-        """TF-MOT's, but with equal magnitudes told apart, and without a sort.
+        """TF-MOT's pruning with an exact number of zeros, and without a sort.
 
-        Its mask keeps all that reach the threshold: where many are equal (zeros, clusters), too
-        many. Here the first of those give way. From the last update on the count is that of the
-        target itself, not of its float32.
+        TF-MOT keeps all numbers that reach the threshold, which are too many where numbers are
+        equal (zeros, clusters). Here only as many of these are kept as needed. From the last update
+        on the number of zeros is computed from the target itself and not from its float32 value.
 
         Attributes:
-            target: float.
-            last: int or None.
+            target: final sparsity.
+            last: the last update, or None.
         """
 
         def _update_mask(self, weights):
@@ -293,6 +319,39 @@ def _exact_pruning():
     return Exact
 
 
-def sparsity_of(array) -> float:
-    """The share of exact zeros."""
+def sparsity_of(array: np.ndarray) -> float:
+    """Return the share of exact zeros."""
     return 1 - np.count_nonzero(array) / max(1, np.size(array))
+
+
+def kth_largest(values: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
+    """Return the k-th largest of non-negative numbers.
+
+    Non-negative floats have the order of their bits, so two histograms, of the upper and of the
+    lower 16 bits, find the number in two passes. `tf.math.top_k`, which TF-MOT uses, sorts, which
+    takes 60 times as long on ten million numbers.
+
+    Args:
+        values: float32 tensor [n], none below 0.
+        k: int32 scalar from 1 to n.
+
+    Returns:
+        float32 scalar.
+    """
+    bits = tf.bitcast(values, tf.int32)
+    upper = bits // _HALF
+    # The sign bit is 0.
+    first, k = _bin_of(upper, k, _HALF // 2)
+    # Numbers with other upper bits go to a bin beyond the histogram, which ignores it.
+    lower = tf.where(tf.equal(upper, first), bits % _HALF, _HALF)
+    second, _ = _bin_of(lower, k, _HALF)
+    return tf.bitcast(first * _HALF + second, tf.float32)
+
+
+def _bin_of(numbers, k, bins):
+    """Return the bin of the k-th largest number, and its rank among the numbers of that bin."""
+    nothing = tf.constant([], tf.int32)
+    counts = tf.raw_ops.DenseBincount(input=numbers, size=bins, weights=nothing)
+    reaching = tf.cumsum(counts, reverse=True)
+    found = tf.reduce_sum(tf.cast(reaching >= k, tf.int32)) - 1
+    return found, k - (tf.gather(reaching, found) - tf.gather(counts, found))

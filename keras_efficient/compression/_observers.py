@@ -1,26 +1,38 @@
-"""Measure what goes into layers while a model looks at some data."""
+"""Measure the inputs of layers while a model runs on some data."""
 
 import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
-from keras_efficient.compression._activation_quantization import input_axes
+from keras_efficient.compression._activation_quantization import (
+    ActivationQuantizer,
+    RangeTracker,
+    input_axes,
+)
+from keras_efficient.flavor import Model
+from keras_efficient.parametrize._attach import attach_call_wrappers, detach_call_wrappers
+from keras_efficient.parametrize._layer_paths import layer_paths
+from keras_efficient.parametrize._weights import KERNEL, Weight
 
-BINS = 2048
+_BINS = 2048
 
 
 @dataclass
 class ActivationStats:
-    """What went into a layer.
+    """Statistics of the inputs of a layer.
 
     Attributes:
-        calls: int, how often it was called; 0: the model does not use it.
-        low, high: floats, low <= 0 <= high.
-        counts: int array [2048]: how many numbers lie in equal parts of [low, high]; or None.
-        channels: float array [inputs], the largest magnitude of each input; None: not measured.
+        calls: how often the layer was called; 0 if the model does not use it.
+        low: smallest number, at most 0.
+        high: largest number, at least 0.
+        counts: int array [2048], a histogram over [low, high]; None if not measured.
+        channels: float array [inputs], the largest magnitude of each input; None if not measured.
     """
 
     calls: int = 0
@@ -29,31 +41,37 @@ class ActivationStats:
     counts: np.ndarray | None = field(default=None, repr=False)
     channels: np.ndarray | None = field(default=None, repr=False)
 
-    def widen(self, x):
+    def update_range(self, x: np.ndarray) -> None:
+        """Include an input in `low` and `high`."""
         self.calls += 1
         if x.size:
             self.low = min(self.low, float(x.min()))
             self.high = max(self.high, float(x.max()))
 
-    def count(self, x):
-        counts = np.histogram(x, BINS, (self.low, self.high))[0]
+    def update_counts(self, x: np.ndarray) -> None:
+        """Include an input in the histogram; `low` and `high` are final."""
+        counts = np.histogram(x, _BINS, (self.low, self.high))[0]
         self.counts = counts if self.counts is None else self.counts + counts
 
-    def raise_channels(self, x, axes):
-        """`axes`: those of the inputs, in their order; all others are passed over."""
+    def update_channels(self, x: np.ndarray, axes: tuple[int, ...]) -> None:
+        """Include an input in `channels`; the maximum is over all other axes than `axes`."""
         order = [*axes, *(axis for axis in range(x.ndim) if axis not in axes)]
         rows = np.abs(x).transpose(order).reshape(int(np.prod([x.shape[a] for a in axes])), -1)
         most = rows.max(1, initial=0.0)
         self.channels = most if self.channels is None else np.maximum(self.channels, most)
 
 
-def batches_of(data, caller) -> list:
-    """The inputs of the model in each batch of `data`.
+def batches_of(data: Any, caller: str) -> list:
+    """Return the model's inputs of each batch of `data`.
 
     Args:
         data: one batch as `fit` yields it (an array, a dict, or a tuple (x, y[, weights])), or a
-            finite iterable of such batches, as a `tf.data.Dataset` or a list.
-        caller: str, for messages.
+            finite iterable of such batches, such as a `tf.data.Dataset` or a list.
+        caller: such as "ke.prune", for messages.
+
+    Raises:
+        TypeError: `data` is none of these.
+        ValueError: it is endless or empty.
     """
     rule = f"{caller} needs a batch (array, dict, or tuple (x, y)) or an iterable of batches."
     if isinstance(data, tuple | dict | np.ndarray | tf.Tensor):
@@ -69,47 +87,80 @@ def batches_of(data, caller) -> list:
     return [batch[0] if isinstance(batch, tuple) else batch for batch in batches]
 
 
-def observe(model, parts, batches, *, counts=False, channels=None) -> list:
-    """What goes into the layers of some `Activations` on these batches, in inference mode.
-
-    Args:
-        model: the model; nothing of it is rounded that is not yet.
-        parts: list of `Activations`, attached.
-        batches: list of inputs of the model.
-        counts: whether to count (a second pass over the data).
-        channels: None or dict of a part to the `Weight` whose inputs are measured.
+def attach_quantizers(
+    model: Model, weights: Iterable[Weight], updater: RangeTracker | None, bits: int
+) -> dict[str, ActivationQuantizer]:
+    """Attach an `ActivationQuantizer` to every layer that has one of these kernels.
 
     Returns:
-        List of `Seen`, one per part.
+        Dict of the layer's path to its quantizer, in the order of the layers.
     """
-    seen = {id(part): ActivationStats() for part in parts}
-
-    def widen(part, x):
-        mine = seen[id(part)]
-        mine.widen(x)
-        weight = (channels or {}).get(id(part))
-        axes = weight and input_axes(part.layer, weight, x.ndim)
-        if axes is not None:
-            mine.raise_channels(x, axes)
-
-    _pass(model, parts, batches, widen)
-    if counts:
-        _pass(model, parts, batches, lambda part, x: seen[id(part)].count(x))
-    return [seen[id(part)] for part in parts]
+    owners = {id(layer) for w in weights if w.kind == KERNEL for layer, _ in w.owners}
+    layers = {path: layer for path, layer in layer_paths(model) if id(layer) in owners}
+    quantizers = {path: ActivationQuantizer(updater, bits) for path in layers}
+    attach_call_wrappers(model, [(path, layers[path], q) for path, q in quantizers.items()])
+    return quantizers
 
 
-def products(model, parts, weights, batches) -> dict:
-    """XᵀX of what each weight is multiplied with on these batches, in inference mode.
+@contextmanager
+def detached_on_error(model: Model, quantizers: dict[str, ActivationQuantizer]) -> Iterator[None]:
+    """A context that detaches the quantizers if it is left by an exception."""
+    try:
+        yield
+    except BaseException:
+        detach_call_wrappers(model, quantizers.values())
+        raise
+
+
+def observe(
+    model: Model,
+    quantizers: Iterable[ActivationQuantizer],
+    batches: list,
+    *,
+    counts: bool = False,
+    channels: dict[int, Weight] | None = None,
+) -> list[ActivationStats]:
+    """Measure the inputs of the quantizers' layers on these batches, in inference mode.
 
     Args:
         model: the model.
-        parts: `Activations` attached to the weights' layers.
-        weights: list of `Weight`s, kernels; those that share one are summed.
+        quantizers: attached quantizers, which do not round meanwhile.
+        batches: list of inputs of the model.
+        counts: whether to compute histograms, by a second pass over the batches. Default: False.
+        channels: dict of the id of a quantizer to the `Weight` whose inputs' magnitudes are
+            measured. Default: None.
+
+    Returns:
+        The statistics of each quantizer's layer.
+    """
+    quantizers = list(quantizers)
+    stats = {id(quantizer): ActivationStats() for quantizer in quantizers}
+
+    def update(quantizer, x):
+        own = stats[id(quantizer)]
+        own.update_range(x)
+        weight = (channels or {}).get(id(quantizer))
+        axes = weight and input_axes(quantizer.layer, weight, x.ndim)
+        if axes is not None:
+            own.update_channels(x, axes)
+
+    _run(model, quantizers, batches, update)
+    if counts:
+        _run(model, quantizers, batches, lambda q, x: stats[id(q)].update_counts(x))
+    return [stats[id(quantizer)] for quantizer in quantizers]
+
+
+def input_grams(model: Model, weights: list[Weight], batches: list) -> dict[Weight, np.ndarray]:
+    """Compute XᵀX of the inputs X that each kernel is multiplied with, in inference mode.
+
+    Args:
+        model: the model.
+        weights: kernels. A kernel that several layers share gets the sum of theirs.
         batches: list of inputs of the model.
 
     Returns:
-        Dict of a `Weight` to a float64 array [inputs, inputs]. Without the weights of layers that
-        the data does not reach, and of layers that see parts of their input (convolutions).
+        Dict of a `Weight` to a float64 array [inputs, inputs], without the weights of layers that
+        the data does not reach and of layers that multiply parts of their input (convolutions).
 
     Raises:
         ValueError: an input is not finite.
@@ -117,9 +168,9 @@ def products(model, parts, weights, batches) -> dict:
     by_layer = {id(layer): weight for weight in weights for layer, _ in weight.owners}
     sums = {}
 
-    def add(part, x):
-        weight = by_layer[id(part.layer)]
-        axes = input_axes(part.layer, weight, x.ndim)
+    def add(quantizer, x):
+        weight = by_layer[id(quantizer.layer)]
+        axes = input_axes(quantizer.layer, weight, x.ndim)
         if axes is None or not x.size:
             return
         axes = [axis % x.ndim for axis in axes]
@@ -127,7 +178,11 @@ def products(model, parts, weights, batches) -> dict:
         rows = x.transpose(order).reshape(-1, weight.matrix_shape[0])
         sums[weight] = sums.get(weight, 0) + (rows.T @ rows).astype(np.float64)
 
-    _pass(model, parts, batches, add)
+    quantizers = attach_quantizers(model, weights, None, 8)
+    try:
+        _run(model, list(quantizers.values()), batches, add)
+    finally:
+        detach_call_wrappers(model, quantizers.values())
     for weight, gram in sums.items():
         if not np.all(np.isfinite(gram)):
             raise ValueError(
@@ -137,21 +192,21 @@ def products(model, parts, weights, batches) -> dict:
     return sums
 
 
-def _pass(model, parts, batches, look):
+def _run(model, quantizers, batches, observer: Callable):
     flavor = flavors.of(model)
-    # (A model may compile its call by itself, and would not look again, or for good.)
+    # A model that compiles its own call would otherwise not run the observers, or keep them.
     before = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)
-    for part in parts:
-        part.look = functools.partial(_look, look, part)
+    for quantizer in quantizers:
+        quantizer.observer = functools.partial(_observe, observer, quantizer)
     try:
         for batch in batches:
             flavor.call(model, tf.nest.map_structure(tf.convert_to_tensor, batch), training=False)
     finally:
         tf.config.run_functions_eagerly(before)
-        for part in parts:
-            part.look = None
+        for quantizer in quantizers:
+            quantizer.observer = None
 
 
-def _look(look, part, x):
-    look(part, x.numpy())
+def _observe(observer, quantizer, x):
+    observer(quantizer, x.numpy())

@@ -1,7 +1,8 @@
-"""Prune the weights of a model while it trains."""
+"""Pruning at once or during training."""
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
 
@@ -10,6 +11,7 @@ from keras_efficient.compression._reconstruction import Reconstruction
 from keras_efficient.compression._sensitivity import Sensitivity, sensitivity
 from keras_efficient.compression._sparsity_patterns import pattern_of
 from keras_efficient.compression._tf_mot import tf_mot
+from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import attach
 from keras_efficient.parametrize._checks import check_weights
 from keras_efficient.parametrize._parametrized_layer import transform_chain
@@ -20,28 +22,30 @@ from keras_efficient.training._transform_updates import update_transforms
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What `prune` set.
+    """The result of `prune`; prints as one line.
 
     Attributes:
-        targets: dict of a weight's path to the sparsity it ends at; None where scores decide how
-            many are kept (soft movement pruning).
-        pattern: str.
-        begin_step, end_step: int, the updates at which sparsity starts to grow, and is reached;
-            `end_step` is None if a schedule of TF-MOT has no end.
+        targets: dict of a weight's path to its final sparsity, in [0, 1); None where scores decide
+            how many numbers are kept (soft movement pruning).
+        pattern: the sparsity pattern.
+        begin_step: the update at which sparsity starts to grow.
+        end_step: the update at which the targets are reached, or None if a schedule of TF-MOT has
+            no end.
         sensitivity: the `Sensitivity` that set the targets (`adaptive`), or None.
-        by_magnitude: tuple of the paths that a `Reconstruction` left to it.
+        by_magnitude: tuple of the paths of the weights that a `Reconstruction` could not prune,
+            which were pruned by magnitude.
     """
 
-    targets: dict
+    targets: dict[str, float | None]
     pattern: str
     begin_step: int
     end_step: int | None
     sensitivity: Sensitivity | None = None
-    by_magnitude: tuple = ()
+    by_magnitude: tuple[str, ...] = ()
 
     def __str__(self):
-        shares = self.targets.values()
-        if None in shares:
+        shares = [target for target in self.targets.values() if target is not None]
+        if not shares:
             share = "as many zeros as their scores say"
         else:
             low, high = min(shares), max(shares)
@@ -55,59 +59,64 @@ class PruneReport:
 
 
 def prune(
-    model,
-    final_sparsity=None,
+    model: Model,
+    final_sparsity: Any = None,
     *,
-    begin_step=0,
-    end_step=0,
-    schedule="polynomial",
-    frequency=None,
-    pattern="unstructured",
-    scope="layer",
-    criterion="magnitude",
-    layers=None,
-    adaptive=None,
+    begin_step: int = 0,
+    end_step: int = 0,
+    schedule: Any = "polynomial",
+    frequency: int | None = None,
+    pattern: str = "unstructured",
+    scope: str = "layer",
+    criterion: Any = "magnitude",
+    layers: Any = None,
+    adaptive: Any = None,
 ) -> PruneReport:
-    """Set the least important weights to zero, more and more of them while the model trains.
+    """Set the least important weights to zero, at once or gradually while the model trains.
 
-    Acts from the next `fit` on, before or after `compile`, without a callback: the training step
-    counts updates (k microbatches are one), moves the masks by the schedule, and masks the weights
-    after every update, before checkpoints and averages see them. From `end_step` on every chosen
-    weight has exactly its target's zeros: `round(size · (1 - sparsity))` numbers are kept.
+    Takes effect at the next `fit`, whether called before or after `compile`, and needs no callback:
+    the training step counts updates (k microbatches are one update), updates the masks by the
+    schedule, and masks the weights after every update, before checkpoints and averages are made.
+    From `end_step` on every selected weight has exactly the zeros of its target:
+    `round(size · (1 - sparsity))` numbers are kept.
 
     Args:
         model: a built Keras 3 or tf_keras model of any kind.
-        final_sparsity: float in (0, 1), the share of zeros each weight ends with; or a dict of a
-            weight's path to that, or a `compress.Sensitivity`, which also choose the weights. None
-            where something else has it: a pattern "N:M", a schedule of TF-MOT, soft movement.
-        begin_step: int >= 0, the update at which sparsity starts to grow. Default 0.
-        end_step: int, the update at which it is reached, and after which masks stay. 0 (default):
-            at once, before any training.
-        schedule: "polynomial" (default: TF-MOT's cubic growth), "constant" (all at `begin_step`)
-            or a TF-MOT `PruningSchedule` (which has its own sparsity, steps and frequency).
-        frequency: int >= 1, updates between two moves of the masks. Default: 50 moves in all, at
-            least every 100 updates.
-        pattern: "unstructured" (default); "N:M", as "2:4": N kept of every M inputs of an output,
-            from `begin_step` on; "block:IxO", as "block:1x4": blocks of I inputs x O outputs, of
-            which `round(blocks · (1 - sparsity))` are kept.
-        scope: "layer" (default): each weight reaches the target; "global": all together do.
-        criterion: "magnitude" (default), "movement" or a `compress.Movement`; or a
-            `compress.Reconstruction` with some data, which prunes at once and corrects what stays.
-        layers: which weights; see `parametrize.select`: kernels and embeddings. Default: all
-            kernels of Dense, EinsumDense and attention layers, without the model's last one (its
-            head).
-        adaptive: a batch `(features, labels)` or a dataset of a few: each weight gets a target of
-            its own by its sensitivity there (to pruning by magnitude), such that all together
-            reach `final_sparsity` (see `compress.sensitivity`). Default None: the same for all. The
-            callback `AdaptiveSparsity` stops the growth where validation falls.
+        final_sparsity: final share of zeros of each weight, in (0, 1); or a dict of a weight's path
+            to that or a `compression.Sensitivity`, which also select the weights. Default: None,
+            for an N:M pattern, a schedule of TF-MOT and soft movement pruning, which determine it.
+        begin_step: the update (>= 0) at which sparsity starts to grow. Default: 0.
+        end_step: the update at which the targets are reached, and after which masks are constant.
+            Default: 0, pruning at once, before any training.
+        schedule: "polynomial" (TF-MOT's cubic growth), "constant" (all at `begin_step`) or a TF-MOT
+            `PruningSchedule`, which has its own sparsity, steps and frequency. Default:
+            "polynomial".
+        frequency: number of updates (>= 1) between two updates of the masks. Default: None, a
+            fiftieth of the updates from `begin_step` to `end_step`, at most 100.
+        pattern: "unstructured"; "N:M", such as "2:4", N kept of every M inputs of an output from
+            `begin_step` on; or "block:IxO", such as "block:1x4", blocks of I inputs x O outputs
+            that are kept or pruned as a whole. Default: "unstructured".
+        scope: "layer", each weight reaches the target; or "global", all weights together do.
+            Default: "layer".
+        criterion: "magnitude"; "movement" or a `compression.Movement`; or a
+            `compression.Reconstruction` with some data, which prunes at once and corrects the
+            remaining weights. Default: "magnitude".
+        layers: selects the weights, kernels and embeddings; see `parametrize.select`. Default:
+            None, all kernels of Dense, EinsumDense and attention layers except those of the head.
+        adaptive: a batch `(features, labels)` or a small dataset, on which the sensitivity of each
+            weight to pruning by magnitude is measured. Each weight gets its own target, and all
+            together reach `final_sparsity`; see `compression.sensitivity`. The callback
+            `AdaptiveSparsity` stops the growth when validation gets worse. Default: None, the same
+            target for all weights.
 
     Returns:
-        A `Pruned`, to print.
+        A `PruneReport`.
 
     Raises:
-        ValueError: an argument out of range or at odds with another, a pattern that does not divide
-            a weight, a target below the sparsity a weight has, no such weights, weights that are
-            pruned already, or another strategy's scope.
+        ValueError: an argument is out of range or contradicts another, a pattern does not divide a
+            weight, a target is below the present sparsity of a weight, no weight is selected, a
+            weight is pruned already, or another strategy's scope is entered.
+        TypeError: `adaptive` is not data.
         ImportError: TF-MOT is not installed.
 
     Example:
@@ -115,57 +124,58 @@ def prune(
         prune: ...
 
     Reference:
-        Zhu & Gupta 2017, "To prune, or not to prune"; the schedules and masks are those of
+        Zhu & Gupta 2017, "To prune, or not to prune"; schedules and masks are those of
         tensorflow-model-optimization. Mishra et al. 2021 for N:M; Sanh et al. 2020 for movement;
         Frantar & Alistarh 2023 for reconstruction.
     """
-    pattern, movement = pattern_of(pattern), _movement(criterion)
-    reconstruction = criterion if isinstance(criterion, Reconstruction) else None
-    _check_scope(scope, pattern)
-    given = _OwnSchedule.of(schedule, begin_step, end_step, frequency)
-    if given is None:
-        make, begin_step, end_step = _schedules(schedule, begin_step, end_step, frequency)
-    else:
-        make, begin_step, end_step = given.make, given.begin_step, given.end_step
+    shape, movement = pattern_of(pattern), _movement(criterion)
     soft = movement is not None and movement.soft
-    if given is not None and final_sparsity is None and pattern.sparsity is None and not soft:
-        final_sparsity = given.sparsity
-    _check_movement(movement, begin_step, end_step, schedule)
-    weights = _chosen(model, layers, final_sparsity)
-    if reconstruction is not None:
-        reconstruction.check(weights, pattern, scope, begin_step, end_step, schedule)
+    _check_scope(scope, shape)
+    own = _TfMotSchedule.of(schedule, begin_step, end_step, frequency)
+    if own is None:
+        make = _schedules(schedule, begin_step, end_step, frequency)
+        first, last = begin_step, end_step
+    else:
+        make, first, last = own.make, own.begin_step, own.end_step
+        if final_sparsity is None and shape.sparsity is None and not soft:
+            final_sparsity = own.sparsity
+    _check_movement(movement, first, last, schedule)
+    weights = _selected(model, layers, final_sparsity)
+    if isinstance(criterion, Reconstruction):
+        criterion.check(weights, shape, scope, first, last, schedule)
     check_weights(weights, "ke.prune", transform=Mask.name)
     for weight in weights:
-        pattern.check(weight)
+        shape.check(weight)
     found = None
     if adaptive is not None:
-        _check_adaptive(adaptive, final_sparsity, pattern, scope, soft, given)
-        found = sensitivity(model, adaptive, final_sparsity, layers=[w.path for w in weights])
+        _check_adaptive(adaptive, final_sparsity, shape, scope, soft, own)
+        sparsity: Any = final_sparsity
+        found = sensitivity(model, adaptive, sparsity, layers=[w.path for w in weights])
         final_sparsity = found
-    targets = _targets(weights, final_sparsity, pattern, soft)
-    if given is not None and pattern.sparsity is None and not soft:
-        given.check(targets)
+    targets = _targets(weights, final_sparsity, shape, soft)
+    if own is not None and shape.sparsity is None and not soft:
+        own.check(targets)
     if scope == "global" and len(set(targets.values())) > 1:
         raise ValueError(
             "scope='global' has one target for all weights together. Received: several in "
             "`final_sparsity`. Use scope='layer'."
         )
-    if movement is None and pattern.sparsity is None:
-        least = _check_grows(weights, targets, scope)
-        if given is None:
-            # (What is zero already stays so.)
-            make = functools.partial(make, initial=least)
-    left = []
-    if reconstruction is not None:
-        left = reconstruction.apply(model, weights, targets, pattern)
-    masks = MaskUpdater(pattern, make, scope, movement, end_step)
+    if movement is None and shape.sparsity is None:
+        present = _check_grows(weights, targets, scope)
+        if own is None:
+            # Growth starts from the present zeros, which stay.
+            make = functools.partial(make, initial=present)
+    by_magnitude = []
+    if isinstance(criterion, Reconstruction):
+        by_magnitude = criterion.apply(model, weights, targets, shape)
+    masks = MaskUpdater(shape, make, scope, movement, last)
     pairs = [(weight, Mask(masks, targets[weight.path])) for weight in weights]
     attach(model, pairs)
     with model.distribute_strategy.scope():
         masks.begin([mask for _, mask in pairs])
     update_transforms(model)
-    left = tuple(weight.path for weight in left)
-    return PruneReport(targets, pattern.text, begin_step, end_step, found, left)
+    paths = tuple(weight.path for weight in by_magnitude)
+    return PruneReport(targets, shape.text, first, last, found, paths)
 
 
 def _movement(criterion):
@@ -176,8 +186,8 @@ def _movement(criterion):
     if isinstance(criterion, Reconstruction):
         return None
     raise ValueError(
-        "`criterion` must be 'magnitude', 'movement', a compress.Movement(...) or a "
-        f"compress.Reconstruction(batches). Received: {criterion!r}."
+        "`criterion` must be 'magnitude', 'movement', a ke.compression.Movement(...) or a "
+        f"ke.compression.Reconstruction(batches). Received: {criterion!r}."
     )
 
 
@@ -210,7 +220,7 @@ def _check_movement(movement, begin_step, end_step, schedule):
 def _check_adaptive(adaptive, final_sparsity, pattern, scope, soft, given):
     if isinstance(adaptive, bool):
         raise TypeError(
-            "`adaptive` must be what the weights' sensitivity is measured on: a batch (features, "
+            "`adaptive` must be data to measure the weights' sensitivity on: a batch (features, "
             f"labels) or a small tf.data.Dataset. Received: {adaptive!r}. Give "
             "adaptive=next(iter(dataset))."
         )
@@ -229,8 +239,8 @@ def _check_adaptive(adaptive, final_sparsity, pattern, scope, soft, given):
         )
 
 
-def _chosen(model, layers, final_sparsity):
-    """The weights to prune."""
+def _selected(model, layers, final_sparsity):
+    """Select the weights to prune."""
     if isinstance(final_sparsity, Sensitivity):
         final_sparsity = final_sparsity.targets
     if layers is None and isinstance(final_sparsity, dict):
@@ -248,7 +258,7 @@ def _chosen(model, layers, final_sparsity):
     return select(model, layers, (KERNEL, EMBEDDING), caller="ke.prune")
 
 
-def _targets(weights, final_sparsity, pattern, soft):
+def _targets(weights, final_sparsity: Any, pattern, soft) -> dict[str, Any]:
     if isinstance(final_sparsity, Sensitivity):
         final_sparsity = final_sparsity.targets
     if pattern.sparsity is not None or soft:
@@ -267,12 +277,12 @@ def _targets(weights, final_sparsity, pattern, soft):
                 "A dict as `final_sparsity` must have every chosen weight. Received: one without "
                 f"{missing[0]!r}. Leave `layers` out, or choose the weights it has."
             )
-        targets = {weight.path: final_sparsity[weight.path] for weight in weights}
+        targets: dict[str, Any] = {w.path: final_sparsity[w.path] for w in weights}
     else:
         targets = dict.fromkeys((weight.path for weight in weights), final_sparsity)
     for path, target in targets.items():
         number = isinstance(target, int | float) and not isinstance(target, bool)
-        # (Of several targets some may be 0: such weights stay dense.)
+        # One of several targets may be 0: its weight stays dense.
         several = isinstance(final_sparsity, dict)
         if not number or not 0 <= target < 1 or (target == 0 and not several):
             raise ValueError(
@@ -283,7 +293,7 @@ def _targets(weights, final_sparsity, pattern, soft):
 
 
 def _check_grows(weights, targets, scope):
-    """Refuse targets below what there is; returns the least sparsity there is."""
+    """Require targets of at least the present sparsity; return the least present sparsity."""
     zeros = {}
     for weight in weights:
         chain = transform_chain(weight)
@@ -305,7 +315,7 @@ def _check_grows(weights, targets, scope):
 
 
 def _schedules(schedule, begin_step, end_step, frequency):
-    """A function of a target that gives its TF-MOT schedule; and its first and last update."""
+    """Return a function of a target (and the present sparsity) that makes a TF-MOT schedule."""
     module = tf_mot("sparsity.keras.pruning_schedule")
     if schedule not in ("polynomial", "constant"):
         raise ValueError(
@@ -324,22 +334,23 @@ def _schedules(schedule, begin_step, end_step, frequency):
     constant = schedule == "constant" or begin_step == end_step
 
     def made(target, initial=0.0):
-        # (Of soft movement it says only when.)
+        # Soft movement pruning has no target; the schedule then only says when masks are updated.
         target = target or 0.0
         if constant:
             return module.ConstantSparsity(target, begin_step, end_step, every)
         return module.PolynomialDecay(initial, target, begin_step, end_step, 3, every)
 
-    return made, begin_step, end_step
+    return made
 
 
-class _OwnSchedule:
+class _TfMotSchedule:
     """A `PruningSchedule` of TF-MOT that the caller made.
 
     Attributes:
-        name: str.
-        begin_step, end_step: int; `end_step` is None if it has no end.
-        sparsity: float, where it ends.
+        name: name of its class.
+        begin_step: its first update.
+        end_step: its last update, or None if it has no end.
+        sparsity: its final sparsity.
     """
 
     def __init__(self, schedule):
@@ -347,13 +358,13 @@ class _OwnSchedule:
         self.begin_step, end_step = getattr(schedule, "begin_step", 0), _end(schedule)
         self.end_step = end_step
         last = self.begin_step if end_step is None else end_step
-        # (As it was given, not as float32.)
+        # The sparsity as it was given, and not its float32 value.
         exact = getattr(schedule, "final_sparsity", getattr(schedule, "target_sparsity", None))
         self.sparsity = float(schedule(tf.constant(last, tf.int64))[1] if exact is None else exact)
 
     @classmethod
     def of(cls, schedule, begin_step, end_step, frequency):
-        """The schedule, if it is one of TF-MOT."""
+        """Return the schedule if it is one of TF-MOT, or None."""
         if isinstance(schedule, str):
             return None
         if not isinstance(schedule, tf_mot("sparsity.keras.pruning_schedule").PruningSchedule):

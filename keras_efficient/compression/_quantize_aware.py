@@ -1,13 +1,18 @@
-"""Train a model so that it computes well when rounded."""
+"""Quantization-aware training (QAT)."""
 
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from keras_efficient.compression._activation_quantization import ActivationQuantizer, RangeTracker
+from keras_efficient.compression._activation_quantization import RangeTracker
 from keras_efficient.compression._fake_quant import FakeQuant
-from keras_efficient.compression._observers import batches_of, observe
-from keras_efficient.parametrize._attach import attach, attach_call_wrappers, detach_call_wrappers
-from keras_efficient.parametrize._layer_paths import layer_paths
+from keras_efficient.compression._observers import (
+    attach_quantizers,
+    batches_of,
+    detached_on_error,
+    observe,
+)
+from keras_efficient.flavor import Model
+from keras_efficient.parametrize._attach import attach
 from keras_efficient.parametrize._select import select
 from keras_efficient.parametrize._weights import EMBEDDING, KERNEL
 from keras_efficient.training._transform_updates import update_transforms
@@ -15,20 +20,20 @@ from keras_efficient.training._transform_updates import update_transforms
 
 @dataclass(frozen=True)
 class QuantizeAwareReport:
-    """What `quantize_aware` set.
+    """The result of `quantize_aware`; prints as one line.
 
     Attributes:
-        weights: tuple of the paths of the weights that are seen rounded.
-        weight_bits: int.
+        weights: tuple of the paths of the weights that are rounded.
+        weight_bits: bits of each number of a weight.
         inputs: tuple of the paths of the layers whose input is rounded.
-        activation_bits: int or None.
-        begin_step: int, the update from which on they are.
-        batches: int, of calibration.
+        activation_bits: bits of each number of an input, or None if inputs are not rounded.
+        begin_step: the update from which on weights and inputs are rounded.
+        batches: number of batches the ranges were measured on; 0 without calibration.
     """
 
-    weights: tuple
+    weights: tuple[str, ...]
     weight_bits: int
-    inputs: tuple
+    inputs: tuple[str, ...]
     activation_bits: int | None
     begin_step: int
     batches: int
@@ -45,50 +50,52 @@ class QuantizeAwareReport:
 
 
 def quantize_aware(
-    model,
-    weight_bits=8,
-    activation_bits=8,
+    model: Model,
+    weight_bits: int = 8,
+    activation_bits: int | None = 8,
     *,
-    per_channel=True,
-    group_size=None,
-    calibration=None,
-    begin_step=0,
-    freeze_step=None,
-    embeddings=True,
-    layers=None,
+    per_channel: bool = True,
+    group_size: int | None = None,
+    calibration: Any = None,
+    begin_step: int = 0,
+    freeze_step: int | None = None,
+    embeddings: bool = True,
+    layers: Any = None,
 ) -> QuantizeAwareReport:
-    """See weights, and what is multiplied by them, rounded to few bits while the model trains.
+    """Train with weights and layer inputs rounded to few bits (quantization-aware training).
 
-    Acts from the next `fit` on, before or after `compile`; k microbatches or replicas give the
-    ranges of one batch. A weight is rounded to x̂ = s · round(x / s) with s = max|x| / 127 (8 bits)
-    or max|x| / 7 (4 bits), for each output its own; zeros stay zeros. A layer's input is rounded to
-    256 steps of a range [low, high] around zero: a debiased moving average (decay 0.99) of what the
-    updates see, which inference uses and never moves. Gradients pass straight through; those of
-    inputs beyond their range are zero. Computed in float32 whatever the policy.
+    Takes effect at the next `fit`, whether called before or after `compile`. Microbatches and
+    replicas give the same ranges as one large batch. A weight is rounded to
+    x̂ = s · round(x / s) with s = max|x| / 127 (8 bits) or max|x| / 7 (4 bits), computed for each
+    output; zeros stay zeros. A layer's input is rounded to 256 steps of a range [low, high] that
+    contains zero. The range is a debiased moving average (decay 0.99) over updates, which inference
+    uses and never changes. Gradients pass straight through the rounding, except that inputs outside
+    of their range get none. All of this is computed in float32, whatever the dtype policy.
 
     Args:
         model: a built Keras 3 or tf_keras model of any kind.
-        weight_bits: 8 (default) or 4.
-        activation_bits: 8 (default), or None: inputs are not rounded.
-        per_channel: a scale for each output (default; a row of an embedding is one), or one per
-            weight.
-        group_size: int, the consecutive inputs of an output that share a scale; for 4 bits. It
-            divides the inputs. Default: all share it.
-        calibration: some data to measure the ranges on first, in inference mode: one batch as
-            `fit` yields it, or a finite iterable of batches. Default: the first update sets them,
-            and before it inputs are not rounded.
-        begin_step: int >= 0, the update from which on anything is rounded. Default 0.
-        freeze_step: int >= 1, the update from which on ranges stay. Default: never.
-        embeddings: whether embeddings are rounded too. Default True.
-        layers: which weights; see `parametrize.select`. Default: all kernels, and embeddings.
+        weight_bits: bits per number of a weight: 8 or 4. Default: 8.
+        activation_bits: bits per number of an input: 8, or None not to round inputs. Default: 8.
+        per_channel: whether each output has its own scale (of an embedding, each row). Default:
+            True. False: one scale per weight.
+        group_size: number of consecutive inputs of an output that share a scale, mostly used with
+            4 bits. It must divide the number of inputs. Default: None, all inputs share it.
+        calibration: data to measure the ranges on first, in inference mode: one batch as `fit`
+            yields it, or a finite iterable of batches. Default: None. The first update then sets
+            the ranges, and inputs are not rounded before it.
+        begin_step: the update (>= 0) from which on anything is rounded. Default: 0.
+        freeze_step: the update (>= 1) from which on ranges are constant. Default: None, never.
+        embeddings: whether embeddings are rounded too. Default: True.
+        layers: selects the weights; see `parametrize.select`. Default: None, all kernels and
+            embeddings.
 
     Returns:
-        A `Quantized`, to print.
+        A `QuantizeAwareReport`.
 
     Raises:
-        ValueError: an argument out of range, a weight whose inputs are not whole groups or bytes,
-            no such weights, no calibration data, or weights that are rounded already.
-        TypeError: `calibration` is no data.
+        ValueError: an argument is out of range, a weight's inputs are not whole groups or bytes, no
+            weight is selected, `calibration` is empty, or a weight is quantized already.
+        TypeError: `calibration` is not data.
 
     Example:
         >>> print(ke.quantize_aware(model, weight_bits=8))  # doctest: +ELLIPSIS
@@ -96,9 +103,9 @@ def quantize_aware(
 
     Reference:
         Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
-        Integer-Arithmetic-Only Inference". Ranges and grid are those of
-        tensorflow-model-optimization, whose moving averages start at ±6 and are not debiased
-        (trap 27), differ between replicas (28), and refuse kernels of three axes (29).
+        Integer-Arithmetic-Only Inference". The grid is that of tensorflow-model-optimization, whose
+        moving averages start at ±6 and are not debiased (trap 27), differ between replicas (28),
+        and whose per-axis quantizer fails on kernels of three axes (29).
     """
     check_bits("ke.quantize_aware", weight_bits, activation_bits, per_channel, group_size)
     _check_steps(begin_step, freeze_step, activation_bits, calibration)
@@ -112,65 +119,35 @@ def quantize_aware(
     for weight, transform in pairs:
         transform.check(weight)
     batches = [] if calibration is None else batches_of(calibration, "ke.quantize_aware")
-    parts = attached(model, weights, updater, activation_bits) if activation_bits else {}
-    if batches and parts:
-        with undone_on_error(model, parts):
-            for part, seen in zip(
-                parts.values(), observe(model, list(parts.values()), batches), strict=True
-            ):
-                if seen.calls:
-                    part.set(seen.low, seen.high)
+    quantizers = (
+        attach_quantizers(model, weights, updater, activation_bits) if activation_bits else {}
+    )
+    if batches and quantizers:
+        with detached_on_error(model, quantizers):
+            measured = observe(model, quantizers.values(), batches)
+            for quantizer, stats in zip(quantizers.values(), measured, strict=True):
+                if stats.calls:
+                    quantizer.set_range(stats.low, stats.high)
     attach(model, pairs)
     update_transforms(model)
     return QuantizeAwareReport(
         tuple(weight.path for weight in weights),
         weight_bits,
-        tuple(parts),
+        tuple(quantizers),
         activation_bits,
         begin_step,
         len(batches),
     )
 
 
-def attached(model, weights, updater, bits) -> dict:
-    """Attach an `Activations` to every layer that has one of these kernels.
-
-    Returns:
-        Dict of the layer's path to its part, in the order of the layers.
-    """
-    wanted = {id(layer) for w in weights if w.kind == KERNEL for layer, _ in w.owners}
-    layers = {path: layer for path, layer in layer_paths(model) if id(layer) in wanted}
-    parts = {path: ActivationQuantizer(updater, bits) for path in layers}
-    attach_call_wrappers(model, [(path, layers[path], part) for path, part in parts.items()])
-    return parts
-
-
-@contextmanager
-def undone_on_error(model, parts):
-    """A context that takes attached parts off again if what happens in it fails."""
-    try:
-        yield
-    except BaseException:
-        _take_off(model, parts)
-        raise
-
-
-@contextmanager
-def for_a_while(model, weights):
-    """A context with an `Activations` on every layer of these kernels, to look at inputs."""
-    parts = attached(model, weights, None, 8)
-    try:
-        yield list(parts.values())
-    finally:
-        _take_off(model, parts)
-
-
-def _take_off(model, parts):
-    detach_call_wrappers(model, parts.values())
-
-
-def check_bits(caller, weight_bits, activation_bits, per_channel, group_size):
-    """Refuse what cannot be rounded to."""
+def check_bits(
+    caller: str,
+    weight_bits: int,
+    activation_bits: int | None,
+    per_channel: bool,
+    group_size: int | None,
+) -> None:
+    """Raise a ValueError if the bits or groups are not supported."""
     for name, value, allowed in (
         ("weight_bits", weight_bits, (8, 4)),
         ("activation_bits", activation_bits, (8, None)),

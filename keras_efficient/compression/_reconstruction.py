@@ -1,4 +1,4 @@
-"""Prune or round so that the outputs of layers change least: "optimal brain surgery", by layer."""
+"""Layer-wise reconstruction: prune or round weights such that layers' outputs change least."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,36 +7,38 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_efficient.compression import _range_estimation as range_estimation
 from keras_efficient.compression._integers import largest, to_integers
-from keras_efficient.compression._observers import batches_of, products
-from keras_efficient.compression._quantize_aware import for_a_while
+from keras_efficient.compression._observers import batches_of, input_grams
+from keras_efficient.compression._range_estimation import weight_clip
+from keras_efficient.compression._sparsity_patterns import Pattern
+from keras_efficient.flavor import Model
 from keras_efficient.parametrize._parametrized_layer import transform_chain
-from keras_efficient.parametrize._weights import KERNEL
+from keras_efficient.parametrize._weights import KERNEL, Weight
 
-#: Inputs whose masks are chosen together; corrections reach inputs beyond them block by block.
+#: Number of inputs whose masks are chosen together, and after which later inputs are corrected.
 BLOCK = 128
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Prune at once, and correct the weights that stay for those that go.
+    """A criterion of `ke.prune` that prunes at once and corrects the remaining weights.
 
-    Of each kernel W with inputs X on some data, the masks M and new weights Ŵ are chosen such that
-    ‖XW - X(M ⊙ Ŵ)‖² is small: inputs are taken in turn, a number is pruned where
-    w² / [H⁻¹]ᵢᵢ is least (H = XᵀX), and what its output loses is made up for by the inputs that
-    come after. Magnitudes know neither how large inputs are nor which of them replace each other,
-    so this leaves far less to be trained back. Kernels of convolutions, embeddings and what the
-    data does not reach go by magnitude; the report names them.
+    For each kernel W with inputs X on some data, the mask M and new weights Ŵ are chosen such that
+    ‖XW - X(M ⊙ Ŵ)‖² is small. Inputs are processed in order. With H = XᵀX, the numbers with the
+    least w² / [H⁻¹]ᵢᵢ are pruned, and the weights of later inputs compensate for the error in the
+    output. Unlike magnitudes, this takes into account how large inputs are and how they correlate,
+    so much less accuracy has to be recovered by training. Embeddings, kernels of convolutions and
+    kernels that the data does not reach are pruned by magnitude; the report names them.
 
     Args:
-        data: typical inputs: one batch as `fit` yields it (targets are passed over), or a finite
-            iterable of batches. A few hundred examples do. Memory: XᵀX of every kernel (8 · inputs²
-            bytes) and a copy of the kernels.
-        damping: float > 0: so many times its mean diagonal is added to H's. Default 0.01.
+        data: typical inputs: one batch as `fit` yields it (targets are ignored), or a finite
+            iterable of batches. A few hundred examples suffice. Memory: XᵀX of every kernel
+            (8 · inputs² bytes) and a copy of the kernels.
+        damping: number above 0; this times the mean diagonal of H is added to its diagonal.
+            Default: 0.01.
 
     Raises:
-        ValueError: `damping` is no finite number above 0.
+        ValueError: `damping` is not a finite number above 0.
 
     Example:
         >>> criterion = ke.compression.Reconstruction(dataset)
@@ -56,8 +58,16 @@ class Reconstruction:
         if not number or not 0 < self.damping < math.inf:
             raise ValueError(f"`damping` must be above 0 and finite. Received: {self.damping!r}.")
 
-    def check(self, weights, pattern, scope, begin_step, end_step, schedule):
-        """Refuse what cannot be pruned at once by single numbers, before anything is changed."""
+    def check(
+        self,
+        weights: list[Weight],
+        pattern: Pattern,
+        scope: str,
+        begin_step: int,
+        end_step: int | None,
+        schedule: Any,
+    ) -> None:
+        """Raise a ValueError if the arguments of `prune` do not allow pruning at once."""
         odds = {
             f"pattern={pattern.text!r}": pattern.block != (1, 1),
             f"scope={scope!r}": scope == "global",
@@ -73,18 +83,19 @@ class Reconstruction:
             )
         check_plain(weights, "A Reconstruction")
 
-    def apply(self, model, weights, targets, pattern):
-        """Let the weights have their targets' zeros; nothing is changed if anything fails.
+    def apply(
+        self, model: Model, weights: list[Weight], targets: dict[str, float], pattern: Pattern
+    ) -> list[Weight]:
+        """Prune the weights to their targets; if anything fails, none of them is changed.
 
         Returns:
-            List of the weights that are left to be pruned by magnitude.
+            List of the weights that remain to be pruned by magnitude.
         """
         batches = batches_of(self.data, "ke.prune")
         kernels = [weight for weight in weights if weight.kind == KERNEL]
-        with for_a_while(model, kernels) as parts:
-            found = products(model, parts, kernels, batches)
+        grams = input_grams(model, kernels, batches)
         new = []
-        for weight, gram in found.items():
+        for weight, gram in grams.items():
             target, matrix = targets[weight.path], matrix_of(weight)
             try:
                 pruned = prune_reconstructed(matrix, gram, target, pattern, self.damping)
@@ -95,43 +106,49 @@ class Reconstruction:
                 ) from error
             new.append((weight, pruned))
         assign(model, new)
-        return [weight for weight in weights if weight not in found]
+        return [weight for weight in weights if weight not in grams]
 
 
-def check_plain(weights, what):
-    """Refuse weights whose own numbers are not what is seen."""
+def check_plain(weights: list[Weight], what: str) -> None:
+    """Raise a ValueError if a weight has transforms."""
     for weight in weights:
         if transform_chain(weight) is not None:
             raise ValueError(
-                f"{what} changes the numbers of a weight. Received: {weight.path!r}, which is seen "
-                "through transforms. Do this first, or fold them with ke.merge(model)."
+                f"{what} changes the numbers of a weight. Received: {weight.path!r}, which has "
+                "transforms. Do this first, or fold them with ke.merge(model)."
             )
 
 
-def matrix_of(weight):
-    """A weight as it is seen, as a float32 array [inputs, outputs]."""
+def matrix_of(weight: Weight) -> np.ndarray:
+    """Return the weight's value after its transforms as a float32 array [inputs, outputs]."""
     chain = transform_chain(weight)
     value = weight.value if chain is None else chain.value()
     return weight.matrix(tf.cast(value, tf.float32)).numpy()
 
 
-def assign(model, pairs):
-    """Give weights new numbers: pairs of a `Weight` and a matrix."""
+def assign(model: Model, pairs: list[tuple[Weight, np.ndarray]]) -> None:
+    """Assign matrices [inputs, outputs] to weights."""
     with model.distribute_strategy.scope():
         for weight, matrix in pairs:
             weight.value.assign(weight.unmatrix(tf.constant(matrix, weight.value.dtype)))
 
 
-def prune_reconstructed(matrix, gram, sparsity, pattern, damping=0.01) -> np.ndarray:
-    """A matrix with the numbers pruned that its product with some inputs misses least.
+def prune_reconstructed(
+    matrix: np.ndarray,
+    gram: np.ndarray,
+    sparsity: float,
+    pattern: Pattern,
+    damping: float = 0.01,
+) -> np.ndarray:
+    """Prune a matrix such that its product with some inputs changes least (SparseGPT).
 
     Args:
         matrix: float array [inputs, outputs], W.
         gram: float array [inputs, inputs], XᵀX.
-        sparsity: float in [0, 1), of an unstructured pattern: `round(size · (1 - sparsity))`
-            numbers are kept. What is zero stays so, as far as it goes with the pattern.
-        pattern: `Pattern`: unstructured or N:M.
-        damping: float > 0.
+        sparsity: target in [0, 1) of an unstructured pattern: `round(size · (1 - sparsity))`
+            numbers are kept. Zeros stay zeros as far as the pattern allows.
+        pattern: unstructured or N:M.
+        damping: number above 0. Default: 0.01.
 
     Returns:
         float32 array [inputs, outputs].
@@ -146,7 +163,7 @@ def prune_reconstructed(matrix, gram, sparsity, pattern, damping=0.01) -> np.nda
         nonlocal done
         kept = np.ones(block.shape, bool)
         if pattern.group is None:
-            # (Shares of the blocks add up to the whole's.)
+            # Rounded cumulatively, so that the counts of all blocks add up to `zeros`.
             count = round(zeros * end / inputs) - done
             least = np.argsort(_cost(block, upper), axis=None, kind="stable")[:count]
             kept.reshape(-1)[least] = False
@@ -164,19 +181,25 @@ def prune_reconstructed(matrix, gram, sparsity, pattern, damping=0.01) -> np.nda
     return _swept(matrix, gram, size, damping, begin, np.asarray(matrix) == 0).astype(np.float32)
 
 
-def quantize_gptq(matrix, gram, bits, group_size=None, damping=0.01) -> tuple:
-    """Integers and scales of a matrix such that its product with some inputs misses little.
+def quantize_gptq(
+    matrix: np.ndarray,
+    gram: np.ndarray,
+    bits: int,
+    group_size: int | None = None,
+    damping: float = 0.01,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Round a matrix such that its product with some inputs changes little (GPTQ).
 
-    Inputs are rounded in turn, and what their outputs lose is made up for by those that come after.
-    Zeros stay zeros. Scales are those with the least square error of each channel, or of each group
-    as it is when its turn comes.
+    Inputs are rounded in order, and later inputs compensate for the error in the output. Zeros stay
+    zeros. The scale of a channel is the one with the least squared error; that of a group is chosen
+    when the group is reached.
 
     Args:
         matrix: float array [inputs, outputs], W.
         gram: float array [inputs, inputs], XᵀX.
         bits: 8 or 4.
-        group_size: int that divides inputs, or None: one group of all.
-        damping: float > 0.
+        group_size: int that divides inputs. Default: None, one group of all inputs.
+        damping: number above 0. Default: 0.01.
 
     Returns:
         (int8 array [inputs, outputs], float32 scales [groups, outputs]).
@@ -207,19 +230,20 @@ def quantize_gptq(matrix, gram, bits, group_size=None, damping=0.01) -> tuple:
 
 
 def _scales(matrix, bits):
-    clip = range_estimation.of_weight(matrix, bits, None)
-    return to_integers(matrix, bits, clip=clip)[1][0]
+    return to_integers(matrix, bits, clip=weight_clip(matrix, bits, None))[1][0]
 
 
 def _swept(matrix, gram, size, damping, begin, zeros=None):
-    """The matrix after its inputs were changed in turn, the rest making up for each.
+    """Change the rows of a matrix in order, and let later rows compensate for each error.
 
     Args:
-        size: int, the inputs of a block; what is lost reaches those beyond it at its end.
-        begin: function of a block's first and last input, the block as it is (a view) and its part
-            of U, which returns a function of an input's place in the block and its numbers that
-            returns the changed ones.
-        zeros: None or bool array like the matrix, where it stays zero until its turn.
+        matrix: float array [inputs, outputs].
+        gram: float array [inputs, inputs].
+        size: number of rows in a block; rows after the block are corrected at its end.
+        damping: number above 0.
+        begin: function of a block's first and last row, the block (a view) and its part of U. It
+            returns a function of a row's index in the block and the row, which returns the new row.
+        zeros: bool array of the matrix's shape, or None: numbers that corrections keep at zero.
     """
     if zeros is not None and not zeros.any():
         zeros = None
@@ -243,13 +267,13 @@ def _swept(matrix, gram, size, damping, begin, zeros=None):
 
 
 def _cost(block, upper):
-    """What the product misses if a number goes and those after it make up for it."""
+    """Return the output error from pruning each number, after compensation."""
     return (block / np.diag(upper)[:, None]) ** 2
 
 
 def _factored(matrix, gram, damping):
-    """The matrix in float64, and U of (XᵀX + λ)⁻¹ = UᵀU."""
+    """Return the matrix in float64, and U of (XᵀX + λ)⁻¹ = UᵀU."""
     w, h = np.array(matrix, np.float64), np.array(gram, np.float64)
-    # (Inputs that are always zero on the data are the cheapest, and are corrected by nothing.)
+    # Inputs that are always zero on the data are the cheapest to prune, and get no corrections.
     h[np.diag_indices_from(h)] += damping * (np.mean(np.diag(h)) or 1.0)
     return w, np.linalg.cholesky(np.linalg.inv(h)).T

@@ -1,12 +1,15 @@
-"""How much each weight can be pruned before the loss grows, and targets by it."""
+"""Sensitivity of the loss to pruning each weight, and sparsity targets by it."""
 
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
+from keras_efficient.flavor import Model
 from keras_efficient.parametrize._parametrized_layer import transform_chain
 from keras_efficient.parametrize._plain_model import folded_weights
 from keras_efficient.parametrize._select import select
@@ -15,24 +18,24 @@ from keras_efficient.parametrize._weights import EMBEDDING, KERNEL
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What `sensitivity` found; prints as a table.
+    """The result of `sensitivity`; prints as a table.
 
     Attributes:
-        final_sparsity: float, of all weights together.
-        loss: float, of the model as it is.
-        levels: tuple of floats, the sparsities tried.
-        increases: dict of a weight's path to the loss's increases at `levels`.
-        sizes: dict of a weight's path to its size.
+        final_sparsity: sparsity of all weights together, in (0, 1).
+        loss: loss of the model without pruning.
+        levels: tuple of the sparsities that were tried.
+        increases: dict of a weight's path to the increases of the loss at `levels`.
+        sizes: dict of a weight's path to its number of elements.
         targets: dict of a weight's path to its sparsity, for `ke.prune`.
-        predicted: float, the sum of the increases at the targets.
+        predicted: predicted increase of the loss, the sum of the increases at the targets.
     """
 
     final_sparsity: float
     loss: float
-    levels: tuple
-    increases: dict = field(repr=False)
-    sizes: dict = field(repr=False)
-    targets: dict = field(repr=False)
+    levels: tuple[float, ...]
+    increases: dict[str, tuple[float, ...]] = field(repr=False)
+    sizes: dict[str, int] = field(repr=False)
+    targets: dict[str, float] = field(repr=False)
     predicted: float
 
     def __str__(self):
@@ -43,46 +46,47 @@ class Sensitivity:
             found = " ".join(f"{increase:>+8.4f}" for increase in self.increases[path])
             lines.append(f"{path:<{width}} {self.sizes[path]:>10,} {found}  {target:>6.1%}")
         lines.append(
-            f"loss {self.loss:.4f}, and by how much it grows with one weight pruned; targets for "
+            f"loss {self.loss:.4f}, and its increase with one weight pruned; targets for "
             f"{self.final_sparsity:.1%} of all, predicted {self.predicted:+.4f}"
         )
         return "\n".join(lines)
 
 
 def sensitivity(
-    model,
-    data,
-    final_sparsity,
+    model: Model,
+    data: Any,
+    final_sparsity: float,
     *,
-    layers=None,
-    levels=(0.3, 0.5, 0.7, 0.8, 0.9),
-    minimum=0.0,
-    maximum=None,
+    layers: Any = None,
+    levels: Iterable[float] = (0.3, 0.5, 0.7, 0.8, 0.9),
+    minimum: float = 0.0,
+    maximum: float | None = None,
 ) -> Sensitivity:
-    """Prune each weight alone to several levels, and choose targets that cost the least together.
+    """Measure how much the loss grows when each weight alone is pruned, and choose targets by it.
 
-    With Δᵢ(s) the loss's increase where weight i alone has sparsity s (piecewise linear between
-    the levels, its lower convex hull), the targets minimise Σ Δᵢ(sᵢ) such that
-    Σ sizeᵢ · sᵢ = final_sparsity · Σ sizeᵢ. The model stays as it is; it is evaluated once per
-    weight and level.
+    Let Δᵢ(s) be the increase of the loss if only weight i has sparsity s, interpolated linearly
+    between the levels, as its lower convex hull. The targets minimise Σ Δᵢ(sᵢ) subject to
+    Σ sizeᵢ · sᵢ = final_sparsity · Σ sizeᵢ. The model is evaluated once per weight and level. It is
+    not changed.
 
     Args:
-        model: a built, compiled Keras 3 or tf_keras model.
-        data: what its compiled loss is measured on: a batch `(features, labels)`, with sample
-            weights or not, as its dataset yields it; or a finite `tf.data.Dataset` of a few.
-        final_sparsity: float in (0, 1), of all chosen weights together.
-        layers: which weights; see `parametrize.select`, or a list of paths: kernels and
-            embeddings. Default: all kernels without the head.
-        levels: increasing floats in (0, 1), the sparsities tried.
-        minimum: float, the least sparsity of any weight. Default 0.
-        maximum: float, the greatest, at most the last of `levels`. Default: that.
+        model: a built and compiled Keras 3 or tf_keras model.
+        data: data for the compiled loss: a batch `(features, labels)`, with or without sample
+            weights, as its dataset yields it; or a finite `tf.data.Dataset` of a few batches.
+        final_sparsity: sparsity of all selected weights together, in (0, 1).
+        layers: selects the weights, kernels and embeddings; see `parametrize.select`. A list of
+            paths is possible too. Default: None, all kernels except those of the head.
+        levels: increasing sparsities in (0, 1) to try. Default: (0.3, 0.5, 0.7, 0.8, 0.9).
+        minimum: the least sparsity of a weight. Default: 0.0.
+        maximum: the greatest sparsity of a weight, at most the last of `levels`. Default: None, the
+            last of `levels`.
 
     Returns:
-        A `Sensitivity`, to print, and for `ke.prune(model, final_sparsity=...)`.
+        A `Sensitivity`, which `ke.prune` accepts as `final_sparsity`.
 
     Raises:
-        ValueError: numbers out of range or order, a model that is not compiled, a loss that is not
-            finite, weights that are pruned already, or no such weights.
+        ValueError: numbers are out of range or order, the model is not compiled, the loss is not
+            finite, a weight is pruned already, or no weight is selected.
 
     Example:
         >>> found = ke.compression.sensitivity(model, next(iter(dataset)), 0.8, levels=(0.5, 0.9))
@@ -99,7 +103,7 @@ def sensitivity(
     _check_unpruned(weights)
     batches = _batches(model, data)
     increases = {}
-    with _plain(model, weights):
+    with _folded(model, weights):
         dense = _loss(model, batches)
         for weight in weights:
             value = weight.value.numpy()
@@ -133,8 +137,8 @@ def _check_numbers(final_sparsity, levels, minimum, maximum):
         )
     if not 0 <= minimum <= final_sparsity <= maximum <= levels[-1]:
         raise ValueError(
-            "It must be that 0 <= `minimum` <= `final_sparsity` <= `maximum` <= the last of "
-            f"`levels`. Received: minimum={minimum!r}, final_sparsity={final_sparsity!r}, "
+            "Sparsities must satisfy 0 <= `minimum` <= `final_sparsity` <= `maximum` <= the last "
+            f"of `levels`. Received: minimum={minimum!r}, final_sparsity={final_sparsity!r}, "
             f"maximum={maximum!r}, levels={levels!r}. Add a higher level to try."
         )
 
@@ -176,13 +180,13 @@ def _batches(model, data):
 
 
 @contextmanager
-def _plain(model, weights):
-    """Weights that are seen through something have the value seen, for a while."""
+def _folded(model, weights) -> Iterator[None]:
+    """A context in which weights with transforms have the transformed values."""
     if all(transform_chain(weight) is None for weight in weights):
         yield
         return
     with folded_weights(model):
-        # (What was traced before sees the chains.)
+        # Functions that were traced before read the weights through their transforms.
         flavors.of(model).retrace(model)
         yield
 
@@ -191,30 +195,29 @@ def _loss(model, batches):
     loss = float(model.evaluate(batches, verbose=0, return_dict=True)["loss"])
     if not np.isfinite(loss):
         raise ValueError(
-            f"The loss must be finite on the batch that is measured on. Received: {loss}. Look at "
-            "the batch and at the weights."
+            f"The loss of `data` must be finite. Received: {loss}. Check the batch and the weights."
         )
     return loss
 
 
 def _allocated(increases, sizes, levels, final_sparsity, minimum, maximum):
-    """Targets that reach the sparsity with the least sum of increases, and that sum."""
+    """Return the targets with the least sum of increases, and that sum."""
     segments = []
     for path, found in increases.items():
         xs, ys = _hull(minimum, maximum, levels, found)
         for a, b, low, high in zip(xs[:-1], xs[1:], ys[:-1], ys[1:], strict=True):
             zeros = (b - a) * sizes[path]
-            # Among equals the less sparse first, so that none is emptied while others are full.
+            # Equal prices are sorted by sparsity, so that no weight is emptied before the others.
             segments.append(((high - low) / zeros, b, path, zeros))
     targets = dict.fromkeys(increases, float(minimum))
     missing = (final_sparsity - minimum) * sum(sizes.values())
     predicted = 0.0
-    # The hulls are convex: the cheapest zeros first is the optimum.
+    # Because the hulls are convex, taking the cheapest zeros first is optimal.
     for price, end, path, zeros in sorted(segments):
         taken = min(zeros, missing)
         if taken <= 0:
             break
-        # (Exactly the level, not to rounding.)
+        # The level itself, without rounding errors.
         targets[path] = float(end) if taken == zeros else targets[path] + taken / sizes[path]
         predicted += price * taken
         missing -= taken
@@ -222,7 +225,7 @@ def _allocated(increases, sizes, levels, final_sparsity, minimum, maximum):
 
 
 def _hull(minimum, maximum, levels, found):
-    """The corners of the lower convex hull of a weight's increases, between two sparsities."""
+    """Return the corners of the lower convex hull of a weight's increases, from `minimum` on."""
     # Noise may make a sparser weight look better.
     heights = np.maximum.accumulate([0.0, *found])
     inside = [level for level in (0.0, *levels) if minimum < level < maximum]
@@ -232,6 +235,6 @@ def _hull(minimum, maximum, levels, found):
     while corners[-1] < len(xs) - 1:
         here = corners[-1]
         slopes = (ys[here + 1 :] - ys[here]) / (xs[here + 1 :] - xs[here])
-        # (The farthest of equals would skip levels; the nearest keeps them.)
+        # Of equal slopes the nearest corner is taken, which keeps all levels.
         corners.append(here + 1 + int(np.argmin(slopes)))
     return xs[corners], ys[corners]

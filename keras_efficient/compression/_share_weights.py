@@ -1,4 +1,4 @@
-"""Let several layers of a model use the same weights."""
+"""Weight sharing between the layers of a model."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_efficient import flavor as flavors
 from keras_efficient.compression._weight_tying import Tie, TransposedTie
+from keras_efficient.flavor import Model
 from keras_efficient.parametrize._architecture import (
     embedding_tables,
     key_value_projections,
@@ -25,17 +26,18 @@ from keras_efficient.parametrize._weights import all_weights
 
 @dataclass(frozen=True)
 class SharingReport:
-    """What `share` set.
+    """The result of `share_weights`; prints as one line.
 
     Attributes:
-        what: str.
-        tied: dict of the path of a weight that is gone to that of the one in its place.
-        parameters: int, of the model now.
-        parameters_before: int.
+        what: "layers", "key_value" or "embeddings".
+        tied: dict of the path of a weight that was removed to the path of the one it was replaced
+            by.
+        parameters: number of parameters of the model now.
+        parameters_before: number of parameters before.
     """
 
     what: str
-    tied: dict
+    tied: dict[str, str]
     parameters: int
     parameters_before: int
     _model: Any = field(repr=False, compare=False, default=None)
@@ -44,65 +46,72 @@ class SharingReport:
     def __str__(self):
         saved = 1 - self.parameters / self.parameters_before
         return (
-            f"share {self.what}: {len(self.tied)} weights are others' now; "
-            f"{self.parameters:,} parameters of {self.parameters_before:,} ({saved:.1%} fewer)"
+            f"share_weights: {self.what}, {len(self.tied)} weights replaced; "
+            f"{self.parameters:,} of {self.parameters_before:,} parameters ({saved:.1%} fewer)"
         )
 
-    def undo(self):
-        """Give every layer weights of its own again, with the values they have now.
+    def undo(self) -> None:
+        """Give every layer its own weights again, with their present values.
 
-        (`ke.merge(model)` does it too, for all that was shared, and folds transforms first.)
+        `ke.merge(model)` does this for all shared weights, after it has merged transforms.
 
         Raises:
-            ValueError: it was undone, something was shared in these layers later, or shared
-                weights have transforms.
+            ValueError: the sharing was undone already, weights of these layers were shared again
+                later, or shared weights have transforms.
         """
         if not all(tie in vars(tie.layer).get(TIES, ()) for tie in self._ties):
             raise ValueError(
-                "Weights are parted once. Received: a sharing that was undone before, or merged."
+                "A sharing can be undone once. Received: one that was undone before, or merged."
             )
         latest = max(tie.number for tie in self._ties)
         if any(t.number > latest for tie in self._ties for t in vars(tie.layer)[TIES]):
             raise ValueError(
-                "What was shared last is parted first. Received: layers of which something was "
-                "shared later. Undo that before, or all by ke.merge(model)."
+                "Sharings are undone in reverse order. Received: one whose layers share weights "
+                "since later, too. Undo that first, or all by ke.merge(model)."
             )
-        _check_plain([tie.source for tie in self._ties], "Shared.undo()")
+        _check_plain([tie.source for tie in self._ties], "SharingReport.undo()")
         with self._model.distribute_strategy.scope():
             for tie in reversed(self._ties):
                 tie.undo()
         flavors.of(self._model).retrace(self._model)
 
 
-def share_weights(model, what, *, layers=None, groups=1, start="first") -> SharingReport:
-    """Let several layers of a model use the same weights, which then train together.
+def share_weights(
+    model: Model,
+    what: str,
+    *,
+    layers: Any = None,
+    groups: int = 1,
+    start: str = "first",
+) -> SharingReport:
+    """Share weights between layers of a model, which then train them together.
 
-    The layers read one variable: `model.weights` has it once, its gradient is the sum of what it
-    gets in all its places, an optimizer keeps one state for it. Files of weights still hold a copy
-    for every layer, so that plain models read them; a model that is shared in the same way reads
-    them too. Share first, then prune, cluster, quantize or add deltas: a transform of a shared
-    weight serves all its layers. Sharing changes what the model computes: train it afterwards.
+    The layers read one variable. `model.weights` contains it once, its gradient is the sum over all
+    layers, and an optimizer keeps one state for it. Files of weights still hold a copy for every
+    layer, so that plain models can load them, as can models with the same sharing. Share first,
+    then prune, cluster, quantize or add low-rank deltas: a transform of a shared weight applies to
+    all its layers. Sharing changes what the model computes, so train it afterwards.
 
     Args:
         model: a built Keras 3 or tf_keras model of any kind.
-        what: what becomes one. "layers": Transformer blocks of equal structure use one set of
-            weights. "key_value": in every attention layer the value projection is the key
-            projection. "embeddings": an output layer's kernel [dim, vocabulary] is the transpose
-            of the token embeddings (the first table [vocabulary, dim]).
-        layers: which blocks, attention layers or output layers: a regular expression searched in
-            their paths, layer classes, a function of a layer, or a list of layers, which stand for
-            those inside too. Default: all.
-        groups: int >= 1, for "layers": how many sets there are; consecutive blocks use the same.
-            Default 1.
-        start: "first" (default): shared weights start with the values of the first in each group
-            (of the key projection, of the embeddings); "mean": with the mean of all.
+        what: what is shared. "layers": Transformer blocks of equal structure share their weights.
+            "key_value": in each attention layer the value projection is the key projection.
+            "embeddings": an output layer's kernel [dim, vocabulary] is the transpose of the token
+            embeddings, the first table [vocabulary, dim].
+        layers: selects blocks, attention layers or output layers: a regular expression searched in
+            their paths, a layer class or several, a function of a layer, or a list of layers, which
+            select the layers inside them too. Default: None, all.
+        groups: number of sets of weights (>= 1), for "layers"; each set is shared by consecutive
+            blocks. Default: 1.
+        start: initial values of shared weights: "first", those of the first block of each group (of
+            the key projection, of the embeddings); or "mean", the mean of all. Default: "first".
 
     Returns:
-        A `Shared`, to print, with a method `undo()`.
+        A `SharingReport`, whose method `undo()` gives every layer weights of its own again.
 
     Raises:
-        ValueError: nothing to share, weights of different shapes or with transforms, or an
-            argument out of range.
+        ValueError: there is nothing to share, weights have different shapes or transforms, or an
+            argument is out of range.
 
     Example:
         >>> import keras
@@ -113,36 +122,36 @@ def share_weights(model, what, *, layers=None, groups=1, start="first") -> Shari
         >>> encoder = keras.Model(ids, keras.layers.Dense(3)(x))
         >>> shared = ke.share_weights(encoder, "key_value")
         >>> print(shared)  # doctest: +ELLIPSIS
-        share key_value: ...
+        share_weights: key_value, ...
         >>> shared.undo()
 
     Reference:
         Lan et al. 2020, "ALBERT", for layers; Press & Wolf 2017, "Using the Output Embedding to
-        Improve Language Models", for embeddings; Kitaev et al. 2020, "Reformer", for one
-        projection in two roles.
+        Improve Language Models", for embeddings; Kitaev et al. 2020, "Reformer", for one projection
+        as key and value.
     """
     _check(what, groups, start)
     check_model(model, "ke.share_weights")
-    pairs = {"layers": _blocks_pairs, "key_value": _key_values, "embeddings": _embeddings}[what](
+    pairs = {"layers": _blocks, "key_value": _key_values, "embeddings": _embeddings}[what](
         model, layers, *([groups] if what == "layers" else [])
     )
-    # (A weight that is shared already comes once for every layer.)
+    # A weight that is shared already occurs once for every layer.
     once = {id(w.variable): (source, w) for source, w in pairs}
     pairs = [(source, w) for source, w in once.values() if source.variable is not w.variable]
     if not pairs:
         raise ValueError(
-            f"ke.share_weights needs weights that are not one already. Received: {what!r} for "
+            f"ke.share_weights needs weights that are not shared already. Received: {what!r} for "
             f"{model.name!r}, where all are. Leave it out, or choose other `layers`."
         )
     _check_plain([weight for pair in pairs for weight in pair], "ke.share_weights")
-    before, taken = _parameters(model), {}
+    before, released = _parameters(model), {}
     tied = {weight.path: source.path for source, weight in pairs}
     if start == "mean":
         _average(pairs, what)
     kind = TransposedTie if what == "embeddings" else Tie
     with model.distribute_strategy.scope():
         ties = tuple(
-            kind(source, weight, layer, attribute, taken)
+            kind(source, weight, layer, attribute, released)
             for source, weight in pairs
             for layer, attribute in weight.owners
         )
@@ -172,10 +181,10 @@ def _check_plain(weights, caller):
             if parametrized_layer(layer) is not None:
                 raise ValueError(
                     f"{caller} acts on plain weights. Received: {weight.path!r}, whose layer has "
-                    "transforms or frozen weights. Share before ke.prune, ke.lora and the like; "
-                    "ke.merge(model) folds them."
+                    "transforms or frozen weights. Share before ke.prune, ke.lora and the like, or "
+                    "fold them with ke.merge(model)."
                 )
-            # (tf_keras' regularizers hold on to the variable they were made for.)
+            # The regularizers of tf_keras refer to the variable they were created for.
             if getattr(layer, "_callable_losses", None):
                 raise ValueError(
                     f"{caller} cannot move a tf_keras regularizer to another variable. Received: "
@@ -188,7 +197,7 @@ def _parameters(model):
 
 
 def _average(pairs, what):
-    """Let every source be the mean of itself and of what it stands for."""
+    """Assign to every source the mean of itself and the weights it replaces."""
     members = {}
     for source, weight in pairs:
         others = members.setdefault(id(source.variable), (source, {}))[1]
@@ -198,24 +207,24 @@ def _average(pairs, what):
         source.value.assign(np.mean([source.value.numpy(), *others.values()], 0))
 
 
-def _chosen(model, found, layers, name):
-    """Those of the found layers (by path) that `layers` means, at least one."""
-    fits = matcher(model, layers)
-    chosen = {p: x for p, x in found.items() if fits(SimpleNamespace(path=f"{p}/"))}
-    if not chosen:
+def _selected(model, found, layers, name):
+    """Return the found layers (a dict by path) that `layers` selects, at least one."""
+    fits: Any = matcher(model, layers)
+    selected = {p: x for p, x in found.items() if fits(SimpleNamespace(path=f"{p}/"))}
+    if not selected:
         shown = ", ".join([*found][:8]) or "none"
         raise ValueError(
             f"ke.share_weights needs {name}. Received: layers={layers!r}, which fits none in "
             f"{model.name!r}. There are: {shown}."
         )
-    return chosen
+    return selected
 
 
-# --- what is shared: pairs of a source and a weight that it replaces ------------------------------
+# Each of these functions yields pairs of a source and a weight that it replaces.
 
 
-def _blocks_pairs(model, layers, groups):
-    blocks = _chosen(model, transformer_blocks(model), layers, "Transformer blocks")
+def _blocks(model, layers, groups):
+    blocks = _selected(model, transformer_blocks(model), layers, "Transformer blocks")
     weights = _by_owner(model)
     alike = {}
     for path, block in blocks.items():
@@ -232,8 +241,8 @@ def _blocks_pairs(model, layers, groups):
     if not sets:
         most = max(map(len, alike.values()))
         raise ValueError(
-            f"ke.share_weights needs more Transformer blocks of equal structure than `groups`. Received: "
-            f"groups={groups} and {most} such block{'s' * (most > 1)} in {model.name!r}."
+            "ke.share_weights needs more Transformer blocks of equal structure than `groups`. "
+            f"Received: groups={groups} and {most} such block{'s' * (most > 1)} in {model.name!r}."
         )
     for members in sets:
         for group in np.array_split(np.arange(len(members)), groups):
@@ -247,7 +256,7 @@ def _by_owner(model):
 
 
 def _trained(block, weights):
-    """`(layer, attribute, Weight)` of all a block trains, or would if it were not frozen."""
+    """Return `(layer, attribute, Weight)` of a block's weights that train if not frozen."""
     found = []
     for layer in [block, *(inner for _, inner in layer_paths(block))]:
         own = [(a, w) for (x, a), w in weights.items() if x == id(layer)]
@@ -258,7 +267,7 @@ def _trained(block, weights):
 def _key_values(model, layers):
     found = key_value_projections(model)
     weights = _by_owner(model)
-    for path, (key, value) in _chosen(model, found, layers, "attention layers").items():
+    for path, (key, value) in _selected(model, found, layers, "attention layers").items():
         flavor = flavors.of(model)
         for attribute, variable in flavor.variable_attributes(value).items():
             source = weights.get((id(key), attribute))
@@ -266,7 +275,7 @@ def _key_values(model, layers):
             shape = None if source is None else source.shape
             if shape != tuple(variable.shape):
                 raise ValueError(
-                    "A value projection can be the key projection where their shapes are equal. "
+                    "A value projection can be the key projection if their shapes are equal. "
                     f"Received: {path!r} with a key {attribute} {shape} and a value {attribute} "
                     f"{weight.shape}. Leave it out with `layers=`."
                 )
@@ -279,7 +288,7 @@ def _embeddings(model, layers):
     if layers is None:
         shapes = {table.shape[::-1] for table in tables}
         found = {path: w for path, w in found.items() if w.shape in shapes}
-    for kernel in _chosen(
+    for kernel in _selected(
         model, found, layers, "an output layer as large as the embeddings"
     ).values():
         table = next((t for t in tables if t.shape == kernel.shape[::-1]), None)

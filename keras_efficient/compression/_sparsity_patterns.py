@@ -1,32 +1,34 @@
-"""The patterns in which a matrix may be sparse."""
+"""Sparsity patterns of a matrix: unstructured, N:M and blocks."""
 
 import re
 from dataclasses import dataclass
 
+from keras_efficient.parametrize._weights import Weight
+
 
 @dataclass(frozen=True)
 class Pattern:
-    """Which groups of a matrix [inputs, outputs] are pruned together.
+    """The groups of a matrix [inputs, outputs] that are pruned together.
 
     Attributes:
-        text: str, as given.
-        kept: int or None: of every `group` consecutive inputs of an output, so many are kept.
-        group: int or None.
-        block: tuple (inputs, outputs), the shape of the blocks that are kept or pruned whole.
+        text: the pattern as the caller wrote it.
+        kept: numbers kept of every `group` consecutive inputs of an output; 0 without groups.
+        group: size of such a group, or None.
+        block: shape (inputs, outputs) of the blocks that are kept or pruned as a whole.
     """
 
     text: str
-    kept: int | None = None
+    kept: int = 0
     group: int | None = None
-    block: tuple = (1, 1)
+    block: tuple[int, int] = (1, 1)
 
     @property
-    def sparsity(self):
-        """The sparsity that the pattern fixes, or None."""
+    def sparsity(self) -> float | None:
+        """The sparsity that an N:M pattern implies, or None."""
         return None if self.group is None else 1 - self.kept / self.group
 
-    def check(self, weight):
-        """Refuse a weight that the pattern does not divide."""
+    def check(self, weight: Weight) -> None:
+        """Raise a ValueError if the weight's sides are not multiples of the groups or blocks."""
         inputs, outputs = weight.matrix_shape
         if self.group is not None and inputs % self.group:
             rule, size = f"whole groups of {self.group} inputs", f"{inputs} inputs"
@@ -40,8 +42,8 @@ class Pattern:
         )
 
 
-def pattern_of(text) -> Pattern:
-    """ "unstructured", "2:4" (2 kept of 4) or "block:1x4" as a `Pattern`.
+def pattern_of(text: str) -> Pattern:
+    """Parse "unstructured", "2:4" (2 kept of 4) or "block:1x4".
 
     Raises:
         ValueError: it is none of these.
@@ -53,9 +55,9 @@ def pattern_of(text) -> Pattern:
         if 0 < kept < group:
             return Pattern(text, kept, group)
     if match := re.fullmatch(r"block:(\d+)x(\d+)", str(text)):
-        block = tuple(map(int, match.groups()))
-        if min(block) > 0 and max(block) > 1:
-            return Pattern(text, block=block)
+        inputs, outputs = map(int, match.groups())
+        if min(inputs, outputs) > 0 and max(inputs, outputs) > 1:
+            return Pattern(text, block=(inputs, outputs))
     raise ValueError(
         "`pattern` must be 'unstructured', 'N:M' with N < M (N kept of every M inputs, as '2:4'), "
         f"or 'block:IxO' (inputs x outputs, as 'block:1x4'). Received: {text!r}."

@@ -1,18 +1,19 @@
-"""TF-MOT's arithmetic, imported where it is needed and without its side effects."""
+"""Import modules of TF-MOT without the side effects of importing it."""
 
 import functools
 import importlib
 import os
+from types import ModuleType
 
 _CORE = "tensorflow_model_optimization.python.core"
 
 
 @functools.cache
-def tf_mot(module):
-    """A module of TF-MOT's core, such as "sparsity.keras.pruning_impl".
+def tf_mot(module: str) -> ModuleType:
+    """Import a module of TF-MOT's core, such as "sparsity.keras.pruning_impl".
 
-    Importing TF-MOT sets TF_USE_LEGACY_KERAS, which turns `tf.keras` into tf_keras wherever it has
-    not been looked at yet (trap 30): here it has been, and the variable is put back.
+    Importing TF-MOT sets TF_USE_LEGACY_KERAS, which turns a `tf.keras` that has not been accessed
+    yet into tf_keras (trap 30). So `tf.keras` is accessed first, and the variable is restored.
 
     Raises:
         ImportError: TF-MOT is not installed.

@@ -1,64 +1,84 @@
-"""A layer's variable that is another layer's, and how to part them again."""
+"""Ties: layers that read another layer's variable in place of their own."""
 
 import functools
 import itertools
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_efficient.parametrize._merge import TIES
 from keras_efficient.parametrize._parametrized_layer import transform_chain
+from keras_efficient.parametrize._weights import Weight
 
 _TIE = "_keras_efficient_transposed"
 _numbers = itertools.count()
 
 
 class ReleasedVariable:
-    """A variable that layers gave up for another one: it is made anew, once for all of them.
+    """A variable that was replaced by another one, and that all its layers get back together.
 
     Args:
-        make: function of an array that gives a new variable like it.
+        create: function of an array that returns a new variable like the released one.
     """
 
-    def __init__(self, make):
-        self.make, self.twin = make, None
+    def __init__(self, create: Callable):
+        self.create, self.variable = create, None
 
-    def again(self, value):
-        if self.twin is None:
-            self.twin = self.make(value)
-        return self.twin
+    def restore(self, value: np.ndarray) -> Any:
+        """Return a new variable with this value, the same one for all layers."""
+        if self.variable is None:
+            self.variable = self.create(value)
+        return self.variable
 
 
 class Tie:
-    """One attribute of one layer, in whose place a source is read.
+    """The replacement of one variable of a layer by that of another weight.
 
     Args:
-        source: the `Weight` whose variable is read.
+        source: the `Weight` whose variable the layer reads.
         weight: the `Weight` that was the layer's own.
-        layer, attribute: one of its owners.
-        path: str, of the weight before.
-        taken: dict of the id of a variable to its `Taken`, of one `ke.share_weights`.
+        layer: an owner of `weight`.
+        attribute: its attribute that holds the variable.
+        released: dict of the id of a variable to its `ReleasedVariable`, shared by all ties of one
+            `ke.share_weights`.
+
+    Attributes:
+        path: path of the weight that was the layer's own.
+        number: position of the tie in the order of all ties.
     """
 
-    def __init__(self, source, weight, layer, attribute, taken):
+    def __init__(
+        self,
+        source: Weight,
+        weight: Weight,
+        layer: Any,
+        attribute: str,
+        released: dict[int, ReleasedVariable],
+    ):
         self.source, self.layer, self.attribute, self.path = source, layer, attribute, weight.path
         self.flavor, self.number = weight.flavor, next(_numbers)
         self.place = self.flavor.detach_variable(layer, weight.variable)
-        self.taken = taken.setdefault(id(weight.variable), ReleasedVariable(self.place.make))
+        variable = ReleasedVariable(self.place.make)
+        self.released = released.setdefault(id(weight.variable), variable)
         self.tie()
         vars(layer).setdefault(TIES, []).append(self)
 
-    def tie(self):
+    def tie(self) -> None:
+        """Make the layer read the source."""
         self.flavor.attach_variable(self.layer, self.place, self.source.variable)
 
-    def undo(self):
-        """Give the layer a variable of its own, with the value that it sees now."""
-        # (Not always the source's: that may have been another's meanwhile, and made anew.)
+    def undo(self) -> None:
+        """Give the layer its own variable again, with its present value."""
+        # This need not be the source's variable, which a later tie may have replaced.
         variable = vars(self.layer)[self.place.name]
         self.flavor.detach_variable(self.layer, variable)
-        self.part(self.flavor.value(variable).numpy())
+        self.separate(self.flavor.value(variable).numpy())
 
-    def part(self, value):
-        self.flavor.attach_variable(self.layer, self.place, self.taken.again(value))
+    def separate(self, value: np.ndarray) -> None:
+        """Attach the layer's own variable with this value, and remove the tie."""
+        self.flavor.attach_variable(self.layer, self.place, self.released.restore(value))
         vars(self.layer)[TIES].remove(self)
         if not vars(self.layer)[TIES]:
             del vars(self.layer)[TIES]
@@ -68,32 +88,33 @@ class Tie:
 
 
 class TransposedTie(Tie):
-    """A matrix that is read as the transpose of another layer's.
+    """The replacement of a matrix by the transpose of another weight.
 
-    The layer becomes an instance of a subclass of its class, of the same name, whose attribute is
-    a property. It owns nothing in its place, but files get the matrix where a plain model looks.
+    The layer's class is replaced by a subclass of the same name in which the attribute is a
+    property. The layer owns no variable in its place, but files contain the matrix where a plain
+    model expects it.
     """
 
-    def tie(self):
+    def tie(self) -> None:
         layer = self.layer
         self.plain_class, self.others = type(layer), self.flavor.own_variables(layer)
         vars(layer)[_TIE] = self
         object.__setattr__(layer, "__class__", _tied(self.plain_class, self.attribute))
 
-    def read(self):
-        """The matrix, as the source is seen."""
+    def read(self) -> tf.Tensor:
+        """Return the transpose of the source's value after its transforms."""
         chain = transform_chain(self.source)
         value = tf.convert_to_tensor(self.source.value) if chain is None else chain.value()
         return tf.transpose(value)
 
-    def undo(self):
+    def undo(self) -> None:
         value = self.read().numpy()
         object.__setattr__(self.layer, "__class__", self.plain_class)
         del vars(self.layer)[_TIE]
-        self.part(value)
+        self.separate(value)
 
-    def saved(self):
-        """The layer's variables as a plain one has them, None where this matrix is."""
+    def saved(self) -> list:
+        """Return the layer's variables in the order of a plain layer, None for this matrix."""
         return [*self.others[: self.place.index], None, *self.others[self.place.index :]]
 
     def describe(self):
@@ -107,9 +128,9 @@ def _tied(plain, attribute):
         "save_own_variables": _save_own_variables,
         "load_own_variables": _load_own_variables,
     }
-    # A clone is a plain layer.
+    # A clone of the layer is a plain layer.
     own["from_config"] = classmethod(lambda cls, config: plain.from_config(config))
-    # Libraries write a layer's class down by its name.
+    # Model files refer to a layer's class by its name.
     own |= {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(plain)(plain.__name__, (plain,), own)
 
@@ -126,7 +147,7 @@ def _save_own_variables(self, store):
 
 
 def _load_own_variables(self, store):
-    # (The matrix comes with its source.)
+    # The matrix is loaded with its source.
     for index, variable in enumerate(vars(self)[_TIE].saved()):
         if variable is not None:
             variable.assign(store[str(index)])

@@ -1,81 +1,69 @@
-"""Post-training quantization: what each method measures, over the zoo."""
+"""`ke.calibrate`: the ranges that each method measures, and Keras' own methods."""
 
 import numpy as np
 import pytest
+from compression_helpers import activation_quantizers, functional, libraries, outputs
+from covering import covering
 from fit_helpers import compiled, fit
 from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
-from keras_efficient.compression import _range_estimation as range_estimation
 from keras_efficient.compression._activation_quantization import (
-    ActivationQuantizer,
     along_inputs,
     input_axes,
 )
+from keras_efficient.compression._calibrate import smoothing
 from keras_efficient.compression._fake_quant import FakeQuant
 from keras_efficient.compression._integers import from_integers, to_integers
 from keras_efficient.compression._observers import ActivationStats
-from keras_efficient.compression._smoothquant import smoothing
-from keras_efficient.parametrize._attach import transforms, updaters
-from keras_efficient.parametrize._parametrized_layer import parametrized_layers
+from keras_efficient.compression._range_estimation import (
+    least_error_range,
+    percentile_range,
+    weight_clip,
+)
+from keras_efficient.parametrize._attach import updaters
+from keras_efficient.parametrize._parametrized_layer import transforms
 from keras_efficient.parametrize._weights import all_weights
 
-zoo = pytest.mark.parametrize("specimen", FEW, ids=repr)
-libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 METHODS = ["minmax", "percentile", "mse", "reconstruction", "smoothquant"]
 
 
-def outputs(model, x):
-    y = model(x)
-    return np.asarray(getattr(y, "logits", y))
-
-
-def parts(model):
-    return [
-        part
-        for v in parametrized_layers(model)
-        for part in v.calls
-        if isinstance(part, ActivationQuantizer)
-    ]
-
-
-@zoo
-def test_outputs_stay_close_and_are_saved(specimen, tmp_path):
+@pytest.mark.parametrize("specimen, method", covering(FEW, METHODS, strength=1))
+def test_outputs_stay_close_and_are_saved(specimen, method, tmp_path):
     x, y = specimen.batch(12)
-    for method in METHODS:
-        model = specimen.make()
-        before = outputs(model, x)
-        report = ke.calibrate(model, (x, y), method=method)
-        seen = outputs(model, x)
-        largest = np.abs(before).max()
-        assert 0 < np.abs(seen - before).max() < 0.02 * largest + 2e-3
-        assert len(report.ranges) == len(parts(model)) > 0
-        assert report.unused == ()
-        assert f"calibrate: {method}" in str(report)
-        assert not updaters(model)
+    model = specimen.make()
+    before = outputs(model, x)
+    report = ke.calibrate(model, (x, y), method=method)
+    rounded = outputs(model, x)
+    largest = np.abs(before).max()
+    assert 0 < np.abs(rounded - before).max() < 0.02 * largest + 2e-3
+    assert len(report.ranges) == len(activation_quantizers(model)) > 0
+    assert report.unused == ()
+    assert f"calibrate: {method}" in str(report)
+    assert not updaters(model)
     model.save_weights(tmp_path / "m.weights.h5")
     again = specimen.make()
-    ke.calibrate(again, specimen.batch(3, seed=5), method="smoothquant")
-    assert np.abs(outputs(again, x) - seen).max() > 0
+    ke.calibrate(again, specimen.batch(3, seed=5), method=method)
+    assert np.abs(outputs(again, x) - rounded).max() > 0
     again.load_weights(tmp_path / "m.weights.h5")
-    np.testing.assert_array_equal(outputs(again, x), seen)
+    np.testing.assert_array_equal(outputs(again, x), rounded)
     ke.merge(again)
     np.testing.assert_allclose(outputs(again, x), before, atol=0.02 * largest + 2e-3)
 
 
 @pytest.mark.parametrize("specimen", [ZOO[0], ZOO[3], ZOO[6]], ids=repr)
-def test_migration_changes_no_product(specimen):
-    """What is divided in the input is multiplied in the weight, before anything is rounded."""
+def test_smoothing_changes_no_product(specimen):
+    """Before rounding, the input is divided by what the weight is multiplied with."""
     x, _ = specimen.batch(12)
     model = specimen.make()
     before = outputs(model, x)
     ke.calibrate(model, x, method="smoothquant")
-    assert all(part.smooth is not None for part in parts(model))
-    for part in parts(model):
+    assert all(part.smooth is not None for part in activation_quantizers(model))
+    for part in activation_quantizers(model):
         assert np.abs(part.smooth.numpy() - 1).max() > 1e-3
         part.range.assign([0, 0, 0])
     for transform in transforms(model, FakeQuant):
-        # (As many bits as leave nothing to round.)
+        # So many bits leave nothing to round.
         transform.bits = 22
     np.testing.assert_allclose(outputs(model, x), before, atol=1e-5)
     for transform in transforms(model, FakeQuant):
@@ -88,8 +76,8 @@ def test_migration_changes_no_product(specimen):
 
 
 @libraries
-def test_outliers_are_migrated(library):
-    """One input a hundred times larger than the others: the rest is rounded away without it."""
+def test_outliers_are_smoothed(library):
+    """Without smoothing, an input 300 times larger than the others rounds these to zero."""
     keras = keras_of(library)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(64, 16)).astype("float32")
@@ -129,24 +117,24 @@ def test_axes_of_einsum_inputs(library):
 def test_percentile_and_least_error_leave_out_outliers():
     rng = np.random.default_rng(0)
     x = np.append(rng.normal(size=100_000), [40.0]).astype("float32")
-    seen = ActivationStats()
-    seen.widen(x)
-    seen.count(x)
-    low, high = range_estimation.of_percentile(seen, 99.9)
+    stats = ActivationStats()
+    stats.update_range(x)
+    stats.update_counts(x)
+    low, high = percentile_range(stats, 99.9)
     assert high == pytest.approx(np.percentile(x, 99.9), abs=0.05)
     assert low == pytest.approx(np.percentile(x, 0.1), abs=0.05)
-    low, high = range_estimation.of_least_error(seen)
+    low, high = least_error_range(stats)
     assert high < 36
-    ones = ActivationStats()
-    ones.widen(np.zeros(3))
-    ones.count(np.zeros(3))
-    assert range_estimation.of_least_error(ones) == (0, 0)
+    zeros = ActivationStats()
+    zeros.update_range(np.zeros(3))
+    zeros.update_counts(np.zeros(3))
+    assert least_error_range(zeros) == (0, 0)
 
 
 @pytest.mark.parametrize("group", [None, 16])
 def test_clipped_weights_have_a_smaller_error(group):
     matrix = np.random.default_rng(0).standard_t(4, (64, 12)).astype("float32")
-    clip = range_estimation.of_weight(matrix, 4, group)
+    clip = weight_clip(matrix, 4, group)
     assert clip.shape == (1 if group is None else 4, 12)
     errors = [
         np.square(from_integers(*to_integers(matrix, 4, group, clip=c)) - matrix).sum()
@@ -184,19 +172,27 @@ def test_layers_that_the_data_does_not_reach_are_named(library):
     assert f"not reached, so not rounded: {report.unused[0]}" in str(report)
 
 
-@pytest.mark.parametrize("specimen", [ZOO[0], ZOO[4]], ids=repr)
+@functional
 def test_ranges_stay_when_the_model_trains_on(specimen):
     x, y = specimen.batch(12)
     model = specimen.make()
     ke.calibrate(model, x)
-    before = [part.range.numpy() for part in parts(model)]
+    before = [part.range.numpy() for part in activation_quantizers(model)]
     fit(compiled(specimen.library, model, jit_compile=False), x, y)
-    for part, value in zip(parts(model), before, strict=True):
+    for part, value in zip(activation_quantizers(model), before, strict=True):
         np.testing.assert_array_equal(part.range.numpy(), value)
 
 
-@pytest.mark.parametrize("specimen", [s for s in ZOO if s.library == "keras"], ids=repr)
-@pytest.mark.parametrize("method", ["int8", "int4"])
+SOME = {("keras-sequential", "int8"), ("kerashub-bert", "int4")}
+KERAS = [
+    pytest.param(s, method, marks=() if (s.name, method) in SOME else pytest.mark.full)
+    for s in ZOO
+    if s.library == "keras"
+    for method in ("int8", "int4")
+]
+
+
+@pytest.mark.parametrize("specimen, method", KERAS, ids=str)
 def test_keras_own_methods(specimen, method):
     x, _ = specimen.batch(12)
     model = specimen.make()

@@ -1,13 +1,18 @@
-"""Pruned, clustered and quantized at once (TF-MOT's PCQAT), as one chain on every weight."""
+"""Pruning, clustering and quantization combined (TF-MOT's PCQAT) in one transform chain."""
 
 import numpy as np
 import pytest
-from fit_helpers import compiled, fit
+from compression_helpers import FUNCTIONAL, outputs, ready
+from covering import covering
+from fit_helpers import fit
 from zoo import ZOO, keras_of
 
 import keras_efficient as ke
-from keras_efficient.parametrize._attach import transform_chain, transform_of
-from keras_efficient.parametrize._parametrized_layer import parametrized_layers
+from keras_efficient.parametrize._parametrized_layer import (
+    parametrized_layers,
+    transform_chain,
+    transform_of,
+)
 from keras_efficient.parametrize._weights import all_weights
 
 CLUSTERS, SPARSITY = 6, 0.5
@@ -15,7 +20,7 @@ NAMES = ("keras-functional", "kerashub-bert", "tf_keras-functional", "hugging-fa
 MODELS = [s for s in ZOO if s.name in NAMES]
 CHAINS = ("prune cluster", "cluster prune", "cluster quantize", "prune cluster quantize")
 
-VERBS = {
+METHODS = {
     "prune": lambda model: ke.prune(model, SPARSITY, end_step=2),
     "cluster": lambda model: ke.cluster(model, CLUSTERS, preserve_sparsity=True),
     "quantize": lambda model: ke.quantize_aware(model, 8, None),
@@ -23,10 +28,10 @@ VERBS = {
 
 
 def applied(model, chain):
-    """The paths of the weights that got the whole chain."""
-    for caller in chain.split():
-        report = VERBS[caller](model)
-        if caller == "cluster":
+    """Apply the methods in this order; return the paths of the weights that all of them changed."""
+    for method in chain.split():
+        report = METHODS[method](model)
+        if method == "cluster":
             paths = report.weights
     return paths
 
@@ -35,18 +40,13 @@ def weights(model, paths):
     return [w for w in all_weights(model) if w.path in paths]
 
 
-def seen(weight):
+def effective_value(weight):
     chain = transform_chain(weight)
     return (weight.value if chain is None else chain.value()).numpy()
 
 
-def outputs(model, x):
-    out = model(x)
-    return np.asarray(getattr(out, "logits", out))
-
-
 def check(weight, value, chain, mask):
-    """What the chain promises of a weight's value."""
+    """Assert that a weight's value has the zeros, the distinct values and the grid of the chain."""
     if mask is not None:
         assert np.mean(mask == 0) == pytest.approx(SPARSITY, abs=1 / mask.size)
         assert (value[mask == 0] == 0).all()
@@ -54,7 +54,7 @@ def check(weight, value, chain, mask):
     if "quantize" not in chain:
         assert len(np.unique(value)) <= CLUSTERS
         return
-    # Scales are the outputs' own: an output has so many values, and all are on its grid.
+    # Scales are per output: each output has few distinct values, all of them on its grid.
     for column in matrix.T:
         assert len(np.unique(column)) <= CLUSTERS
         if column.any():
@@ -62,15 +62,20 @@ def check(weight, value, chain, mask):
             np.testing.assert_allclose(integers, np.round(integers), atol=1e-3)
 
 
-@pytest.mark.parametrize("chain", CHAINS)
-@pytest.mark.parametrize("specimen", MODELS, ids=repr)
-def test_every_link_keeps_its_promise(specimen, chain, tmp_path):
+BERTS = [s for s in MODELS if s not in FUNCTIONAL]
+CASES = [
+    *covering(FUNCTIONAL, CHAINS, strength=1),
+    *(pytest.param(s, chain, marks=pytest.mark.full) for s in BERTS for chain in CHAINS),
+]
+
+
+@pytest.mark.parametrize("specimen, chain", CASES, ids=str)
+def test_every_transform_of_a_chain_holds(specimen, chain, tmp_path):
     x, y = specimen.batch(12)
-    optimizer = keras_of(specimen.library).optimizers.Adam(0.01)
-    model = compiled(specimen.library, specimen.make(), optimizer)
+    optimizer = keras_of(specimen.library).optimizers.SGD(0.1)
+    model = ready(specimen, optimizer=optimizer)
     paths = applied(model, chain)
-    ke.accumulate(model, 4)
-    fit(model, x, y, epochs=3)
+    fit(model, x, y, epochs=2)
     order = ["clusters", "mask", "quantize"]
     masks = {}
     for weight in weights(model, paths):
@@ -78,11 +83,11 @@ def test_every_link_keeps_its_promise(specimen, chain, tmp_path):
         assert names == sorted(names, key=order.index) and len(names) == len(chain.split())
         mask = transform_of(weight, "mask")
         masks[weight.path] = None if mask is None else mask.mask.numpy()
-        check(weight, seen(weight), chain, masks[weight.path])
+        check(weight, effective_value(weight), chain, masks[weight.path])
 
     expected, file = outputs(model, x), str(tmp_path / "w.weights.h5")
     model.save_weights(file)
-    other = compiled(specimen.library, specimen.make())
+    other = specimen.make()
     applied(other, chain)
     other.load_weights(file)
     np.testing.assert_allclose(outputs(other, x), expected, atol=1e-5)
@@ -97,7 +102,7 @@ def test_every_link_keeps_its_promise(specimen, chain, tmp_path):
 @pytest.mark.parametrize("specimen", MODELS[::2], ids=repr)
 def test_one_scale_for_a_whole_weight_keeps_its_number_of_values(specimen):
     x, y = specimen.batch(12)
-    model = compiled(specimen.library, specimen.make())
+    model = ready(specimen)
     ke.prune(model, SPARSITY)
     paths = ke.cluster(model, CLUSTERS, preserve_sparsity=True).weights
     ke.quantize_aware(model, 8, None, per_channel=False)

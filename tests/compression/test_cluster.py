@@ -1,37 +1,34 @@
-"""Clustering: TF-MOT's arithmetic on every kind of model, and never more values than asked for."""
+"""`ke.cluster`: TF-MOT's arithmetic on every kind of model, with at most `clusters` values."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from compression_helpers import FUNCTIONAL, functional, libraries, mlp, outputs, small
 from fit_helpers import batches, compiled, fit, mirrored
-from zoo import FEW, ZOO, keras_of
+from zoo import ZOO, full_except, keras_of
 
 import keras_efficient as ke
 from keras_efficient.compression import _codebook as codebook
 from keras_efficient.compression._centroids import initial_centroids
-from keras_efficient.compression._codebook import CodebookTransform, looked_up, nearest
+from keras_efficient.compression._codebook import CodebookTransform, look_up, nearest
 from keras_efficient.compression._tf_mot import tf_mot
-from keras_efficient.parametrize._attach import parametrized_layers, transform_chain, transforms
+from keras_efficient.parametrize._parametrized_layer import (
+    parametrized_layers,
+    transform_chain,
+    transforms,
+)
 from keras_efficient.parametrize._weights import all_weights
-
-FUNCTIONAL = [s for s in ZOO if s.name.endswith("-functional")]
 
 
 def distinct(model, paths):
-    """How many values each weight is seen with."""
-    seen = {w.path: w for w in all_weights(model)}
-    return {path: len(np.unique(seen_value(seen[path]))) for path in paths}
+    """The number of distinct values of each of these weights, after its transforms."""
+    weights = {w.path: w for w in all_weights(model)}
+    return {path: len(np.unique(effective_value(weights[path]))) for path in paths}
 
 
-def seen_value(weight):
+def effective_value(weight):
     chain = transform_chain(weight)
     return (weight.value if chain is None else chain.value()).numpy()
-
-
-def outputs(model, x):
-    return np.asarray(
-        getattr(model(x), "logits", None) if hasattr(model(x), "logits") else model(x)
-    )
 
 
 def adam(library, rate=0.01):
@@ -54,7 +51,7 @@ def test_values_and_gradients_are_those_of_tf_mot(way):
         loss = tf.reduce_sum(factor * expected**2)
     wanted = [tf.convert_to_tensor(g) for g in tape.gradient(loss, [value, centroids])]
     with tf.GradientTape() as tape:
-        ours = looked_up(tf.convert_to_tensor(value), centroids, compiled=way == "compiled")
+        ours = look_up(tf.convert_to_tensor(value), centroids, compiled=way == "compiled")
         loss = tf.reduce_sum(factor * ours**2)
     np.testing.assert_array_equal(nearest(value, tf.convert_to_tensor(centroids)), indices)
     np.testing.assert_array_equal(ours, expected)
@@ -74,7 +71,7 @@ def test_centroids_start_where_tf_mot_puts_them(name, method, sparse):
     make = factory.get_centroid_initializer(config[method])
     made = make(tf.constant(value), 9, preserve_sparsity=sparse).get_cluster_centroids()
     ours = initial_centroids(value, 9, name, sparse)
-    # (TF-MOT's may have equal ones, in whose place we have others.)
+    # TF-MOT may return equal centroids, which ours replaces by other values.
     assert set(np.unique(made)) <= set(ours)
     assert len(ours) == len(np.unique(ours)) == 9
     assert (0 in ours) == sparse
@@ -112,18 +109,20 @@ def test_few_distinct_values_are_all_found():
 # --- on models -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("specimen", FEW, ids=repr)
+@pytest.mark.parametrize(
+    "specimen", full_except("keras-functional", "tf_keras-subclassed", "kerashub-bert")
+)
 def test_trains_saves_and_merges_with_so_many_values(specimen, tmp_path):
     layers = "embedding|kernel" if specimen.name == "keras-sequential" else None
     x, y = specimen.batch(12)
-    model = compiled(specimen.library, specimen.make(), adam(specimen.library))
+    optimizer = adam(specimen.library)
+    model = compiled(specimen.library, specimen.make(), optimizer, jit_compile=False)
     report = ke.cluster(model, 4, layers=layers)
     assert set(distinct(model, report.weights).values()) == {4}
     assert report.bits == 2 and "4 values each (2 bits)" in str(report)
-    ke.accumulate(model, 4)
     before = [t.centroids.numpy() for t in transforms(model, CodebookTransform)]
     beneath = {w.path: w.value.numpy() for w in all_weights(model)}
-    fit(model, x, y, epochs=3, batch_size=12)
+    fit(model, x, y, epochs=2)
     assert max(distinct(model, report.weights).values()) <= 4
     for old, now in zip(before, transforms(model, CodebookTransform), strict=True):
         assert np.abs(now.centroids.numpy() - old).max() > 0
@@ -134,7 +133,7 @@ def test_trains_saves_and_merges_with_so_many_values(specimen, tmp_path):
     expected = outputs(model, x)
     file = str(tmp_path / "w.weights.h5")
     model.save_weights(file)
-    other = compiled(specimen.library, specimen.make())
+    other = specimen.make()
     ke.cluster(other, 4, layers=layers, initialization="linear")
     other.load_weights(file)
     np.testing.assert_allclose(outputs(other, x), expected, atol=1e-6)
@@ -145,7 +144,7 @@ def test_trains_saves_and_merges_with_so_many_values(specimen, tmp_path):
     np.testing.assert_allclose(outputs(model, x), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("specimen", FUNCTIONAL, ids=repr)
+@functional
 def test_a_whole_model_file_holds_the_clustered_values(specimen, tmp_path):
     model = specimen.make()
     x, _ = specimen.batch(4)
@@ -158,7 +157,10 @@ def test_a_whole_model_file_holds_the_clustered_values(specimen, tmp_path):
     np.testing.assert_allclose(outputs(model, x), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("specimen", FEW, ids=repr)
+@pytest.mark.parametrize(
+    "specimen",
+    full_except(*FUNCTIONAL),
+)
 def test_zeros_stay_zero(specimen):
     x, y = specimen.batch(12)
     model = specimen.make()
@@ -168,10 +170,10 @@ def test_zeros_stay_zero(specimen):
     report = ke.cluster(model, 5, preserve_sparsity=True, layers=layers)
     chosen = [w for w in all_weights(model) if w.path in report.weights]
     zeros = {w.path: w.value.numpy() == 0 for w in chosen}
-    compiled(specimen.library, model, adam(specimen.library, 0.05))
+    compiled(specimen.library, model, adam(specimen.library, 0.05), jit_compile=False)
     fit(model, x, y, epochs=3)
     for weight in chosen:
-        seen = seen_value(weight)
+        seen = effective_value(weight)
         assert (seen[zeros[weight.path]] == 0).all()
         assert len(np.unique(seen)) <= 5
     ke.merge(model)
@@ -180,14 +182,15 @@ def test_zeros_stay_zero(specimen):
         assert len(np.unique(weight.value.numpy())) <= 5
 
 
-@pytest.mark.parametrize("specimen", FUNCTIONAL, ids=repr)
-def test_xla_computes_the_same(specimen):
-    x, y = specimen.batch(12)
+@libraries
+def test_xla_computes_the_same(library):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 6)).astype("float32"), rng.integers(0, 3, 12)
     runs = []
     for jit in (False, True):
-        model = specimen.make()
-        ke.cluster(model, 4)
-        compiled(specimen.library, model, jit_compile=jit)
+        model = mlp(library)
+        ke.cluster(model, 4, layers="kernel")
+        compiled(library, model, metrics=[], weighted_metrics=[], jit_compile=jit)
         ke.accumulate(model, 4)
         fit(model, x, y, epochs=2)
         runs.append(model.get_weights())
@@ -196,24 +199,27 @@ def test_xla_computes_the_same(specimen):
 
 
 def large(library):
-    """A model with a weight whose look-up is compiled in training."""
+    """A model with a weight whose look-up XLA compiles in training."""
     keras = keras_of(library)
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(256, "tanh"), keras.layers.Dense(256), keras.layers.Dense(3)]
     return keras.Sequential([keras.layers.Input((6,)), *layers])
 
 
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@libraries
 def test_a_large_weight_trains_compiled_and_on_two_replicas(library, monkeypatch):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(12, 6)).astype("float32"), rng.integers(0, 3, 12)
     runs, compiled_calls = [], []
-    traced = codebook._looked_up
-    monkeypatch.setattr(codebook, "_looked_up", lambda *a: compiled_calls.append(1) or traced(*a))
+    traced = codebook._look_up_compiled
+    monkeypatch.setattr(
+        codebook, "_look_up_compiled", lambda *a: compiled_calls.append(1) or traced(*a)
+    )
     for least, replicas in ((1 << 30, 1), (1 << 16, 1), (1 << 16, 2)):
         monkeypatch.setattr(codebook, "_LARGE", least)
         with mirrored(replicas).scope():
-            model = compiled(library, large(library), keras_of(library).optimizers.SGD(0.01))
+            optimizer = keras_of(library).optimizers.SGD(0.01)
+            model = compiled(library, large(library), optimizer, jit_compile=False)
         ke.cluster(model, 8)
         model.fit(batches(x, y, batch_size=12), epochs=3, verbose=0)
         runs.append((model.get_weights(), len(compiled_calls)))
@@ -223,13 +229,13 @@ def test_a_large_weight_trains_compiled_and_on_two_replicas(library, monkeypatch
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize("specimen", FUNCTIONAL, ids=repr)
+@small
 def test_two_replicas_train_as_one(specimen):
     x, y = specimen.batch(12)
     runs = []
     for replicas in (1, 2):
         with mirrored(replicas).scope():
-            model = compiled(specimen.library, specimen.make())
+            model = compiled(specimen.library, specimen.make(), jit_compile=False)
         ke.cluster(model, 4)
         model.fit(batches(x, y, batch_size=12), epochs=2, verbose=0)
         runs.append(model.get_weights())
@@ -237,7 +243,7 @@ def test_two_replicas_train_as_one(specimen):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@libraries
 def test_mixed_precision(library):
     keras = keras_of(library)
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
@@ -245,7 +251,7 @@ def test_mixed_precision(library):
         [keras.layers.Input((6,)), keras.layers.Dense(8), keras.layers.Dense(3)]
     )
     ke.cluster(model, 4)
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", jit_compile=False)
     x = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
     history = fit(model, x, np.ones((8, 3), "float32"), batch_size=8, epochs=5)["loss"]
     assert history[-1] < history[0]
@@ -254,10 +260,11 @@ def test_mixed_precision(library):
     assert transforms(model, CodebookTransform)[0].centroids.dtype == tf.float32
 
 
-@pytest.mark.parametrize("specimen", FUNCTIONAL, ids=repr)
+@small
 def test_centroids_may_stay_where_they_are(specimen):
     x, y = specimen.batch(12)
-    model = compiled(specimen.library, specimen.make(), adam(specimen.library))
+    optimizer = adam(specimen.library)
+    model = compiled(specimen.library, specimen.make(), optimizer, jit_compile=False)
     ke.cluster(model, 4, trainable=False)
     before = [t.centroids.numpy() for t in transforms(model, CodebookTransform)]
     beneath = model.get_weights()
@@ -279,7 +286,7 @@ def test_the_summary_counts_indices_and_centroids():
 def test_lora_deltas_are_clustered_too():
     specimen = ZOO[0]
     x, y = specimen.batch(12)
-    model = compiled("keras", specimen.make(), adam("keras", 0.05))
+    model = compiled("keras", specimen.make(), adam("keras", 0.05), jit_compile=False)
     ke.lora(model, rank=2)
     report = ke.cluster(model, 4)
     fit(model, x, y, epochs=2)

@@ -1,4 +1,4 @@
-"""Masks: which numbers they keep, one by one and against TF-MOT's."""
+"""Masks: which numbers they keep, checked one by one and against TF-MOT."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,9 @@ from fit_helpers import compiled
 from zoo import ZOO
 
 import keras_efficient as ke
-from keras_efficient.compression._masks import Mask, sparsity_of
+from keras_efficient.compression._masks import Mask, kth_largest, sparsity_of
 from keras_efficient.compression._tf_mot import tf_mot
-from keras_efficient.compression._top_k import kth_largest
-from keras_efficient.parametrize._attach import transforms
-from keras_efficient.parametrize._parametrized_layer import transform_chains
+from keras_efficient.parametrize._parametrized_layer import transform_chains, transforms
 
 MAGNITUDES = {
     "distinct": np.random.default_rng(0).permutation(1000).astype("float32") / 7,

@@ -1,4 +1,4 @@
-"""`ke.prune` over the zoo: exact sparsity after every update, in files, after merging, exported."""
+"""`ke.prune`: exact sparsity after every update, in files, after merging and in exports."""
 
 import os
 import re
@@ -6,30 +6,26 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
+from compression_helpers import BOTH, FUNCTIONAL, functional, libraries, ready
+from covering import covering
 from fit_helpers import assert_same, compiled, fit, mirrored, sample_weights
-from zoo import FEW, ZOO, keras_of
+from in_process_export import in_process as in_process
+from zoo import ZOO, full_except, keras_of
 
 import keras_efficient as ke
 from keras_efficient.compression._masks import Mask
-from keras_efficient.parametrize._attach import transforms, updaters
-
-zoo = pytest.mark.parametrize("specimen", FEW, ids=repr)
-libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
-BOTH = {"keras": ZOO[0], "tf_keras": ZOO[4]}
+from keras_efficient.parametrize._attach import updaters
+from keras_efficient.parametrize._parametrized_layer import transforms
 
 
 def prune(model, sparsity=0.6, **kwargs):
-    """`ke.prune`, of the one kernel too where a model has only its head."""
+    """`ke.prune`, including the head of a model that has no other kernel."""
     alone = len(ke.parametrize.select(model, caller="")) == 1
     return ke.prune(model, sparsity, **{"layers": "kernel"} if alone else {}, **kwargs)
 
 
-def ready(specimen, **kwargs):
-    return compiled(specimen.library, specimen.make(), **{"jit_compile": False, **kwargs})
-
-
 def zeros(model):
-    """`{path: (zeros in the weight's variable, zeros wanted)}` of pruned weights."""
+    """`{path: (zeros in the weight's variable, expected zeros)}` of the pruned weights."""
     return {
         t.weight.path: (
             int(np.count_nonzero(t.weight.value.numpy() == 0)),
@@ -45,7 +41,7 @@ def assert_exact(model):
 
 
 class Each(ke.flavor.Callback):
-    """Notes after every update how many zeros each pruned weight has."""
+    """Record the zeros of each pruned weight after every update."""
 
     def __init__(self):
         self.zeros = []
@@ -58,7 +54,9 @@ def step_of(model):
     return int(updaters(model)[0].step.numpy())
 
 
-@zoo
+@pytest.mark.parametrize(
+    "specimen", full_except("keras-functional", "kerashub-bert", "tf_keras-subclassed")
+)
 def test_sparsity_is_the_target_after_every_update_from_the_end_step_on(specimen, tmp_path):
     model, each = ready(specimen), Each()
     plain_class = type(model.layers[-1])
@@ -74,7 +72,7 @@ def test_sparsity_is_the_target_after_every_update_from_the_end_step_on(specimen
         assert all(now == wanted for now, wanted in step.values()), step
     assert set(report.targets) == set(each.zeros[0])
     assert step_of(model) == 6
-    # What was saved within `fit` has the zeros too, and a plain model reads it.
+    # A file saved within `fit` has the zeros too, and a plain model reads it.
     (file,) = os.listdir(tmp_path)
     other = specimen.make()
     other.load_weights(str(tmp_path / file))
@@ -97,9 +95,9 @@ def test_sparsity_is_the_target_after_every_update_from_the_end_step_on(specimen
     assert type(model.layers[-1]) is plain_class
 
 
-@libraries
-def test_an_export_has_the_zeros(library, tmp_path):
-    specimen = BOTH[library]
+@pytest.mark.usefixtures("in_process")
+@functional
+def test_an_export_has_the_zeros(specimen, tmp_path):
     model = ready(specimen)
     prune(model, 0.75)
     features, labels = specimen.batch(8)
@@ -113,13 +111,12 @@ def test_an_export_has_the_zeros(library, tmp_path):
         if tuple(shape) in {(8, 8), (8, 2, 4), (2, 4, 8)}
     ]
     assert found == [48] * 5
-    # And nothing of the masks.
+    # It holds no masks.
     assert not [n for n in reader.get_variable_to_shape_map() if "mask" in n]
     assert_exact(model)
 
 
-@libraries
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("library, scope", covering(BOTH, ["layer", "global"], strength=1))
 def test_k_microbatches_are_one_batch(library, scope):
     specimen = BOTH[library]
     features, labels = specimen.batch(12)
@@ -147,7 +144,7 @@ def test_two_replicas_are_one(library):
         models.append(model)
     assert_same(*models)
     assert_exact(models[1])
-    # On both.
+    # The masks of both replicas are equal.
     for t in transforms(models[1], Mask):
         parts = mirrored(2).experimental_local_results(t.mask)
         np.testing.assert_array_equal(*(part.numpy() for part in parts))
@@ -178,14 +175,13 @@ def test_in_bfloat16_the_zeros_are_exact(library):
 
 
 @libraries
-def test_an_update_that_overflows_is_none(library):
-    """The first does: its counter stays, and so do masks."""
+def test_an_update_that_overflows_does_not_count(library):
+    """The first update overflows: the counter and the masks stay as they are."""
     keras = keras_of(library)
     ke.mixed_precision("mixed_float16", library=library)
     model = BOTH[library].make()
     scaled = keras.mixed_precision.LossScaleOptimizer
-    name = "initial_scale"
-    optimizer = scaled(keras.optimizers.SGD(0.01), **{name: 2.0**40})
+    optimizer = scaled(keras.optimizers.SGD(0.01), initial_scale=2.0**40)
     compiled(library, model, optimizer, jit_compile=False)
     prune(model, end_step=100, frequency=1)
     features, labels = BOTH[library].batch(4)
@@ -226,7 +222,7 @@ def test_a_trained_model_is_pruned_between_two_fits(library):
     assert_exact(model)
     fit(model, features, labels, batch_size=4)
     assert_exact(model)
-    # Sparser still, from there: the folded zeros count.
+    # Pruning to a higher sparsity starts from the zeros that were merged.
     ke.merge(model)
     prune(model, 0.9)
     fit(model, features, labels, batch_size=4)
@@ -236,24 +232,24 @@ def test_a_trained_model_is_pruned_between_two_fits(library):
 @libraries
 def test_two_prunes_of_different_weights_have_counters_of_their_own(library):
     model = ready(BOTH[library])
-    ke.prune(model, 0.5, layers="query", end_step=2)
+    ke.prune(model, 0.5, layers="first", end_step=2)
     features, labels = BOTH[library].batch(8)
     fit(model, features, labels, batch_size=4)
-    ke.prune(model, 0.75, layers="key", end_step=3)
+    ke.prune(model, 0.75, layers="second", end_step=3)
     fit(model, features, labels, batch_size=4, epochs=2)
     assert sorted(int(k.step.numpy()) for k in updaters(model)) == [4, 6]
     assert_exact(model)
 
 
 @libraries
-def test_pruned_with_low_rank_deltas_their_sum_has_the_zeros(library):
+def test_with_low_rank_deltas_the_sum_has_the_zeros(library):
     model = ready(BOTH[library])
     ke.lora(model, rank=2)
     prune(model, 0.5, end_step=2)
     features, labels = BOTH[library].batch(12)
     fit(model, features, labels, batch_size=4)
-    seen = [w for w in ke.summary(model).weights if len(w.transforms) == 2]
-    assert len(seen) == 5 and all(w.sparsity == 0.5 for w in seen)
+    both = [w for w in ke.summary(model).weights if len(w.transforms) == 2]
+    assert len(both) == 2 and all(w.sparsity == 0.5 for w in both)
     ke.merge(model)
     weights = ke.parametrize.select(model, caller="")[:-1]
     assert all(np.count_nonzero(w.value.numpy() == 0) * 2 == w.size for w in weights)
@@ -265,7 +261,7 @@ def test_a_weight_that_two_layers_share_has_one_mask(library):
     x = keras.layers.Input((8,))
     one, two = keras.layers.Dense(8), keras.layers.Dense(8)
     model = keras.Model(x, keras.layers.Dense(3)(two(one(x))))
-    # (Both layers have it tracked.)
+    # Both layers track the same variable.
     two.kernel.assign(one.kernel)
     if library == "keras":
         object.__setattr__(two, "_kernel", one._kernel)
@@ -281,7 +277,7 @@ def test_a_weight_that_two_layers_share_has_one_mask(library):
 
 
 @libraries
-def test_pruned_again_what_is_zero_stays_so(library):
+def test_zeros_stay_zero_when_pruned_again(library):
     model = ready(BOTH[library])
     prune(model, 0.5)
     before = {t.weight.path: t.weight.value.numpy() != 0 for t in transforms(model, Mask)}
@@ -295,7 +291,10 @@ def test_pruned_again_what_is_zero_stays_so(library):
         assert not (now & ~before[transform.weight.path]).any()
 
 
-@zoo
+@pytest.mark.parametrize(
+    "specimen",
+    full_except(*FUNCTIONAL),
+)
 def test_embeddings_that_are_named(specimen):
     model = ready(specimen)
     plain = [w.path for w in ke.parametrize.select(model, kinds=("embedding",), caller="")]
@@ -349,7 +348,7 @@ def test_schedules_of_tf_mot_have_their_own_end(library):
     features, labels = BOTH[library].batch(20)
     each = Each()
     fit(model, features, labels, batch_size=4, callbacks=[each])
-    assert next(iter(each.zeros[0].values()))[0] == 16
+    assert next(iter(each.zeros[0].values()))[0] == 48 // 4
     assert_exact(model)
     endless = ready(BOTH[library])
     report = prune(endless, None, schedule=module.ConstantSparsity(0.5, 2, frequency=1))

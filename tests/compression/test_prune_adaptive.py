@@ -1,23 +1,24 @@
-"""Sensitivities, the targets they give, and a growth of sparsity that validation stops."""
+"""Sensitivities, the targets they give, and validation that stops the growth of sparsity."""
 
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fit_helpers import compiled, fit
-from test_prune import BOTH, step_of
+from compression_helpers import BOTH, libraries, ready
+from covering import covering
+from fit_helpers import fit
+from test_prune import step_of
 from zoo import CLASSES, LENGTH, VOCABULARY, keras_of
 
 import keras_efficient as ke
 from keras_efficient._errors import InputError
 from keras_efficient.compression._masks import Mask
 from keras_efficient.compression._sensitivity import _allocated, sensitivity
-from keras_efficient.parametrize._attach import transforms, updaters
+from keras_efficient.parametrize._attach import updaters
+from keras_efficient.parametrize._parametrized_layer import transforms
 
 sys.path.append(str(Path(__file__).parents[1] / "callbacks"))
-
-libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 
 
 def spread(increases, sizes, final, levels=(0.5, 0.9), minimum=0.0, maximum=0.9):
@@ -30,7 +31,7 @@ def spread(increases, sizes, final, levels=(0.5, 0.9), minimum=0.0, maximum=0.9)
 
 def test_the_cheapest_zeros_come_first():
     sizes = {"a": 100, "b": 100}
-    # By number: a costs 0.02 up to 50% and 0.05 beyond, b 0.1 and 0.2.
+    # Per number: a costs 0.02 up to 50% and 0.05 beyond, b 0.1 and 0.2.
     increases = {"a": (1.0, 3.0), "b": (5.0, 13.0)}
     assert spread(increases, sizes, 0.25)[0] == {"a": 0.5, "b": 0.0}
     assert spread(increases, sizes, 0.45)[0] == {"a": 0.9, "b": 0.0}
@@ -64,13 +65,13 @@ def test_no_other_targets_on_a_grid_are_predicted_cheaper():
                     assert best <= curve["a"][a] + curve["b"][b] + of_c + 1e-9
 
 
-def test_noise_that_makes_pruning_look_good_counts_as_nothing():
+def test_a_loss_that_noise_lowers_counts_as_no_increase():
     _, predicted = spread({"a": (-1.0, -2.0), "b": (0.5, 9.0)}, {"a": 10, "b": 10}, 0.45)
     assert predicted == 0
 
 
 def lopsided(library):
-    """A model of which one kernel is all that matters, and another not at all."""
+    """A model in which one kernel matters and another one does not."""
     keras = keras_of(library)
     x = keras.Input((8,))
     used, unused = (keras.layers.Dense(8, use_bias=False, name=n) for n in ("used", "unused"))
@@ -94,7 +95,7 @@ def test_the_weight_that_matters_stays_denser_and_the_model_as_it_is(library):
     used, unused = ("used/kernel", "unused/kernel")
     assert found.targets[unused] == 0.75 and found.targets[used] == pytest.approx(0.25)
     assert found.loss == pytest.approx(0, abs=1e-9)
-    # The increase is that of the loss with the smallest of this one weight gone.
+    # The increase is that of the loss with the smallest numbers of this one weight set to zero.
     kernel, index = before[0], 0
     pruned = np.where(np.abs(kernel) >= np.sort(np.abs(kernel), axis=None)[32], kernel, 0)
     model.set_weights([pruned if i == index else w for i, w in enumerate(before)])
@@ -103,7 +104,7 @@ def test_the_weight_that_matters_stays_denser_and_the_model_as_it_is(library):
     assert found.increases[path][1] == pytest.approx(loss, rel=1e-4)
     model.set_weights(before)
     assert "unused/kernel" in str(found) and "targets for 50.0% of all" in str(found)
-    # And `prune` takes it, or measures itself.
+    # `prune` accepts the result, or measures by itself.
     report = ke.prune(model, found)
     assert report.targets == found.targets
     assert {t.weight.path: int(np.sum(t.mask.numpy() == 0)) for t in transforms(model, Mask)} == {
@@ -118,7 +119,7 @@ def test_the_weight_that_matters_stays_denser_and_the_model_as_it_is(library):
 
 
 @libraries
-def test_of_a_model_with_deltas_the_sum_is_measured(library):
+def test_low_rank_deltas_are_included_in_the_measurement(library):
     model, batch = lopsided(library)
     ke.lora(model, rank=2)
     before = model.get_weights()
@@ -129,7 +130,7 @@ def test_of_a_model_with_deltas_the_sum_is_measured(library):
 
 
 @libraries
-def test_what_cannot_be_measured_is_refused(library):
+def test_bad_arguments_of_sensitivity_are_refused(library):
     model, batch = lopsided(library)
     cases = [
         ({"levels": ()}, r"`levels` must be increasing.*Received: \(\)"),
@@ -154,7 +155,7 @@ def test_what_cannot_be_measured_is_refused(library):
 
 
 class Falling(ke.flavor.Callback):
-    """Gives every epoch a validation accuracy."""
+    """Set the validation accuracy of every epoch."""
 
     def __init__(self, values):
         self.values = values
@@ -164,7 +165,7 @@ class Falling(ke.flavor.Callback):
 
 
 def run(library, values, **kwargs):
-    model = compiled(library, BOTH[library].make(), jit_compile=False)
+    model = ready(BOTH[library])
     ke.prune(model, 0.8, end_step=12, frequency=1)
     stop = ke.callbacks.AdaptiveSparsity(**kwargs)
     seen = []
@@ -257,8 +258,9 @@ def test_a_resumed_run_stops_and_holds_as_the_uninterrupted_one(library, tmp_pat
         assert again.others[1].stopped_epoch == 2
 
 
-@pytest.mark.parametrize("criterion", ["magnitude", "movement"])
-@libraries
+@pytest.mark.parametrize(
+    "library, criterion", covering(BOTH, ["magnitude", "movement"], strength=1)
+)
 def test_a_resumed_run_prunes_as_the_uninterrupted_one(library, criterion, tmp_path):
     from resumed_runs import Case, assert_goes_on, model_of
 
@@ -272,9 +274,9 @@ def test_a_resumed_run_prunes_as_the_uninterrupted_one(library, criterion, tmp_p
 
 @libraries
 def test_a_stop_without_masks_or_values_is_refused(library):
-    model = compiled(library, BOTH[library].make(), jit_compile=False)
+    model = ready(BOTH[library])
     features, labels = BOTH[library].batch(4)
-    with pytest.raises(InputError, match=r"watches a model that is pruned. Received"):
+    with pytest.raises(InputError, match=r"needs a pruned model\. Received"):
         fit(model, features, labels, callbacks=[ke.callbacks.AdaptiveSparsity()])
     ke.prune(model, 0.5)
     with pytest.raises(InputError, match=r"must be in the epoch's logs. Received: 'val_accuracy'"):

@@ -1,4 +1,4 @@
-"""Bad use of `ke.prune`: what it says, and that nothing is attached."""
+"""Error messages of `ke.prune`; a refused call attaches nothing."""
 
 import sys
 
@@ -9,9 +9,8 @@ from fit_helpers import compiled, mirrored
 from zoo import ZOO, keras_of
 
 import keras_efficient as ke
-from keras_efficient.compression import Movement
-from keras_efficient.compression import _tf_mot as tf_mot
-from keras_efficient.parametrize._attach import transforms
+from keras_efficient.compression import Movement, _tf_mot as tf_mot
+from keras_efficient.parametrize._parametrized_layer import transforms
 
 BATCH = (np.ones((2, 6), "int32"), np.zeros(2, "int32"))
 

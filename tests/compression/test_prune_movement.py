@@ -1,20 +1,21 @@
-"""Movement pruning: how scores move, what follows them, and when weights are let go."""
+"""Movement pruning: how scores move, how masks follow, and when weights become zero."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from compression_helpers import BOTH, FUNCTIONAL, libraries, ready
+from covering import covering
 from fit_helpers import assert_same, fit, mirrored
-from test_prune import BOTH, assert_exact, ready
+from test_prune import assert_exact
 from zoo import keras_of
 
 import keras_efficient as ke
 from keras_efficient.compression import Movement
 from keras_efficient.compression._masks import Mask
-from keras_efficient.parametrize._attach import transforms
+from keras_efficient.parametrize._parametrized_layer import transforms
 
-libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 FORMS = {"top-v": (0.5, "movement"), "soft": (None, Movement(soft=True, scale=5.0, penalty=3.0))}
-forms = pytest.mark.parametrize("form", FORMS)
+every_form = pytest.mark.parametrize("library, form", covering(BOTH, FORMS))
 
 
 def one_layer(library, criterion, sparsity=0.5, end_step=9, rate=0.1):
@@ -37,8 +38,7 @@ def gradient(value, x, y):
     return 2 * x.T @ (x @ value - y) / y.size
 
 
-@libraries
-@forms
+@every_form
 def test_scores_get_the_gradient_times_the_weight(library, form):
     sparsity, criterion = FORMS[form]
     model, mask = one_layer(library, criterion, sparsity)
@@ -52,7 +52,7 @@ def test_scores_get_the_gradient_times_the_weight(library, form):
             share = 1 / (1 + np.exp(-criterion.scale * scores))
             # By the score, which is `scale` times its variable.
             of_scores = of_scores + criterion.penalty * share * (1 - share) / scores.size
-        # A pruned weight has no gradient, its score has.
+        # A pruned weight has no gradient, but its score has one.
         weight, scores = weight - 0.1 * upstream * kept, scores - 0.1 * of_scores
         np.testing.assert_allclose(mask.weight.value.numpy(), weight, atol=1e-6)
         np.testing.assert_allclose(mask.scores.numpy(), scores, atol=1e-6)
@@ -66,7 +66,7 @@ def test_scores_get_the_gradient_times_the_weight(library, form):
 
 
 @libraries
-def test_weights_are_let_go_only_at_the_end_step_and_then_exactly(library):
+def test_weights_become_zero_only_at_the_end_step_and_then_exactly(library):
     model, mask = one_layer(library, "movement", 0.5, end_step=4, rate=0.5)
     x, y = batch()
     masks = []
@@ -107,8 +107,7 @@ def test_with_adamw_a_soft_score_moves_by_its_scale(library):
     np.testing.assert_allclose(np.abs(score), 10 * 500 * 5e-5, rtol=0.3)
 
 
-@libraries
-@forms
+@pytest.mark.parametrize("library, form", covering(BOTH, FORMS, strength=1))
 def test_k_microbatches_and_two_replicas_are_one_batch(library, form):
     sparsity, criterion = FORMS[form]
     specimen = BOTH[library]
@@ -127,7 +126,7 @@ def test_k_microbatches_and_two_replicas_are_one_batch(library, form):
 
 @libraries
 def test_scores_of_several_weights_are_compared_as_they_are(library):
-    model = ready(BOTH[library])
+    model = ready(next(s for s in FUNCTIONAL if s.library == library))
     ke.prune(model, 0.5, criterion="movement", end_step=9, scope="global", layers="query|key")
     masks = transforms(model, Mask)
     low, high = masks

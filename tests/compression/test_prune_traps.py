@@ -1,18 +1,21 @@
-"""What TF-MOT gets wrong or refuses (traps 22 to 26): ours is right, upstream still wrong."""
+"""Traps 22 to 26: ours is right where TF-MOT is wrong or refuses, and TF-MOT still is."""
+
+import functools
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from compression_helpers import libraries, ready
+from covering import covering
 from fit_helpers import fit
-from test_prune import Each, assert_exact, ready
-from zoo import FEW, ZOO, keras_of
+from test_prune import Each, assert_exact
+from zoo import FEW_FIRST, ZOO, keras_of
 
 import keras_efficient as ke
 from keras_efficient.compression._masks import Mask
 from keras_efficient.compression._tf_mot import tf_mot
-from keras_efficient.parametrize._attach import transforms, updaters
-
-libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
+from keras_efficient.parametrize._attach import updaters
+from keras_efficient.parametrize._parametrized_layer import transforms
 
 
 def wrapped(layer_or_model, *args, **kwargs):
@@ -29,8 +32,9 @@ def data(n=48):
     return rng.normal(size=(n, 8)).astype("float32"), rng.normal(size=(n, 64)).astype("float32")
 
 
+@functools.cache
 def trained_upstream():
-    """Masks and zeros after every step of TF-MOT's own way: 12 steps, to 80% in 10, every 4."""
+    """Masks and zeros after each of 12 steps of TF-MOT's wrapper: 80% at step 10, every 4."""
     import tf_keras
 
     schedule = tf_mot("sparsity.keras.pruning_schedule").PolynomialDecay(0.0, 0.8, 0, 10, 3, 4)
@@ -67,8 +71,8 @@ def test_traps_22_and_23_the_last_update_comes_and_weights_are_masked_after_each
     assert all(zeros == 0 for _, zeros in theirs)
 
 
-def test_trap_22_upstream_step_0_is_never_asked_for():
-    """The counter is moved before it is looked at."""
+def test_trap_22_upstream_never_prunes_at_step_0():
+    """TF-MOT increments the counter before it checks it."""
     import tf_keras
 
     model = wrapped(
@@ -90,11 +94,11 @@ def test_trap_24_n_of_m_is_chosen_anew_at_every_move(library):
     ke.prune(model, pattern="2:4", end_step=4, frequency=2, layers="kernel")
     (mask,) = transforms(model, Mask)
     first = mask.mask.numpy()
-    # (What was pruned at update 0 is now the largest.)
+    # The numbers that were pruned at update 0 become the largest.
     mask.weight.value.assign(np.where(first > 0, 1.0, 2.0))
     (updater,) = updaters(model)
     updater.update(tf.constant(2, tf.int64))
-    # Seen through the mask nothing is there to come back; beneath it there is.
+    # The mask is chosen by the variable, in which pruned numbers may have grown again.
     np.testing.assert_array_equal(mask.mask.numpy(), 1 - first)
     assert not (mask.mask.numpy() == first).all()
 
@@ -120,8 +124,9 @@ def test_trap_24_upstream_chooses_n_of_m_once_and_forgets_it():
         assert np.count_nonzero(mask.numpy()) == (2 if asked else 4)
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "block:1x4"])
-@pytest.mark.parametrize("specimen", [ZOO[0], ZOO[4]], ids=repr)
+@pytest.mark.parametrize(
+    "specimen, pattern", covering([ZOO[0], ZOO[4]], ["2:4", "block:1x4"], strength=1)
+)
 def test_trap_25_rank_3_kernels_take_groups_and_blocks(specimen, pattern):
     model = ready(specimen)
     fixed = {"final_sparsity": 0.5} if pattern != "2:4" else {}
@@ -144,8 +149,8 @@ def test_trap_25_upstream_refuses_them(kwargs):
         wrapped(tf_keras.layers.EinsumDense("abc,cde->abde", (None, 2, 4)), **kwargs)
 
 
-@pytest.mark.parametrize("specimen", FEW, ids=repr)
+@pytest.mark.parametrize("specimen", FEW_FIRST, ids=repr)
 def test_trap_26_upstream_refuses_what_we_prune(specimen):
-    """(That we prune it, test_prune.py shows.)"""
+    """test_prune.py shows that we prune it."""
     with pytest.raises(ValueError, match=r"can only prune|supported layer"):
         wrapped(specimen.make())

@@ -1,4 +1,4 @@
-"""Bad use of quantization: the rule, what was received, how to mend it; and nothing is changed."""
+"""Error messages of quantization; a refused call changes nothing."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,11 @@ CALIBRATE = [
     ({"method": 8}, ValueError, "`method` must be one of 'minmax'.*Received: 8"),
     ({"method": "gptq"}, ValueError, r"Pass keras.quantizers.GPTQConfig\(...\), which brings"),
     ({"method": "awq"}, ValueError, r"Pass keras.quantizers.AWQConfig\(...\), which brings"),
-    ({"method": "int8", "weight_bits": 4}, ValueError, "method='int8' is Keras' own and says all"),
+    (
+        {"method": "int8", "weight_bits": 4},
+        ValueError,
+        "method='int8' is Keras' own and takes no other",
+    ),
     ({"method": "int8", "layers": lambda _: True}, ValueError, "by a regular expression of their"),
     ({"method": "int8", "layers": "nowhere"}, ValueError, "found no layer that Keras can quant"),
 ]

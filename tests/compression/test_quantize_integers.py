@@ -1,12 +1,13 @@
-"""What is seen rounded is what integers compute, bit for bit; and it is TF-MOT's grid."""
+"""Fake-quantized values equal integers times scales bit for bit, on TF-MOT's grid."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from compression_helpers import libraries
 from zoo import ZOO, keras_of
 
 import keras_efficient as ke
-from keras_efficient.compression._fake_quant import FakeQuant, rounded
+from keras_efficient.compression._fake_quant import FakeQuant, fake_quantize
 from keras_efficient.compression._integers import (
     from_integers,
     input_grid,
@@ -16,9 +17,8 @@ from keras_efficient.compression._integers import (
 )
 from keras_efficient.compression._tf_mot import tf_mot
 from keras_efficient.parametrize._attach import attach
+from keras_efficient.parametrize._parametrized_layer import transforms
 from keras_efficient.parametrize._weights import all_weights
-
-libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 
 
 def numbers(kind, shape=(256, 1024)):
@@ -169,7 +169,7 @@ def test_inputs_are_rounded_as_integers_say_and_as_tf_does(low, high):
     value = (integers.astype("float32") - zero) * scale
     assert (value[0] == 0).all()
     np.testing.assert_array_equal(
-        rounded(tf.constant(x), tf.constant(scale), -float(zero), 255.0 - zero), value
+        fake_quantize(tf.constant(x), tf.constant(scale), -float(zero), 255.0 - zero), value
     )
     theirs = tf.quantization.fake_quant_with_min_max_vars(x, low, high).numpy()
     near = np.abs(np.abs(x / scale) % 1 - 0.5) < 1e-3
@@ -186,7 +186,7 @@ def test_a_layer_computes_what_int32_sums_give(library):
     report = ke.calibrate(model, x)
     (low, high), *_ = report.ranges.values()
     assert (low, high) == (float(x.min()), float(x.max()))
-    transform = ke.parametrize.attaching.transforms(model, FakeQuant)[0]
+    transform = transforms(model, FakeQuant)[0]
     weights, scales, _ = transform.integers()
     inputs, scale, zero = input_integers(x, low, high)
     # Both from the floats that the layer multiplies: they are on the grids, exactly.
@@ -202,8 +202,8 @@ def test_gradients_pass_straight_through_inside_the_range():
     x = tf.constant([-3.0, -0.9, 0.2, 0.9, 3.0])
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
-        bounded = rounded(x, tf.constant(1 / 127), -127.0, 127.0)
-        free = rounded(x, tf.constant(1.0), None, None)
+        bounded = fake_quantize(x, tf.constant(1 / 127), -127.0, 127.0)
+        free = fake_quantize(x, tf.constant(1.0), None, None)
     np.testing.assert_array_equal(tape.gradient(bounded, x), [0, 1, 1, 1, 0])
     np.testing.assert_array_equal(tape.gradient(free, x), np.ones(5))
     theirs = tf.quantization.fake_quant_with_min_max_vars_gradient(

@@ -1,51 +1,42 @@
-"""Quantization-aware training over the zoo: attach, train, save, load, merge; and what it joins."""
+"""`ke.quantize_aware`: train, save, load and merge, alone and with other methods."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from compression_helpers import (
+    FUNCTIONAL,
+    SMALL,
+    activation_quantizers,
+    functional,
+    libraries,
+    outputs,
+    small,
+)
+from covering import covering
 from fit_helpers import batches, compiled, fit, mirrored
-from zoo import FEW, ZOO, keras_of
+from zoo import ZOO, full_except, keras_of
 
 import keras_efficient as ke
-from keras_efficient.compression._activation_quantization import DECAY, ActivationQuantizer
+from keras_efficient.compression._activation_quantization import DECAY
 from keras_efficient.compression._fake_quant import FakeQuant
 from keras_efficient.compression._integers import from_integers, to_integers
 from keras_efficient.compression._tf_mot import tf_mot
-from keras_efficient.parametrize._attach import transforms, updaters
-from keras_efficient.parametrize._parametrized_layer import parametrized_layers
+from keras_efficient.parametrize._attach import updaters
+from keras_efficient.parametrize._parametrized_layer import transforms
 from keras_efficient.parametrize._weights import all_weights
-
-zoo = pytest.mark.parametrize("specimen", FEW, ids=repr)
-FUNCTIONAL = [s for s in ZOO if s.name.endswith("-functional")]
-functional = pytest.mark.parametrize("specimen", FUNCTIONAL, ids=repr)
-
-
-def outputs(model, x):
-    y = model(x)
-    return np.asarray(getattr(y, "logits", y))
-
-
-def parts(model):
-    return [
-        part
-        for v in parametrized_layers(model)
-        for part in v.calls
-        if isinstance(part, ActivationQuantizer)
-    ]
 
 
 def ranges(model):
-    return np.stack([part.range.numpy() for part in parts(model)])
+    return np.stack([part.range.numpy() for part in activation_quantizers(model)])
 
 
-def trained(specimen, verbs, *, strategy=None, steps=3, policy=None, **kwargs):
-    """A model of the zoo, changed by `verbs` and trained for a few updates on one batch."""
+def trained(specimen, methods, *, steps=3, jit_compile=False):
+    """A model of the zoo, changed by `methods` and trained for a few updates on one batch."""
     data = specimen.batch(12)
-    strategy = strategy or mirrored(1)
-    with strategy.scope():
-        model = compiled(specimen.library, specimen.make(), **{"jit_compile": False, **kwargs})
-    for caller in verbs:
-        caller(model)
+    options = {"metrics": [], "weighted_metrics": [], "jit_compile": jit_compile}
+    model = compiled(specimen.library, specimen.make(), **options)
+    for apply in methods:
+        apply(model)
     fit(model, *data, epochs=steps)
     return model
 
@@ -57,15 +48,17 @@ def int8(model, **kwargs):
 # --- over the zoo --------------------------------------------------------------------------------
 
 
-@zoo
+@pytest.mark.parametrize(
+    "specimen", full_except("keras-functional", "tf_keras-subclassed", "hugging-face-bert")
+)
 def test_train_save_load_and_merge(specimen, tmp_path):
     x, _ = specimen.batch(12)
     before = specimen.make()
     classes = [type(layer) for layer in before._flatten_layers()]
-    model = trained(specimen, [int8, lambda m: ke.accumulate(m, microbatch_size=5)])
+    model = trained(specimen, [int8])
     chosen = {t.weight.path for t in transforms(model, FakeQuant)}
     assert chosen == {w.path for w in all_weights(model) if w.kind in ("kernel", "embedding")}
-    # It trains, seen on the grid; and every range is known and wider than a point.
+    # It has trained, and every range is known and wider than a point.
     assert np.abs(outputs(model, x) - outputs(before, x)).max() > 1e-3
     found = ranges(model)
     assert len(found) == sum(w.kind == "kernel" for w in all_weights(before))
@@ -85,7 +78,7 @@ def test_train_save_load_and_merge(specimen, tmp_path):
     np.testing.assert_array_equal(outputs(again, x), outputs(model, x))
     # Inference does not move the ranges.
     np.testing.assert_array_equal(ranges(again), found)
-    # Merged: the weights are on the grid, and inputs are floats again.
+    # Merged, the weights are on the grid, and inputs are floats again.
     seen = outputs(model, x)
     report = ke.merge(model)
     assert len(report.dropped) == len(found)
@@ -102,7 +95,9 @@ def test_train_save_load_and_merge(specimen, tmp_path):
     np.testing.assert_array_equal(outputs(plain, x), outputs(model, x))
 
 
-@pytest.mark.parametrize("specimen", [ZOO[0], ZOO[3], ZOO[6]], ids=repr)
+@pytest.mark.parametrize(
+    "specimen", full_except(*FUNCTIONAL, among=[ZOO[0], ZOO[3], ZOO[4], ZOO[6]])
+)
 def test_four_bits_in_groups(specimen):
     model = trained(specimen, [lambda m: int8(m, weight_bits=4, group_size=4)])
     for transform in transforms(model, FakeQuant):
@@ -117,7 +112,7 @@ def test_four_bits_in_groups(specimen):
 
 @functional
 def test_weights_alone(specimen):
-    """Without activations nothing has to be kept up, and merged outputs are the same."""
+    """Without activations there are no ranges to update, and merging keeps the outputs."""
     model = specimen.make()
     report = ke.quantize_aware(model, activation_bits=None, embeddings=False)
     assert not updaters(model)
@@ -133,11 +128,10 @@ def test_weights_alone(specimen):
 # --- with others ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", [0, 1])
-@functional
+@pytest.mark.parametrize("specimen, order", covering(SMALL, (0, 1)))
 def test_sparsity_survives(specimen, order):
-    verbs = [int8, lambda m: ke.prune(m, 0.5)]
-    model = trained(specimen, verbs[:: 1 - 2 * order])
+    methods = [int8, lambda m: ke.prune(m, 0.5)]
+    model = trained(specimen, methods[:: 1 - 2 * order])
     masked = [t for t in transforms(model) if t.name == "mask"]
     assert masked
     for mask in masked:
@@ -153,11 +147,10 @@ def test_sparsity_survives(specimen, order):
         assert (mask.weight.value.numpy()[mask.mask.numpy() == 0] == 0).all()
 
 
-@pytest.mark.parametrize("order", [0, 1])
-@functional
+@pytest.mark.parametrize("specimen, order", covering(SMALL, (0, 1)))
 def test_lora_is_rounded_with_its_base(specimen, order):
-    verbs = [int8, lambda m: ke.lora(m, rank=2)]
-    model = trained(specimen, verbs[:: 1 - 2 * order], steps=6)
+    methods = [int8, lambda m: ke.lora(m, rank=2)]
+    model = trained(specimen, methods[:: 1 - 2 * order], steps=6)
     deltas = [t for t in transforms(model) if t.name == "lora"]
     assert all(np.abs(t.b.numpy()).max() > 0 for t in deltas)
     expected = {
@@ -171,28 +164,30 @@ def test_lora_is_rounded_with_its_base(specimen, order):
             np.testing.assert_allclose(matrix, expected[weight.path], rtol=1e-5, atol=1e-7)
 
 
-@functional
+@small
 def test_xla_gives_the_same(specimen):
-    verbs = [int8, lambda m: ke.accumulate(m, microbatch_size=4)]
-    plain = trained(specimen, verbs)
-    compiled_ = trained(specimen, verbs, jit_compile=True)
+    methods = [int8, lambda m: ke.accumulate(m, microbatch_size=4)]
+    plain = trained(specimen, methods)
+    compiled_ = trained(specimen, methods, jit_compile=True)
     np.testing.assert_allclose(ranges(compiled_), ranges(plain), atol=1e-2)
     x, _ = specimen.batch(12)
     np.testing.assert_allclose(outputs(compiled_, x), outputs(plain, x), atol=3e-2)
     np.testing.assert_allclose(ranges(compiled_)[:, 2], 1 - DECAY**3, rtol=1e-5)
 
 
-@functional
-def test_rematerialised_layers_are_seen_as_before(specimen):
-    """They are called twice, the second time for their gradients."""
+@small
+def test_rematerialised_layers_have_the_same_ranges(specimen):
+    """Rematerialised layers are called twice, the second time for their gradients."""
     plain = trained(specimen, [int8])
-    twice = trained(specimen, [int8, lambda m: ke.remat(m, "dense|attention$")])
+    twice = trained(specimen, [int8, lambda m: ke.remat(m, "dense|attention$|first|second")])
     np.testing.assert_allclose(ranges(twice), ranges(plain), atol=1e-4)
     np.testing.assert_allclose(twice.get_weights()[0], plain.get_weights()[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@functional
+@pytest.mark.parametrize(
+    "specimen, policy",
+    covering(SMALL, ["mixed_bfloat16", "mixed_float16"], strength=1),
+)
 def test_mixed_precision(specimen, policy):
     ke.mixed_precision(policy, library=specimen.library)
     model = trained(specimen, [int8, lambda m: ke.accumulate(m, microbatch_size=5)])
@@ -205,7 +200,7 @@ def test_mixed_precision(specimen, policy):
     ke.merge(model)
 
 
-@functional
+@small
 def test_two_passes_make_one_update(specimen):
     model = trained(specimen, [int8, lambda m: ke.sam(m, 0.01)])
     assert int(updaters(model)[0].updates.numpy()) == 3
@@ -216,8 +211,8 @@ def test_two_passes_make_one_update(specimen):
 
 
 def first_range(model):
-    """That of the layer that reads the model's input."""
-    return parts(model)[0].range.numpy()
+    """The range of the layer that reads the model's input."""
+    return activation_quantizers(model)[0].range.numpy()
 
 
 def dense(library, units=3, features=4):
@@ -226,9 +221,6 @@ def dense(library, units=3, features=4):
     model = keras.Sequential([keras.layers.Input((features,)), keras.layers.Dense(units)])
     model.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=False)
     return model
-
-
-libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 
 
 @libraries
@@ -245,7 +237,7 @@ def test_trap_27_ranges_of_tf_mot_still_start_at_six_and_ours_at_the_first_batch
     np.testing.assert_array_equal(first_range(model), [0, 0, 0])
     fit(model, x, np.ones((64, 3)), batch_size=64)
     np.testing.assert_allclose(first_range(model)[:2], [-1, 1], rtol=1e-6)
-    # And so they are with a calibration pass, before any training.
+    # A calibration pass before any training gives the same range.
     model = dense(library)
     report = ke.quantize_aware(model, calibration=tf.data.Dataset.from_tensors((x, x)))
     np.testing.assert_allclose(first_range(model), [-1, 1, 1], rtol=1e-6)
@@ -265,7 +257,7 @@ def test_ranges_are_debiased_averages_of_what_updates_saw(library):
         seen = np.array([min(batch.min(), 0), max(batch.max(), 0)])
         raw, weight = DECAY * raw + (1 - DECAY) * seen, DECAY * weight + (1 - DECAY)
     np.testing.assert_allclose(first_range(model), [*(raw / weight), weight], rtol=1e-5)
-    # Evaluation and prediction leave them.
+    # Evaluation and prediction do not change them.
     before = ranges(model)
     model.evaluate(100 * x, np.ones((40, 3)), verbose=0)
     model.predict(100 * x, verbose=0)
@@ -303,7 +295,7 @@ def test_nothing_is_rounded_before_the_begin_step(library):
     np.testing.assert_allclose(outputs(late, x), outputs(plain, x), atol=1e-6)
     fit(late, x[24:], y[24:], batch_size=8)
     fit(plain, x[24:], y[24:], batch_size=8)
-    # The fourth update, too, was made with floats; what comes after is rounded.
+    # The fourth update is still made with floats; later ones are rounded.
     np.testing.assert_allclose(late.get_weights()[0], plain.get_weights()[0], atol=1e-6)
     assert np.abs(outputs(late, x) - outputs(plain, x)).max() > 1e-4
 
@@ -346,31 +338,30 @@ def test_trap_28_ranges_of_tf_mot_still_differ_between_replicas():
     assert [float(v) for v in strategy.experimental_local_results(high)] == [1, 100]
 
 
-@functional
+@small
 def test_two_replicas_are_one(specimen):
-    """They share ranges, and give those of one: also where microbatches make up a batch."""
+    """Replicas share their ranges, which equal those of one, also with microbatches."""
     accumulating = [int8, lambda m: ke.accumulate(m, microbatch_size=3)]
     data = batches(*specimen.batch(12), batch_size=12)
     models = []
     for number in (1, 2):
         with mirrored(number).scope():
             model = compiled(specimen.library, specimen.make(), jit_compile=False)
-        for caller in accumulating:
-            caller(model)
+        for apply in accumulating:
+            apply(model)
         model.fit(data, epochs=3, verbose=0)
         models.append(model)
     one, two = models
     np.testing.assert_allclose(ranges(two), ranges(one), atol=1e-4)
-    for part in parts(two):
+    for part in activation_quantizers(two):
         first, second = mirrored().experimental_local_results(part.range)
         np.testing.assert_array_equal(first.numpy(), second.numpy())
     x, _ = specimen.batch(12)
-    # (A float's last bit may send a number to the next step of the grid.)
+    # A float's last bit may move a number to the next step of the grid.
     np.testing.assert_allclose(outputs(two, x), outputs(one, x), atol=1e-2)
 
 
-@pytest.mark.parametrize("jit", [False, True])
-@libraries
+@pytest.mark.parametrize("library, jit", covering(["keras", "tf_keras"], [False, True]))
 def test_replicas_see_each_others_extremes(library, jit):
     keras = keras_of(library)
     with mirrored().scope():
@@ -380,7 +371,7 @@ def test_replicas_see_each_others_extremes(library, jit):
     x = np.ones((8, 4), "float32")
     x[5] = -100
     model.fit(batches(x, np.ones((8, 3), "float32"), batch_size=8), epochs=3, verbose=0)
-    for local in mirrored().experimental_local_results(parts(model)[0].range):
+    for local in mirrored().experimental_local_results(activation_quantizers(model)[0].range):
         np.testing.assert_allclose(local[:2], [-100, 1])
     counter = updaters(model)[0].updates
     for local in mirrored().experimental_local_results(counter):
@@ -401,5 +392,5 @@ def test_replicas_agree_though_a_loss_scale_skips_updates():
     x[5] = -100
     model.fit(batches(x, np.ones((8, 1), "float32"), batch_size=8), epochs=2, verbose=0)
     assert int(updaters(model)[0].updates.numpy()) == 0
-    for local in mirrored().experimental_local_results(parts(model)[0].range):
+    for local in mirrored().experimental_local_results(activation_quantizers(model)[0].range):
         np.testing.assert_allclose(local[:2], [-100, 1])

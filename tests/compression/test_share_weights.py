@@ -1,9 +1,12 @@
-"""Shared weights are one variable, with the sum of the gradients, in every kind of model."""
+"""`ke.share_weights`: one variable with the summed gradients, in every kind of model."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from compression_helpers import libraries, outputs
+from covering import covering
 from fit_helpers import batches, compiled, fit, mirrored
+from in_process_export import in_process as in_process
 from zoo import CLASSES, FEW, LENGTH, VOCABULARY, Specimen, hf_config, keras_of
 
 import keras_efficient as ke
@@ -121,16 +124,19 @@ CASES = [
     *((s, "key_value") for s in FEW if s.name.endswith("-subclassed")),
     *((s, "embeddings") for s in TIED),
 ]
-every_case = pytest.mark.parametrize("specimen, what", CASES, ids=str)
-own_case = pytest.mark.parametrize(
-    "specimen, what", [(s, w) for s, w in CASES if s in [*DEEP[:2], *TIED]], ids=str
-)
-both = pytest.mark.parametrize("library", ["keras", "tf_keras"])
+OWN = [(s, what) for s, what in CASES if s in [*DEEP[:2], *TIED]]
 
 
-def outputs(model, x):
-    out = model(x)
-    return np.asarray(getattr(out, "logits", out))
+def some_cases(cases, *names):
+    """Parametrize by cases, of which `make test` runs those with these names."""
+    marks = [() if f"{s}-{what}" in names else pytest.mark.full for s, what in cases]
+    params = [pytest.param(*case, marks=m) for case, m in zip(cases, marks, strict=True)]
+    return pytest.mark.parametrize("specimen, what", params, ids=str)
+
+
+def train(specimen, model, x, y, optimizer, **kwargs):
+    compiled(specimen.library, model, optimizer, metrics=[], weighted_metrics=[], jit_compile=False)
+    return fit(model, x, y, **kwargs)
 
 
 def values(model):
@@ -141,7 +147,13 @@ def ties(model):
     return [tie for _, layer in layer_paths(model) for tie in vars(layer).get(TIES, ())]
 
 
-@every_case
+@some_cases(
+    CASES,
+    "keras-blocks-key_value",
+    "hugging-face-bert-layers",
+    "keras-tied-embeddings",
+    "tf_keras-tied-embeddings",
+)
 def test_one_variable_with_the_sum_of_the_gradients(specimen, what):
     x, y = specimen.batch(12)
     shared, plain = specimen.make(), specimen.make()
@@ -152,20 +164,20 @@ def test_one_variable_with_the_sum_of_the_gradients(specimen, what):
     assert report.parameters == sum(shapes.values()) - gone < report.parameters_before
     assert sum(w.size for w in all_weights(shared)) == report.parameters
     assert len(shared.trainable_variables) == len(plain.trainable_variables) - len(report.tied)
-    assert f"share {what}: {len(report.tied)} weights" in str(report)
+    assert f"share_weights: {what}, {len(report.tied)} weights" in str(report)
 
-    # The same values, each layer its own.
+    # A model with the same values, in which each layer has its own variables.
     ke.share_weights(plain, what)
     ke.merge(plain)
     np.testing.assert_allclose(outputs(plain, x), outputs(shared, x), atol=1e-6)
     before = [w.value.numpy() for w in all_weights(plain)]
     start = values(shared)
     for model in (shared, plain):
-        compiled(specimen.library, model, keras_of(specimen.library).optimizers.SGD(0.1))
-        ke.accumulate(model, 4)
-        fit(model, x, y)
+        if model is shared:
+            ke.accumulate(model, microbatches=3)
+        train(specimen, model, x, y, keras_of(specimen.library).optimizers.SGD(0.1))
     deltas = [w.value.numpy() - old for w, old in zip(all_weights(plain), before, strict=True)]
-    # (Keras counts models' names up.)
+    # By position, since Keras numbers the names of models.
     moved = dict(zip(shapes, deltas, strict=True))
     for path, source in report.tied.items():
         delta = moved.pop(path)
@@ -176,26 +188,30 @@ def test_one_variable_with_the_sum_of_the_gradients(specimen, what):
         np.testing.assert_allclose(after[path] - start[path], delta, atol=1e-5, err_msg=path)
 
 
-@every_case
-def test_trains_is_saved_and_parted(specimen, what, tmp_path):
+@some_cases(
+    CASES,
+    "kerashub-bert-layers",
+    "tf_keras-blocks-key_value",
+    "keras-tied-embeddings",
+    "tf_keras-tied-embeddings",
+)
+def test_trains_saves_and_separates(specimen, what, tmp_path):
     x, y = specimen.batch(12)
     model = specimen.make()
     count, expected_names = len(model.get_weights()), [w.path for w in all_weights(model)]
     keras = keras_of(specimen.library)
     report = ke.share_weights(model, what)
-    compiled(specimen.library, model, keras.optimizers.Adam(0.01))
-    ke.accumulate(model, 4)
-    history = fit(model, x, y, epochs=4)["loss"]
+    history = train(specimen, model, x, y, keras.optimizers.Adam(0.01), epochs=4)["loss"]
     assert history[-1] < history[0]
     expected, file = outputs(model, x), str(tmp_path / "shared.weights.h5")
     model.save_weights(file)
 
-    again = compiled(specimen.library, specimen.make())
+    again = specimen.make()
     ke.share_weights(again, what, start="mean")
     again.load_weights(file)
     np.testing.assert_allclose(outputs(again, x), expected, atol=1e-6)
 
-    plain = compiled(specimen.library, specimen.make())
+    plain = specimen.make()
     plain.load_weights(file)
     np.testing.assert_allclose(outputs(plain, x), expected, atol=1e-6)
 
@@ -218,7 +234,14 @@ def test_trains_is_saved_and_parted(specimen, what, tmp_path):
     assert max(apart) > 0
 
 
-@own_case
+@some_cases(
+    OWN,
+    "keras-blocks-layers",
+    "tf_keras-blocks-key_value",
+    "keras-tied-embeddings",
+    "tf_keras-tied-embeddings",
+)
+@pytest.mark.usefixtures("in_process")
 def test_is_exported_as_it_computes(specimen, what, tmp_path):
     x, _ = specimen.batch(4)
     model = specimen.make()
@@ -227,7 +250,7 @@ def test_is_exported_as_it_computes(specimen, what, tmp_path):
     assert report.directory.exists()
 
 
-@own_case
+@pytest.mark.parametrize("specimen, what", OWN, ids=str)
 def test_a_model_file_holds_copies(specimen, what, tmp_path):
     x, _ = specimen.batch(4)
     model = specimen.make()
@@ -240,7 +263,15 @@ def test_a_model_file_holds_copies(specimen, what, tmp_path):
     np.testing.assert_allclose(outputs(loaded, x), outputs(model, x), atol=1e-6)
 
 
-@every_case
+@some_cases(
+    CASES,
+    "keras-blocks-layers",
+    "tf_keras-blocks-key_value",
+    "kerashub-bert-key_value",
+    "hugging-face-bert-layers",
+    "keras-tied-embeddings",
+    "tf_keras-tied-embeddings",
+)
 def test_undo_gives_each_layer_its_own(specimen, what):
     x, _ = specimen.batch(4)
     model = specimen.make()
@@ -252,11 +283,11 @@ def test_undo_gives_each_layer_its_own(specimen, what):
     assert names[1:] == [tuple(w.shape) for w in model.weights]
     assert not ties(model)
     ke.share_weights(model, what)
-    with pytest.raises(ValueError, match="Weights are parted once"):
+    with pytest.raises(ValueError, match="A sharing can be undone once"):
         shared.undo()
 
 
-@both
+@libraries
 def test_groups_of_consecutive_blocks(library):
     model = stacked(library, (16,) * 4)
     report = ke.share_weights(model, "layers", groups=2)
@@ -267,7 +298,7 @@ def test_groups_of_consecutive_blocks(library):
     assert all(p.startswith(("block_1/", "block_3/")) for p in report.tied)
 
 
-@both
+@libraries
 def test_a_choice_of_blocks(library):
     model = stacked(library)
     report = ke.share_weights(model, "layers", layers="block_[12]")
@@ -275,7 +306,7 @@ def test_a_choice_of_blocks(library):
     assert all(s.startswith("block_1/") for s in report.tied.values())
 
 
-@both
+@libraries
 def test_starts_with_the_mean(library):
     plain, model = stacked(library), stacked(library)
     ke.share_weights(model, "layers", start="mean")
@@ -289,8 +320,8 @@ def test_starts_with_the_mean(library):
     np.testing.assert_allclose(values(tied)["tokens/embeddings"], mean, atol=1e-6)
 
 
-@both
-def test_layers_then_key_value_are_parted_one_after_the_other(library):
+@libraries
+def test_layers_then_key_value_are_undone_in_reverse_order(library):
     x = np.arange(2 * LENGTH).reshape(2, LENGTH) % VOCABULARY
     model = stacked(library)
     count = len(model.weights)
@@ -298,7 +329,7 @@ def test_layers_then_key_value_are_parted_one_after_the_other(library):
     second = ke.share_weights(model, "key_value")
     assert len(second.tied) == 2
     expected = outputs(model, x)
-    with pytest.raises(ValueError, match="What was shared last is parted first"):
+    with pytest.raises(ValueError, match="Sharings are undone in reverse order"):
         first.undo()
     second.undo()
     assert sum(np.prod(w.shape) for w in model.weights) == first.parameters
@@ -313,8 +344,14 @@ def test_layers_then_key_value_are_parted_one_after_the_other(library):
     np.testing.assert_allclose(outputs(model, x), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("caller", ["prune", "cluster", "lora"])
-@pytest.mark.parametrize("specimen", DEEP, ids=repr)
+CALLERS = ("prune", "cluster", "lora")
+TRANSFORMED = [
+    *covering(DEEP[:2], CALLERS, strength=1),
+    *(pytest.param(s, c, marks=pytest.mark.full) for s in DEEP[2:] for c in CALLERS),
+]
+
+
+@pytest.mark.parametrize("specimen, caller", TRANSFORMED, ids=str)
 def test_a_transform_of_a_shared_weight_serves_all_its_layers(specimen, caller):
     x, y = specimen.batch(12)
     model = specimen.make()
@@ -322,9 +359,7 @@ def test_a_transform_of_a_shared_weight_serves_all_its_layers(specimen, caller):
     arguments = {"prune": (0.5,), "cluster": (4,), "lora": (2,)}[caller]
     getattr(ke, caller)(model, *arguments)
     keras = keras_of(specimen.library)
-    compiled(specimen.library, model, keras.optimizers.Adam(0.01))
-    ke.accumulate(model, 4)
-    fit(model, x, y, epochs=3)
+    train(specimen, model, x, y, keras.optimizers.Adam(0.01), epochs=3)
     expected = outputs(model, x)
     shared = {w.path: w for w in all_weights(model) if len(w.owners) > 1}
     assert shared
@@ -338,8 +373,8 @@ def test_a_transform_of_a_shared_weight_serves_all_its_layers(specimen, caller):
             assert many >= 0.4 if caller == "prune" else many <= 4, weight.path
 
 
-@both
-def test_pruned_embeddings_are_seen_by_the_tied_output_too(library):
+@libraries
+def test_clustered_embeddings_are_read_by_the_tied_output_too(library):
     model = stacked(library, (), VOCABULARY)
     x = np.arange(2 * LENGTH).reshape(2, LENGTH) % VOCABULARY
     ke.share_weights(model, "embeddings")
@@ -351,14 +386,14 @@ def test_pruned_embeddings_are_seen_by_the_tied_output_too(library):
     np.testing.assert_allclose(outputs(model, x), expected, atol=1e-6)
 
 
-@both
+@libraries
 def test_two_replicas_and_xla(library):
     specimen = next(s for s in DEEP if s.library == library)
     x, y = specimen.batch(12)
     runs = []
     for replicas, jit in ((1, False), (2, False), (1, True)):
         with mirrored(replicas).scope():
-            model = compiled(library, stacked(library, (16, 16)), jit_compile=jit)
+            model = compiled(library, stacked(library, (8, 8)), metrics=[], jit_compile=jit)
         ke.share_weights(model, "layers")
         ke.share_weights(model, "key_value")
         ke.accumulate(model, 2)
@@ -370,8 +405,7 @@ def test_two_replicas_and_xla(library):
             np.testing.assert_allclose(value, other[path], atol=1e-5, err_msg=path)
 
 
-@both
-@pytest.mark.parametrize("what", ["layers", "embeddings"])
+@pytest.mark.parametrize("library, what", covering(BLOCKS, ["layers", "embeddings"], strength=1))
 def test_mixed_precision(library, what):
     keras_of(library).mixed_precision.set_global_policy("mixed_bfloat16")
     model = stacked(library, (16, 16), VOCABULARY)
@@ -380,14 +414,14 @@ def test_mixed_precision(library, what):
     shared = ke.share_weights(model, what)
     out = model(x)
     assert np.asarray(out).shape == (2, VOCABULARY) and "bfloat16" in str(out.dtype)
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     fit(model, x, np.zeros((2, VOCABULARY)), batch_size=2)
     shared.undo()
     assert [w.dtype for w in model.weights] == before
     assert "bfloat16" in str(model(x).dtype)
 
 
-@both
+@libraries
 def test_frozen_layers_stay_frozen(library):
     model = stacked(library)
     model.get_layer("block_1").trainable = False
@@ -400,7 +434,7 @@ def test_frozen_layers_stay_frozen(library):
 # --- bad use -------------------------------------------------------------------------------------
 
 
-@both
+@libraries
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -422,7 +456,7 @@ def test_refuses(library, arguments, message):
     assert not ties(model)
 
 
-@both
+@libraries
 def test_refuses_blocks_that_differ(library):
     model = stacked(library, (16, 24, 16))
     with pytest.raises(ValueError, match=r"equal structure and shapes.*'block_0' and 'block_1'"):
@@ -430,7 +464,7 @@ def test_refuses_blocks_that_differ(library):
     assert all(p.startswith("block_2/") for p in ke.share_weights(model, "layers").tied)
 
 
-@both
+@libraries
 def test_refuses_projections_of_different_shapes(library):
     layers = keras_of(library).layers
     x = layers.Input((LENGTH, 8))
@@ -440,16 +474,16 @@ def test_refuses_projections_of_different_shapes(library):
         ke.share_weights(model, "key_value")
 
 
-@both
+@libraries
 @pytest.mark.parametrize("what", ["layers", "key_value"])
 def test_refuses_what_is_shared_already(library, what):
     model = stacked(library)
     ke.share_weights(model, what)
-    with pytest.raises(ValueError, match="needs weights that are not one already"):
+    with pytest.raises(ValueError, match="needs weights that are not shared already"):
         ke.share_weights(model, what)
 
 
-@both
+@libraries
 def test_refuses_tied_embeddings_once_more(library):
     model = stacked(library, (), VOCABULARY)
     ke.share_weights(model, "embeddings")
@@ -457,7 +491,7 @@ def test_refuses_tied_embeddings_once_more(library):
         ke.share_weights(model, "embeddings")
 
 
-@both
+@libraries
 def test_refuses_weights_with_transforms(library):
     model = stacked(library)
     ke.prune(model, 0.5, layers="block_1")
@@ -466,7 +500,7 @@ def test_refuses_weights_with_transforms(library):
     model = stacked(library)
     shared = ke.share_weights(model, "layers")
     ke.prune(model, 0.5, layers="block")
-    with pytest.raises(ValueError, match=r"Shared.undo\(\) acts on plain weights"):
+    with pytest.raises(ValueError, match=r"SharingReport.undo\(\) acts on plain weights"):
         shared.undo()
 
 
@@ -478,7 +512,7 @@ def test_refuses_a_regularizer_that_would_stay_behind():
         ke.share_weights(keras.Model(x, attention(x, x)), "key_value")
 
 
-@both
+@libraries
 def test_refuses_a_model_that_is_not_built(library):
     keras = keras_of(library)
     with pytest.raises(ValueError, match=r"ke.share_weights needs a built model"):

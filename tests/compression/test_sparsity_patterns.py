@@ -1,16 +1,16 @@
-"""Patterns: N:M and blocks, on kernels of any rank."""
+"""Sparsity patterns: N:M and blocks, on kernels of any rank."""
 
 import numpy as np
 import pytest
-from fit_helpers import compiled, fit
+from compression_helpers import ready
+from covering import covering
+from fit_helpers import fit
 from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
 from keras_efficient.compression._masks import Mask
 from keras_efficient.compression._sparsity_patterns import Pattern, pattern_of
-from keras_efficient.parametrize._attach import transforms
-
-zoo = pytest.mark.parametrize("specimen", FEW, ids=repr)
+from keras_efficient.parametrize._parametrized_layer import transforms
 
 
 @pytest.mark.parametrize(
@@ -35,15 +35,16 @@ def test_other_patterns_are_refused(text):
         pattern_of(text)
 
 
-def test_a_pattern_has_a_sparsity_if_it_fixes_one():
+def test_a_pattern_that_fixes_a_sparsity_has_it():
     assert pattern_of("1:4").sparsity == 0.75
     assert pattern_of("unstructured").sparsity is None
 
 
-@zoo
-@pytest.mark.parametrize("text", ["2:4", "1:4", "block:4x1", "block:1x2"])
+@pytest.mark.parametrize(
+    "specimen, text", covering(FEW, ["2:4", "block:4x1", "1:4", "block:1x2"], strength=1)
+)
 def test_every_kernel_of_the_zoo_has_the_pattern_after_training(specimen, text):
-    model = compiled(specimen.library, specimen.make(), jit_compile=False)
+    model = ready(specimen)
     before = {w.path: w.matrix(w.value).numpy() for w in ke.parametrize.select(model, caller="")}
     pattern = pattern_of(text)
     layers = None if specimen.name != "keras-sequential" else "dense"
@@ -59,7 +60,7 @@ def test_every_kernel_of_the_zoo_has_the_pattern_after_training(specimen, text):
         if pattern.group is not None:
             groups = mask.reshape(-1, pattern.group, outputs)
             assert (groups.sum(1) == pattern.kept).all()
-            # Of every group the largest.
+            # The largest of every group are kept.
             order = np.argsort(-chosen.reshape(groups.shape), axis=1)
             kept = np.take_along_axis(groups, order[:, : pattern.kept], 1)
             assert kept.all()
@@ -79,7 +80,7 @@ def test_every_kernel_of_the_zoo_has_the_pattern_after_training(specimen, text):
 
 
 def test_an_attention_kernels_groups_run_over_its_inputs():
-    """[8, 2, 4] has 8 inputs, [2, 4, 8] of the output projection as well."""
+    """A [8, 2, 4] kernel has 8 inputs, and so has [2, 4, 8] of the output projection."""
     model = ZOO[0].make()
     ke.prune(model, pattern="2:4", layers="attention")
     by_path = {t.weight.path.rsplit("/", 2)[-2]: t.mask.numpy() for t in transforms(model, Mask)}
@@ -104,5 +105,5 @@ def test_a_pattern_that_does_not_divide_is_refused(library, text, rule):
     before = [type(layer) for layer in model.layers]
     with pytest.raises(ValueError, match=rule):
         ke.prune(model, None if text == "2:4" else 0.5, pattern=text, layers="kernel")
-    # And nothing was attached.
+    # Nothing was attached.
     assert [type(layer) for layer in model.layers] == before and not transforms(model)
