@@ -1,4 +1,4 @@
-"""The flavour of an object, and the interface that both libraries have in common."""
+"""The flavor of an object, and the interface that both libraries have in common."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_models_of_the_zoo(specimen):
     assert all(isinstance(weight, tf.Variable) for weight in weights)
     paths = [flavor.path(variable) for variable in model.weights]
     assert all(path and ":" not in path for path in paths)
-    # A user's class counts as what it derives from.
+    # A user's class has the flavor of its base class.
     assert any(path.endswith(("kernel", "embeddings")) for path in paths)
 
 
@@ -47,7 +47,7 @@ def test_other_objects(library):
 
 def test_variables():
     assert ke.flavor.of(keras_of("keras").Variable(1.0)).name == "keras"
-    # tf_keras has none of its own.
+    # tf_keras has no variable class of its own.
     with pytest.raises(TypeError, match="Expected a Keras object"):
         ke.flavor.of(tf.Variable(1.0))
 
@@ -58,7 +58,7 @@ def test_anything_else_is_refused(thing):
         ke.flavor.of(thing)
 
 
-def test_flavours_by_name():
+def test_flavors_by_name():
     flavor = ke.flavor.get("keras")
     assert flavor is ke.flavor.get(flavor) is ke.flavor.get(keras_of("keras").layers.Dense(1))
     with pytest.raises(ValueError, match=r"`library` must be one of .* Received: 'keras3'"):

@@ -185,7 +185,7 @@ ZOO = (
     ),
 )
 
-#: Two models per library that differ most, for tests of what the contract tests cover on all.
+#: Two models per library, for properties that the contract tests check on the entire zoo.
 FEW = tuple(
     specimen
     for specimen in ZOO

@@ -1,4 +1,4 @@
-"""Records in; tokenized, length-bucketed and dynamically padded `tf.data` batches out."""
+"""Turn texts and labels into tokenized, length-bucketed and padded `tf.data` batches."""
 
 import lazy_loader
 

@@ -13,7 +13,7 @@ from keras_efficient.flavor._typing import Model, Variable
 class Flavor(LayerEditing, TrainingAccess):
     """Common interface to Keras 3 and tf_keras.
 
-    `ke.flavor.of(model)` returns the flavour of a model and `ke.flavor.get("keras")` that of a
+    `ke.flavor.of(model)` returns the flavor of a model and `ke.flavor.get("keras")` that of a
     library. The methods are those that the rest of the package needs; your own code will mostly
     use the attributes.
 
@@ -26,6 +26,9 @@ class Flavor(LayerEditing, TrainingAccess):
         'keras'
         >>> ke.flavor.of(model).keras.__name__
         'keras'
+
+    Reference:
+        `keras` (Keras 3) and `tf_keras` (Keras 2), https://keras.io/getting_started/.
     """
 
     name: str

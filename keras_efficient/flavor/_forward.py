@@ -1,4 +1,4 @@
-"""Result of a forward pass: the loss and what the library divided it by."""
+"""Result of a forward pass: the loss and its denominator."""
 
 from dataclasses import dataclass
 from typing import Any

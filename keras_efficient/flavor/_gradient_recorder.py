@@ -8,7 +8,7 @@ class GradientRecorder:
     """Stand-in for an optimizer's update methods that keeps the gradients of one `train_step`.
 
     Args:
-        flavor: The model's flavour.
+        flavor: The model's flavor.
         model: The compiled model.
         weight: Scalar, multiplies the loss or the gradients.
         penalty: Function without arguments whose scalar result is added to the loss. Default:
@@ -41,7 +41,8 @@ class GradientRecorder:
             # Cheaper than multiplying every gradient.
             self.loss = loss = loss * tf.cast(self.weight, loss.dtype)
             loss = self.flavor.scale_loss(self.model, loss)
-        variables = list(var_list() if callable(var_list) else var_list)
+        variables: Any = var_list() if callable(var_list) else var_list
+        variables = list(variables)
         self._record(tape.gradient(loss, list(map(self.flavor.value, variables))), variables)
 
     def apply_gradients(self, grads_and_vars: Any, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""What Hugging Face's TensorFlow models do differently from other tf_keras models."""
+"""Properties of Hugging Face's TensorFlow models: token losses and BERT's attention."""
 
 import sys
 from typing import Any

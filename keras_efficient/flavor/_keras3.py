@@ -39,7 +39,7 @@ class _Store(VariableStore, keras.layers.Layer):
 
 
 class Keras3(Flavor):
-    """The flavour of Keras 3."""
+    """The flavor of Keras 3."""
 
     name = "keras"
     keras = keras
@@ -278,7 +278,8 @@ class Keras3(Flavor):
 
 
 def _get_trainable(layer):
-    return super(type(layer), layer).trainable
+    base: Any = super(type(layer), layer)
+    return base.trainable
 
 
 def _set_trainable(layer, value):

@@ -56,7 +56,7 @@ def recorded_denominators() -> Iterator[list]:
 
 
 def _denominator(sample_weight, mask, reduction) -> Any:
-    """Return what Keras' `reduce_weighted_values` divides by."""
+    """Return the denominator that Keras' `reduce_weighted_values` uses."""
     if reduction in ("sum", "none", None):
         return SUM
     if reduction == "mean_with_sample_weight":

@@ -27,7 +27,7 @@ class VariableSlot:
 
 
 class LayerEditing(ABC):
-    """The part of a flavour that edits built layers, for `parametrize` and the packages on top."""
+    """The part of a flavor that edits built layers, for `parametrize` and the packages on top."""
 
     #: Class of the library's `VariableStore`, a layer.
     store: type

@@ -1,23 +1,23 @@
-"""Look up the flavour of a Keras object or of a library name."""
+"""Look up the flavor of a Keras object or of a library name."""
 
 from typing import Any
 
 from keras_efficient.flavor._flavor import Flavor
 
-#: The values of `library=` by which users choose a flavour.
+#: The values of `library=` by which users choose a flavor.
 LIBRARIES = ("keras", "tf_keras")
 
 _loaded: dict[str, Flavor] = {}
 
 
 def of(obj: Any) -> Flavor:
-    """Return the flavour of a Keras object.
+    """Return the flavor of a Keras object.
 
     Args:
         obj: A model, layer, optimizer, schedule, metric or variable of either library.
 
     Returns:
-        The flavour, the same object for every object of a library.
+        The flavor, the same object for every object of a library.
 
     Raises:
         TypeError: `obj` belongs to neither library.
@@ -41,13 +41,13 @@ def of(obj: Any) -> Flavor:
 
 
 def get(library: Any) -> Flavor:
-    """Return the flavour of a library.
+    """Return the flavor of a library.
 
     Args:
-        library: "keras", "tf_keras", a Keras object of either, or a flavour, which is returned.
+        library: "keras", "tf_keras", a Keras object of either, or a flavor, which is returned.
 
     Returns:
-        The flavour.
+        The flavor.
 
     Raises:
         ValueError: The name is unknown.

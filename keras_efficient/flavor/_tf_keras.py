@@ -35,7 +35,7 @@ class _Store(VariableStore, tf_keras.layers.Layer):
 
 
 class TfKeras(Flavor):
-    """The flavour of tf_keras."""
+    """The flavor of tf_keras."""
 
     name = "tf_keras"
     keras = tf_keras

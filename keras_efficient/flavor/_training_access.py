@@ -17,7 +17,7 @@ _FUNCTIONS = ("train_function", "test_function", "predict_function")
 
 
 class TrainingAccess(ABC):
-    """The part of a flavour that runs and traces compiled models."""
+    """The part of a flavor that runs and traces compiled models."""
 
     #: The library.
     keras: Any

@@ -6,7 +6,7 @@ from typing import Any
 class VariableStore:
     """A layer without a call that holds variables by name.
 
-    Each flavour combines it with its library's `Layer` class. Its variables are saved with the
+    Each flavor combines it with its library's `Layer` class. Its variables are saved with the
     model; loading a file that lacks some of them leaves those unchanged.
     """
 

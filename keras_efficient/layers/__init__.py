@@ -1,4 +1,4 @@
-"""Layers for either library that Keras lacks."""
+"""Layers that Keras lacks, for both libraries."""
 
 import lazy_loader
 
