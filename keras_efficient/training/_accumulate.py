@@ -1,58 +1,71 @@
-"""Accumulate gradients over microbatches: a small batch's memory, a large batch's update."""
+"""Gradient accumulation: the memory of a small batch, the update of a large one."""
+
+from collections.abc import Callable
 
 from keras_efficient import flavor as flavors
+from keras_efficient.flavor import Model
 from keras_efficient.training import _train_step_hook as train_step_hook
 from keras_efficient.training._batch_split import BatchSplit
 
 
-def accumulate(model, microbatches=None, *, microbatch_size=None, weight=None, normalise=True):
-    """Make every training step of `model` run over microbatches and update once.
+def accumulate(
+    model: Model,
+    microbatches: int | None = None,
+    *,
+    microbatch_size: int | str | None = None,
+    weight: str | Callable | None = None,
+    normalise: bool | float = True,
+) -> Model:
+    """Split each training batch into microbatches and make one update from all of them.
 
-    A batch of `n` examples is split into slices. Each goes forward and backward by itself; the
-    sums of the weighted losses' gradients and of their weights are kept, summed over replicas in
-    one all-reduce, divided once, and applied once:
+    Each microbatch gets a forward and a backward pass of its own. The gradients of the weighted
+    losses and the weights are summed over microbatches, then over replicas in one all-reduce,
+    divided once, and applied once:
 
         g = Σᵢ wᵢ ∇Lᵢ / Σᵢ wᵢ
 
-    where `wᵢ` is what the loss divided by in microbatch i (examples, unmasked tokens, sample
-    weights). So k microbatches on any number of replicas equal one large batch to float tolerance,
-    and one update is one step for `iterations`, schedules, callbacks and metrics. What sees the
-    batch as a whole still sees microbatches: BatchNormalization's statistics (keras#16633) and the
-    random draws of dropout.
+    The weight `wᵢ` is what the loss divided by in microbatch i: its examples, unmasked tokens or
+    sample weights. k microbatches on any number of replicas therefore equal one large batch to
+    floating-point tolerance, and one update is one step for `iterations`, schedules, callbacks
+    and metrics. Two things still depend on the microbatch: the statistics of BatchNormalization
+    (keras#16633) and the random draws of dropout.
 
-    Applied before or after `compile`; works from the next `fit` on, with the model's own loss,
-    metrics and `train_step`, under any `tf.distribute` strategy that `fit` accepts. Applying it
-    again replaces the setting; `ke.accumulate(model, None)` takes it away.
+    Call it before or after `compile`. It takes effect with the next `fit`, keeps the model's loss,
+    metrics and `train_step`, and works under every `tf.distribute` strategy that `fit` accepts. A
+    second call replaces the setting; `ke.accumulate(model, None)` removes it.
 
     Args:
         model: a Keras 3 or tf_keras model.
-        microbatches: int >= 1, slices per batch of a replica (the last may be smaller; a batch
-            that does not divide gives slices of ceil(n / microbatches) examples).
-        microbatch_size: int >= 1, examples per slice, or "auto": as many as fit. Starts with the
-            whole batch of a replica, and halves whenever the device runs out of memory
-            (`ResourceExhaustedError`), doing the same batch again. Give one of the two.
-        weight: how much microbatch i counts, `wᵢ`: None (default), what the loss itself divides
-            by; "examples"; "tokens" (labels other than -100, or else unmasked tokens); or a
-            function `(x, y, sample_weight) -> scalar`. For a loss of your own that averages over
-            something Keras does not know of.
-        normalise: True (default) divides by Σᵢ wᵢ; a positive number divides by that instead (a
-            fixed token budget: fuller batches then count more).
+        microbatches: int >= 1, the number of microbatches per batch of a replica. A batch of n
+            examples that it does not divide is split into microbatches of
+            ceil(n / microbatches) examples and a smaller last one. Default: None. Give either
+            this or `microbatch_size`.
+        microbatch_size: int >= 1, examples per microbatch; or "auto", the largest that fits: it
+            starts at a replica's whole batch and is halved whenever the device runs out of memory
+            (`ResourceExhaustedError`), after which the batch is repeated. Default: None.
+        weight: the weight wᵢ of a microbatch, for a custom loss whose divisor Keras does not
+            know. "examples"; "tokens", the labels other than -100, or else the unmasked tokens;
+            or a function `(x, y, sample_weight) -> scalar`. Default: None, the loss's own divisor.
+        normalise: True divides by Σᵢ wᵢ; a positive number divides by that number instead, such
+            as a fixed token budget, so that fuller batches count more. Default: True.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: both or neither given, not a positive int, an unknown `weight` or `normalise`;
-            in `fit`, a batch smaller than `microbatches`, where its size is known.
-        TypeError: `model` is no Keras model.
+        ValueError: if both or neither of `microbatches` and `microbatch_size` are given, or a
+            value is not accepted; in `fit`, if a batch of known size is smaller than
+            `microbatches`.
+        TypeError: if `model` is not a Keras model.
 
     Example:
-        >>> ke.accumulate(model, microbatch_size=8)
-        >>> model.fit(dataset.batch(256))       # 32 microbatches, one update
+        >>> model = ke.accumulate(model, microbatch_size=8)
+        >>> history = model.fit(dataset.batch(256), verbose=0)  # 32 microbatches, one update
 
     Reference:
-        Keras 3's `gradient_accumulation_steps` averages microbatch means, which is another number
-        as soon as microbatches differ in weight (traps 1-7 in docs/architecture.md).
+        Keras 3's `gradient_accumulation_steps`
+        (https://keras.io/api/optimizers/), which averages the means of microbatches and so differs
+        as soon as microbatches have unequal weights (traps 1 to 7 in docs/architecture.md).
     """
     flavors.of(model)
     split = None

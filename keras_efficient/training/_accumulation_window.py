@@ -1,23 +1,23 @@
-"""Make one update of several batches of `fit`, as many as are asked for at the time."""
+"""Window of several `fit` batches that make one update, of a size that may change."""
 
 import tensorflow as tf
 
-from keras_efficient.training import _replicas as replicas
-from keras_efficient.training import _train_step_hook as train_step_hook
+from keras_efficient.flavor import Model
+from keras_efficient.training import _replicas as replicas, _train_step_hook as train_step_hook
 
-_NAMES = ("weight", "examples", "microbatches", "square_norms")
+_TOTALS = ("weight", "examples", "microbatches", "square_norms")
 
 
 class AccumulationWindow:
     """Batches that make one update together.
 
     Attributes:
-        owner: the callback that sets how many.
-        batches: `tf.Variable`, int32, how many batches make an update. Changing it needs no new
-            trace; it counts from the next batch on.
+        owner: the callback that sets the size.
+        batches: int32 `tf.Variable`, batches per update. A new value applies from the next batch
+            on, without retracing.
     """
 
-    def __init__(self, model, owner, batches=1):
+    def __init__(self, model: Model, owner: object, batches: int = 1):
         self.model, self.owner = model, owner
         with model.distribute_strategy.scope():
             self.batches = tf.Variable(batches, dtype=tf.int32, trainable=False)
@@ -25,90 +25,90 @@ class AccumulationWindow:
             dtype = train_step_hook.attach(model).training_step.dtype
             self._unit = replicas.variable(0.0, dtype)
             self._flush = None
-            self._totals = {name: replicas.variable(0.0, dtype) for name in _NAMES}
+            self._totals = {name: replicas.variable(0.0, dtype) for name in _TOTALS}
 
     @property
-    def state(self):
-        """`{name: variable}` of all that is in it, besides the sums of gradients."""
+    def state(self) -> dict:
+        """`{name: variable}` of the window's state, without the gradient sums."""
         counts = {"batches": self.batches, "seen": self._seen, "unit": self._unit}
         return {**counts, **{f"total_{name}": v for name, v in self._totals.items()}}
 
-    # --- in the graph, in every replica --------------------------------------------------------
+    # --- in the graph, on every replica --------------------------------------------------------
 
     def unit(self, unit):
-        """One unit for all batches of the window: that of the first."""
-        here = replicas.local(self._unit)
-        unit = tf.where(self.opens(), unit, here)
-        here.assign(unit)
+        """Return the unit of the window's first batch, which all its batches use."""
+        local = replicas.local(self._unit)
+        unit = tf.where(self.opens(), unit, local)
+        local.assign(unit)
         return unit
 
-    def add(self, totals):
-        """One more batch, whose gradients are in the sums."""
-        for name in set(_NAMES) & set(totals):
+    def add(self, totals: dict):
+        """Add the totals of a batch whose gradients have been accumulated."""
+        for name in set(_TOTALS) & set(totals):
             replicas.local(self._totals[name]).assign_add(totals[name])
         replicas.local(self._seen).assign_add(1)
 
     @property
     def seen(self):
-        """How many batches are in it, the same on all replicas."""
+        """Number of batches accumulated so far, equal on all replicas."""
         return replicas.local(self._seen).read_value()
 
     def opens(self):
-        """Whether the next batch is the first of a window."""
+        """Return whether the next batch is the first of a window."""
         return replicas.local(self._seen) == 0
 
     def complete(self):
+        """Return whether the window holds as many batches as make an update."""
         return self.seen >= self.batches
 
-    def totals(self):
-        """The totals of the window's batches, as `TrainingStep.reduced` takes them."""
+    def totals(self) -> dict:
+        """Return the window's totals in the form `TrainingStep.reduced` takes."""
         values = {n: replicas.local(v).read_value() for n, v in self._totals.items()}
         return {**values, "unit": replicas.local(self._unit).read_value()}
 
     def restart(self):
+        """Set the counts and totals to zero."""
         for variable in (self._seen, *self._totals.values()):
-            here = replicas.local(variable)
-            here.assign(tf.zeros_like(here))
+            local = replicas.local(variable)
+            local.assign(tf.zeros_like(local))
 
-    # --- outside of it -------------------------------------------------------------------------
+    # --- outside of the graph ------------------------------------------------------------------
 
     def flush(self):
-        """Make the update of a window that is not full, if a batch is in it."""
+        """Make the update of a partial window, if it holds any batch."""
         parts = self.model.distribute_strategy.experimental_local_results(self._seen)
         if int(parts[0].numpy()) == 0:
             return
         if self._flush is None:
-            strategy, update = (
-                self.model.distribute_strategy,
-                train_step_hook.of(self.model).training_step.update_window,
-            )
-            update = tf.autograph.experimental.do_not_convert(update)
+            strategy = self.model.distribute_strategy
+            hook = train_step_hook.attached(self.model)
+            update = tf.autograph.experimental.do_not_convert(hook.training_step.update_window)
             self._flush = tf.function(lambda: strategy.run(update), autograph=False)
         self._flush()
 
 
-def attach(model, owner) -> AccumulationWindow:
-    """A new window in the model's training step, of one batch; `owner` sets its size.
+def attach(model: Model, owner: object) -> AccumulationWindow:
+    """Put a new window of one batch into the model's training step; `owner` sets its size.
 
     Raises:
-        ValueError: another owner sets it already.
+        ValueError: if another callback of the same `fit` owns a window.
     """
-    step = train_step_hook.attach(model)
-    present = step.window and step.window.owner
-    # (One that does not take part is of an earlier `fit`, which was interrupted.)
-    if present is not owner and step.takes_part(present):
+    hook = train_step_hook.attach(model)
+    present = hook.window and hook.window.owner
+    # An owner that does not take part belongs to an earlier, interrupted `fit`.
+    if present is not owner and hook.takes_part(present):
         raise ValueError(
             "One callback sets how many batches make an update. Received: "
-            f"{type(owner).__name__} beside {type(present).__name__}. Give `fit` one of them."
+            f"{type(owner).__name__} beside {type(present).__name__}. Pass `fit` one of them."
         )
-    step.window = AccumulationWindow(model, owner)
-    step.join(owner)
-    return step.window
+    hook.window = AccumulationWindow(model, owner)
+    hook.join(owner)
+    return hook.window
 
 
-def detach(model, owner):
-    """Let every batch make an update again."""
-    step = train_step_hook.of(model)
-    if step is not None and step.window is not None and step.window.owner is owner:
-        step.window = None
+def detach(model: Model, owner: object):
+    """Remove the window of `owner`: every batch makes an update again."""
+    hook = train_step_hook.of(model)
+    if hook is not None and hook.window is not None and hook.window.owner is owner:
+        hook.window = None
         train_step_hook.detach_if_idle(model)

@@ -1,52 +1,64 @@
-"""`ke.adversarial`: train against perturbed embeddings, or against dropout's own noise."""
+"""Adversarial training: perturbed word embeddings (FGM), or two dropout masks (R-Drop)."""
 
 from keras_efficient import flavor as flavors
+from keras_efficient.flavor import Model
 from keras_efficient.training import _train_step_hook as train_step_hook
 from keras_efficient.training._rdrop import RDrop
 from keras_efficient.training._sam import SecondPass, set_second_pass
 
 METHODS = ("fgm", "rdrop")
-#: The table of word (token) embeddings in KerasHub, Hugging Face, Model Garden and plain models.
+#: Regular expression for the path of the word embedding in KerasHub, Hugging Face, Model Garden
+#: and plain Keras models.
 WORD_EMBEDDINGS = r"(token|word)_embedding|shared/|(^|/)[a-z]*embedding(_\d+)?/embeddings"
 
 
 def adversarial(
-    model, method="fgm", *, epsilon=1.0, variables=WORD_EMBEDDINGS, alpha=1.0, from_logits=None
-):
-    """Add a regulariser of the adversarial family to the model's training step.
+    model: Model,
+    method: str | None = "fgm",
+    *,
+    epsilon: float = 1.0,
+    variables: str = WORD_EMBEDDINGS,
+    alpha: float = 1.0,
+    from_logits: bool | None = None,
+) -> Model:
+    """Regularise training with adversarial word embeddings (FGM) or with R-Drop.
 
-    "fgm" moves the word embeddings in the direction that hurts most, takes the gradient there too,
-    and applies the sum (costs a second pass and a second all-reduce):
+    "fgm" moves the word embeddings E along their gradient, in the direction that increases the
+    loss most, takes the gradient there as well, and applies the sum of both gradients. It costs a
+    second forward and backward pass and a second all-reduce per update:
 
         r = ε · g_E / ‖g_E‖        g = g(θ) + g(θ with E + r)
 
-    "rdrop" runs every example twice, under two dropout masks, and asks the two predictions to
-    agree (costs twice the examples per microbatch):
+    "rdrop" runs every example twice with two dropout masks, and penalises the divergence of the
+    two predictions. It doubles the examples per microbatch:
 
         L = (L₁ + L₂) / 2 + α · (KL(p₁‖p₂) + KL(p₂‖p₁)) / 2
 
-    Both work under `ke.accumulate` and on replicas. FGM's `g_E` is the gradient of the whole
-    batch, so a step is the same however the batch is split.
+    Both can be combined with `ke.accumulate` and several replicas. `g_E` is the gradient of the
+    whole batch, so an FGM update does not depend on how the batch is split.
 
     Args:
-        model: a Keras 3 or tf_keras model, Hugging Face's included; before or after `compile`.
-        method: "fgm", "rdrop", or None to take either away.
-        epsilon: float > 0, ε of "fgm": the length of the move.
-        variables: regular expression for the paths of the variables "fgm" moves.
-        alpha: float > 0, α of "rdrop".
-        from_logits: whether the outputs are logits, for "rdrop". None (default) asks the compiled
-            loss in `fit`'s first step, and takes Hugging Face's outputs for logits.
+        model: a Keras 3 or tf_keras model, Hugging Face TF models included; before or after
+            `compile`.
+        method: "fgm", "rdrop", or None to remove both. Default: "fgm".
+        epsilon: float > 0, ε: Euclidean length of the perturbation of "fgm". Default: 1.0.
+        variables: regular expression for the paths of the variables that "fgm" perturbs. Default:
+            the word embeddings of KerasHub, Hugging Face, Model Garden and plain Keras models.
+        alpha: float > 0, α: weight of the divergence of "rdrop". Default: 1.0.
+        from_logits: whether the model's outputs are logits, for "rdrop". Default: None, read from
+            the compiled loss in the first step of `fit`; outputs of Hugging Face models are logits.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: an unknown method, a number that is not positive; in `fit`, no variable
-            matches; SAM is on (for "fgm").
+        ValueError: if `method` is unknown, `epsilon` or `alpha` is not positive, or `ke.sam` is
+            on, for "fgm"; in `fit`, if `variables` matches no trainable variable.
+        TypeError: if `model` is not a Keras model.
 
     Example:
-        >>> ke.adversarial(model, "rdrop", alpha=1.0)
-        >>> model.fit(dataset)
+        >>> model = ke.adversarial(model, "rdrop", alpha=1.0)
+        >>> history = model.fit(dataset, verbose=0)
 
     Reference:
         Miyato et al. 2017, "Adversarial Training Methods for Semi-Supervised Text Classification"
@@ -55,7 +67,7 @@ def adversarial(
     flavors.of(model)
     if method is not None and method not in METHODS:
         raise ValueError(
-            f"`method` must be one of {METHODS}, or None to take it away. Received: {method!r}."
+            f"`method` must be one of {METHODS}, or None to remove both. Received: {method!r}."
         )
     for name, value in (("epsilon", epsilon), ("alpha", alpha)):
         if not (isinstance(value, int | float) and value > 0):

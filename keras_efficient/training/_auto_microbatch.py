@@ -1,4 +1,4 @@
-"""`microbatch_size="auto"`: when a device runs out of memory, halve, and do the batch again."""
+"""`microbatch_size="auto"`: halve the microbatch on running out of memory, repeat the batch."""
 
 import warnings
 
@@ -8,10 +8,10 @@ from keras_efficient.training._microbatch_loop import batch_size, spec_of_any_ba
 
 
 def retrying(step):
-    """What `fit` calls for every step: takes a batch, and tries until it fits.
+    """Return a train function for `fit` that repeats a batch in smaller microbatches until it fits.
 
-    Metrics, running statistics and random seeds are put back before a retry, and the gradient sums
-    start anew, so nothing counts twice. (Weights change after all microbatches are done.)
+    Before a batch is repeated, metrics, moving statistics and random seeds are restored and the
+    gradient sums cleared, so nothing counts twice. Weights change only after all microbatches.
 
     Args:
         step: the model's `TrainingStep`.
@@ -21,18 +21,18 @@ def retrying(step):
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         raise ValueError(
             "microbatch_size='auto' needs one process: a worker that runs out of memory cannot "
-            "make the others try again. Received: a MultiWorkerMirroredStrategy. Find the size on "
-            "one worker first, then give it as an int."
+            "make the others repeat the batch. Received: a MultiWorkerMirroredStrategy. Find the "
+            "size on one worker first, then give it as an int."
         )
 
     def one_step(data):
         outputs = strategy.run(step.hook, args=(data,))
-        return tf.nest.map_structure(lambda value: _shown(flavor, strategy, value), outputs)
+        return tf.nest.map_structure(lambda value: _reduced_log(flavor, strategy, value), outputs)
 
     def traced():
         if model.run_eagerly:
             return one_step
-        jit = step.static and not step.several
+        jit = step.static and not step.multi_replica
         return tf.function(one_step, reduce_retracing=True, autograph=False, jit_compile=jit)
 
     run, prepared = traced(), False
@@ -66,9 +66,10 @@ def retrying(step):
                         raise
                     raise RuntimeError(
                         "One replica ran out of memory while the others waited for it in an "
-                        "all-reduce, and TensorFlow cannot go on after that: start again with "
-                        "microbatch_size as an int. Received: microbatch_size='auto', which was at "
-                        f"{step.split.size_of(_examples(strategy, data), step.halvings)} examples."
+                        "all-reduce, from which TensorFlow cannot recover. Received: "
+                        "microbatch_size='auto', which was at "
+                        f"{step.split.size_of(_examples(strategy, data), step.halvings)} examples. "
+                        "Start again with microbatch_size as a smaller int."
                     ) from error
             if step.halvings > before:
                 _warn(step, before, _examples(strategy, data))
@@ -82,7 +83,7 @@ def _halve(step, examples, error):
     if _largest(step, step.applying) > 0:
         raise RuntimeError(
             "The device ran out of memory while the optimizer changed the weights, so the batch "
-            "cannot be done again: load the last checkpoint. Smaller microbatches would not help; "
+            "cannot be repeated: load the last checkpoint. Smaller microbatches would not help; "
             "a smaller model or an optimizer with less state (Adafactor) would. Received: "
             f"{str(error).splitlines()[0]}"
         ) from error
@@ -99,20 +100,20 @@ def _warn(step, before, examples):
     sizes = [step.split.size_of(examples, halvings) for halvings in (before, step.halvings)]
     warnings.warn(
         f"Out of memory: microbatches of {sizes[0]} examples did not fit, from now on they have "
-        f"{sizes[1]}. The batch was done again from the start; no result changes.",
+        f"{sizes[1]}. The batch was repeated from the start; no result changes.",
         stacklevel=3,
     )
 
 
 class _State:
-    """What a failed step may have changed, as it was."""
+    """Values before a step of everything that a failed step may change."""
 
     def __init__(self, step):
         model, flavor = step.model, step.flavor
         variables = [v for v in flavor.state(model) if not v.trainable]
         for metric in flavor.all_metrics(model):
             variables += map(flavor.value, metric.variables)
-        # What an optimizer counts waits for no gradient, so a failed step has counted.
+        # An optimizer's counters wait for no gradient, so a failed step has advanced them.
         optimizer = flavor.optimizer(model)
         owned = optimizer.variables() if callable(optimizer.variables) else optimizer.variables
         variables += [v for v in map(flavor.value, owned) if v.shape.rank == 0]
@@ -129,9 +130,10 @@ class _State:
         self.values = [part.read_value() for part in self.parts]
 
     def restore(self):
+        """Write the values back and mark the gradient sums as dirty."""
         for part, value in zip(self.parts, self.values, strict=True):
             part.assign(value)
-        # A replica may have been stopped while it emptied its sums, having said that it had.
+        # A replica may have been stopped while it cleared its sums, already marked as clean.
         for dirty in self.dirty:
             dirty.assign(1)
 
@@ -142,13 +144,13 @@ def _largest(step, variable):
 
 
 def _examples(strategy, data):
-    """The examples of the fullest replica."""
+    """Return the largest number of examples on any replica."""
     first = next(leaf for leaf in tf.nest.flatten(data) if leaf is not None)
     parts = strategy.experimental_local_results(first)
     return max(int(batch_size(part)) for part in parts)
 
 
-def _shown(flavor, strategy, value):
+def _reduced_log(flavor, strategy, value):
     values = strategy.experimental_local_results(value)
     if len(values) == 1:
         return values[0]
@@ -157,7 +159,7 @@ def _shown(flavor, strategy, value):
 
 def _tensor(value):
     if isinstance(value, tf.experimental.Optional):
-        # Keras 3's None.
+        # Keras 3 wraps None.
         return None
     if value is None or isinstance(value, tf.distribute.DistributedValues | tf.RaggedTensor):
         return value

@@ -1,25 +1,25 @@
-"""How a batch is split into microbatches, and how much each of them counts."""
+"""Split of a batch into microbatches, and the weight of each."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
 
 import tensorflow as tf
 
-#: What KerasHub, Hugging Face and Model Garden call the mask of real tokens.
+#: Names of the mask of real tokens in KerasHub, Hugging Face and Model Garden.
 MASKS = ("padding_mask", "attention_mask", "input_mask")
-#: The label that Hugging Face's losses leave out.
+#: The label that the losses of Hugging Face models ignore.
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """The setting of `ke.accumulate`, whose docstring explains the fields."""
+    """Settings of `ke.accumulate`, which documents the fields."""
 
     microbatches: int | None = None
     microbatch_size: int | str | None = None
-    weight: Any = None
-    normalise: Any = True
+    weight: str | Callable | None = None
+    normalise: bool | float = True
 
     def __post_init__(self):
         given = [v for v in (self.microbatches, self.microbatch_size) if v is not None]
@@ -41,8 +41,7 @@ class BatchSplit:
         if not (self.weight in (None, "examples", "tokens") or callable(self.weight)):
             raise ValueError(
                 "`weight` must be None, 'examples', 'tokens' or a function of (x, y, "
-                f"sample_weight). Received: {self.weight!r}. None takes what the loss itself "
-                "divides by."
+                f"sample_weight). Received: {self.weight!r}. None uses the loss's own divisor."
             )
         number = isinstance(self.normalise, Real) and self.normalise > 0
         if self.normalise is not True and (not number or isinstance(self.normalise, bool)):
@@ -52,11 +51,12 @@ class BatchSplit:
             )
 
     @property
-    def auto(self):
+    def auto(self) -> bool:
+        """Whether the size is found by halving when memory runs out."""
         return self.microbatch_size == "auto"
 
     def size_of(self, examples, halvings):
-        """The examples per slice of a (per-replica) batch: an int where they are known."""
+        """Return the examples per microbatch of a replica's batch, an int if they are known."""
         if self.auto:
             known = isinstance(examples, int) and isinstance(halvings, int)
             parts = 2**halvings if known else tf.bitwise.left_shift(1, halvings)
@@ -74,7 +74,7 @@ class BatchSplit:
         return max(1, size) if known else tf.maximum(1, size)
 
     def weight_of(self, data, examples):
-        """How much a slice counts, a scalar, or None where the loss is to tell."""
+        """Return the weight of a microbatch, a scalar; None if the loss determines it."""
         if self.weight is None:
             return None
         if self.weight == "examples":
@@ -87,13 +87,13 @@ class BatchSplit:
 
 
 def tokens(x, y=None, sample_weight=None):
-    """The number of tokens that count: what `weight="tokens"` weighs a slice by.
+    """Return the number of tokens in the loss, the microbatch weight for `weight="tokens"`.
 
-    Labels per token other than -100, where there are any (`y`, or "labels" in `x`); else the real
-    tokens of the mask in `x`. Times the sample weights, if they are per token.
+    These are the labels other than -100 if there are labels per token, in `y` or as "labels" in
+    `x`; else the real tokens of the mask in `x`. Sample weights per token multiply them.
 
     Raises:
-        ValueError: there are neither labels per token nor a mask.
+        ValueError: if there are neither labels per token nor a mask.
     """
     labels = y if y is not None else x.get("labels") if isinstance(x, dict) else None
     labels = labels.get("labels") if isinstance(labels, dict) else labels

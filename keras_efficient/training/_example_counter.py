@@ -1,17 +1,18 @@
-"""Count the examples, tokens and positions that training steps see, in their graph."""
+"""Counter of the examples, tokens and positions in training batches, kept in the graph."""
 
+import numpy as np
 import tensorflow as tf
 
-from keras_efficient.training import _replicas as replicas
-from keras_efficient.training import _train_step_hook as train_step_hook
+from keras_efficient.flavor import Model
+from keras_efficient.training import _replicas as replicas, _train_step_hook as train_step_hook
 from keras_efficient.training._batch_split import MASKS
 from keras_efficient.training._microbatch_loop import batch_size
 
 
 class ExampleCounter:
-    """Running totals: `[examples, real tokens, positions]`."""
+    """Running totals `[examples, real tokens, positions]`; called with each batch."""
 
-    def __init__(self, model):
+    def __init__(self, model: Model):
         with model.distribute_strategy.scope():
             self.totals = replicas.variable([0, 0, 0], tf.int64)
         self.variables = [self.totals]
@@ -29,19 +30,19 @@ class ExampleCounter:
             tf.stack([tf.cast(count, tf.int64) for count in counts])
         )
 
-    def read(self):
-        """The totals so far, as a NumPy array."""
+    def read(self) -> np.ndarray:
+        """Return the totals so far, int64 `[3]`."""
         return self.totals.read_value().numpy()
 
 
-def attach(model) -> ExampleCounter:
-    """Count from the next training step of `model` on."""
-    counts = ExampleCounter(model)
-    train_step_hook.attach(model).observers.append(counts)
-    return counts
+def attach(model: Model) -> ExampleCounter:
+    """Start counting with the next training step of `model`."""
+    counter = ExampleCounter(model)
+    train_step_hook.attach(model).observers.append(counter)
+    return counter
 
 
-def detach(model, counts):
+def detach(model: Model, counter: ExampleCounter):
     """Stop counting."""
-    train_step_hook.attach(model).observers.remove(counts)
+    train_step_hook.attach(model).observers.remove(counter)
     train_step_hook.detach_if_idle(model)

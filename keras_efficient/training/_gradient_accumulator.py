@@ -1,4 +1,4 @@
-"""Sums of gradients over microbatches, held in variables."""
+"""Gradient sums over microbatches, held in variables."""
 
 import tensorflow as tf
 
@@ -6,44 +6,45 @@ from keras_efficient.training import _replicas as replicas
 
 
 class GradientAccumulator:
-    """One buffer per trainable variable, added to in place, and zero between updates.
+    """One sum per trainable variable, updated in place on each replica, zero between updates.
 
-    Variables rather than loop variables of the `tf.while_loop`: TensorFlow adds to a loop variable
-    out of place (twice the memory; three times, and a copy of the whole table per microbatch, for
-    an embedding's rows), to a variable in place. Every replica has its own.
+    The sums are variables and not loop variables of the `tf.while_loop`, because TensorFlow adds
+    to a loop variable out of place: that takes twice the memory, and for an embedding three times
+    and a copy of the whole table per microbatch.
 
-    An embedding's gradients stay sparse: `read` gives `IndexedSlices` of the touched rows, each
-    once. (Keras 3's Adam squares the gradients of a repeated row one by one, where it should square
-    their sum; with each row once it does the right thing.)
+    Gradients of embeddings stay sparse: `read` returns `IndexedSlices` with each touched row once.
+    This also corrects Keras 3's Adam, which squares the gradients of a repeated row one by one
+    instead of squaring their sum.
 
     Args:
         variables: the model's trainable `tf.Variable`s.
-        static: XLA has no tensors of as many rows as were touched: make every gradient dense.
+        static: make every gradient dense, for XLA, which does not support tensors with a
+            data-dependent number of rows. Default: False.
     """
 
     def __init__(self, variables, *, static=False):
         self.variables, self.static = list(variables), static
         with tf.init_scope():
             self.sums = [_zeros(v.shape, v.dtype) for v in self.variables]
-            #: Per variable, 1.0 for every row that has been touched by a sparse gradient.
+            #: Per variable, 1.0 for each row that a sparse gradient has touched.
             self.touched = [
                 _zeros(v.shape[:1], tf.float32) if v.shape.rank and not static else None
                 for v in self.variables
             ]
-            # Not a constant: TensorFlow would keep a zero tensor of every shape in the graph.
+            # A constant would make TensorFlow keep a zero tensor of every shape in the graph.
             self.zero = _zeros([], tf.float32)
             self.dirty = replicas.variable(0)
-        #: Indices of the variables that get sparse gradients, known once `add` is traced.
-        self.sparse = set()
+        #: Indices of the variables with sparse gradients, known once `add` has been traced.
+        self.sparse: set[int] = set()
 
     def fits(self, variables, static):
-        """Whether these sums will do (a layer may have been frozen since, or XLA asked for)."""
+        """Return whether the sums are for these variables and this setting of XLA."""
         return static == self.static and list(map(id, variables)) == list(map(id, self.variables))
 
     def open(self, first=True):
-        """Begin a batch; `first`, whether it is the first of its update.
+        """Begin a batch; `first` is whether it is the first of its update.
 
-        Only after a step that failed half-way is there anything to clear.
+        The sums are cleared only if an earlier step failed half-way.
         """
         dirty = replicas.local(self.dirty)
 
@@ -56,7 +57,7 @@ class GradientAccumulator:
 
         tf.cond(tf.logical_and(first, dirty > 0), clear, lambda: False)
         dirty.assign(1)
-        # What comes next waits for this: it must be known that sums were begun if it fails.
+        # What follows waits for this read, so that a failure leaves the sums marked as dirty.
         return dirty.read_value()
 
     def add(self, gradients):
@@ -76,26 +77,26 @@ class GradientAccumulator:
                 total.assign_add(tf.cast(gradient, total.dtype), read_value=False)
 
     def read(self):
-        """The sums of this replica."""
+        """Return the sums of this replica."""
         return [
             self._rows(index) if index in self.sparse else replicas.local(total).read_value()
             for index, total in enumerate(self.sums)
         ]
 
     def close(self):
-        """End an update: everything is zero again."""
+        """End an update by setting all sums to zero."""
         done = self._fill(index for index in range(len(self.sums)) if index not in self.sparse)
         for index in self.sparse:
             zeros = self._rows(index, zero=True)
             total, touched = (replicas.local(v[index]) for v in (self.sums, self.touched))
             done.append(total.scatter_update(zeros))
             done.append(touched.assign(tf.zeros_like(touched)))
-        # Only then: a step that fails in between leaves something to clear.
+        # Only afterwards, so that a step that fails in between leaves the sums marked as dirty.
         with tf.control_dependencies([operation for operation in done if operation is not None]):
             replicas.local(self.dirty).assign(0)
 
     def _rows(self, index, zero=False):
-        """The touched rows of a sum, or zeros in their place."""
+        """Return the touched rows of a sum, or zeros in their place."""
         total = replicas.local(self.sums[index])
         rows = tf.where(replicas.local(self.touched[index]) > 0)[:, 0]
         if zero:
@@ -106,11 +107,11 @@ class GradientAccumulator:
         return tf.IndexedSlices(values, rows, tf.shape(total, tf.int64))
 
     def _fill(self, indices):
-        """Zeros for the dense sums of these indices; returns the operations."""
+        """Set the dense sums of these indices to zero; return the operations."""
         done = []
         for index in indices:
             total = replicas.local(self.sums[index])
-            # Wait for the variable's update, or TensorFlow makes all the zeros long before it.
+            # Wait for the variable's update; else TensorFlow creates all zeros long before it.
             with tf.control_dependencies([self.variables[index].read_value()]):
                 zero = tf.cast(replicas.local(self.zero).read_value(), total.dtype)
             done.append(total.assign(tf.fill(total.shape, zero), read_value=False))
@@ -118,14 +119,14 @@ class GradientAccumulator:
 
 
 class SingleBatchGradients:
-    """The gradients of a batch that is its own microbatch, in the place of `GradientSums`.
+    """Gradients of a batch that is one microbatch, with the methods of `GradientAccumulator`.
 
     Nothing is summed, so nothing is copied.
     """
 
     def __init__(self, variables, *, static=False):
         self.variables, self.static = list(variables), static
-        self.gradients = None
+        self.gradients: list = []
 
     fits = GradientAccumulator.fits
 
@@ -142,11 +143,11 @@ class SingleBatchGradients:
         return list(map(unique_rows, gradients))
 
     def close(self):
-        self.gradients = None
+        self.gradients = []
 
 
 def unique_rows(gradient):
-    """`IndexedSlices` with every row once, summed; anything else as it is."""
+    """Sum repeated rows of `IndexedSlices`; return anything else unchanged."""
     if not isinstance(gradient, tf.IndexedSlices):
         return gradient
     rows, places = tf.unique(gradient.indices)

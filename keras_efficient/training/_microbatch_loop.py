@@ -1,12 +1,14 @@
-"""Sum a function over consecutive slices of a batch, in one loop of the graph."""
+"""Sum of a function over consecutive slices of a batch, in one loop of the graph."""
+
+from collections.abc import Callable
 
 import tensorflow as tf
 
 
 def batch_size(data):
-    """The number of examples in `data` (any nest of tensors that share their first dimension).
+    """Return the number of examples in a nest of tensors that share their first dimension.
 
-    An int where the shape tells, else a scalar int32 tensor.
+    An int if the static shape has it, else a scalar int32 tensor.
     """
     first = next(leaf for leaf in tf.nest.flatten(data) if leaf is not None)
     if isinstance(first, tf.RaggedTensor):
@@ -16,7 +18,7 @@ def batch_size(data):
 
 
 def spec_of_any_batch(data):
-    """The specs of a nest of tensors, with any number of examples."""
+    """Return the specs of a nest of tensors, with an unknown number of examples."""
 
     def any_batch(value):
         spec = tf.type_spec_from_value(value)
@@ -27,19 +29,19 @@ def spec_of_any_batch(data):
     return tf.nest.map_structure(any_batch, data)
 
 
-def sum_over(function, data, size, zeros, *, static=False):
-    """Σ function(slice) over the slices of `size` consecutive examples of `data`.
+def sum_over(function: Callable, data, size, zeros, *, static: bool = False):
+    """Return Σ function(slice) over the slices of `size` consecutive examples of `data`.
 
-    The graph holds `function` once, however many slices there are, and only one slice's
-    intermediate values are alive at a time.
+    The graph contains `function` once, however many slices there are, and only the intermediate
+    values of one slice are alive at a time.
 
     Args:
-        function: slice of `data` -> nest of tensors like `zeros`.
-        data: nest of tensors `[examples, ...]`; None leaves stay None.
-        size: int or scalar int32 tensor, the examples per slice; the last slice may be smaller.
-        zeros: nest of tensors to start from.
-        static: XLA needs one shape for all turns of the loop: put the smaller last slice, if
-            there is one, into a second copy of `function` behind the loop.
+        function: maps a slice of `data` to a nest of tensors like `zeros`.
+        data: nest of tensors `[examples, ...]`; leaves that are None stay None.
+        size: int or scalar int32 tensor, examples per slice; the last slice may be smaller.
+        zeros: nest of tensors, the start of the sums.
+        static: for XLA, which needs one shape for all iterations of the loop: a smaller last slice
+            is computed by a second copy of `function` behind the loop.
 
     Returns:
         The sums, a nest like `zeros`.
@@ -53,25 +55,25 @@ def sum_over(function, data, size, zeros, *, static=False):
     def cut(tensor, start, stop):
         if not static:
             return tensor[start:stop]
-        # XLA would take `start:stop` for anything up to the whole batch, and compute all of it. (It
-        # compiles a turn even if none is made: no slice may be larger than the batch.)
+        # XLA would treat `start:stop` as a slice of up to the whole batch, and compute all of it.
+        # It compiles the loop body even if it never runs, so no slice may exceed the batch.
         count = tf.minimum(size, examples) if stop is None else stop - start
         rest = tf.shape(tensor)[1:]
         begin = tf.concat([[start], tf.zeros_like(rest)], 0)
         return tf.slice(tensor, begin, tf.concat([[count], rest], 0))
 
-    def turn(index, sums):
+    def body(index, sums):
         start = index * size
         stop = None if static else tf.minimum(start + size, examples)
         return index + 1, plus(sums, start, stop)
 
-    turns = examples // size if static else -(-examples // size)
+    iterations = examples // size if static else -(-examples // size)
     _, sums = tf.while_loop(
-        lambda index, _: index < turns, turn, (tf.constant(0), zeros), parallel_iterations=1
+        lambda index, _: index < iterations, body, (tf.constant(0), zeros), parallel_iterations=1
     )
     if not static:
         return sums
-    done = turns * size
+    done = iterations * size
     rest = tf.get_static_value(examples - done)
     if rest == 0:
         return sums

@@ -1,4 +1,4 @@
-"""Forward and backward of one microbatch: its gradients to the sums, its scalars to the totals."""
+"""Forward and backward pass of one microbatch, by the compiled loss or a custom `train_step`."""
 
 from contextlib import ExitStack
 
@@ -10,18 +10,18 @@ from keras_efficient.training._gradient_accumulator import unique_rows
 from keras_efficient.training._microbatch_loop import batch_size
 
 
-class CompiledLoss:
-    """Microbatches of a model with Keras' own `train_step`: forward, compiled loss, backward.
+class CompiledLossStep:
+    """Microbatch step of a model with Keras' own `train_step`: forward, compiled loss, backward.
 
-    Called with a slice of the batch, it adds the slice's gradients to the sums and returns the
-    scalars to sum. Weights are kept as fractions of the batch's examples (`unit`), so that
-    gradients have the size they would have in one large batch (float16 cares).
+    Called with a microbatch, it adds the gradients to the accumulator and returns the scalars to
+    sum. Weights are fractions of the batch's examples, `unit`, so that gradients are as large as
+    those of one large batch, which matters in float16.
 
     Args:
         step: the `TrainingStep`.
-        data: the (replica's) batch.
+        data: the batch of this replica.
         context: AutoGraph's control status of the step.
-        quiet: the second pass over a batch: metrics stay as they are.
+        quiet: leave metrics as they are, for the second pass over a batch. Default: False.
     """
 
     def __init__(self, step, data, context, quiet=False):
@@ -29,17 +29,19 @@ class CompiledLoss:
         self.model, self.flavor = step.model, step.flavor
         self.examples = batch_size(data)
         window = step.hook.window
-        #: Scalar, what weights are multiples of.
+        #: Scalar, the unit of weights.
         self.unit = tf.cast(tf.maximum(self.examples, 1), step.dtype)
-        #: Whether it is here that what is added once per update (a regulariser) is added to a loss
-        #: that sums: the first replica has examples if any has, and the first batch of a window.
+        #: Whether this replica and batch add the terms that an update has once, regularisers, to a
+        #: loss that is a sum. The first replica has examples if any has, and so has the first batch
+        #: of a window.
         self.adds = tf.equal(tf.distribute.get_replica_context().replica_id_in_sync_group, 0)
         if window is not None:
             self.adds = tf.logical_and(self.adds, window.opens())
             self.unit = window.unit(self.unit)
         self.step.reached = [False] * len(self.model.trainable_variables)
 
-    def zeros(self):
+    def zeros(self) -> dict:
+        """Return zeros for the scalars that a call returns."""
         names = ["weight", "loss", "examples", "microbatches"]
         names += ["square_norms"] if self._measures else []
         return {name: tf.zeros([], self.step.dtype) for name in names}
@@ -56,7 +58,7 @@ class CompiledLoss:
                 forward = self.flavor.forward(self.model, doubled)
             loss, extra, kind = forward.loss, forward.extra, forward.weight
             term = None if penalty is None else penalty(self.flavor, self.model, forward.y_pred)
-            times = 1.0 if penalty is None else 2.0
+            copies = 1.0 if penalty is None else 2.0
             given = self.step.split.weight_of(part, examples)
             if given is not None:
                 weight = tf.cast(given, self.step.dtype) / self.unit
@@ -64,11 +66,11 @@ class CompiledLoss:
             elif kind is EXAMPLES or kind is SUM:
                 weight, self.step.weighting = examples / self.unit, kind
             else:
-                weight = tf.cast(kind, self.step.dtype) / times / self.unit
+                weight = tf.cast(kind, self.step.dtype) / copies / self.unit
                 self.step.weighting = "counted"
             if self.step.weighting is SUM:
                 share = tf.where(self.adds, weight, tf.zeros_like(weight))
-                loss = loss / times
+                loss = loss / copies
                 for added, factor in ((term, examples), (extra, share)):
                     loss = loss if added is None else loss + added * tf.cast(factor, added.dtype)
             else:
@@ -81,13 +83,12 @@ class CompiledLoss:
 
     @property
     def _measures(self):
-        """Whether a watcher wants the norms of the microbatches' gradients."""
-        return any(
-            getattr(watch, "square_norms", False) for watch in self.step.hook.gradient_observers
-        )
+        """Whether an observer needs the norms of the microbatches' gradients."""
+        observers = self.step.hook.gradient_observers
+        return any(getattr(observer, "square_norms", False) for observer in observers)
 
     def add(self, gradients, weight, examples, scalars):
-        """Add gradients to the sums; returns the scalars to sum over microbatches."""
+        """Add gradients to the accumulator; return the scalars to sum over microbatches."""
         step = self.step
         step.reached = [
             reached or gradient is not None
@@ -95,7 +96,7 @@ class CompiledLoss:
         ]
         scalars = {**scalars, "weight": weight, "examples": examples, "microbatches": 1.0}
         if self._measures:
-            # Of the slice's mean gradient: without its weight, and without the loss scale.
+            # That of the microbatch's mean gradient, without its weight and the loss scale.
             scale = self.flavor.scale_loss(self.model, weight)
             square = tf.cast(square_norm(gradients), scale.dtype)
             scalars["square_norms"] = tf.math.divide_no_nan(square, scale**2)
@@ -106,14 +107,15 @@ class CompiledLoss:
 
         if step.weighting is SUM or step.weighting is EXAMPLES:
             return add()
-        # A slice without a single counted token has a loss of 0/0.
-        if step.at_once:
+        # The loss of a microbatch without a single counted token is 0/0.
+        if step.single:
             gradients = [_where(weight > 0, gradient) for gradient in gradients]
             scalars["loss"] = _where(weight > 0, scalars["loss"])
             return add()
         return tf.cond(weight > 0, add, self.zeros)
 
-    def logs(self, totals):
+    def logs(self, totals) -> dict:
+        """Return the logs of the step, from the totals over its microbatches."""
         loss = totals["loss"]
         if self.step.weighting is not SUM:
             loss = tf.math.divide_no_nan(loss, totals["weight"])
@@ -121,22 +123,22 @@ class CompiledLoss:
         return self.flavor.metrics_result(self.model)
 
 
-class OwnStep(CompiledLoss):
-    """Microbatches of a model with a `train_step` of its own, recorded instead of applied."""
+class CustomTrainStep(CompiledLossStep):
+    """Microbatch step of a model with a custom `train_step`, whose gradients are recorded."""
 
     def __init__(self, step, data, context, quiet=False):
         super().__init__(step, data, context, quiet)
-        self.own = tf.__internal__.autograph.tf_convert(step.hook.plain, context)
+        self.train_step = tf.__internal__.autograph.tf_convert(step.hook.original, context)
         given = step.split.weight is not None
         counted = self.flavor.custom_step_weight(self.model, data) is not EXAMPLES
         step.weighting = "given" if given else "counted" if counted else EXAMPLES
-        self.names = self.flavor.custom_step_logs(self.model, self.own, data)
+        self.names = self.flavor.custom_step_logs(self.model, self.train_step, data)
         metrics = self.flavor.metrics_result(self.model)
         self.means = [name for name in self.names if name not in metrics]
 
     def zeros(self):
         zero = tf.zeros([], self.step.dtype)
-        return {**super().zeros(), **{f"own {name}": zero for name in self.means}}
+        return {**super().zeros(), **{f"mean {name}": zero for name in self.means}}
 
     def __call__(self, part):
         examples = tf.cast(batch_size(part), self.step.dtype)
@@ -151,18 +153,18 @@ class OwnStep(CompiledLoss):
             if self.quiet:
                 stack.enter_context(self.flavor.frozen_metrics(self.model))
             elif self.weighted:
-                # The metric called "loss" would take every microbatch for equal, and the 0/0 of one
-                # without a counted token.
+                # The metric called "loss" would weigh all microbatches alike, and take the 0/0 of
+                # one without a counted token.
                 seen = stack.enter_context(self.flavor.frozen_loss_tracker(self.model))
             doubled = part
             if penalty is not None:
                 doubled = penalty.doubled(part)
                 term = stack.enter_context(penalty.watching(self.flavor, self.model))
             recording = stack.enter_context(self.flavor.record_gradients(self.model, weight, term))
-            logs = flat_logs(self.own(doubled))
+            logs = flat_logs(self.train_step(doubled))
         by_id = dict(zip(map(id, recording.variables), recording.gradients, strict=True))
         gradients = [by_id.get(id(v)) for v in self.model.trainable_variables]
-        scalars = {f"own {n}": tf.cast(logs[n], weight.dtype) * weight for n in self.means}
+        scalars = {f"mean {n}": tf.cast(logs[n], weight.dtype) * weight for n in self.means}
         loss = recording.loss
         if loss is None and seen:
             loss = seen[-1] * tf.cast(weight, seen[-1].dtype)
@@ -172,24 +174,25 @@ class OwnStep(CompiledLoss):
         return self.add(gradients, weight, examples, {"loss": 0.0, **scalars})
 
     @property
-    def weighted(self):
+    def weighted(self) -> bool:
+        """Whether microbatches weigh other than by their examples."""
         return self.step.weighting is not EXAMPLES
 
     def logs(self, totals):
         weight = totals["weight"]
         if self.tracks:
-            # With weight 1: that of a loss of shape [1], as transformers' token losses have it.
+            # Weight 1, that of a loss of shape [1], which the token losses of transformers have.
             self.flavor.track_loss(self.model, tf.math.divide_no_nan(totals["loss"], weight), 1)
         logs = self.flavor.metrics_result(self.model)
         if self.flavor.sums_logs:
             weight *= tf.distribute.get_strategy().num_replicas_in_sync
         for name in self.means:
-            logs[name] = tf.math.divide_no_nan(totals[f"own {name}"], weight)
+            logs[name] = tf.math.divide_no_nan(totals[f"mean {name}"], weight)
         return {name: logs[name] for name in self.names}
 
 
 def square_norm(gradients):
-    """Σ g² over all gradients, None left out, repeated rows of a sparse one summed first."""
+    """Return Σ g² over all gradients that are not None, with repeated sparse rows summed first."""
     squares = []
     for gradient in gradients:
         if isinstance(gradient, tf.IndexedSlices):
@@ -201,7 +204,7 @@ def square_norm(gradients):
 
 
 def _where(condition, value):
-    """`value`, or zeros."""
+    """Return `value` where the scalar `condition` holds, else zeros."""
     if isinstance(value, tf.IndexedSlices):
         values = _where(condition, value.values)
         return tf.IndexedSlices(values, value.indices, value.dense_shape)

@@ -1,4 +1,4 @@
-"""R-Drop: two dropout masks for every example, whose predictions must agree."""
+"""R-Drop: a penalty on the divergence of predictions under two dropout masks."""
 
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ import tensorflow as tf
 from keras_efficient.flavor._patched import patched
 
 
-def symmetric_divergence(one, other, from_logits, mask=None):
-    """(KL(p‖q) + KL(q‖p)) / 2 of two predictions `[..., classes]`, averaged over the rest.
+def symmetric_divergence(one, other, from_logits: bool, mask=None):
+    """Return the mean of (KL(p‖q) + KL(q‖p)) / 2 for two predictions `[..., classes]`.
 
-    A single output per example ([..., 1]) is taken for a logit or probability of two classes.
-    Where there is a `mask` `[...]`, the mean is over what it leaves.
+    A single output per example, `[..., 1]`, is a logit or probability of two classes. With a `mask`
+    `[...]`, the mean is over the positions where it is true.
     """
     logs = [_log_probabilities(tf.cast(p, tf.float32), from_logits) for p in (one, other)]
     p, q = map(tf.exp, logs)
@@ -35,23 +35,24 @@ def _log_probabilities(prediction, from_logits):
 
 @dataclass(frozen=True)
 class RDrop:
-    """α times the divergence of the two halves of a doubled microbatch.
+    """Penalty α times the divergence of the two halves of a doubled microbatch.
 
     Attributes:
         alpha: float, α.
-        from_logits: whether the model's outputs are logits; None asks the compiled loss.
+        from_logits: whether the model's outputs are logits. Default: None, read from the compiled
+            loss.
     """
 
     alpha: float
     from_logits: bool | None = None
 
     def doubled(self, data):
-        """Every example of a microbatch twice."""
+        """Return a microbatch followed by its copy."""
         return tf.nest.map_structure(lambda t: None if t is None else tf.concat([t, t], 0), data)
 
     def __call__(self, flavor, model, y_pred):
-        """The term for the outputs of a doubled microbatch, the mean over its examples."""
-        # Hugging Face's outputs say what they are.
+        """Return the penalty on the outputs of a doubled microbatch, a mean over its examples."""
+        # The outputs of Hugging Face models name their logits.
         from_logits = self.from_logits or hasattr(y_pred, "logits")
         if self.from_logits is None and not from_logits:
             from_logits = flavor.from_logits(model)
@@ -59,7 +60,7 @@ class RDrop:
         terms = []
         for output in tf.nest.flatten(y_pred):
             one, other = tf.split(output, 2)
-            # As the loss does: padding has nothing to agree about.
+            # Leave out padding, as the loss does.
             mask = getattr(output, "_keras_mask", None)
             mask = None if mask is None else tf.split(mask, 2)[0]
             terms.append(symmetric_divergence(one, other, from_logits, mask))
@@ -67,7 +68,7 @@ class RDrop:
 
     @contextmanager
     def watching(self, flavor, model):
-        """A context that yields a function: the term of the model's last outputs inside."""
+        """Yield a function that returns the penalty on the model's last outputs in the context."""
         plain, outputs = model.call, []
 
         def call(*args, **kwargs):

@@ -1,6 +1,7 @@
-"""Compute a block's activations again in the backward pass instead of keeping them."""
+"""Rematerialisation: recompute activations in the backward pass instead of keeping them."""
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,13 +10,18 @@ from tensorflow.python.eager import record
 from tensorflow.python.framework import op_callbacks
 
 from keras_efficient import flavor as flavors
+from keras_efficient.flavor import Layer, Model
 from keras_efficient.parametrize._architecture import transformer_blocks
 from keras_efficient.parametrize._layer_paths import layer_paths
 
 
 @dataclass(frozen=True)
 class RematReport:
-    """What `remat` set: the paths of the layers whose activations are computed again."""
+    """The layers that `ke.remat` rematerialises; `print` shows them.
+
+    Attributes:
+        layers: tuple of str, paths of the layers whose activations are recomputed.
+    """
 
     layers: tuple[str, ...]
 
@@ -24,44 +30,46 @@ class RematReport:
             return "remat: off"
         number = len(self.layers)
         return (
-            f"remat: {number} layer{'s' * (number > 1)} computed again in the backward pass: "
-            + (", ".join(self.layers))
+            f"remat: {number} layer{'s' * (number > 1)} recomputed in the backward pass: "
+            + ", ".join(self.layers)
         )
 
 
-def remat(model, layers=None) -> RematReport:
-    """Keep only the inputs of `layers` for the backward pass, and compute the rest again there.
+def remat(
+    model: Model, layers: str | Callable[[Layer], bool] | Sequence[Layer] | bool | None = None
+) -> RematReport:
+    """Recompute the activations inside layers in the backward pass instead of keeping them.
 
-    Rematerialisation, or gradient checkpointing: in training, the activations inside each of these
-    layers are thrown away after the forward pass and computed a second time when their gradients
-    are due. With L equal blocks of A bytes of activations and I bytes of input each, a step holds
+    Rematerialisation, or gradient checkpointing: in training, the activations inside each chosen
+    layer are discarded after the forward pass and computed a second time when their gradients are
+    needed. With L equal blocks of A bytes of activations and I bytes of input each, a step holds
     L·I + A bytes instead of L·A, for one more forward pass of the blocks.
 
-    Exact: dropout draws the same mask both times, and updates of state (seed generators,
-    BatchNormalization's averages) happen once. In Keras 3 the draws are also those of a run without
-    `remat`; in tf_keras they are other ones, as random.
+    The result is exact: dropout draws the same mask both times, and state is updated once (seed
+    generators, the moving averages of BatchNormalization). In Keras 3 the masks are also those of
+    a run without `ke.remat`; in tf_keras they differ from those, but are as random.
 
-    Acts where a layer is called in training mode, from the next `fit` on; works under
-    `ke.accumulate`, mixed precision and XLA. It belongs to the model in memory: saving leaves it
-    out, so apply it again after loading. Applying it again replaces the choice.
+    It applies to calls in training mode, from the next `fit` on, and works with `ke.accumulate`,
+    mixed precision and XLA. The setting belongs to the model in memory: saving leaves it out, so
+    call `ke.remat` again after loading. A second call replaces the choice of layers.
 
     Args:
         model: a built Keras 3 or tf_keras model.
-        layers: which layers. None (default): the model's Transformer blocks, that is, the
-            innermost layers with both attention and another kernel inside. Or a regular
-            expression searched in their paths ("encoder/layer_1"), a function `layer -> bool`, or
-            a list of layers; of layers inside each other the outermost counts. False: none,
-            as the model was.
+        layers: the layers to recompute: a regular expression searched in their paths, such as
+            "encoder/layer_1"; a function `layer -> bool`; a list of layers; or False for none,
+            which restores the model. Of nested layers only the outermost counts. Default: None,
+            the model's Transformer blocks, which are the innermost layers with both attention and
+            another kernel inside.
 
     Returns:
-        A `Rematerialised`: `print(ke.remat(model))` says which layers.
+        A `RematReport`; `print(ke.remat(model))` shows the layers.
 
     Raises:
-        ValueError: no such layer, a model that is not built, a list with a layer that is not
-            inside the model. In `fit`: a layer that adds a loss in its call, or that draws random
-            numbers past the library's generators (`tf.random.uniform`), which cannot be drawn
-            again.
-        TypeError: `model` is no Keras model, or `layers` none of the above.
+        ValueError: if no layer matches, the model is not built, or a listed layer is not inside
+            the model; in `fit`, if a layer adds a loss in its call, or draws random numbers that
+            cannot be repeated because they do not come from the library's generators, such as
+            those of `tf.random.uniform`.
+        TypeError: if `model` is not a Keras model, or `layers` is none of the above.
 
     Example:
         >>> report = ke.remat(model, "dense")
@@ -71,8 +79,8 @@ def remat(model, layers=None) -> RematReport:
         remat: off
 
     Reference:
-        Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". Keras 3's own
-        `RematScope` acts on layers made inside it, and draws other dropout masks the second time;
+        Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". Keras 3's `RematScope`
+        applies to layers created inside it, and draws other dropout masks in the backward pass;
         `tf.recompute_grad` takes no keyword arguments in a graph.
     """
     flavor = flavors.of(model)
@@ -87,7 +95,7 @@ def remat(model, layers=None) -> RematReport:
         if _recomputed(layer):
             _recomputed(layer).detach()
     for layer in chosen.values():
-        # Past Keras' own __setattr__, which would track the attribute.
+        # Bypasses the library's __setattr__, which would track the attribute.
         object.__setattr__(layer, "call", _Recomputed(layer, flavor).call)
     model.train_function = None
     return RematReport(tuple(chosen))
@@ -129,9 +137,8 @@ def _choose(model, inside, layers):
         paths = list(inside)
         shown = ", ".join(paths[:12]) + (", ..." if len(paths) > 12 else "")
         raise ValueError(
-            f"There must be a layer to compute again. Received: {rule}, of which {model.name!r} "
-            f"has none. Name some of its layers by a regular expression: {shown}. (False takes "
-            "remat away.)"
+            f"There must be a layer to recompute. Received: {rule}, of which {model.name!r} has "
+            f"none. Choose layers by a regular expression: {shown}. False switches remat off."
         )
     return found
 
@@ -149,7 +156,7 @@ def _outermost(chosen):
 
 
 class _Recomputed:
-    """Has the method that stands in for a layer's `call`, as an attribute of that one layer."""
+    """Holder of the method that replaces the `call` of one layer instance."""
 
     def __init__(self, layer, flavor):
         self.layer, self.flavor = layer, flavor
@@ -157,7 +164,7 @@ class _Recomputed:
 
     @property
     def plain(self):
-        """The `call` the layer had: its own, or its class's (which a view of weights changes)."""
+        """The `call` that the layer had: its own attribute, or its class's at this moment."""
         return type(self.layer).call.__get__(self.layer) if self.own is None else self.own
 
     def call(self, *args, **kwargs):
@@ -165,11 +172,11 @@ class _Recomputed:
         call = self.flavor.converted(self.layer, self.plain)
         return call(*args, **kwargs) if run is None else recompute(call, run, args, kwargs)
 
-    #: By this AutoGraph knows what to leave as it is; `converted` sees to the layer's own code.
+    #: Tells AutoGraph not to convert this method; `converted` converts the layer's own code.
     call.autograph_info__ = None
 
     def detach(self):
-        """Give the layer its own `call` back."""
+        """Restore the layer's `call`."""
         object.__delattr__(self.layer, "call")
         if self.own is not None:
             object.__setattr__(self.layer, "call", self.own)
@@ -181,15 +188,16 @@ def _recomputed(layer):
 
 
 def recompute(call, run, args, kwargs):
-    """`call(*args, **kwargs)`, called again for its gradient; what happens between is not kept.
+    """Return `call(*args, **kwargs)`; it is called again for its gradient, keeping only the inputs.
 
     Args:
-        call: a function of tensors, in any nesting.
-        run: has the contexts `first()` and `again()`, in which it is called.
-        args, kwargs: its arguments, nested as they like; tensors of floats get gradients.
+        call: a function of nests of tensors.
+        run: has the contexts `first()` and `again()` in which `call` is called.
+        args: positional arguments, nests of tensors; float tensors get gradients.
+        kwargs: keyword arguments, likewise.
 
     Returns:
-        What the call returns.
+        The result of `call`.
     """
     leaves = tf.nest.flatten((args, kwargs), expand_composites=True)
     places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
@@ -211,7 +219,7 @@ def recompute(call, run, args, kwargs):
 
     @tf.custom_gradient
     def outputs(*inputs):
-        # The variables' values are inputs too: that is how their gradients leave.
+        # The variables' values are inputs too, so that their gradients are returned.
         tensors = inputs[: len(places)]
 
         def gradient(*upstream):
@@ -244,10 +252,10 @@ def _is_float(leaf):
 
 
 def _after(upstream, tensors):
-    """`tensors`, but not before `upstream` is known: else all would be computed again at once.
+    """Return `tensors`, delayed until `upstream` is known, so that not all blocks run at once.
 
-    A data dependency, since XLA does not keep control dependencies; without it, TensorFlow would
-    also see that everything has been computed before, and keep that. As `tf.recompute_grad` does.
+    It is a data dependency, as in `tf.recompute_grad`, because XLA drops control dependencies and
+    TensorFlow would merge the second computation with the first and keep its results.
     """
     if tf.executing_eagerly():
         return list(map(tf.identity, tensors))
@@ -258,7 +266,7 @@ def _after(upstream, tensors):
         return [tensor + tf.cast(zero, tensor.dtype) for tensor in tensors]
 
 
-#: Ops that draw from a generator of TensorFlow's own.
+#: Ops that draw from TensorFlow's stateful generators.
 _STATEFUL_DRAWS = re.compile(
     r"^(Random(Uniform|UniformInt|StandardNormal|Gamma|GammaGrad|Poisson|PoissonV2|Shuffle|Crop)"
     r"|(Parameterized)?TruncatedNormal|Multinomial|Stateful\w+|RngReadAndSkip)$"
@@ -266,7 +274,7 @@ _STATEFUL_DRAWS = re.compile(
 
 
 class _watching:
-    """A context in which an op that cannot be drawn again is an error."""
+    """Context in which an op whose random draws cannot be repeated is an error."""
 
     def __enter__(self):
         self.callback = partial(_refuse_draws)
@@ -280,8 +288,8 @@ def _refuse_draws(op_type, inputs, attrs, outputs, op_name=None, graph=None):
     name = op_type.decode() if isinstance(op_type, bytes) else op_type
     if _STATEFUL_DRAWS.match(name) and not name.startswith("StatefulPartitionedCall"):
         raise ValueError(
-            "A layer whose activations are computed again must draw its random numbers from the "
+            "A layer whose activations are recomputed must draw its random numbers from the "
             "library's generators (a Dropout layer, keras.random with a SeedGenerator), which can "
-            f"be drawn again. Received: a layer that uses the op {name} (tf.random). Change that, "
-            "or leave the layer out of `ke.remat`'s `layers`."
+            f"repeat them. Received: a layer that uses the op {name} (tf.random). Change that, or "
+            "leave the layer out of `ke.remat`'s `layers`."
         )

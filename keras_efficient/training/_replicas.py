@@ -1,17 +1,19 @@
-"""What the training step needs of tf.distribute: its replica, and the others."""
+"""Per-replica variables, all-reduce and conditions, as the training step uses tf.distribute."""
+
+from collections.abc import Callable
 
 import tensorflow as tf
 
 
 def count() -> int:
-    """The number of replicas that train together."""
+    """Return the number of replicas that train together."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def variable(value, dtype=None):
-    """A variable of which every replica has its own, read as their sum from outside.
+def variable(value, dtype=None) -> tf.Variable:
+    """Create a variable with a separate value on every replica, read as their sum from outside.
 
-    To be created outside of a graph, in the strategy's scope.
+    Call it outside of a graph, in the scope of the strategy.
     """
     return tf.Variable(
         value,
@@ -23,9 +25,9 @@ def variable(value, dtype=None):
 
 
 def local(variable):
-    """This replica's own part of `variable`, a `tf.Variable` that also takes sparse updates."""
+    """Return this replica's component of `variable`, a `tf.Variable` that takes sparse updates."""
     strategy = tf.distribute.get_strategy()
-    # A TPU's replicas are traced once, for all.
+    # The replicas of a TPU are traced once, for all.
     if count() == 1 or isinstance(strategy, tf.distribute.TPUStrategy):
         return variable
     parts = strategy.experimental_local_results(variable)
@@ -33,33 +35,33 @@ def local(variable):
 
 
 def index() -> int:
-    """Which replica this is, from 0."""
+    """Return the index of this replica, from 0."""
     return tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
 
 
-def all_sum(values):
-    """The sums over replicas of a list of tensors and `IndexedSlices`, in one all-reduce."""
+def all_sum(values: list) -> list:
+    """Return the sums over replicas of tensors and `IndexedSlices`, in one all-reduce."""
     if count() == 1:
         return values
     context = tf.distribute.get_replica_context()
     return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
-def cond(condition, function, *args):
-    """Run `function(*args)`, which may synchronise replicas, where `condition` holds.
+def cond(condition, function: Callable, *args):
+    """Call `function(*args)`, which may synchronise replicas, where `condition` holds.
 
     Args:
-        condition: scalar bool tensor, the same in every replica.
-        function: called in replica context, must not close over tensors of its caller (each
-            replica has others).
+        condition: scalar bool tensor, equal on all replicas.
+        function: called in replica context. It must not capture tensors of its caller, since each
+            replica has its own.
         args: nests of tensors, `IndexedSlices` and None.
     """
     if not tf.distribute.has_strategy() or _no_merge_call():
         tf.cond(condition, lambda: _done(function, *args), lambda: False)
         return
 
-    # Inside a replica's own condition no optimizer can synchronise (tensorflow#27716): leave the
-    # replicas, decide once for all of them, and enter them again.
+    # An optimizer cannot synchronise inside a replica's condition (tensorflow#27716). So leave
+    # the replicas, decide once for all of them, and enter them again.
     def decide(strategy, condition, args):
         def enter():
             strategy.extended.call_for_each_replica(function, args=args)

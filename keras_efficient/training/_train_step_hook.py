@@ -1,75 +1,96 @@
-"""The one place where a model's `train_step` is replaced, and put back."""
+"""Hook that replaces a model's `train_step` and restores it."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
-from keras_efficient.flavor import Callback
+from keras_efficient.flavor import Callback, Model
+
+if TYPE_CHECKING:
+    from keras_efficient.training._accumulation_window import AccumulationWindow
+    from keras_efficient.training._batch_split import BatchSplit
+    from keras_efficient.training._rdrop import RDrop
+    from keras_efficient.training._sam import SecondPass
+    from keras_efficient.training._stop_signal import StopSignal
+    from keras_efficient.training._training_step import TrainingStep
+    from keras_efficient.training._transform_updates import TransformUpdater
 
 _ATTRIBUTE = "_keras_efficient_step"
 
 
 class TrainStepHook:
-    """What stands in for `model.train_step`, as an attribute of that one model.
+    """Replacement for `model.train_step`, set as an attribute of one model instance.
 
-    The class keeps its own `train_step`, so the model is saved, cloned and pickled as before.
-    While nothing asks for the training step of this package, the model's own runs.
+    The class keeps its own `train_step`, so the model is saved, cloned and pickled as before. As
+    long as nothing needs the training step of this package, the model's own step runs.
 
     Attributes:
-        plain: the step the model had.
+        original: the `train_step` that the model had.
         observers: functions of a batch, called once per step, in the graph.
         train_function_wrappers: callbacks with a method `wrap_train_function(train_function)` that
             returns the train function `fit` calls instead.
-        split: how batches are split into microbatches (`split.Split`), or None.
-        window: how many batches make an update (`window.Window`), or None: each makes one.
-        second_pass: what is done with a batch's gradient before a second pass over the batch
-            (`second_pass.SecondPass`), or None.
-        penalty: a term added to the loss of every microbatch (`rdrop.RDrop`), or None.
-        stop_signal: what processes tell each other with an update (`signal.Signal`), or None.
+        split: how batches are split into microbatches, or None.
+        window: the batches that make an update together, or None: each batch makes one.
+        second_pass: the second pass over a batch, or None.
+        penalty: a term added to the loss of every microbatch, or None.
+        stop_signal: the signal that processes exchange with an update, or None.
         gradient_observers: objects called with an update's `Gradients`, in the graph, before it
             is applied.
-        upkeep: what looks after transforms of weights (`upkeep.Upkeep`), or None.
+        transform_updater: updates weight transforms, or None.
         after_update: objects called in the graph after an update that was applied.
-        requesters: whoever else wants this package's training step.
+        requesters: further objects that need the training step of this package.
 
-    Watchers and what comes after an update have a method `build(model)`, called outside of the
-    graph, in the strategy's scope, to create variables.
+    Gradient observers and the objects in `after_update` have a method `build(model)`, called
+    outside of the graph, in the scope of the strategy, to create variables.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: Model):
         self.model, self.flavor = model, flavors.of(model)
-        self.observers, self.train_function_wrappers = [], []
-        self.gradient_observers, self.after_update, self.requesters = [], [], []
-        self.split = self.window = self.second_pass = self.penalty = self.stop_signal = None
-        self.transform_updater = None
-        self.plain, self.plain_make = model.train_step, model.make_train_function
-        self.plain_make_test = model.make_test_function
-        self._training_step, self._joined = None, []
+        self.observers: list = []
+        self.train_function_wrappers: list = []
+        self.gradient_observers: list = []
+        self.after_update: list = []
+        self.requesters: list = []
+        self.split: BatchSplit | None = None
+        self.window: AccumulationWindow | None = None
+        self.second_pass: SecondPass | None = None
+        self.penalty: RDrop | None = None
+        self.stop_signal: StopSignal | None = None
+        self.transform_updater: TransformUpdater | None = None
+        self.original: Callable = model.train_step
+        self.original_make_train_function: Callable = model.make_train_function
+        self.original_make_test_function: Callable = model.make_test_function
+        self._training_step: TrainingStep | None = None
+        self._joined: list = []
 
-    def join(self, callback, *groups):
-        """Let a callback take part in the coming `fit`.
+    def join(self, callback: object, *groups: list):
+        """Register a callback for the coming `fit`.
 
         Args:
-            groups: the lists above that it goes into; none for the owner of a window.
+            callback: the callback.
+            groups: the lists above to add it to; none for the owner of a window.
         """
         for group in groups:
             if callback not in group:
                 group.append(callback)
         self._joined.append(callback)
 
-    def takes_part(self, callback):
-        """Whether a callback has joined the coming `fit`."""
+    def takes_part(self, callback: object) -> bool:
+        """Return whether a callback has joined the coming `fit`."""
         return any(callback is joined for joined in self._joined)
 
-    def leave(self, callback):
-        """Let a callback take part no longer."""
+    def leave(self, callback: object):
+        """Remove a callback from all lists."""
         for group in self._groups:
             if callback in group:
                 group.remove(callback)
 
     def _drop_leftovers(self):
-        """Forget the callbacks of an earlier `fit` that was interrupted before it could end."""
+        """Remove the callbacks of an earlier `fit` that was interrupted before its end."""
         for group in self._groups:
-            # (An observer need not be a callback: it is then detached by who attached it.)
+            # Observers that are not callbacks are removed by whoever attached them.
             leftovers = [c for c in group if c not in self._joined]
             for callback in leftovers:
                 if group is not self.observers or isinstance(callback, Callback):
@@ -89,8 +110,8 @@ class TrainStepHook:
         )
 
     @property
-    def training_step(self):
-        """The training step of this package, for this model."""
+    def training_step(self) -> "TrainingStep":
+        """This package's training step for the model, created on first use."""
         if self._training_step is None:
             from keras_efficient.training._training_step import TrainingStep
 
@@ -98,19 +119,19 @@ class TrainStepHook:
         return self._training_step
 
     @property
-    def parts(self):
-        """What asks for the training step of this package."""
+    def parts(self) -> list:
+        """Everything that needs the training step of this package."""
         parts = (self.split, self.window, self.second_pass, self.penalty, self.transform_updater)
         others = (*self.gradient_observers, *self.after_update, *self.requesters)
         return [part for part in (*parts, *others) if part is not None]
 
     def __call__(self, data):
-        # tf_keras lets AutoGraph convert its step, Keras 3 does not. Our own code needs no
-        # conversion, but the user's layers must meet the context they would have met.
+        # tf_keras converts its step by AutoGraph, Keras 3 does not. This package's code needs no
+        # conversion, but the user's layers must run in the context that their library gives them.
         return _step(self, data, tf.__internal__.autograph.control_status_ctx())
 
-    def make_train_function(self, force=False):
-        """Stands in for `model.make_train_function`."""
+    def make_train_function(self, force: bool = False):
+        """Replacement for `model.make_train_function`."""
         model, before = self.model, [*self.parts, *self.observers, *self.train_function_wrappers]
         self._drop_leftovers()
         if self.transform_updater is not None and self.transform_updater.idle:
@@ -123,10 +144,10 @@ class TrainStepHook:
         return model.train_function
 
     def retrace(self):
-        """Trace the step anew; also between two steps of a `fit`, for what trains has changed."""
+        """Trace the step anew; in `fit`, after the set of trainable weights has changed."""
         model = self.model
         if not self.parts:
-            self.plain_make(force=True)
+            self.original_make_train_function(force=True)
             function = model.train_function
         else:
             function = self.training_step.make_train_function()
@@ -134,17 +155,18 @@ class TrainStepHook:
             function = callback.wrap_train_function(function)
         object.__setattr__(model, "train_function", function)
 
-    def make_test_function(self, force=False):
-        """Stands in for `model.make_test_function`.
+    def make_test_function(self, force: bool = False):
+        """Replacement for `model.make_test_function`.
 
-        (XLA cannot compile what replicas do together.)
+        With several replicas it is compiled without XLA, which does not support cross-replica
+        operations.
         """
         model = self.model
         if model.distribute_strategy.num_replicas_in_sync == 1:
-            return self.plain_make_test(force=force)
+            return self.original_make_test_function(force=force)
         if model.test_function is None or force:
             with self.flavor.without_jit(model):
-                self.plain_make_test(force=True)
+                self.original_make_test_function(force=True)
             function = model.test_function
 
             def test_function(iterator):
@@ -156,12 +178,12 @@ class TrainStepHook:
 
 
 def _stale(iterator):
-    """The train function of a model whose step has changed, until `fit` makes a new one."""
+    """Train function of a model whose step has changed, until `fit` makes a new one."""
     raise RuntimeError(
         "The training step cannot change while `fit` runs. Received: a call of ke.accumulate, "
-        "ke.sam or the like from within it (a callback?). Call it before `fit`, or between two. "
-        "What may change in `fit` is set by BatchSizeSchedule, AdaptOnPlateau and "
-        "microbatch_size='auto'."
+        "ke.sam or a similar function during `fit`, perhaps from a callback. Call it before `fit` "
+        "or between two calls of `fit`. BatchSizeSchedule, AdaptOnPlateau and "
+        "microbatch_size='auto' change their settings during `fit`."
     )
 
 
@@ -171,28 +193,37 @@ def _step(hook, data, context):
         observe(data)
     if hook.parts:
         return hook.training_step(data, context)
-    return tf.__internal__.autograph.tf_convert(hook.plain, context)(data)
+    return tf.__internal__.autograph.tf_convert(hook.original, context)(data)
 
 
-def attach(model) -> TrainStepHook:
-    """The model's hook, put in place if there is none yet. Its next `fit` traces anew."""
+def attach(model: Model) -> TrainStepHook:
+    """Return the model's hook, attached if there is none yet; the next `fit` traces anew."""
     hook = vars(model).get(_ATTRIBUTE)
     if hook is None:
         hook = TrainStepHook(model)
-        # Past Keras' own __setattr__, which would look for state to track and save.
+        # Bypasses the library's __setattr__, which would look for state to track and save.
         vars(model).update(_attributes(hook))
         object.__setattr__(model, "test_function", None)
     object.__setattr__(model, "train_function", _stale)
     return hook
 
 
-def of(model) -> TrainStepHook | None:
-    """The model's hook, if it has one."""
+def of(model: Model) -> TrainStepHook | None:
+    """Return the model's hook, or None."""
     return vars(model).get(_ATTRIBUTE)
 
 
-def detach_if_idle(model):
-    """Give the model its own step back if nothing uses the hook any more."""
+def attached(model: Model) -> TrainStepHook:
+    """Return the hook of a model that has one.
+
+    Raises:
+        KeyError: if the model has none.
+    """
+    return vars(model)[_ATTRIBUTE]
+
+
+def detach_if_idle(model: Model):
+    """Restore the model's own step if nothing uses the hook any more."""
     hook = of(model)
     if hook is None:
         return
@@ -201,11 +232,11 @@ def detach_if_idle(model):
         model.train_function = model.test_function = None
         for name in _attributes(hook):
             vars(model).pop(name, None)
-        if hook.plain != type(model).train_step.__get__(model):
-            object.__setattr__(model, "train_step", hook.plain)
+        if hook.original != type(model).train_step.__get__(model):
+            object.__setattr__(model, "train_step", hook.original)
 
 
-def _attributes(hook):
+def _attributes(hook: TrainStepHook) -> dict[str, Any]:
     return {
         _ATTRIBUTE: hook,
         "train_step": hook,

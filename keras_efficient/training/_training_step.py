@@ -1,17 +1,20 @@
-"""The one training step, in its one order.
+"""Training step, with every operation on gradients in one fixed order.
 
-Split the replica's batch into microbatches; forward and backward each; sum weighted gradients and
-weights; one all-reduce of both; divide once; unscale; one finite check for all replicas; clip and
-update (the optimizer's part); what follows an update (masks, moving averages); metrics.
+Split the replica's batch into microbatches; forward and backward pass of each; sum the weighted
+gradients and the weights; one all-reduce of both; divide once; unscale; one finite check for all
+replicas; clip and update, by the optimizer; masks and moving averages; metrics.
 """
 
+from __future__ import annotations
+
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from keras_efficient.flavor._forward import EXAMPLES, SUM
-from keras_efficient.training import _auto_microbatch as auto_microbatch
-from keras_efficient.training import _replicas as replicas
+from keras_efficient.training import _auto_microbatch as auto_microbatch, _replicas as replicas
 from keras_efficient.training._batch_split import BatchSplit
 from keras_efficient.training._gradient_accumulator import (
     GradientAccumulator,
@@ -19,7 +22,10 @@ from keras_efficient.training._gradient_accumulator import (
     unique_rows,
 )
 from keras_efficient.training._microbatch_loop import spec_of_any_batch, sum_over
-from keras_efficient.training._microbatch_step import CompiledLoss, OwnStep
+from keras_efficient.training._microbatch_step import CompiledLossStep, CustomTrainStep
+
+if TYPE_CHECKING:
+    from keras_efficient.training._train_step_hook import TrainStepHook
 
 
 @dataclass(frozen=True)
@@ -27,11 +33,11 @@ class Gradients:
     """The gradients of an update, the same on all replicas.
 
     Attributes:
-        values: list of tensors and `IndexedSlices` (each row once).
-        variables: the model's variables they belong to.
-        totals: dict of what was summed over all microbatches of all replicas: "weight", "loss",
-            "examples", "microbatches" and, if asked for, "square_norms" (of the microbatches' own
-            mean gradients).
+        values: list of tensors and `IndexedSlices`, each row once.
+        variables: the variables of the model that the values belong to.
+        totals: dict of sums over all microbatches of all replicas: "weight", "loss", "examples",
+            "microbatches" and, if an observer needs them, "square_norms", the squared norms of
+            the mean gradient of each microbatch.
     """
 
     values: list
@@ -39,98 +45,108 @@ class Gradients:
     totals: dict
 
 
-#: Totals that are no multiples of a unit.
+#: Totals that are not multiples of the unit of weights.
 _COUNTS = ("examples", "microbatches", "square_norms")
 
 
 class TrainingStep:
-    """The training step of one model."""
+    """The training step of one model.
 
-    def __init__(self, hook):
+    Attributes:
+        hook: the `TrainStepHook` that calls it and holds the settings.
+        accumulator: the gradient sums, None before the first step.
+        halvings: int, how often `microbatch_size="auto"` has halved the microbatch.
+        reached: list of bool, which trainable variables get a gradient. Known, like `weighting`,
+            once a microbatch has been traced.
+        weighting: what the weight of a microbatch is: `EXAMPLES`, `SUM`, "given" or "counted".
+    """
+
+    def __init__(self, hook: TrainStepHook):
         self.hook, self.model, self.flavor = hook, hook.model, hook.flavor
-        self.accumulator = self.jit = self.skipped = None
+        self.accumulator: Any = None
+        self.jit: bool | None = None
+        self.skipped: Any = None
         self.halvings = 0
-        #: Known once a microbatch is traced: which variables get a gradient, and what the loss
-        #: divides by.
-        self.reached, self.weighting = [], None
+        self.reached: list[bool] = []
+        self.weighting: Any = None
 
     # --- outside of the graph ------------------------------------------------------------------
 
     @property
-    def split(self):
+    def split(self) -> BatchSplit:
+        """The split of a batch into microbatches; a single one if none is set."""
         return self.hook.split or BatchSplit(microbatches=1)
 
     @property
-    def at_once(self):
-        """Whether a batch is known to be one microbatch, and never an empty one."""
-        return self.split.microbatches == 1 and self.hook.window is None and not self.several
+    def single(self) -> bool:
+        """Whether a batch is known to be a single, non-empty microbatch."""
+        one = self.split.microbatches == 1 and self.hook.window is None
+        return one and not self.multi_replica
 
     @property
     def dtype(self):
-        """What weights and totals are kept in."""
+        """Dtype of weights and totals."""
         dtypes = {variable.dtype for variable in self.model.trainable_variables}
         return tf.float64 if dtypes & {"float64", tf.float64} else tf.float32
 
     @property
-    def several(self):
+    def multi_replica(self) -> bool:
         """Whether several replicas train."""
         return self.model.distribute_strategy.num_replicas_in_sync > 1
 
     @property
-    def skipped_steps(self):
-        """How many updates a loss scale has let overflow, and so skipped."""
+    def skipped_steps(self) -> int:
+        """Number of updates skipped because a gradient overflowed."""
         return 0 if self.skipped is None else int(self.skipped.numpy())
 
     @property
-    def loss_is_sum(self):
-        """Whether the loss is a sum over examples (known once a microbatch is traced)."""
+    def loss_is_sum(self) -> bool:
+        """Whether the loss is a sum over examples; known once a microbatch has been traced."""
         return self.weighting is SUM
 
     def make_train_function(self):
-        """What `fit` calls with an iterator for every step."""
+        """Return the function that `fit` calls with an iterator for every step."""
         self.jit = bool(getattr(self.model, "jit_compile", False))
         if self.hook.window is not None and (self.split.auto or self.hook.second_pass):
-            again = "microbatch_size='auto'" if self.split.auto else "a second pass (SAM, FGM)"
+            other = "microbatch_size='auto'" if self.split.auto else "a second pass (SAM, FGM)"
             raise ValueError(
                 "An update of several batches cannot look at them again. Received: "
-                f"{type(self.hook.window.owner).__name__} with {again}. Give the microbatch size "
+                f"{type(self.hook.window.owner).__name__} with {other}. Give the microbatch size "
                 "as an int, or make the dataset's batches larger and leave the callback out."
             )
         if self.split.auto:
             return auto_microbatch.retrying(self)
-        if not self.several:
-            self.hook.plain_make(force=True)
-            return self.model.train_function
-        # XLA cannot compile what replicas do together: only the microbatches are compiled.
-        with self.flavor.without_jit(self.model):
-            self.hook.plain_make(force=True)
+        # XLA cannot compile cross-replica operations, so it compiles only the microbatches.
+        scope = self.flavor.without_jit if self.multi_replica else nullcontext
+        with scope(self.model):
+            self.hook.original_make_train_function(force=True)
             function = self.model.train_function
         prepared = False
 
         def train_function(iterator):
             nonlocal prepared
             if not prepared:
-                self.prepare(getattr(iterator, "element_spec", None))
+                # A tf.function that creates variables is traced twice.
+                self.prepare(_without_optionals(getattr(iterator, "element_spec", None)))
                 prepared = True
-            with self.flavor.without_jit(self.model):
+            with scope(self.model):
                 return function(iterator)
 
         return train_function
 
     def prepare(self, data_spec):
-        """Create all variables. With several replicas this has to happen outside of them."""
+        """Create all variables; with several replicas, this must happen outside of them."""
         model, flavor = self.model, self.flavor
         with model.distribute_strategy.scope():
             if not flavor.is_ready(model):
                 flavor.prepare(model, data_spec)
             flavor.build_optimizer(model)
             variables = list(map(flavor.value, model.trainable_variables))
-            # XLA wants to know every shape.
-            kind = SingleBatchGradients if self.at_once else GradientAccumulator
-            if type(self.accumulator) is not kind or not self.accumulator.fits(
+            cls = SingleBatchGradients if self.single else GradientAccumulator
+            if type(self.accumulator) is not cls or not self.accumulator.fits(
                 variables, self.static
             ):
-                self.accumulator = kind(variables, static=self.static)
+                self.accumulator = cls(variables, static=self.static)
             if self.skipped is None:
                 with tf.init_scope():
                     self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -141,20 +157,20 @@ class TrainingStep:
                     part.build(model)
 
     @property
-    def followers(self):
-        """What comes after an update: weights are masked before anyone averages them."""
-        upkeep = self.hook.transform_updater
-        return [*([] if upkeep is None else [upkeep]), *self.hook.after_update]
+    def followers(self) -> list:
+        """Objects called after an update: transforms first, so that averages see masked weights."""
+        updater = self.hook.transform_updater
+        return [*([] if updater is None else [updater]), *self.hook.after_update]
 
     @property
-    def static(self):
-        """Whether XLA compiles the microbatches."""
+    def static(self) -> bool:
+        """Whether XLA compiles the microbatches, and so needs static shapes."""
         return bool(getattr(self.model, "jit_compile", False)) if self.jit is None else self.jit
 
-    # --- in the graph, in every replica --------------------------------------------------------
+    # --- in the graph, on every replica --------------------------------------------------------
 
     def __call__(self, data, context):
-        """One step on one batch; returns its logs."""
+        """Run one step on one batch; return its logs."""
         hook = self.hook
         if replicas.count() == 1:
             self.prepare(spec_of_any_batch(data))
@@ -164,6 +180,7 @@ class TrainingStep:
         return self.step(data, context)
 
     def step(self, data, context):
+        """Run the step in the context of the transforms' updaters."""
         hook = self.hook
         microbatch = self.microbatch(data, context)
         totals = self.accumulate(microbatch, data)
@@ -177,13 +194,15 @@ class TrainingStep:
         return microbatch.logs(totals)
 
     def microbatch(self, data, context, quiet=False):
-        """What is done with every microbatch of `data`."""
-        kind = OwnStep if self.flavor.has_custom_train_step(self.model) else CompiledLoss
+        """Return the function that processes each microbatch of `data`."""
+        kind = (
+            CustomTrainStep if self.flavor.has_custom_train_step(self.model) else CompiledLossStep
+        )
         return kind(self, data, context, quiet)
 
     def accumulate(self, microbatch, data):
-        """Forward and backward over all microbatches; the gradients go to `sums`."""
-        if self.at_once:
+        """Run all microbatches, adding their gradients to the accumulator; return the totals."""
+        if self.single:
             return {**microbatch(data), "unit": microbatch.unit}
         halvings = self.halvings if self.static else self.halved.read_value()
         size = self.split.size_of(microbatch.examples, halvings)
@@ -196,11 +215,11 @@ class TrainingStep:
 
         if self.static and replicas.count() > 1:
             run = tf.function(run, jit_compile=True, autograph=False)
-        # (The unit is no sum.)
+        # The unit is not summed over microbatches.
         return {**run(data), "unit": microbatch.unit}
 
     def update(self, totals):
-        """Apply the gradients summed so far; returns the totals over replicas."""
+        """Apply the accumulated gradients; return the totals over replicas."""
         gradients = self.reduced(totals)
         self.apply(gradients)
         with tf.control_dependencies([totals["weight"]]):
@@ -208,12 +227,12 @@ class TrainingStep:
         return gradients.totals
 
     def update_window(self):
-        """Apply the gradients of the batches of a window."""
+        """Apply the accumulated gradients of a window and start the next."""
         self.update(self.hook.window.totals())
         self.hook.window.restart()
 
     def update_twice(self, totals, data, context):
-        """Take the gradients at the weights, move the weights, take them again, move back."""
+        """Take gradients, move the weights, take gradients again, restore the weights, update."""
         second_pass = self.hook.second_pass
         first = self.reduced(totals)
         with tf.control_dependencies([totals["weight"]]):
@@ -232,9 +251,9 @@ class TrainingStep:
         return first.totals
 
     def reduced(self, totals) -> Gradients:
-        """The gradients of the sums: over all replicas, divided, unscaled."""
+        """Return the accumulated gradients, summed over replicas, divided and unscaled."""
         variables = self.model.trainable_variables
-        # A variable that no microbatch reached gets no update at all, as in a plain step.
+        # A variable without a gradient in any microbatch gets no update, as in a plain step.
         pairs = [
             (sums, variable)
             for sums, variable, reached in zip(
@@ -246,20 +265,20 @@ class TrainingStep:
         totals, unit, divisor = dict(totals), totals["unit"], None
         del totals["unit"]
         for name in totals:
-            summed_as_it_is = name in _COUNTS or (name == "loss" and self.weighting is SUM)
-            totals[name] *= 1.0 if summed_as_it_is else unit
+            in_units = name not in _COUNTS and not (name == "loss" and self.weighting is SUM)
+            totals[name] *= unit if in_units else 1.0
         if replicas.count() > 1:
             if self.weighting is not SUM:
                 sums = [tf.math.scalar_mul(tf.cast(unit, s.dtype), s) for s in sums]
             signal, names = self.hook.stop_signal, list(totals)
-            words = [] if signal is None else [signal.local_value(self.dtype)]
-            summed = replicas.all_sum([*sums, *totals.values(), *words])
+            flag = [] if signal is None else [signal.local_value(self.dtype)]
+            summed = replicas.all_sum([*sums, *totals.values(), *flag])
             if signal is not None:
                 signal.receive(summed.pop())
             sums = [unique_rows(s) for s in summed[: len(sums)]]
             totals = dict(zip(names, summed[len(sums) :], strict=True))
             unit = 1.0
-        if self.weighting is not SUM and not self.whole:
+        if self.weighting is not SUM and not self.normalised:
             weight = totals["weight"] if self.split.normalise is True else self.split.normalise
             divisor = tf.cast(weight, self.dtype) / unit
         scaling = self.flavor.loss_scale(self.model)
@@ -275,17 +294,17 @@ class TrainingStep:
         return Gradients(sums, variables, totals)
 
     @property
-    def whole(self):
-        """Whether the weights of a batch are known to sum up to one unit."""
+    def normalised(self) -> bool:
+        """Whether the weights of a batch are known to sum to one unit, so nothing is to divide."""
         alone = replicas.count() == 1 and self.hook.window is None
         return alone and self.weighting is EXAMPLES and self.split.normalise is True
 
     def apply(self, gradients):
-        """One update, unless a loss scale let a gradient overflow."""
+        """Make one update, unless a gradient overflowed under the loss scale."""
         if self.hook.transform_updater is not None:
             self.hook.transform_updater.watch(gradients)
-        for watch in self.hook.gradient_observers:
-            watch(gradients)
+        for observe in self.hook.gradient_observers:
+            observe(gradients)
         self.variables = gradients.variables
         scaling = self.flavor.loss_scale(self.model)
         if scaling is None or scaling.good_steps is None:
@@ -299,9 +318,9 @@ class TrainingStep:
         self.skipped.assign(self.skipped + tf.cast(tf.logical_not(finite), tf.int64))
 
     def apply_now(self, values):
-        """The optimizer's update, and what follows it."""
+        """Run the optimizer and everything that follows an update."""
         if self.split.auto:
-            # From here on, when all microbatches are done, the batch cannot be done again.
+            # All microbatches are done. From here on the batch cannot be repeated.
             with tf.control_dependencies(tf.nest.flatten(values, expand_composites=True)):
                 begun = replicas.local(self.applying).assign(1)
             with tf.control_dependencies([begun]):
@@ -309,6 +328,11 @@ class TrainingStep:
         self.flavor.apply(self.model, values, self.variables)
         for follow in self.followers:
             follow()
+
+
+def _without_optionals(spec):
+    """Return the specs of a batch with None for the optional parts, which Keras 3 leaves empty."""
+    return tf.nest.map_structure(lambda s: None if isinstance(s, tf.OptionalSpec) else s, spec)
 
 
 def _values(gradient):

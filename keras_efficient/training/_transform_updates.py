@@ -1,36 +1,39 @@
-"""What a training step does for the transforms of a model's weights."""
+"""Calls of the model's weight transforms during and after each update."""
 
 from contextlib import ExitStack, contextmanager
 
+from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import updaters
 from keras_efficient.training import _train_step_hook as train_step_hook
 
 
 class TransformUpdater:
-    """Lets the updaters of a model's transforms do their part of every update.
+    """Runs the updaters of a model's transforms as part of every update.
 
-    A updater has `build(model)`, called outside of the graph, and `after_update()`, called in it, in
-    every replica, after an update that was applied. It may have a context manager `training()`, in
-    which the training step is traced (to see what passes through layers), and `watch(gradients)`,
-    called in the graph with an update's `Gradients` before it is applied.
+    An updater has a method `build(model)`, called outside of the graph, and `after_update()`,
+    called in the graph on every replica after an update that was applied. It may have a context
+    manager `training()`, inside which the training step is traced, to observe what passes through
+    layers; and `watch(gradients)`, called in the graph with the `Gradients` of an update before
+    they are applied.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: Model):
         self.model, self.updaters = model, []
 
     @property
-    def idle(self):
-        """Whether no transform is left (after `merge`)."""
+    def idle(self) -> bool:
+        """Whether the model has no transforms left, as after `ke.merge`."""
         return not updaters(self.model)
 
-    def build(self, model):
+    def build(self, model: Model):
+        """Collect the model's updaters and create their variables."""
         self.updaters = updaters(model)
         for updater in self.updaters:
             updater.build(model)
 
     @contextmanager
     def training(self):
-        """The context in which the training step is traced."""
+        """Context in which the training step is traced."""
         with ExitStack() as stack:
             for updater in self.updaters:
                 if hasattr(updater, "training"):
@@ -38,6 +41,7 @@ class TransformUpdater:
             yield
 
     def watch(self, gradients):
+        """Show the gradients of an update to the updaters that watch them."""
         for updater in self.updaters:
             if hasattr(updater, "watch"):
                 updater.watch(gradients)
@@ -47,11 +51,11 @@ class TransformUpdater:
             updater.after_update()
 
 
-def update_transforms(model):
-    """Let the model's training step look after its transforms, from the next `fit` on."""
-    step = train_step_hook.attach(model)
+def update_transforms(model: Model):
+    """Make the training step update the model's transforms, from the next `fit` on."""
+    hook = train_step_hook.attach(model)
     if updaters(model):
-        step.transform_updater = TransformUpdater(model)
+        hook.transform_updater = TransformUpdater(model)
     else:
-        step.transform_updater = None
+        hook.transform_updater = None
         train_step_hook.detach_if_idle(model)

@@ -358,7 +358,7 @@ def test_blocks_are_found(name, path):
     report = ke.remat(model)
     assert len(report.layers) == 1
     assert report.layers[0].endswith(path)
-    assert "remat: 1 layer computed again" in str(report)
+    assert "remat: 1 layer recomputed" in str(report)
 
 
 @both
