@@ -5,6 +5,7 @@ from typing import Any
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
+from keras_efficient.callbacks._monitor import MODES, improves_upwards, monitored_value
 from keras_efficient.flavor import Callback
 from keras_efficient.training import _accumulation_window as accumulation_window
 
@@ -64,7 +65,7 @@ class AdaptOnPlateau(Callback):
         min_delta: float = 0.0,
     ):
         rules = {
-            "`mode` must be 'auto', 'min' or 'max'": mode in ("auto", "min", "max"),
+            "`mode` must be 'auto', 'min' or 'max'": mode in MODES,
             "`patience` must be an int >= 0": type(patience) is int and patience >= 0,
             "`rate_factor` must be in (0, 1]": 0 < rate_factor <= 1,
             "`batch_factor` must be an int >= 1": type(batch_factor) is int and batch_factor >= 1,
@@ -79,8 +80,7 @@ class AdaptOnPlateau(Callback):
                 f"rate_factor={rate_factor!r}, batch_factor={batch_factor!r}, "
                 f"max_batches={max_batches!r}, min_scale={min_scale!r}, min_delta={min_delta!r}."
             )
-        rising = any(word in monitor for word in ("acc", "auc", "f1", "precision", "recall"))
-        self.monitor, self.sign = monitor, -1 if mode == "max" or (mode == "auto" and rising) else 1
+        self.monitor, self.sign = monitor, -1 if improves_upwards(monitor, mode) else 1
         self.patience, self.min_delta, self.min_scale = patience, min_delta, min_scale
         self.rate_factor, self.batch_factor = rate_factor, batch_factor
         self.max_batches = max_batches
@@ -109,12 +109,7 @@ class AdaptOnPlateau(Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None):
         self._flush()
         logs = {} if logs is None else logs
-        if self.monitor not in logs:
-            raise InputError(
-                f"`monitor` must be in the epoch's logs. Received: {self.monitor!r} with logs of "
-                f"{sorted(logs)}. Give `fit` validation_data, or monitor one of these."
-            )
-        value = self.sign * float(logs[self.monitor])
+        value = self.sign * monitored_value(self.monitor, logs)
         if value < self._best - self.min_delta:
             self._best, self._waited = value, 0
         else:

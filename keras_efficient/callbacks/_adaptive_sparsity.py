@@ -5,10 +5,9 @@ from typing import Any
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
+from keras_efficient.callbacks._monitor import MODES, improves_upwards, monitored_value
 from keras_efficient.flavor import Callback
 from keras_efficient.parametrize._attach import updaters
-
-_RISING = ("acc", "auc", "f1", "precision", "recall")
 
 
 class AdaptiveSparsity(Callback):
@@ -58,15 +57,14 @@ class AdaptiveSparsity(Callback):
         baseline: float | None = None,
         mode: str = "auto",
     ):
-        if mode not in ("auto", "min", "max"):
+        if mode not in MODES:
             raise ValueError(f"`mode` must be 'auto', 'min' or 'max'. Received: {mode!r}.")
         if not max_drop >= 0:
             raise ValueError(
                 "`max_drop` must be at least 0, the distance from the best that is still good. "
                 f"Received: {max_drop!r}."
             )
-        rising = mode == "max" or (mode == "auto" and any(word in monitor for word in _RISING))
-        self.monitor, self.sign = monitor, 1 if rising else -1
+        self.monitor, self.sign = monitor, 1 if improves_upwards(monitor, mode) else -1
         self.max_drop, self.baseline = max_drop, baseline
         self.best: float | None = None
         self.stopped_epoch: int | None = None
@@ -85,12 +83,7 @@ class AdaptiveSparsity(Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None):
         logs = {} if logs is None else logs
-        if self.monitor not in logs:
-            raise InputError(
-                f"`monitor` must be in the epoch's logs. Received: {self.monitor!r} with logs of "
-                f"{sorted(logs)}. Give `fit` validation_data, or monitor one of these."
-            )
-        value = float(logs[self.monitor])
+        value = monitored_value(self.monitor, logs)
         if self.stopped_epoch is None:
             if self.best is None or self.sign * (value - self.best) >= -self.max_drop:
                 self._good = self._values()

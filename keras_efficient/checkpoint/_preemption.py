@@ -47,7 +47,7 @@ class Preemption:
         return self.workers is None or self.workers.cluster.index == 0
 
     def attach(self, hook: train_step_hook.TrainStepHook, callback: Any):
-        """Let workers tell each other to stop, in the all-reduce of this package's step."""
+        """Make workers tell each other to stop, in the all-reduce of this package's step."""
         if self.workers is not None:
             hook.join(callback, hook.requesters)
             hook.stop_signal = StopSignal(self.model)

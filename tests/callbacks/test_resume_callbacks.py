@@ -343,7 +343,7 @@ def test_sigterm_after_a_fit_that_failed_is_not_swallowed(tmp_path):
 
 
 def test_the_next_fit_of_a_stopped_model_is_its_own(tmp_path):
-    """What a stopped `fit` leaves behind takes no part any more, nor do its averages."""
+    """Callbacks and averages that a stopped `fit` leaves behind are not used."""
     case = Case("keras", callbacks=lambda: [ke.callbacks.EMA(0.8)], compile=EAGER)
     stopped = case.start(tmp_path / "a", (1, 3))
     model = stopped.model

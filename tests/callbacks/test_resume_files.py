@@ -16,8 +16,7 @@ from resumed_runs import IDS, Case, assert_equal, dataset, model_of, stopped_cop
 
 import keras_efficient as ke
 from keras_efficient._errors import InputError
-from keras_efficient.checkpoint import _callback_list as callback_list
-from keras_efficient.checkpoint import _store as store
+from keras_efficient.checkpoint import _callback_list as callback_list, _store as store
 from keras_efficient.checkpoint._replica_values import redistribute
 
 #: Without tracing, which does not matter to files.
@@ -137,7 +136,7 @@ def test_the_save_before_a_corrupt_one_is_used(whole, settled, stopped):
     assert names(stopped) == names(settled)
 
 
-def test_a_run_without_a_complete_save_does_not_start_anew(stopped):
+def test_a_run_without_a_complete_save_is_refused(stopped):
     for name in names(stopped):
         DAMAGE["no arrays"](stopped / name)
     with (
@@ -154,7 +153,7 @@ def test_what_killed_writers_leave_is_removed(stopped, whole, settled):
     assert names(stopped) == names(settled)
 
 
-def test_a_run_that_overwrites_starts_anew_and_replaces_the_saves_at_its_first(stopped, whole):
+def test_a_run_that_overwrites_replaces_earlier_saves_at_its_first(stopped, whole):
     before = names(stopped)
     new = case(resume={"overwrite": True, "every_steps": 4})
     new.start(stopped, (0, 2))

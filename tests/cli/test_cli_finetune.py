@@ -95,7 +95,7 @@ def test_exported_model_serves_in_tensorflow_alone(done, bert):
     library, output, _ = done
     serve = tf.saved_model.load(str(output / "1")).signatures["serving_default"]
     ids = Tokenizer.from_file(str(bert / "tokenizer.json")).encode("the film was great").ids
-    names = ke.data.tokenizer.KERASHUB if library == "keras" else ke.data.tokenizer.HUGGING_FACE
+    names = ke.data.KERASHUB if library == "keras" else ke.data.HUGGING_FACE
     content = {"ids": ids, "mask": [1] * len(ids), "segments": [0] * len(ids)}
     logits = serve(**{n: tf.constant([content[key]], tf.int32) for key, n in names.items()})
     assert np.isfinite(logits["logits"].numpy()).all() and logits["logits"].shape == (1, 2)
