@@ -153,9 +153,7 @@ def launch(
     ] = None,
     max_restarts: Annotated[
         int | None,
-        typer.Option(
-            help="Restarts of all workers after failures; default: 0, no limit with --slurm."
-        ),
+        typer.Option(help="Restarts after failures; default: 0, with --slurm no limit."),
     ] = None,
     grace: Annotated[
         float | None, typer.Option(help="Seconds from SIGTERM to SIGKILL; default: 30.")
@@ -193,8 +191,7 @@ def launch(
 ):
     """Start a script in several workers, connected through TF_CONFIG."""
     options = {**locals(), "program": tuple(program)}
-    from keras_efficient.cli._launch import Settings
-    from keras_efficient.cli._launch import launch as start
+    from keras_efficient.cli._launch import Settings, launch as start
 
     raise typer.Exit(start(Settings(**options)))
 
