@@ -75,7 +75,7 @@ class CodebookTransform(Transform):
 
     @property
     def extra_bytes(self) -> int:
-        return 4 * math.prod(self.centroids.shape)
+        return 4 * (self.number - int(self.sparse))
 
     def describe(self):
         return f"{self.number} clusters{', zeros kept' if self.sparse else ''}"

@@ -23,10 +23,15 @@ def activation_quantizers(model):
     return [wrapper for wrapper in wrappers if isinstance(wrapper, ActivationQuantizer)]
 
 
-def ready(specimen, **kwargs):
-    """A compiled model of the zoo, without metrics, and without XLA by default."""
+def quick(library, model, optimizer=None, **kwargs):
+    """Compile `model` without metrics, which cost a second trace, and by default without XLA."""
     defaults = {"metrics": [], "weighted_metrics": [], "jit_compile": False}
-    return compiled(specimen.library, specimen.make(), **{**defaults, **kwargs})
+    return compiled(library, model, optimizer, **{**defaults, **kwargs})
+
+
+def ready(specimen, **kwargs):
+    """A model of the zoo, compiled by `quick`."""
+    return quick(specimen.library, specimen.make(), **kwargs)
 
 
 def mlp(library):

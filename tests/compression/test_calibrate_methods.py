@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from compression_helpers import activation_quantizers, functional, libraries, outputs
+from compression_helpers import activation_quantizers, libraries, outputs, quick, small
 from covering import covering
-from fit_helpers import compiled, fit
+from fit_helpers import fit
 from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
@@ -70,9 +70,9 @@ def test_smoothing_changes_no_product(specimen):
         if transform.smooth is not None:
             transform.bits = 8
             integers, scales, smooth = transform.integers()
-            seen = np.asarray(transform.weight.matrix(transform(transform.weight.value)))
+            rounded = np.asarray(transform.weight.matrix(transform(transform.weight.value)))
             expected = from_integers(integers, scales) / smooth[:, None]
-            np.testing.assert_array_equal(seen, expected)
+            np.testing.assert_array_equal(rounded, expected)
 
 
 @libraries
@@ -147,9 +147,9 @@ def test_clipped_weights_have_a_smaller_error(group):
     ke.calibrate(model, weight_bits=4, activation_bits=None, method="mse", group_size=group)
     (transform,) = transforms(model, FakeQuant)
     np.testing.assert_array_equal(transform.clip, clip)
-    seen = transform(transform.weight.value).numpy()
-    np.testing.assert_array_equal(seen, from_integers(*to_integers(matrix, 4, group, clip=clip)))
-    np.testing.assert_array_equal(seen, from_integers(*transform.integers()[:2]))
+    rounded = transform(transform.weight.value).numpy()
+    np.testing.assert_array_equal(rounded, from_integers(*to_integers(matrix, 4, group, clip=clip)))
+    np.testing.assert_array_equal(rounded, from_integers(*transform.integers()[:2]))
 
 
 @libraries
@@ -172,13 +172,13 @@ def test_layers_that_the_data_does_not_reach_are_named(library):
     assert f"not reached, so not rounded: {report.unused[0]}" in str(report)
 
 
-@functional
+@small
 def test_ranges_stay_when_the_model_trains_on(specimen):
     x, y = specimen.batch(12)
     model = specimen.make()
     ke.calibrate(model, x)
     before = [part.range.numpy() for part in activation_quantizers(model)]
-    fit(compiled(specimen.library, model, jit_compile=False), x, y)
+    fit(quick(specimen.library, model), x, y)
     for part, value in zip(activation_quantizers(model), before, strict=True):
         np.testing.assert_array_equal(part.range.numpy(), value)
 

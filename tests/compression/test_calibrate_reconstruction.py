@@ -53,14 +53,14 @@ def test_blocks_miss_less_than_rounding(bits, group_size, monkeypatch):
     assert missed(x.T @ x, w, from_integers(integers, scales)) < 0.6 * missed(x.T @ x, w, plain)
 
 
-def test_what_is_pruned_stays_so():
+def test_zeros_stay_zero():
     rng = np.random.default_rng(2)
     x, w = correlated(rng, 300, 40), rng.normal(size=(40, 9)).astype("float32")
     w[rng.uniform(size=w.shape) < 0.6] = 0
     assert not quantize_gptq(w, x.T @ x, 4, 20)[0][w == 0].any()
 
 
-def test_data_that_can_be_drawn_once_will_do():
+def test_a_generator_of_batches_suffices():
     x, _ = ZOO[0].batch(6)
     report = ke.calibrate(ZOO[0].make(), (b for b in [x, x]), method="reconstruction")
     assert report.batches == 2
@@ -81,15 +81,15 @@ def test_layers_of_the_zoo_have_a_smaller_error_than_by_rounding(specimen, activ
     errors = np.zeros(2)
     for weight in weights:
         w, transform = before[weight.path], rounding[weight.path]
-        # What is seen are the integers that were chosen, to the last bit.
+        # The rounded values are those of the chosen integers, bit for bit.
         integers, scales, _ = transform.integers()
         chosen, expected = quantize_gptq(w, grams[weight], 4)
         np.testing.assert_array_equal(integers, chosen)
         np.testing.assert_allclose(scales, expected, rtol=1e-6)
-        seen = from_integers(integers, scales)
-        np.testing.assert_array_equal(weight.matrix(transform(weight.value)).numpy(), seen)
+        rounded = from_integers(integers, scales)
+        np.testing.assert_array_equal(weight.matrix(transform(weight.value)).numpy(), rounded)
         plain = from_integers(*to_integers(w, 4))
-        errors += [missed(grams[weight], w, other) for other in (seen, plain)]
+        errors += [missed(grams[weight], w, other) for other in (rounded, plain)]
     assert errors[0] < errors[1]
 
 

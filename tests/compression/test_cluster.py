@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from compression_helpers import FUNCTIONAL, functional, libraries, mlp, outputs, small
-from fit_helpers import batches, compiled, fit, mirrored
+from compression_helpers import FUNCTIONAL, functional, libraries, mlp, outputs, quick, ready, small
+from fit_helpers import batches, fit, mirrored
 from zoo import ZOO, full_except, keras_of
 
 import keras_efficient as ke
@@ -116,7 +116,7 @@ def test_trains_saves_and_merges_with_so_many_values(specimen, tmp_path):
     layers = "embedding|kernel" if specimen.name == "keras-sequential" else None
     x, y = specimen.batch(12)
     optimizer = adam(specimen.library)
-    model = compiled(specimen.library, specimen.make(), optimizer, jit_compile=False)
+    model = ready(specimen, optimizer=optimizer)
     report = ke.cluster(model, 4, layers=layers)
     assert set(distinct(model, report.weights).values()) == {4}
     assert report.bits == 2 and "4 values each (2 bits)" in str(report)
@@ -170,12 +170,12 @@ def test_zeros_stay_zero(specimen):
     report = ke.cluster(model, 5, preserve_sparsity=True, layers=layers)
     chosen = [w for w in all_weights(model) if w.path in report.weights]
     zeros = {w.path: w.value.numpy() == 0 for w in chosen}
-    compiled(specimen.library, model, adam(specimen.library, 0.05), jit_compile=False)
+    quick(specimen.library, model, adam(specimen.library, 0.05))
     fit(model, x, y, epochs=3)
     for weight in chosen:
-        seen = effective_value(weight)
-        assert (seen[zeros[weight.path]] == 0).all()
-        assert len(np.unique(seen)) <= 5
+        value = effective_value(weight)
+        assert (value[zeros[weight.path]] == 0).all()
+        assert len(np.unique(value)) <= 5
     ke.merge(model)
     for weight in chosen:
         assert (weight.value.numpy()[zeros[weight.path]] == 0).all()
@@ -190,7 +190,7 @@ def test_xla_computes_the_same(library):
     for jit in (False, True):
         model = mlp(library)
         ke.cluster(model, 4, layers="kernel")
-        compiled(library, model, metrics=[], weighted_metrics=[], jit_compile=jit)
+        quick(library, model, jit_compile=jit)
         ke.accumulate(model, 4)
         fit(model, x, y, epochs=2)
         runs.append(model.get_weights())
@@ -219,7 +219,7 @@ def test_a_large_weight_trains_compiled_and_on_two_replicas(library, monkeypatch
         monkeypatch.setattr(codebook, "_LARGE", least)
         with mirrored(replicas).scope():
             optimizer = keras_of(library).optimizers.SGD(0.01)
-            model = compiled(library, large(library), optimizer, jit_compile=False)
+            model = quick(library, large(library), optimizer)
         ke.cluster(model, 8)
         model.fit(batches(x, y, batch_size=12), epochs=3, verbose=0)
         runs.append((model.get_weights(), len(compiled_calls)))
@@ -235,7 +235,7 @@ def test_two_replicas_train_as_one(specimen):
     runs = []
     for replicas in (1, 2):
         with mirrored(replicas).scope():
-            model = compiled(specimen.library, specimen.make(), jit_compile=False)
+            model = ready(specimen)
         ke.cluster(model, 4)
         model.fit(batches(x, y, batch_size=12), epochs=2, verbose=0)
         runs.append(model.get_weights())
@@ -264,7 +264,7 @@ def test_mixed_precision(library):
 def test_centroids_may_stay_where_they_are(specimen):
     x, y = specimen.batch(12)
     optimizer = adam(specimen.library)
-    model = compiled(specimen.library, specimen.make(), optimizer, jit_compile=False)
+    model = ready(specimen, optimizer=optimizer)
     ke.cluster(model, 4, trainable=False)
     before = [t.centroids.numpy() for t in transforms(model, CodebookTransform)]
     beneath = model.get_weights()
@@ -286,7 +286,7 @@ def test_the_summary_counts_indices_and_centroids():
 def test_lora_deltas_are_clustered_too():
     specimen = ZOO[0]
     x, y = specimen.batch(12)
-    model = compiled("keras", specimen.make(), adam("keras", 0.05), jit_compile=False)
+    model = quick("keras", specimen.make(), adam("keras", 0.05))
     ke.lora(model, rank=2)
     report = ke.cluster(model, 4)
     fit(model, x, y, epochs=2)

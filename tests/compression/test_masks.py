@@ -55,7 +55,7 @@ SCHEDULES = {
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_masks_are_those_of_tf_mots_wrapper_at_every_step(name):
-    """A rate of 0, so that both see the same weights at the same step."""
+    """The learning rate is 0, so that both have the same weights at the same step."""
     import tf_keras
 
     schedule = SCHEDULES[name](tf_mot("sparsity.keras.pruning_schedule"))
@@ -69,7 +69,7 @@ def test_masks_are_those_of_tf_mots_wrapper_at_every_step(name):
         "ours": transforms(ours, Mask)[0].mask,
         "theirs": theirs.layers[0].pruning_vars[0][1],
     }
-    # Whatever training does to the weights, none moves: masks are all that changes.
+    # At a rate of 0 no weight changes in training; only the masks do.
     x, y = np.ones((30, 8), "float32"), np.ones((30, 12), "float32")
     for who, model in (("ours", ours), ("theirs", theirs)):
         note = tf_keras.callbacks.LambdaCallback(
@@ -85,7 +85,7 @@ def test_masks_are_those_of_tf_mots_wrapper_at_every_step(name):
 
 @pytest.mark.parametrize("size", [(7, 9), (16, 16)])
 @pytest.mark.parametrize("sparsity", [0.01, 0.5, 0.9, 0.999])
-def test_of_equal_numbers_so_many_are_kept_as_of_others(size, sparsity):
+def test_the_number_of_zeros_is_exact_for_equal_numbers(size, sparsity):
     model = layer_of(np.ones(size, "float32"))
     ke.prune(model, sparsity, layers="kernel")
     kept = np.count_nonzero(model.layers[0].kernel.numpy())
@@ -93,7 +93,7 @@ def test_of_equal_numbers_so_many_are_kept_as_of_others(size, sparsity):
 
 
 def test_tf_mot_keeps_too_many_of_equal_numbers():
-    """Why ours tells them apart; to be dropped once it does."""
+    """The reason for our own tie-breaking, which can go once TF-MOT has it."""
     impl, schedules = (
         tf_mot(f"sparsity.keras.{name}") for name in ("pruning_impl", "pruning_schedule")
     )
@@ -104,7 +104,7 @@ def test_tf_mot_keeps_too_many_of_equal_numbers():
     assert np.count_nonzero(mask) == 16
 
 
-def test_the_smallest_go_first_and_kept_numbers_stay_as_they_are():
+def test_the_smallest_are_pruned_and_kept_numbers_do_not_change():
     values = distinct()
     model = layer_of(values)
     ke.prune(model, 0.75, layers="kernel")
@@ -124,17 +124,17 @@ def test_a_global_target_is_that_of_all_weights_together():
     zeros = [round(w.sparsity * size) for w, size in zip(all_of, sizes, strict=True)]
     assert sum(zeros) == sum(sizes) - round(sum(sizes) * 0.4)
     assert len({w.sparsity for w in all_of}) > 1
-    # The largest number that is gone is not above the smallest that is left, of any weight.
+    # The largest pruned number of any weight is at most the smallest one that is kept.
     values = [np.abs(w.value.numpy()) for w in ke.parametrize.select(specimen.make(), caller="")]
     kept = [t.mask.numpy() > 0 for t in transforms(model, Mask)]
     pairs = list(zip(values, kept, strict=False))
-    gone = max(value[~mask].max(initial=0) for value, mask in pairs)
-    left = min(value[mask].min(initial=9) for value, mask in pairs)
-    assert gone <= left
+    largest_pruned = max(value[~mask].max(initial=0) for value, mask in pairs)
+    smallest_kept = min(value[mask].min(initial=9) for value, mask in pairs)
+    assert largest_pruned <= smallest_kept
 
 
-def test_the_mask_moves_by_the_value_that_it_sees():
-    """With a low-rank delta beneath, the sum decides."""
+def test_the_mask_is_chosen_by_the_value_before_it():
+    """With a low-rank delta, masks are chosen by the sum of weight and delta."""
     model = ZOO[0].make()
     dense = [layer for layer in model.layers if type(layer).__name__ == "Dense"][:1]
     ke.lora(model, rank=1, layers=dense)

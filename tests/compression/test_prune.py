@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from compression_helpers import BOTH, FUNCTIONAL, functional, libraries, ready
+from compression_helpers import BOTH, FUNCTIONAL, functional, libraries, quick, ready
 from covering import covering
-from fit_helpers import assert_same, compiled, fit, mirrored, sample_weights
+from fit_helpers import assert_same, fit, mirrored, sample_weights
 from in_process_export import in_process as in_process
 from zoo import ZOO, full_except, keras_of
 
@@ -182,7 +182,7 @@ def test_an_update_that_overflows_does_not_count(library):
     model = BOTH[library].make()
     scaled = keras.mixed_precision.LossScaleOptimizer
     optimizer = scaled(keras.optimizers.SGD(0.01), initial_scale=2.0**40)
-    compiled(library, model, optimizer, jit_compile=False)
+    quick(library, model, optimizer)
     prune(model, end_step=100, frequency=1)
     features, labels = BOTH[library].batch(4)
     fit(model, features, labels, batch_size=4)
@@ -201,7 +201,7 @@ def test_before_compile_and_after_are_the_same_and_fits_go_on(library):
         model = specimen.make()
         if early:
             prune(model, end_step=5, frequency=1)
-        compiled(library, model, keras.optimizers.Adam(0.01), jit_compile=False)
+        quick(library, model, keras.optimizers.Adam(0.01))
         if not early:
             prune(model, end_step=5, frequency=1)
         fit(model, features, labels, batch_size=4)
@@ -215,7 +215,7 @@ def test_before_compile_and_after_are_the_same_and_fits_go_on(library):
 
 @libraries
 def test_a_trained_model_is_pruned_between_two_fits(library):
-    model = compiled(library, BOTH[library].make(), keras_of(library).optimizers.Adam(0.01))
+    model = ready(BOTH[library], optimizer=keras_of(library).optimizers.Adam(0.01))
     features, labels = BOTH[library].batch(12)
     fit(model, features, labels, batch_size=4)
     prune(model, 0.5)

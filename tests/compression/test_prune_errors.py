@@ -130,7 +130,7 @@ def test_bad_arguments_are_refused(specimen):
 
 
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
-def test_models_that_will_not_do_are_refused(library):
+def test_unsuitable_models_are_refused(library):
     keras = keras_of(library)
     with pytest.raises(ValueError, match=r"needs a built model.*Received"):
         ke.prune(keras.Sequential([keras.layers.Dense(3)]), 0.5)
@@ -181,7 +181,7 @@ def test_importing_tf_mot_leaves_the_choice_of_keras_alone(monkeypatch):
     import os
 
     assert os.environ["TF_USE_LEGACY_KERAS"] == "0"
-    assert tf.keras.__name__  # (Whichever it was.)
+    assert tf.keras.__name__
 
 
 def test_a_sensitivity_of_what_is_pruned_is_refused():

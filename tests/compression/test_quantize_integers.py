@@ -57,22 +57,22 @@ KINDS = ["normal", "ties", "tiny", "denormal", "huge", "zeros", "mixed"]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("bits", "group"), [(8, None), (4, None), (4, 32)])
-def test_what_is_seen_is_integers_times_scales_bit_for_bit(kind, bits, group):
+def test_rounded_weights_are_integers_times_scales_bit_for_bit(kind, bits, group):
     matrix = numbers(kind)
     model, weight = dense_weight("keras", matrix)
     transform = FakeQuant(bits, group_size=group)
     attach(model, [(weight, transform)])
     integers, scales = to_integers(matrix, bits, group)
-    seen = transform(weight.value).numpy()
-    np.testing.assert_array_equal(seen, from_integers(integers, scales))
+    rounded = transform(weight.value).numpy()
+    np.testing.assert_array_equal(rounded, from_integers(integers, scales))
     wide = np.repeat(scales, matrix.shape[0] // len(scales), 0)
-    np.testing.assert_array_equal(np.rint(seen / wide), integers)
+    np.testing.assert_array_equal(np.rint(rounded / wide), integers)
     assert np.abs(integers).max() <= largest(bits)
-    assert np.isfinite(seen).all()
+    assert np.isfinite(rounded).all()
     if kind not in ("denormal", "zeros"):
         assert (np.abs(integers.reshape(len(scales), -1, 1024)).max(1) == largest(bits)).all()
     # Zeros stay zeros: sparsity survives.
-    assert (seen[matrix == 0] == 0).all()
+    assert (rounded[matrix == 0] == 0).all()
     for ours, theirs in zip(transform.integers(), (integers, scales, None), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -80,19 +80,19 @@ def test_what_is_seen_is_integers_times_scales_bit_for_bit(kind, bits, group):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_graphs_round_as_eager_does(kind, compiled):
-    """Grappler and XLA rewrite arithmetic; this they leave as it is, to the bit."""
+    """Grappler and XLA rewrite arithmetic, but leave this one as it is, bit for bit."""
     matrix = numbers(kind)
     model, weight = dense_weight("keras", matrix)
     transform = FakeQuant(8)
     attach(model, [(weight, transform)])
-    seen = tf.function(lambda: transform(weight.value), jit_compile=compiled)()
-    np.testing.assert_array_equal(seen, from_integers(*to_integers(matrix)))
+    rounded = tf.function(lambda: transform(weight.value), jit_compile=compiled)()
+    np.testing.assert_array_equal(rounded, from_integers(*to_integers(matrix)))
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("kind", ["normal", "huge", "tiny"])
 def test_the_grid_is_tf_mots(bits, kind):
-    """Also where TF-MOT's op rounds the other way: only at a tie, as near as floats are."""
+    """TF-MOT's op rounds differently only at ties, up to float precision."""
     matrix = numbers(kind)
     most = tf.reduce_max(tf.abs(matrix), 0)
     theirs = tf.quantization.fake_quant_with_min_max_vars_per_channel(
@@ -134,12 +134,12 @@ def test_trap_29_per_axis_quantizer_of_tf_mot_still_refuses_three_axes_and_ours_
     attach(model, pairs)
     for weight, transform in pairs:
         matrix = weight.matrix(tf.constant(weight.value.numpy())).numpy()
-        seen = weight.matrix(transform(tf.constant(weight.value.numpy())))
-        np.testing.assert_array_equal(seen, from_integers(*to_integers(matrix)))
+        rounded = weight.matrix(transform(tf.constant(weight.value.numpy())))
+        np.testing.assert_array_equal(rounded, from_integers(*to_integers(matrix)))
 
 
-def test_xla_makes_zeros_of_tf_mots_op_something_else_and_keeps_ours():
-    """Why the op is not used: a mask would be lost in every compiled step."""
+def test_xla_changes_zeros_in_tf_mots_op_and_not_in_ours():
+    """The reason not to use the op: compiled steps would lose the mask's zeros."""
     matrix = numbers("zeros")
     most = tf.reduce_max(tf.abs(matrix), 0)
 
@@ -160,7 +160,7 @@ def test_xla_makes_zeros_of_tf_mots_op_something_else_and_keeps_ours():
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 5.0), (-2.5, 2.5), (-7.0, 0.0)])
-def test_inputs_are_rounded_as_integers_say_and_as_tf_does(low, high):
+def test_inputs_are_rounded_to_the_integers_and_as_tensorflow_does(low, high):
     x = np.random.default_rng(0).uniform(low - 1, high + 1, (1000, 100)).astype("float32")
     x[0] = 0
     integers, scale, zero = input_integers(x, low, high)
@@ -178,7 +178,7 @@ def test_inputs_are_rounded_as_integers_say_and_as_tf_does(low, high):
 
 @libraries
 def test_a_layer_computes_what_int32_sums_give(library):
-    """The integers exactly, their product with the scales to float rounding."""
+    """The integers agree exactly, their product with the scales up to float rounding."""
     rng = np.random.default_rng(0)
     keras = keras_of(library)
     model = keras.Sequential([keras.layers.Input((64,)), keras.layers.Dense(48)])
@@ -189,9 +189,9 @@ def test_a_layer_computes_what_int32_sums_give(library):
     transform = transforms(model, FakeQuant)[0]
     weights, scales, _ = transform.integers()
     inputs, scale, zero = input_integers(x, low, high)
-    # Both from the floats that the layer multiplies: they are on the grids, exactly.
-    seen = transform(transform.weight.value).numpy()
-    np.testing.assert_array_equal(seen, weights.astype("float32") * scales)
+    # The floats that the layer multiplies are on the grids exactly.
+    rounded = transform(transform.weight.value).numpy()
+    np.testing.assert_array_equal(rounded, weights.astype("float32") * scales)
     sums = (inputs.astype("int32") - zero) @ weights.astype("int32")
     expected = sums.astype("float64") * scale * scales
     got = np.asarray(model(x))

@@ -10,10 +10,12 @@ from compression_helpers import (
     functional,
     libraries,
     outputs,
+    quick,
+    ready,
     small,
 )
 from covering import covering
-from fit_helpers import batches, compiled, fit, mirrored
+from fit_helpers import batches, fit, mirrored
 from zoo import ZOO, full_except, keras_of
 
 import keras_efficient as ke
@@ -33,8 +35,7 @@ def ranges(model):
 def trained(specimen, methods, *, steps=3, jit_compile=False):
     """A model of the zoo, changed by `methods` and trained for a few updates on one batch."""
     data = specimen.batch(12)
-    options = {"metrics": [], "weighted_metrics": [], "jit_compile": jit_compile}
-    model = compiled(specimen.library, specimen.make(), **options)
+    model = ready(specimen, jit_compile=jit_compile)
     for apply in methods:
         apply(model)
     fit(model, *data, epochs=steps)
@@ -119,7 +120,7 @@ def test_weights_alone(specimen):
     assert report.inputs == ()
     assert "embedding" not in "".join(report.weights)
     x, y = specimen.batch(12)
-    fit(compiled(specimen.library, model, jit_compile=False), x, y)
+    fit(quick(specimen.library, model), x, y)
     seen = outputs(model, x)
     assert ke.merge(model).dropped == ()
     np.testing.assert_allclose(outputs(model, x), seen, atol=1e-6)
@@ -346,7 +347,7 @@ def test_two_replicas_are_one(specimen):
     models = []
     for number in (1, 2):
         with mirrored(number).scope():
-            model = compiled(specimen.library, specimen.make(), jit_compile=False)
+            model = ready(specimen)
         for apply in accumulating:
             apply(model)
         model.fit(data, epochs=3, verbose=0)

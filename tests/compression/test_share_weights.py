@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from compression_helpers import libraries, outputs
+from compression_helpers import libraries, outputs, quick
 from covering import covering
-from fit_helpers import batches, compiled, fit, mirrored
+from fit_helpers import batches, fit, mirrored
 from in_process_export import in_process as in_process
 from zoo import CLASSES, FEW, LENGTH, VOCABULARY, Specimen, hf_config, keras_of
 
@@ -135,7 +135,7 @@ def some_cases(cases, *names):
 
 
 def train(specimen, model, x, y, optimizer, **kwargs):
-    compiled(specimen.library, model, optimizer, metrics=[], weighted_metrics=[], jit_compile=False)
+    quick(specimen.library, model, optimizer)
     return fit(model, x, y, **kwargs)
 
 
@@ -393,7 +393,7 @@ def test_two_replicas_and_xla(library):
     runs = []
     for replicas, jit in ((1, False), (2, False), (1, True)):
         with mirrored(replicas).scope():
-            model = compiled(library, stacked(library, (8, 8)), metrics=[], jit_compile=jit)
+            model = quick(library, stacked(library, (8, 8)), jit_compile=jit)
         ke.share_weights(model, "layers")
         ke.share_weights(model, "key_value")
         ke.accumulate(model, 2)

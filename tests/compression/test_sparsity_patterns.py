@@ -75,8 +75,8 @@ def test_every_kernel_of_the_zoo_has_the_pattern_after_training(specimen, text):
     features, labels = specimen.batch(8)
     fit(model, features, labels, batch_size=4)
     for t in masks:
-        seen = t.weight.matrix(t.weight.value).numpy()
-        np.testing.assert_array_equal(seen != 0, t.weight.matrix(t.mask).numpy() > 0)
+        value = t.weight.matrix(t.weight.value).numpy()
+        np.testing.assert_array_equal(value != 0, t.weight.matrix(t.mask).numpy() > 0)
 
 
 def test_an_attention_kernels_groups_run_over_its_inputs():
