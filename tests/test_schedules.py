@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import covering
 from fit_helpers import compiled, fit, mirrored
 from zoo import ZOO, keras_of
 
@@ -438,8 +439,7 @@ def grown(model, updates=1, **kwargs):
     return model.get_weights()[0].item() - before
 
 
-@libraries
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(("library", "jit"), covering(LIBRARIES, [False, True], strength=1))
 def test_rates_are_counted_in_updates(library, jit):
     schedule = s.warmup(s.exponential(0.1, decay_steps=2, decay_rate=0.5, staircase=True), 2)
     model = scalar_model(library, schedule.wrap(library), jit_compile=jit)
@@ -447,8 +447,7 @@ def test_rates_are_counted_in_updates(library, jit):
     np.testing.assert_allclose(grew, [0, 0.05, 0.1, 0.1, 0.05, 0.05, 0.025], rtol=1e-5)
 
 
-@libraries
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(("library", "jit"), covering(LIBRARIES, [True, False], strength=1))
 def test_scale_changes_the_rate_without_tracing(library, jit):
     traces = []
 

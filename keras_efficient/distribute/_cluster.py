@@ -205,8 +205,8 @@ def _from_slurm() -> Cluster:
     if len(workers) != count:
         raise InputError(
             "A Slurm step must have the number of tasks that it states. Received: "
-            f"{count} tasks, but {len(workers)} on the nodes {hosts} with {tasks}. Start the script "
-            "with srun."
+            f"{count} tasks, but {len(workers)} on the nodes {hosts} with {tasks}. Start the "
+            "script with srun."
         )
     cluster = Cluster(tuple(workers), rank, f"Slurm job {job}")
     node = [node for node, here in enumerate(tasks) for _ in range(here)][rank]

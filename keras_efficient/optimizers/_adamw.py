@@ -84,4 +84,4 @@ def AdamW(
 
 def optimizer_class(flavor: Flavor) -> type:
     """Return the AdamW class of a library."""
-    return make_optimizer_class(flavor, "AdamW", "AdamW")
+    return make_optimizer_class(flavor, "AdamW", "AdamW", None)

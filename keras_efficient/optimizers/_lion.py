@@ -81,4 +81,4 @@ def Lion(
 
 def optimizer_class(flavor: Flavor) -> type:
     """Return the Lion class of a library."""
-    return make_optimizer_class(flavor, "Lion", "Lion")
+    return make_optimizer_class(flavor, "Lion", "Lion", None)

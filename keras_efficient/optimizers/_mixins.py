@@ -49,15 +49,15 @@ def make_optimizer(
 
 
 @functools.cache
-def make_optimizer_class(flavor: Flavor, name: str, base: str, update: type | None = None) -> type:
+def make_optimizer_class(flavor: Flavor, name: str, base: str, update: type | None) -> type:
     """Create and register the optimizer class `name` of a library.
 
     Args:
         flavor: the library.
         name: name of the class.
         base: name of the library's optimizer class to derive it from.
-        update: subclass of `CustomUpdateMixin` with an update rule that replaces the library's.
-            Default: None.
+        update: subclass of `CustomUpdateMixin` with an update rule that replaces the library's, or
+            None.
 
     Returns:
         The class: the library's, with the arguments `exclude`, `groups` and `layerwise_decay`.

@@ -81,4 +81,4 @@ def SGD(
 
 def optimizer_class(flavor: Flavor) -> type:
     """Return the SGD class of a library."""
-    return make_optimizer_class(flavor, "SGD", "SGD")
+    return make_optimizer_class(flavor, "SGD", "SGD", None)

@@ -17,7 +17,7 @@ import keras_efficient as ke
 
 library, folder = sys.argv[1], Path(sys.argv[2])
 pause = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
-strategy = ke.strategy("auto", seed=7, deterministic=True, start_timeout=120)
+strategy = ke.strategy("auto", seed=7, deterministic=True, start_timeout=300)
 index = strategy.cluster.index if hasattr(strategy, "cluster") else 0
 
 import tensorflow as tf  # noqa: E402

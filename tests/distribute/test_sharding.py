@@ -89,7 +89,7 @@ def shares(paths):
     """Return this worker's batches of each dataset, and its first random numbers."""
     import keras_efficient as ke
 
-    strategy = ke.strategy("auto", start_timeout=100)
+    strategy = ke.strategy("auto", start_timeout=300)
 
     def ids(batch):
         return np.concatenate(strategy.experimental_local_results(batch)).tolist()
@@ -121,7 +121,7 @@ def paths(tmp_path_factory):
 @pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.full), 3])
 def seen(request, paths):
     """What `shares` returns on each worker."""
-    return workers.run(shares, paths, count=request.param, timeout=150)
+    return workers.run(shares, paths, count=request.param, timeout=600)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ import pytest
 import tensorflow as tf
 
 import keras_efficient as ke
-from keras_efficient.distribute import Communication
-from keras_efficient.distribute import _strategy as strategy_module
+from keras_efficient.distribute import Communication, _strategy as strategy_module
 from keras_efficient.distribute._cluster import Cluster
 
 ONE = Cluster(("a:1",), 0, "TF_CONFIG")

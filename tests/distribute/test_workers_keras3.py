@@ -11,11 +11,12 @@ import workers
 import zoo
 
 #: With these, callbacks and saving are tested too.
-EVERYDAY = ("keras-functional", "tf_keras-functional")
-#: Libraries' models; test_workers_minilm.py trains MiniLM in both of them.
-LIBRARIES = ("kerashub-bert", "hugging-face-bert", "model-garden-bert")
+EVERYDAY = KERAS, TF_KERAS = "keras-sequential", "tf_keras-functional"
+#: Models that take longer; test_workers_minilm.py trains MiniLM, too.
+LIBRARIES = ("keras-functional", "kerashub-bert", "hugging-face-bert", "model-garden-bert")
 N, BATCH = 21, 10
-PATIENCE = 200
+#: Seconds that a run of worker processes may take; a machine may be busy.
+PATIENCE = 600
 
 
 def specimen_of(name):
@@ -42,13 +43,14 @@ def logits(outputs):
     return np.asarray(outputs["logits"] if hasattr(outputs, "keys") else outputs)
 
 
-def trained(model, name, data=None):
-    """Train two epochs with validation, evaluate and predict; return the results."""
+def trained(model, name, data=None, epochs=2, callbacks=()):
+    """Train with validation, evaluate and predict; return the results."""
     held_out = data_of(name, 8)
     fitted = model.fit(
         data_of(name) if data is None else data,
-        epochs=2,
+        epochs=epochs,
         validation_data=held_out,
+        callbacks=list(callbacks),
         shuffle=False,
         verbose=0,
     )
@@ -60,22 +62,13 @@ def trained(model, name, data=None):
     }
 
 
-def from_arrays(name, strategy):
-    """Return the weights after `fit` on shuffled NumPy arrays."""
-    model = made(name, strategy)
-    model.fit(*specimen_of(name).batch(N), batch_size=BATCH, epochs=2, verbose=0)
-    return model.get_weights()
-
-
-def everyday(name, strategy, folder):
+def everyday(model, name, index, folder):
     """Train with common callbacks and save; each worker also writes to `folder/<worker>`."""
     import keras_efficient as ke
 
     library, keras = specimen_of(name).library, zoo.keras_of(specimen_of(name).library)
-    index = strategy.cluster.index
     common, own = folder / name, folder / name / str(index)
     own.mkdir(parents=True)
-    model = made(name, strategy)
     checkpoints = keras.callbacks.ModelCheckpoint
     callbacks = [
         checkpoints(str(common / "best.keras"), save_best_only=True),
@@ -85,14 +78,7 @@ def everyday(name, strategy, folder):
     ]
     if ke.distribute.is_chief():
         callbacks.append(keras.callbacks.TensorBoard(str(common / "logs"), write_graph=False))
-    history = model.fit(
-        data_of(name),
-        epochs=5,
-        validation_data=data_of(name, 8),
-        callbacks=callbacks,
-        shuffle=False,
-        verbose=0,
-    ).history
+    found = trained(model, name, epochs=5, callbacks=callbacks)
     if library == "keras":
         # To the same path, as on a shared disk, and to a path of this worker.
         for place in (common, own):
@@ -101,32 +87,42 @@ def everyday(name, strategy, folder):
             model.save_weights(place / "all.weights.h5")
         # When `save` returns on any worker, the file is complete.
         keras.models.load_model(common / "model.keras", compile=False)
-    return {"history": history, "weights": model.get_weights()}
+    return found
 
 
 def train_libraries():
-    """Train the libraries' models on this worker."""
+    """Train the larger models on this worker."""
     import keras_efficient as ke
 
-    strategy = ke.strategy("auto", start_timeout=150)
+    strategy = ke.strategy("auto", start_timeout=300)
     return {name: trained(made(name, strategy), name) for name in LIBRARIES}
 
 
+def few():
+    """Return batches of one example, the first of which leaves the second worker none."""
+    return data_of(KERAS, 1).take(3)
+
+
 def train_all(folder):
-    """Train everything else on this worker, in one process since starting it takes long."""
+    """Train everything else on this worker.
+
+    One process and few models, since starting a process and tracing a model take the longest.
+    """
     import keras_efficient as ke
 
-    strategy = ke.strategy("auto", start_timeout=150)
-    found = {}
-    for name in EVERYDAY:
-        found[name] = trained(made(name, strategy), name)
-        found[name]["everyday"] = everyday(name, strategy, folder)
+    strategy = ke.strategy("auto", start_timeout=300)
+    index = strategy.cluster.index
+    found = {TF_KERAS: everyday(made(TF_KERAS, strategy), TF_KERAS, index, folder)}
     # Without this package's training step.
-    found["plain"] = trained(made("keras-functional", strategy, k=None), "keras-functional")
-    found["arrays"] = from_arrays("keras-functional", strategy)
-    # A first batch of one example leaves the second worker none.
-    few = data_of("keras-functional", 1)
-    found["few"] = trained(made("keras-functional", strategy), "keras-functional", few.take(3))
+    found["plain"] = trained(made(KERAS, strategy, k=None), KERAS)
+    model = made(KERAS, strategy)
+    start = model.get_weights()
+    found["few"] = trained(model, KERAS, few())
+    model.set_weights(start)
+    found[KERAS] = everyday(model, KERAS, index, folder)
+    model.set_weights(start)
+    model.fit(*specimen_of(KERAS).batch(N), batch_size=BATCH, epochs=2, verbose=0)
+    found["arrays"] = model.get_weights()
     return found
 
 
@@ -208,7 +204,7 @@ def test_shuffled_numpy_arrays(both):
     for a, b, ordered in zip(
         both[0]["arrays"],
         both[1]["arrays"],
-        both[0]["keras-functional"]["weights"],
+        both[0][KERAS]["weights"],
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
@@ -219,8 +215,7 @@ def test_shuffled_numpy_arrays(both):
 def test_a_first_batch_of_one_example(both):
     """Trap 16, over workers."""
     assert_equal(both[0]["few"], both[1]["few"])
-    few = data_of("keras-functional", 1).take(3)
-    assert_close(both[0]["few"], alone("keras-functional", data=few))
+    assert_close(both[0]["few"], alone(KERAS, data=few()))
 
 
 # --- callbacks and files -------------------------------------------------------------------------
@@ -228,7 +223,7 @@ def test_a_first_batch_of_one_example(both):
 
 @pytest.mark.parametrize("name", EVERYDAY)
 def test_early_stopping_stops_both_at_the_same_epoch(name, both):
-    first, second = (each[name]["everyday"]["history"] for each in both)
+    first, second = (each[name]["history"] for each in both)
     assert first == second
     assert len(first["loss"]) == 2
 
@@ -247,22 +242,18 @@ def test_only_the_first_worker_leaves_files(name, both, folder):
 def test_a_saved_model_is_whole(file, both, folder):
     import keras
 
-    model = keras.models.load_model(folder / "keras-functional" / file)
-    for a, b in zip(
-        model.get_weights(), both[1]["keras-functional"]["everyday"]["weights"], strict=True
-    ):
+    model = keras.models.load_model(folder / KERAS / file)
+    for a, b in zip(model.get_weights(), both[1][KERAS]["weights"], strict=True):
         np.testing.assert_array_equal(a, b)
-    x, y = specimen_of("keras-functional").batch(4)
+    x, y = specimen_of(KERAS).batch(4)
     assert np.isfinite(model.fit(x, y, verbose=0).history["loss"]).all()
 
 
 @pytest.mark.parametrize("file", ["0/all.weights.h5", "all.weights.h5"])
 def test_saved_weights_are_whole(file, both, folder):
-    model = specimen_of("keras-functional").make()
-    model.load_weights(folder / "keras-functional" / file)
-    for a, b in zip(
-        model.get_weights(), both[1]["keras-functional"]["everyday"]["weights"], strict=True
-    ):
+    model = specimen_of(KERAS).make()
+    model.load_weights(folder / KERAS / file)
+    for a, b in zip(model.get_weights(), both[1][KERAS]["weights"], strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -300,7 +291,7 @@ def pass_through(folder):
     import keras_efficient as ke
     from keras_efficient.distribute._multi_worker_strategy import MultiWorkerStrategy
 
-    name = "keras-functional"
+    name = KERAS
     x, y = specimen_of(name).batch(N)
 
     def everything():
@@ -375,7 +366,7 @@ def fit_without_this_package():
     keras.config.disable_traceback_filtering()
     from keras_efficient.flavor._keras3_multi_worker import build_from_replica_spec
 
-    name, found = "keras-functional", []
+    name, found = KERAS, []
     for builds in (False, True):
         model = made(name, strategy, k=None)
         if builds:

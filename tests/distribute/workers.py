@@ -76,7 +76,7 @@ def configs(count):
     ]
 
 
-def run(function, *arguments, count=2, timeout=300):
+def run(function, *arguments, count=2, timeout=600):
     """Return the results of `function(*arguments)` in `count` workers; 1: without TF_CONFIG."""
     with tempfile.TemporaryDirectory() as folder:
         processes = start(function, arguments, folder, configs(count) if count > 1 else [None])
