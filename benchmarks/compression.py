@@ -7,8 +7,9 @@ same batches in the same order for the same number of updates, each in a process
 "dense" trains `--epochs` epochs from the pretrained encoder; what is compressed while it trains
 starts from the dense model after its first epoch and has the epochs that are left, so its budget is
 the same; the post-training rows start from the finished dense model; the parameter-efficient rows
-start from the pretrained encoder. Pruned rows are pruned at once by `compress.Reconstruction` on
-256 training reviews, those "by magnitude" in the first fifth of their updates (2:4: at once).
+start from the pretrained encoder. Pruned rows are pruned at once by
+`ke.compression.Reconstruction` on 256 training reviews, those "by magnitude" in the first fifth of
+their updates (2:4: at once).
 Rates: 1e-4, falling to 0 (post-training: none); the pruned and the parameter-efficient rows have
 the rates in `ROWS`. A figure is the median over seeds; differences to dense are medians of the
 differences of a seed.

@@ -1,4 +1,4 @@
-"""Fake quantization: round a weight to integers times scales, with straight-through gradients."""
+"""Fake quantization of weights: integers times scales, with straight-through gradients."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Layer-wise reconstruction: prune or round weights such that layers' outputs change least."""
+"""Layer-wise reconstruction: prune or round weights with the least change of outputs."""
 
 import math
 from dataclasses import dataclass, field

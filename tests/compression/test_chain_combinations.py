@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from compression_helpers import FUNCTIONAL, outputs, ready
+from compression_helpers import SMALL, outputs, ready, small
 from covering import covering
 from fit_helpers import fit
 from zoo import ZOO, keras_of
@@ -62,10 +62,9 @@ def check(weight, value, chain, mask):
             np.testing.assert_allclose(integers, np.round(integers), atol=1e-3)
 
 
-BERTS = [s for s in MODELS if s not in FUNCTIONAL]
 CASES = [
-    *covering(FUNCTIONAL, CHAINS, strength=1),
-    *(pytest.param(s, chain, marks=pytest.mark.full) for s in BERTS for chain in CHAINS),
+    *covering(SMALL, CHAINS, strength=1),
+    *(pytest.param(s, chain, marks=pytest.mark.full) for s in MODELS for chain in CHAINS),
 ]
 
 
@@ -99,7 +98,7 @@ def test_every_transform_of_a_chain_holds(specimen, chain, tmp_path):
         check(weight, weight.value.numpy(), chain, masks[weight.path])
 
 
-@pytest.mark.parametrize("specimen", MODELS[::2], ids=repr)
+@small
 def test_one_scale_for_a_whole_weight_keeps_its_number_of_values(specimen):
     x, y = specimen.batch(12)
     model = ready(specimen)
