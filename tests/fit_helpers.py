@@ -1,13 +1,16 @@
-"""What the contract tests share: compile a model, fit it, compare two runs."""
+"""Helpers of the contract tests: compile a model, fit it, compare two runs."""
 
 import functools
 
 import numpy as np
-from zoo import keras_of
+from zoo import Specimen, _sequential, keras_of
+
+#: A small model of each library with an embedding, whose gradients are sparse.
+SMALL = {lib: Specimen(lib, lib, _sequential(lib), lambda x: x) for lib in ("keras", "tf_keras")}
 
 
 def compiled(library, model, optimizer=None, **kwargs):
-    """`model` with SGD, cross-entropy and two metrics, as far as not said otherwise."""
+    """Compile `model` with SGD, cross-entropy and two metrics, unless `kwargs` say otherwise."""
     keras = keras_of(library)
     accuracy = keras.metrics.SparseCategoricalAccuracy
     kwargs = {
@@ -21,7 +24,7 @@ def compiled(library, model, optimizer=None, **kwargs):
 
 
 def fit(model, x, y=None, sample_weight=None, *, batch_size=12, epochs=1, **kwargs):
-    """Fit in the order of the data; returns the history's dict."""
+    """Fit in the order of the data; return the history's dict."""
     return model.fit(
         x,
         y,
@@ -35,26 +38,26 @@ def fit(model, x, y=None, sample_weight=None, *, batch_size=12, epochs=1, **kwar
 
 
 def assert_same(model, other, atol=1e-5):
-    """The weights of two models agree."""
+    """Assert that the weights of two models agree."""
     for index, (a, b) in enumerate(zip(model.get_weights(), other.get_weights(), strict=True)):
         np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=f"weight {index}")
 
 
 def assert_same_history(history, other, atol=1e-5):
-    """Two histories have the same entries with the same values."""
+    """Assert that two histories have the same entries with the same values."""
     assert history.keys() == other.keys()
     for name, values in history.items():
         np.testing.assert_allclose(values, other[name], rtol=atol, atol=atol, err_msg=name)
 
 
 def moved(before, model):
-    """The largest change of any weight since `before`."""
+    """Return the largest change of any weight since `before`."""
     pairs = zip(before, model.get_weights(), strict=True)
     return max(np.abs(a - b).max() for a, b in pairs if a.size)
 
 
 def sample_weights(n):
-    """Weights that differ much, one of them zero."""
+    """Return weights that differ much, one of them zero."""
     weights = np.random.default_rng(1).uniform(0.1, 3.0, n).astype("float32")
     weights[n // 2] = 0.0
     return weights
@@ -62,12 +65,12 @@ def sample_weights(n):
 
 @functools.cache
 def mirrored(replicas=2):
-    """A strategy of so many replicas, or TensorFlow's default for one.
+    """Return a strategy of `replicas` replicas, or TensorFlow's default for one.
 
-    Its replicas are summed on one device, without TensorFlow's collectives: those of two strategies
-    in one process get the same keys and are mixed up ("Shape mismatch in the collective instance"),
-    and a step that fails leaves them broken for the rest of the process. Tests with the
-    collectives have a process of their own.
+    It sums over replicas on one device, without TensorFlow's collectives. The collectives of two
+    strategies in one process get the same keys and are mixed up ("Shape mismatch in the collective
+    instance"), and a step that fails breaks them for the rest of the process. Tests of the
+    collectives run in a process of their own.
     """
     import tensorflow as tf
 
@@ -78,7 +81,7 @@ def mirrored(replicas=2):
 
 
 def batches(x, y, sample_weight=None, *, batch_size):
-    """The data as a `tf.data` pipeline, in order, sharded by example."""
+    """Return the data as a `tf.data` pipeline, in order."""
     import tensorflow as tf
 
     data = (x, y) if sample_weight is None else (x, y, sample_weight)

@@ -1,4 +1,4 @@
-"""Replicas and microbatches of unequal weight are one device's batch, whatever the loss divides by.
+"""Replicas and microbatches of unequal weight equal one device's batch, for every kind of loss.
 
 Eleven texts in batches of ten: the last batch has one, and leaves a replica without any.
 """
@@ -6,6 +6,7 @@ Eleven texts in batches of ten: the last batch has one, and leaves a replica wit
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import covering
 from fit_helpers import assert_same, assert_same_history, batches, mirrored, moved, sample_weights
 from training.test_accumulation_losses import labels, ragged_ids, tokens_to_logits, two_outputs
 from training.test_accumulation_own_steps import (
@@ -21,14 +22,16 @@ from zoo import CLASSES, LENGTH, VOCABULARY, keras_of
 
 import keras_efficient as ke
 
-both = pytest.mark.parametrize("library", ["keras", "tf_keras"])
+LIBRARIES = ("keras", "tf_keras")
+both = pytest.mark.parametrize("library", LIBRARIES)
 TEXTS = 11
 
 
 def check(library, make, *dataset, loss=None, rate=0.3, history=True, **kwargs):
-    """Two epochs on two replicas with two microbatches each agree with plain training.
+    """Assert that two epochs on two replicas, two microbatches each, agree with plain training.
 
-    history: whether what is logged agrees, too.
+    Args:
+        history: whether the logs agree, too.
     """
     keras = keras_of(library)
 
@@ -80,7 +83,13 @@ def test_logged_loss_of_masked_tokens(library):
     check(library, make, texts(), labels((TEXTS, LENGTH)), loss=crossentropy())
 
 
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight"])
+@pytest.mark.parametrize(
+    "reduction",
+    [
+        "mean_with_sample_weight",
+        pytest.param("sum_over_batch_size", marks=pytest.mark.full),
+    ],
+)
 def test_keras_3_masks_with_token_weights(reduction):
     def make():
         return tokens_to_logits("keras", tokens=True, masked=True)
@@ -90,8 +99,7 @@ def test_keras_3_masks_with_token_weights(reduction):
     check("keras", make, texts(), y, weights, loss=loss, history=False)
 
 
-@both
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("library, weighted", covering(LIBRARIES, [True, False], strength=1))
 def test_sums(library, weighted):
     def make():
         return tokens_to_logits(library, tokens=False)
@@ -117,8 +125,7 @@ def test_keras_3_weighted_means():
     check("keras", make, texts(), labels(TEXTS), sample_weights(TEXTS), loss=loss, history=False)
 
 
-@both
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("library, masked", covering(LIBRARIES, [False, True], strength=1))
 def test_ignored_classes(library, masked):
     """Both libraries make a mask of `ignore_class`, and divide by the labels that are left."""
     y = labels((TEXTS, LENGTH))
@@ -193,7 +200,10 @@ def test_a_users_train_step(library, step):
 
 @pytest.mark.parametrize(
     ("name", "classes"),
-    [("TFBertForTokenClassification", CLASSES), ("TFBertForMaskedLM", VOCABULARY)],
+    [
+        ("TFBertForTokenClassification", CLASSES),
+        pytest.param("TFBertForMaskedLM", VOCABULARY, marks=pytest.mark.full),
+    ],
 )
 def test_hugging_face_token_losses(name, classes):
     ids = data(TEXTS)[0]

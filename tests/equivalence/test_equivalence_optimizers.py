@@ -1,4 +1,4 @@
-"""However a batch is split and spread and compiled, five updates end at the same weights.
+"""Five updates give the same weights for every split, number of replicas and compilation.
 
 The reference is plain `fit` on one device. Texts are of unequal length, so that microbatches and
 replicas weigh unequally; one text is empty; and the last batch has one example, which leaves a
@@ -11,6 +11,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import covering
 from fit_helpers import batches, mirrored, moved
 from zoo import CLASSES, keras_of
 
@@ -97,26 +98,13 @@ def assert_equal_to_the_reference(library, optimizer, attends, *setting, atol=1e
     np.testing.assert_allclose(loss, expected_loss, rtol=0, atol=1e-5)
 
 
-product = pytest.mark.parametrize(
-    ("library", "optimizer", "replicas", "k"),
-    [
-        (library, optimizer, replicas, k)
-        for library in LIBRARIES
-        for optimizer in OPTIMIZERS
-        for replicas in (1, 2)
-        for k in (1, 4)
-    ],
+@pytest.mark.parametrize(
+    "library, optimizer, replicas, k, jit_compile",
+    covering(LIBRARIES, OPTIMIZERS, (1, 2), (1, 4), (False, True)),
 )
-
-
-@product
-def test_five_updates(library, optimizer, replicas, k):
-    assert_equal_to_the_reference(library, optimizer, True, replicas, k)
-
-
-@product
-def test_five_updates_under_xla(library, optimizer, replicas, k):
-    assert_equal_to_the_reference(library, optimizer, False, replicas, k, True)
+def test_five_updates(library, optimizer, replicas, k, jit_compile):
+    """Pairwise under `make test`: every pair of levels of two factors occurs."""
+    assert_equal_to_the_reference(library, optimizer, not jit_compile, replicas, k, jit_compile)
 
 
 def test_under_xla_a_microbatch_is_no_larger_than_its_slice():
@@ -152,8 +140,7 @@ def float64():
     everywhere("float32")
 
 
-@pytest.mark.parametrize(("replicas", "k"), [(1, 4), (2, 4)])
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_five_updates_in_float64(library, replicas, k, float64):
+@pytest.mark.parametrize("library, replicas", covering(LIBRARIES, (1, 2), strength=1))
+def test_five_updates_in_float64(library, replicas, float64):
     assert tagger(library).weights[0].dtype == "float64"
-    assert_equal_to_the_reference(library, "SGD", True, replicas, k, atol=1e-10)
+    assert_equal_to_the_reference(library, "SGD", True, replicas, 4, atol=1e-10)

@@ -7,6 +7,7 @@ import functools
 
 import pytest
 from fit_helpers import (
+    SMALL,
     assert_same,
     assert_same_history,
     batches,
@@ -15,14 +16,12 @@ from fit_helpers import (
     moved,
     sample_weights,
 )
-from zoo import ZOO
+from zoo import ZOO, full_except
 
 import keras_efficient as ke
 
 EXAMPLES, BATCH = 21, 10
-BY_NAME = {specimen.name: specimen for specimen in ZOO}
-LARGE = ("hugging-face-bert", "model-garden-bert")
-XLA = ("keras-sequential", "tf_keras-functional")
+BY_NAME = {specimen.name: specimen for specimen in ZOO} | SMALL
 
 
 def run(name, replicas=1, k=None, jit_compile=False):
@@ -42,21 +41,18 @@ def plain(name):
     return run(name)
 
 
+@pytest.mark.parametrize("specimen", full_except("keras-functional", "tf_keras-subclassed"))
+def test_replicas_with_microbatches_equal_one_device(specimen):
+    expected, expected_history = plain(specimen.name)
+    model, history = run(specimen.name, 2, 2)
+    assert_same(model, expected)
+    assert_same_history(history, expected_history)
+
+
 @pytest.mark.parametrize(
     "name",
-    [
-        # Half a minute each: most of it is tracing.
-        pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else [])
-        for name in BY_NAME
-    ],
+    [*SMALL, pytest.param("tf_keras-functional", marks=pytest.mark.full)],
 )
-def test_replicas_with_microbatches_equal_one_device(name):
-    model, history = run(name, 2, 2)
-    assert_same(model, plain(name)[0])
-    assert_same_history(history, plain(name)[1])
-
-
-@pytest.mark.parametrize("name", XLA)
 def test_replicas_with_microbatches_equal_one_device_under_xla(name):
     model, history = run(name, 2, 2, jit_compile=True)
     assert_same(model, plain(name)[0])

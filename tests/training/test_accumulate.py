@@ -7,7 +7,9 @@ weighted, and six updates follow each other.
 import functools
 
 import pytest
+from covering import covering
 from fit_helpers import (
+    SMALL,
     assert_same,
     assert_same_history,
     compiled,
@@ -15,14 +17,14 @@ from fit_helpers import (
     moved,
     sample_weights,
 )
-from zoo import ZOO
+from zoo import ZOO, full_except
 
 import keras_efficient as ke
 
-BY_NAME = {specimen.name: specimen for specimen in ZOO}
+BY_NAME = {specimen.name: specimen for specimen in ZOO} | SMALL
 SPLITS = [
-    {"microbatches": 1},
     {"microbatches": 2},
+    {"microbatches": 1},
     {"microbatches": 3},
     {"microbatches": 8},
     {"microbatch_size": 5},
@@ -45,19 +47,34 @@ def run(name, *, data=(34, 12), **split):
     return model, history
 
 
-@pytest.mark.parametrize("name", BY_NAME)
-def test_microbatches_equal_one_batch(name):
-    plain, history = plain_run(name)
-    assert moved(BY_NAME[name].make().get_weights(), plain) > 1e-2
-    # The large models are slow to trace, and see what the others do not in any split.
-    for split in SPLITS[2:] if "bert" in name else SPLITS:
-        model, accumulated = run(name, **split)
-        assert_same(model, plain)
-        assert_same_history(accumulated, history)
-        assert int(model.optimizer.iterations) == 6
+#: Two models and every split of each library; own_steps and equivalence tests have the others.
+MODELS = full_except(
+    *("keras-sequential", "keras-subclassed", "kerashub-bert"),
+    *("tf_keras-functional", "model-garden-bert"),
+)
 
 
-@pytest.mark.parametrize("name", ["keras-sequential", "tf_keras-functional"])
+@pytest.mark.parametrize("specimen, split", covering(MODELS, SPLITS, strength=1))
+def test_microbatches_equal_one_batch(specimen, split):
+    plain, history = plain_run(specimen.name)
+    assert moved(specimen.make().get_weights(), plain) > 1e-2
+    model, accumulated = run(specimen.name, **split)
+    assert_same(model, plain)
+    assert_same_history(accumulated, history)
+    assert int(model.optimizer.iterations) == 6
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "keras",
+        "tf_keras",
+        *(
+            pytest.param(n, marks=pytest.mark.full)
+            for n in ("keras-sequential", "tf_keras-functional")
+        ),
+    ],
+)
 def test_microbatches_equal_one_batch_under_xla(name):
     plain, history = run(name, data=(20, 10))
     model, accumulated = run(name, data=(20, 10), microbatches=3, jit_compile=True)

@@ -1,16 +1,24 @@
-"""Whatever a loss divides by, k microbatches of unequal weight are one batch."""
+"""k microbatches of unequal weight equal one batch, whatever the loss divides by.
+
+The other split of each library runs under `make test-all`, so does the other half of products.
+"""
 
 import functools
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import covering
 from fit_helpers import assert_same, assert_same_history, compiled, fit, moved, sample_weights
 from zoo import CLASSES, LENGTH, VOCABULARY, keras_of
 
 import keras_efficient as ke
 
-both = pytest.mark.parametrize("library", ["keras", "tf_keras"])
+LIBRARIES = ("keras", "tf_keras")
+SPLITS = ({"microbatches": 3}, {"microbatch_size": 1})
+both = pytest.mark.parametrize("library", LIBRARIES)
+#: One split per library, and the other one under `make test-all`.
+rotated = pytest.mark.parametrize("library, split", covering(LIBRARIES, SPLITS, strength=1))
 
 
 @functools.cache
@@ -52,8 +60,8 @@ def labels(shape):
     return np.random.default_rng(4).integers(0, CLASSES, shape).astype("int32")
 
 
-def check(library, make, x, y, weights=None, *, loss=None, rate=0.3, splits=None, **kwargs):
-    """Three epochs with every split agree with plain training."""
+def check(library, make, x, y, weights=None, *, split, loss=None, rate=0.3, **kwargs):
+    """Assert that three epochs with a split agree with plain training."""
     keras = keras_of(library)
 
     def run(split):
@@ -69,46 +77,55 @@ def check(library, make, x, y, weights=None, *, loss=None, rate=0.3, splits=None
         return model, history
 
     plain, history = run(None)
-    for split in splits or ({"microbatches": 3}, {"microbatch_size": 1}):
-        model, accumulated = run(split)
-        assert_same(model, plain)
-        assert_same_history(accumulated, history)
+    model, accumulated = run(split)
+    assert_same(model, plain)
+    assert_same_history(accumulated, history)
 
 
 def crossentropy(reduction):
     return lambda losses: losses.SparseCategoricalCrossentropy(True, reduction=reduction)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
-    ("library", "reduction"),
-    [("keras", "mean_with_sample_weight"), ("keras", "sum"), ("tf_keras", "sum")],
+    "loss, weighted, split",
+    covering(
+        [("keras", "mean_with_sample_weight"), ("keras", "sum"), ("tf_keras", "sum")],
+        [True, False],
+        SPLITS,
+        strength=1,
+    ),
 )
-def test_reductions(library, reduction, weighted):
+def test_reductions(loss, weighted, split):
+    library, reduction = loss
+
     def make():
         return tokens_to_logits(library, tokens=False)
 
     weights = sample_weights(10) if weighted else None
     x, y = ragged_ids(), labels(10)
-    check(library, make, x, y, weights, loss=crossentropy(reduction), rate=0.05)
+    loss = crossentropy(reduction)
+    check(library, make, x, y, weights, split=split, loss=loss, rate=0.05)
 
 
-@both
-def test_keras_masks_with_unequal_numbers_of_tokens(library):
+@rotated
+def test_keras_masks_with_unequal_numbers_of_tokens(library, split):
     def make():
         return tokens_to_logits(library, tokens=True, masked=True, regularised=True)
 
-    check(library, make, ragged_ids(), labels((10, LENGTH)))
+    check(library, make, ragged_ids(), labels((10, LENGTH)), split=split)
 
 
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight"])
-def test_keras3_masks_with_sample_weights(reduction):
+@pytest.mark.parametrize(
+    "reduction, split",
+    covering(["sum_over_batch_size", "mean_with_sample_weight"], SPLITS, strength=1),
+)
+def test_keras3_masks_with_sample_weights(reduction, split):
     def make():
         return tokens_to_logits("keras", tokens=True, masked=True)
 
     weights = np.random.default_rng(5).uniform(0.1, 2.0, (10, LENGTH)).astype("float32")
     x, y = ragged_ids(), labels((10, LENGTH))
-    check("keras", make, x, y, weights, loss=crossentropy(reduction))
+    check("keras", make, x, y, weights, split=split, loss=crossentropy(reduction))
 
 
 def test_keras3_masks_with_one_weight_per_text():
@@ -117,24 +134,29 @@ def test_keras3_masks_with_one_weight_per_text():
 
     x, y = ragged_ids(), labels((10, LENGTH))
     loss = crossentropy("mean_with_sample_weight")
-    check("keras", make, x, y, sample_weights(10)[:, None], loss=loss, weighted_metrics=None)
+    weights = sample_weights(10)[:, None]
+    check("keras", make, x, y, weights, split=SPLITS[0], loss=loss, weighted_metrics=None)
 
 
-@both
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
-def test_regularisers(library, reduction):
+@pytest.mark.parametrize(
+    "library, reduction, split",
+    covering(LIBRARIES, ["sum_over_batch_size", "sum"], SPLITS, strength=1),
+)
+def test_regularisers(library, reduction, split):
     def make():
         return tokens_to_logits(library, tokens=False, regularised=True)
 
-    check(library, make, ragged_ids(), labels(10), loss=crossentropy(reduction), rate=0.05)
+    loss = crossentropy(reduction)
+    check(library, make, ragged_ids(), labels(10), split=split, loss=loss, rate=0.05)
 
 
-@both
-def test_added_losses_without_metrics(library):
+@rotated
+def test_added_losses_without_metrics(library, split):
     def make():
         return tokens_to_logits(library, tokens=False, adds=True)
 
-    check(library, make, ragged_ids(), labels(10), metrics=None, weighted_metrics=None)
+    settings = {"metrics": None, "weighted_metrics": None}
+    check(library, make, ragged_ids(), labels(10), split=split, **settings)
 
 
 @both
@@ -166,8 +188,8 @@ def two_outputs(library):
     return model
 
 
-@both
-def test_several_losses_averaged_alike(library):
+@rotated
+def test_several_losses_averaged_alike(library, split):
     check(
         library,
         lambda: two_outputs(library),
@@ -175,6 +197,7 @@ def test_several_losses_averaged_alike(library):
         {"one": labels(10), "two": labels(10)[::-1].copy()},
         loss=lambda losses: {n: losses.SparseCategoricalCrossentropy(True) for n in ("one", "two")},
         loss_weights={"one": 1.0, "two": 0.3},
+        split=split,
         metrics=None,
         weighted_metrics=None,
     )
@@ -195,8 +218,8 @@ def test_losses_averaged_differently_are_refused(library):
         fit(model, ragged_ids(), {"one": labels(10), "two": labels(10)})
 
 
-@both
-def test_a_model_with_its_own_compute_loss(library):
+@rotated
+def test_a_model_with_its_own_compute_loss(library, split):
     keras = keras_of(library)
 
     class Doubled(keras.Model):
@@ -208,4 +231,4 @@ def test_a_model_with_its_own_compute_loss(library):
         inner = tokens_to_logits(library, tokens=False)
         return Doubled(inner.inputs, inner.outputs)
 
-    check(library, make, ragged_ids(), labels(10), sample_weights(10))
+    check(library, make, ragged_ids(), labels(10), sample_weights(10), split=split)

@@ -1,18 +1,29 @@
-"""Several batches of `fit` that make one update: `ke.callbacks.BatchSizeSchedule`'s machinery."""
+"""Several batches of `fit` that make one update, as with `ke.callbacks.BatchSizeSchedule`."""
 
 import numpy as np
 import pytest
-from fit_helpers import assert_same, batches, compiled, fit, mirrored, moved, sample_weights
-from zoo import Specimen, _sequential, keras_of
+from covering import covering
+from fit_helpers import (
+    SMALL,
+    assert_same,
+    batches,
+    compiled,
+    fit,
+    mirrored,
+    moved,
+    sample_weights,
+)
+from zoo import keras_of
 
 import keras_efficient as ke
 from keras_efficient import flavor as flavors
-from keras_efficient.training import _accumulation_window as accumulation_window
-from keras_efficient.training import _train_step_hook as train_step_hook
+from keras_efficient.training import (
+    _accumulation_window as accumulation_window,
+    _train_step_hook as train_step_hook,
+)
 
-SMALL = {lib: Specimen(lib, lib, _sequential(lib), lambda x: x) for lib in ("keras", "tf_keras")}
 libraries = pytest.mark.parametrize("library", list(SMALL))
-replicas = pytest.mark.parametrize("replicas", [1, 2])
+rotated = pytest.mark.parametrize("library, replicas", covering(SMALL, (1, 2), strength=1))
 Growth = ke.callbacks.BatchSizeSchedule
 
 
@@ -31,11 +42,13 @@ def updates(model):
     return int(flavors.of(model).optimizer(model).iterations.numpy())
 
 
-@libraries
-@replicas
-@pytest.mark.parametrize(("size", "count"), [(5, 4), (6, 4), (6, 99)])
-def test_n_batches_make_the_update_of_one(library, replicas, size, count):
+@pytest.mark.parametrize(
+    "library, replicas, window",
+    covering(SMALL, (1, 2), [(6, 4), (6, 99), (5, 4)], strength=1),
+)
+def test_n_batches_make_the_update_of_one(library, replicas, window):
     """The last may be smaller; a window that is not full makes its update at the epoch's end."""
+    size, count = window
     rate = ke.schedules.linear(0.5, total_steps=4)
 
     def sgd():
@@ -92,8 +105,7 @@ class Stop(ke.flavor.Callback):
             raise KeyboardInterrupt
 
 
-@libraries
-@pytest.mark.parametrize("again", [True, False], ids=["same callback", "new callback"])
+@pytest.mark.parametrize("library, again", covering(SMALL, [True, False], strength=1))
 def test_an_interrupted_fit_leaves_no_gradient_behind(library, again):
     model, plain = made(library), made(library)
     growth = Growth({0: 4})
@@ -123,8 +135,7 @@ def test_the_same_callback_works_in_a_second_fit(library):
         assert updates(model) == fits
 
 
-@libraries
-@replicas
+@rotated
 def test_an_overflow_skips_the_whole_window(library, replicas):
     keras = keras_of(library)
     with mirrored(replicas).scope():

@@ -1,7 +1,7 @@
-"""`microbatch_size="auto"` against devices that run out of memory.
+"""`microbatch_size="auto"` on devices that run out of memory.
 
-TensorFlow takes 10 s to believe that there is no more of it, so most of these tests let an
-operation say at once that there is none: the same error from the same place.
+TensorFlow tries for 10 s before it reports that an allocation failed, so most of these tests let
+an operation raise the same error in the same place at once.
 """
 
 import warnings
@@ -9,7 +9,9 @@ import warnings
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import covering
 from fit_helpers import (
+    SMALL,
     assert_same,
     assert_same_history,
     batches,
@@ -18,17 +20,18 @@ from fit_helpers import (
     moved,
     sample_weights,
 )
-from zoo import CLASSES, LENGTH, VOCABULARY, ZOO, Specimen, _sequential, keras_of
+from zoo import CLASSES, LENGTH, VOCABULARY, ZOO, keras_of
 
 import keras_efficient as ke
 from keras_efficient import flavor as flavors
-from keras_efficient.training import _example_counter as example_counter
-from keras_efficient.training import _train_step_hook as train_step_hook
+from keras_efficient.training import (
+    _example_counter as example_counter,
+    _train_step_hook as train_step_hook,
+)
 
-SMALL = {lib: Specimen(lib, lib, _sequential(lib), lambda x: x) for lib in ("keras", "tf_keras")}
 HUGGING_FACE = next(specimen for specimen in ZOO if specimen.name == "hugging-face-bert")
 libraries = pytest.mark.parametrize("library", list(SMALL))
-replicas = pytest.mark.parametrize("replicas", [1, 2])
+rotated = pytest.mark.parametrize("library, replicas", covering(SMALL, (1, 2), strength=1))
 #: The id that makes a slice expensive.
 LONG = VOCABULARY - 1
 
@@ -102,14 +105,17 @@ def said(record):
     return [str(w.message) for w in record if "Out of memory" in str(w.message)]
 
 
-@libraries
 @pytest.mark.parametrize(
-    ("replicas", "setting"),
-    [(1, {}), (2, {}), (1, {"steps_per_execution": 2}), (1, {"run_eagerly": True})],
-    ids=str,
+    "library, case",
+    covering(
+        SMALL,
+        [(1, {"steps_per_execution": 2}), (2, {}), (1, {}), (1, {"run_eagerly": True})],
+        strength=1,
+    ),
 )
-def test_the_run_is_the_one_that_had_the_memory(library, replicas, setting):
+def test_the_run_is_the_one_that_had_the_memory(library, case):
     """20 examples: the last batch is smaller. One warning names both sizes."""
+    replicas, setting = case
     plain = made(library)
     expected = train(plain, 20, replicas=replicas)
     model = ke.accumulate(
@@ -172,6 +178,7 @@ def test_memory_that_is_not_there():
     assert_same(plain, model, 1e-6)
 
 
+@pytest.mark.full
 def test_hugging_face_with_its_own_step():
     """The first forward pass of a batch fails; its own metrics do not count it."""
     x, y = HUGGING_FACE.batch(12)
@@ -199,8 +206,7 @@ def test_hugging_face_with_its_own_step():
     assert_same_history(found, history)
 
 
-@libraries
-@replicas
+@rotated
 def test_memory_that_runs_out_later(library, replicas):
     """In a second `fit`, which changes nothing; its second epoch and a third know the size."""
     limits = [100]
@@ -239,7 +245,7 @@ def test_not_even_one_example(library):
 
 @libraries
 def test_memory_that_runs_out_in_the_optimizer(library):
-    """Some weights may have changed: the batch is not done again."""
+    """Some weights may have changed: the batch is not repeated."""
     full = []
 
     class Hungry(keras_of(library).optimizers.SGD):
@@ -258,10 +264,9 @@ def test_memory_that_runs_out_in_the_optimizer(library):
         train(model)
 
 
-@libraries
-@replicas
+@rotated
 def test_xla_traces_every_size(library, replicas, monkeypatch):
-    """XLA wants to know the size. (Its arrays are not wasted on a CPU: the error is made up.)"""
+    """XLA needs static sizes. The error is made up, since XLA does not waste arrays on a CPU."""
     plain, function, sizes = made(library), tf.function, []
     expected = train(plain)
 

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from fit_helpers import batches, mirrored
-from zoo import ZOO, keras_of
+from covering import covering
+from fit_helpers import SMALL, batches, mirrored
+from zoo import keras_of
 
 import keras_efficient as ke
 
 libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
-replicas = pytest.mark.parametrize("replicas", [1, 2])
+LIBRARIES = ("keras", "tf_keras")
+rotated = pytest.mark.parametrize("library, replicas", covering(LIBRARIES, (2, 1), strength=1))
 SCALE = 2.0**10
 FIRST, SECOND = 0, 1
 
@@ -65,11 +67,13 @@ def assert_bitwise(found, expected):
         np.testing.assert_array_equal(a, b)
 
 
-@libraries
-@pytest.mark.parametrize(("count", "replica"), [(1, FIRST), (2, FIRST), (2, SECOND)])
-@pytest.mark.parametrize("use_ema", [False, True])
-def test_an_overflow_on_one_replica_changes_nothing_anywhere(library, count, replica, use_ema):
+@pytest.mark.parametrize(
+    "library, place, use_ema",
+    covering(LIBRARIES, [(2, FIRST), (2, SECOND), (1, FIRST)], [True, False], strength=1),
+)
+def test_an_overflow_on_one_replica_changes_nothing_anywhere(library, place, use_ema):
     """Weights, momentum, moving averages, `iterations` and with them the schedule."""
+    count, replica = place
     model = ke.accumulate(linear(library, count, use_ema=use_ema), 2)
     train(model, good())
     before = copies(model)
@@ -83,8 +87,7 @@ def test_an_overflow_on_one_replica_changes_nothing_anywhere(library, count, rep
     assert all(np.isfinite(copy).all() for copy in copies(model))
 
 
-@libraries
-@replicas
+@rotated
 def test_after_an_overflow_training_goes_on_as_if_it_had_not_been(library, replicas):
     skipping, plain = (ke.accumulate(linear(library, replicas), 2) for _ in range(2))
     train(skipping, good(), bad(SECOND), good())
@@ -94,8 +97,7 @@ def test_after_an_overflow_training_goes_on_as_if_it_had_not_been(library, repli
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-@libraries
-@replicas
+@rotated
 def test_the_scale_doubles_after_growth_steps(library, replicas):
     model = ke.accumulate(linear(library, replicas, growth_steps=2), 2)
     scales = []
@@ -170,10 +172,9 @@ def float16():
         ke.mixed_precision("float32", library=library)
 
 
-@pytest.mark.parametrize("name", ["keras-sequential", "tf_keras-functional"])
-@replicas
-def test_float16_with_the_loss_scale_of_compile_is_about_float32(name, replicas, float16):
-    specimen = next(specimen for specimen in ZOO if specimen.name == name)
+@rotated
+def test_float16_with_the_loss_scale_of_compile_is_about_float32(library, replicas, float16):
+    specimen = SMALL[library]
     keras = keras_of(specimen.library)
 
     def run(half):

@@ -1,17 +1,19 @@
-"""`weight` and `normalise` of `ke.accumulate`: what a microbatch counts, and what divides."""
+"""`weight` and `normalise` of `ke.accumulate`: weights of microbatches and their divisor."""
 
 import functools
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import covering
 from fit_helpers import assert_same, batches, compiled, fit, mirrored, moved
 from zoo import CLASSES, LENGTH, VOCABULARY, keras_of
 
 import keras_efficient as ke
 from keras_efficient.training._batch_split import tokens
 
-libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
+LIBRARIES = ("keras", "tf_keras")
+libraries = pytest.mark.parametrize("library", LIBRARIES)
 TEXTS = 11
 #: Real tokens per text; the second microbatch of three (texts 4 to 7) has none.
 COUNTS = np.array([6, 1, 2, 5, 0, 0, 0, 0, 4, 3, 6])
@@ -73,25 +75,30 @@ def counted(x, y, sample_weight):
     return tf.math.count_nonzero(x["attention_mask"])
 
 
-@libraries
-@pytest.mark.parametrize("weight", ["tokens", counted], ids=["tokens", "function"])
-def test_microbatches_of_a_loss_that_averages_over_tokens(library, weight):
-    plain = trained(library)
-    for replicas, k in ((1, 3), (1, 11), (2, 2)):
-        model = trained(library, replicas, microbatches=k, weight=weight)
-        assert_same(model, plain)
+@functools.cache
+def plain_run(library):
+    return trained(library)
+
+
+@pytest.mark.parametrize(
+    "library, weight, split",
+    covering(LIBRARIES, ["tokens", counted], [(1, 3), (2, 2), (1, 11)], strength=1),
+)
+def test_microbatches_of_a_loss_that_averages_over_tokens(library, weight, split):
+    replicas, k = split
+    model = trained(library, replicas, microbatches=k, weight=weight)
+    assert_same(model, plain_run(library))
 
 
 @libraries
-def test_without_a_weight_a_loss_of_ones_own_averages_over_examples(library):
-    plain = trained(library)
+def test_without_a_weight_a_custom_loss_averages_over_examples(library):
+    plain = plain_run(library)
     by_examples = trained(library, microbatches=3, weight="examples")
     assert_same(trained(library, microbatches=3), by_examples)
     assert moved(plain.get_weights(), by_examples) > 1e-3
 
 
-@libraries
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("library, replicas", covering(LIBRARIES, (1, 2), strength=1))
 def test_a_number_divides_instead_of_the_weights(library, replicas):
     """A token budget of twice the batch's tokens halves the gradient: half the step."""
     x, y = texts()
@@ -173,18 +180,20 @@ def test_tokens_of_a_bool_mask():
 # --- errors --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", ["words", 2, "none"])
-def test_an_unknown_weight_is_refused(value):
-    message = rf"`weight` must be None, 'examples', 'tokens' or a function .* Received: {value!r}"
-    with pytest.raises(ValueError, match=message):
-        ke.accumulate(tagger("keras"), 2, weight=value)
+def test_an_unknown_weight_is_refused():
+    model = tagger("keras")
+    rule = "`weight` must be None, 'examples', 'tokens' or a function"
+    for value in ("words", 2, "none"):
+        with pytest.raises(ValueError, match=rf"{rule} .* Received: {value!r}"):
+            ke.accumulate(model, 2, weight=value)
 
 
-@pytest.mark.parametrize("value", [False, None, 0, -1.0, "tokens", float("nan")])
-def test_an_unknown_normalisation_is_refused(value):
-    message = rf"`normalise` must be True .* or a positive number .* Received: {value!r}"
-    with pytest.raises(ValueError, match=message):
-        ke.accumulate(tagger("keras"), 2, normalise=value)
+def test_an_unknown_normalisation_is_refused():
+    model = tagger("keras")
+    rule = "`normalise` must be True .* or a positive number"
+    for value in (False, None, 0, -1.0, "tokens", float("nan")):
+        with pytest.raises(ValueError, match=rf"{rule} .* Received: {value!r}"):
+            ke.accumulate(model, 2, normalise=value)
 
 
 def test_a_misspelt_argument_is_a_type_error():

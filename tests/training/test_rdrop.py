@@ -1,19 +1,27 @@
-"""R-Drop: the divergence of two predictions, and where it enters the loss."""
+"""R-Drop: the divergence of two predictions, and its place in the loss."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from fit_helpers import assert_same, assert_same_history, batches, compiled, mirrored, moved
-from zoo import CLASSES, LENGTH, VOCABULARY, ZOO, Specimen, _sequential, keras_of
+from covering import covering
+from fit_helpers import (
+    SMALL,
+    assert_same,
+    assert_same_history,
+    batches,
+    compiled,
+    mirrored,
+    moved,
+)
+from zoo import CLASSES, LENGTH, VOCABULARY, ZOO, keras_of
 
 import keras_efficient as ke
 from keras_efficient import flavor as flavors
 from keras_efficient.training._rdrop import symmetric_divergence
 
 BY_NAME = {specimen.name: specimen for specimen in ZOO}
-SMALL = {lib: Specimen(lib, lib, _sequential(lib), lambda x: x) for lib in ("keras", "tf_keras")}
 libraries = pytest.mark.parametrize("library", list(SMALL))
-replicas = pytest.mark.parametrize("replicas", [1, 2])
+rotated = pytest.mark.parametrize("library, replicas", covering(SMALL, (1, 2), strength=1))
 #: What the second of two equal examples gets on top of its logits.
 NOISE = np.array([0.5, -1.0, 2.0], "float32")
 ALPHA = 0.7
@@ -133,10 +141,10 @@ def by_hand(model, x, y, rate, *, total=False):
     return float(loss), float(scaled)
 
 
-@libraries
-@replicas
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_loss_and_step_are_the_equation(library, replicas, reduction):
+@pytest.mark.parametrize(
+    "library, reduction, replicas", covering(SMALL, ["mean", "sum"], (2, 1), strength=1)
+)
+def test_loss_and_step_are_the_equation(library, reduction, replicas):
     """However the batch is split: 10 examples on two replicas, in microbatches of 2."""
     keras = keras_of(library)
     rate = 0.5 if reduction == "mean" else 0.05
@@ -155,8 +163,7 @@ def test_loss_and_step_are_the_equation(library, replicas, reduction):
         np.testing.assert_allclose(history["loss"], [total], rtol=1e-5)
 
 
-@libraries
-@pytest.mark.parametrize("replicas", [1, 2])
+@rotated
 def test_two_equal_predictions_train_as_before(library, replicas):
     """No dropout, no divergence: metrics and weights are the plain ones."""
     specimen = SMALL[library]
@@ -238,8 +245,7 @@ def test_one_logit_and_one_probability(library):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-@libraries
-@replicas
+@pytest.mark.parametrize("library, replicas", covering(SMALL, (2, 1), strength=1))
 def test_masked_tokens_count_neither_in_the_loss_nor_in_the_divergence(library, replicas):
     """So k microbatches of sentences of any length are one batch; the last has no token at all."""
     rng = np.random.default_rng(0)
@@ -258,8 +264,9 @@ def test_masked_tokens_count_neither_in_the_loss_nor_in_the_divergence(library, 
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_hugging_face_trains_with_its_own_step():
-    """(Its log of the loss is its own, without the divergence.)"""
+    """The loss that it logs does not include the divergence."""
     specimen = BY_NAME["hugging-face-bert"]
     x, y = specimen.batch(6)
 

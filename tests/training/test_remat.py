@@ -1,25 +1,23 @@
 """Rematerialisation changes nothing but memory and time.
 
-Dropout is checked by a layer whose gradient is its loss if, and only if, both passes drew the same.
+Dropout is checked by a layer whose gradient equals its loss only if both passes drew the same mask.
 """
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
+import functools
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from fit_helpers import assert_same, compiled, fit, moved
+from covering import covering
+from fit_helpers import SMALL, assert_same, batches, compiled, fit, mirrored, moved
+from in_process_export import serve_here
 from zoo import CLASSES, ZOO, hf_config, keras_of
 
 import keras_efficient as ke
 
-BY_NAME = {specimen.name: specimen for specimen in ZOO}
-BERTS = [name for name in BY_NAME if "bert" in name]
-OTHERS = [name for name in BY_NAME if "bert" not in name]
+BY_NAME = {specimen.name: specimen for specimen in ZOO} | SMALL
+BERTS = [specimen.name for specimen in ZOO if "bert" in specimen.name]
 both = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 
 
@@ -45,8 +43,19 @@ def run(name, remat, *, microbatches=None, jit_compile=False):
     return model
 
 
+@functools.cache
+def plain_run(name):
+    return run(name, False)
+
+
+def only(*kept, among=tuple(specimen.name for specimen in ZOO)):
+    """The names of models, all but `kept` for `make test-all`."""
+    marks = {name: [] if name in kept else [pytest.mark.full] for name in among}
+    return [pytest.param(name, marks=mark) for name, mark in marks.items()]
+
+
 def calls(layer, monkeypatch):
-    """The list that grows with every call of a layer's own code."""
+    """Return a list that grows with every call of a layer's own code."""
     seen, own = [], layer.call.__self__.plain
     monkeypatch.setattr(
         layer.call.__self__,
@@ -59,29 +68,38 @@ def calls(layer, monkeypatch):
 # --- equal to a run without ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize(
+    "name", only("keras-functional", "kerashub-bert", "tf_keras-subclassed", "hugging-face-bert")
+)
 def test_weights_after_three_steps_are_the_same(name):
-    plain = run(name, False)
+    plain = plain_run(name)
     assert moved(BY_NAME[name].make().get_weights(), plain) > 1e-2
     assert_same(run(name, True), plain, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", only("keras-functional", "tf_keras-subclassed"))
 def test_weights_are_the_same_under_accumulation(name):
-    assert_same(run(name, True, microbatches=3), run(name, False), atol=1e-6)
+    assert_same(run(name, True, microbatches=3), plain_run(name), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["keras-functional", "tf_keras-subclassed"])
+@pytest.mark.parametrize(
+    "name", only(*SMALL, among=[*SMALL, "keras-functional", "tf_keras-subclassed"])
+)
 def test_weights_are_the_same_under_xla(name):
-    assert_same(run(name, True, jit_compile=True), run(name, False), atol=1e-6)
+    assert_same(run(name, True, jit_compile=True), plain_run(name), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [*BERTS, "keras-functional", "tf_keras-functional"])
+TWO = ("keras-functional", "tf_keras-functional")
+
+
+@pytest.mark.parametrize("name", only(*TWO, among=[*BERTS, *TWO]))
 def test_weights_are_the_same_in_bfloat16(name, bfloat16):
     assert_same(run(name, True), run(name, False), atol=2e-3)
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize(
+    "name", only("keras-subclassed", "kerashub-bert", "tf_keras-functional", "hugging-face-bert")
+)
 def test_a_chosen_layer_runs_twice_in_training_and_once_otherwise(name, monkeypatch):
     specimen = BY_NAME[name]
     model = compiled(specimen.library, specimen.make())
@@ -156,44 +174,18 @@ def test_masks_go_through(library):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-MIRRORED = """
-import sys
-import tensorflow as tf
-
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-import keras_efficient as ke
-from fit_helpers import assert_same, compiled
-from zoo import ZOO
-
-specimen = next(s for s in ZOO if s.name == sys.argv[1])
-models = []
-for remat in (False, True):
-    with strategy.scope():
-        model = specimen.make()
-        compiled(specimen.library, model, metrics=[], weighted_metrics=[])
-    if remat:
-        ke.remat(model, "dense|attention")
-    data = tf.data.Dataset.from_tensor_slices(specimen.batch(24)).batch(12)
-    model.fit(data, verbose=0)
-    models.append(model)
-assert_same(*models, atol=1e-6)
-"""
-
-
-@pytest.mark.parametrize("name", ["keras-functional", "tf_keras-functional"])
+@pytest.mark.parametrize("name", ["keras-sequential", "tf_keras-functional"])
 def test_weights_are_the_same_on_two_replicas(name):
-    tests = Path(__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
-    done = subprocess.run(
-        [sys.executable, "-c", MIRRORED, name],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    specimen = BY_NAME[name]
+    models = []
+    for remat in (False, True):
+        with mirrored(2).scope():
+            model = compiled(specimen.library, specimen.make(), metrics=[], weighted_metrics=[])
+        if remat:
+            ke.remat(model, "dense|attention")
+        model.fit(batches(*specimen.batch(24), batch_size=12), verbose=0)
+        models.append(model)
+    assert_same(*models, atol=1e-6)
 
 
 # --- random draws and state ----------------------------------------------------------------------
@@ -230,8 +222,10 @@ def noisy(library, *, rate=0.5, seed=None, learning_rate=0.1):
     return model
 
 
-@both
-@pytest.mark.parametrize("how", ["plain", "accumulate", "xla", "eager"])
+@pytest.mark.parametrize(
+    "library, how",
+    covering(SMALL, ["plain", "accumulate", "eager", "xla"], strength=1),
+)
 def test_dropout_draws_the_same_mask_again(library, how):
     model = noisy(library)
     ke.remat(model, "^[ab]$")
@@ -410,7 +404,7 @@ def test_errors(library):
         ke.remat(object())
 
 
-@pytest.mark.parametrize("name", ["keras-functional", "tf_keras-functional", "kerashub-bert"])
+@pytest.mark.parametrize("name", only(*TWO, among=[*TWO, "kerashub-bert"]))
 def test_save_and_load(name, tmp_path):
     specimen = BY_NAME[name]
     model = run(name, True)
@@ -421,7 +415,9 @@ def test_save_and_load(name, tmp_path):
     assert not [layer for layer in loaded._flatten_layers() if "call" in vars(layer)]
 
 
-@pytest.mark.parametrize("name", ["tf_keras-functional", "hugging-face-bert"])
+@pytest.mark.parametrize(
+    "name", only("tf_keras-functional", among=["tf_keras-functional", "hugging-face-bert"])
+)
 def test_saved_model_of_tf_keras(name, tmp_path):
     model = run(name, True)
     x, _ = BY_NAME[name].batch(3)
@@ -436,8 +432,9 @@ def test_saved_model_of_tf_keras(name, tmp_path):
     assert moved(BY_NAME[name].make().get_weights(), model) != before
 
 
-@pytest.mark.parametrize("name", ["kerashub-bert", "hugging-face-bert", "model-garden-bert"])
-def test_export(name, tmp_path):
+@pytest.mark.parametrize("name", only("kerashub-bert", "hugging-face-bert", among=BERTS))
+def test_export(name, tmp_path, monkeypatch):
+    serve_here(monkeypatch)
     model = run(name, True)
     x, _ = BY_NAME[name].batch(3)
     report = ke.export(model, tmp_path / "m", sample=x, latency=False)

@@ -1,15 +1,13 @@
-"""What goes over the wire: one all-reduce per update, rows of embeddings as rows."""
+"""Communication of replicas: one all-reduce per update, with sparse rows of embeddings."""
 
 import pytest
 import tensorflow as tf
-from fit_helpers import batches, compiled, mirrored, sample_weights
-from zoo import ZOO
+from covering import covering
+from fit_helpers import SMALL, batches, compiled, mirrored, sample_weights
 
 import keras_efficient as ke
 
-BY_NAME = {specimen.name: specimen for specimen in ZOO}
-SMALL = [BY_NAME["keras-sequential"], BY_NAME["tf_keras-functional"]]
-both = pytest.mark.parametrize("specimen", SMALL, ids=repr)
+both = pytest.mark.parametrize("specimen", SMALL.values(), ids=repr)
 
 
 @pytest.fixture
@@ -35,8 +33,7 @@ def trained(specimen, replicas, k, **kwargs):
     return model
 
 
-@both
-@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("specimen, k", covering(SMALL.values(), [4, 1], strength=1))
 def test_one_all_reduce_per_update(specimen, k, reductions):
     model = trained(specimen, 2, k)
     assert int(model.optimizer.iterations.numpy()) == 2
@@ -55,8 +52,8 @@ def test_one_all_reduce_per_update(specimen, k, reductions):
 
 
 def test_no_all_reduce_on_one_device(reductions):
-    # (tf_keras asks for one of its own, which does nothing.)
-    trained(SMALL[0], 1, 4)
+    # tf_keras itself asks for one, which does nothing.
+    trained(SMALL["keras"], 1, 4)
     assert reductions == []
 
 

@@ -1,11 +1,13 @@
-"""SAM and FGM: two looks at a batch, one update, and the weights exactly where they were."""
+"""SAM and FGM: two passes over a batch, one update, and exactly restored weights."""
 
 import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import covering
 from fit_helpers import (
+    SMALL,
     assert_same,
     assert_same_history,
     batches,
@@ -14,18 +16,15 @@ from fit_helpers import (
     moved,
     sample_weights,
 )
-from zoo import ZOO, Specimen, _sequential, keras_of
+from zoo import ZOO, keras_of
 
 import keras_efficient as ke
 from keras_efficient import flavor as flavors
 from keras_efficient.training._adversarial import WORD_EMBEDDINGS
 
 BY_NAME = {specimen.name: specimen for specimen in ZOO}
-#: With a table of embeddings, whose gradients are sparse.
-SMALL = {lib: Specimen(lib, lib, _sequential(lib), lambda x: x) for lib in ("keras", "tf_keras")}
 libraries = pytest.mark.parametrize("library", list(SMALL))
-replicas = pytest.mark.parametrize("replicas", [1, 2])
-#: Where each model of the zoo keeps what it knows of words.
+#: Path of the word embedding in each model of the zoo.
 WORDS = {
     "keras-functional": "embedding/embeddings",
     "keras-sequential": "embedding/embeddings",
@@ -40,7 +39,12 @@ SWITCHES = {
     "sam": lambda model: ke.sam(model, 0.5),
     "fgm": lambda model: ke.adversarial(model, "fgm", epsilon=0.5),
 }
-methods = pytest.mark.parametrize("method", list(SWITCHES))
+#: Pairs of library, method and replicas; or one method per library.
+pairs = pytest.mark.parametrize("library, method, replicas", covering(SMALL, SWITCHES, (1, 2)))
+rotated = pytest.mark.parametrize("library, method", covering(SMALL, SWITCHES, strength=1))
+crosswise = pytest.mark.parametrize(
+    "library, method, replicas", covering(SMALL, ["fgm", "sam"], (1, 2), strength=1)
+)
 
 
 def made(library, replicas=1, rate=0.5, scale=None):
@@ -59,7 +63,7 @@ def train(model, x, y, weights=None, batch_size=6, epochs=1):
 
 
 def gradients(model, x, y, weights):
-    """Of the mean of the weighted losses, as Keras takes it, at the weights of the moment."""
+    """Return the gradients of the mean weighted loss at the present weights."""
     with tf.GradientTape() as tape:
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, model(x, training=True))
         loss = tf.reduce_mean(losses * weights)
@@ -76,7 +80,7 @@ def length(arrays):
 
 
 def by_hand(model, x, y, weights, *, method, radius, rate):
-    """One step, written down."""
+    """Make one step by the equation."""
     before = model.get_weights()
     first = gradients(model, x, y, weights)
     # The table of embeddings comes first.
@@ -90,8 +94,7 @@ def by_hand(model, x, y, weights, *, method, radius, rate):
     model.set_weights([w - rate * g for w, g in zip(before, total, strict=True)])
 
 
-@libraries
-@methods
+@pytest.mark.parametrize("library, method", covering(SMALL, SWITCHES))
 def test_a_step_is_the_equation(library, method):
     x, y = SMALL[library].batch(12)
     weights = sample_weights(12)
@@ -105,9 +108,7 @@ def test_a_step_is_the_equation(library, method):
     assert moved(plain.get_weights(), model) > 1e-3
 
 
-@libraries
-@methods
-@replicas
+@pairs
 def test_microbatches_and_replicas_make_the_same_step(library, method, replicas):
     """The length of the move is that of the whole batch's gradient; 7 examples do not divide."""
     x, y = SMALL[library].batch(14)
@@ -119,9 +120,7 @@ def test_microbatches_and_replicas_make_the_same_step(library, method, replicas)
     assert_same(one, split, 1e-6)
 
 
-@libraries
-@methods
-@replicas
+@crosswise
 def test_weights_come_back_to_the_last_bit(library, method, replicas):
     """What was added is not subtracted again: w + e - e is another number."""
     model = made(library, replicas, rate=0.0)
@@ -135,8 +134,7 @@ def test_weights_come_back_to_the_last_bit(library, method, replicas):
     assert model.optimizer.iterations.numpy() == 2
 
 
-@libraries
-@methods
+@rotated
 def test_metrics_are_those_of_the_first_pass(library, method):
     x, y = SMALL[library].batch(12)
     plain, twice = made(library), SWITCHES[method](made(library))
@@ -144,9 +142,7 @@ def test_metrics_are_those_of_the_first_pass(library, method):
     assert_same_history(*histories, atol=1e-6)
 
 
-@libraries
-@methods
-@replicas
+@crosswise
 def test_after_an_overflow_the_weights_are_back_and_nothing_is_applied(library, method, replicas):
     keras = keras_of(library)
     with mirrored(replicas).scope():
@@ -173,8 +169,7 @@ def test_after_an_overflow_the_weights_are_back_and_nothing_is_applied(library, 
     assert moved(before, model) > 0
 
 
-@libraries
-@methods
+@rotated
 def test_the_loss_scale_changes_no_step(library, method):
     x, y = SMALL[library].batch(12)
     plain, scaled = SWITCHES[method](made(library)), SWITCHES[method](made(library, scale=1024.0))
@@ -183,8 +178,7 @@ def test_the_loss_scale_changes_no_step(library, method):
     assert_same(plain, scaled, 1e-6)
 
 
-@libraries
-@methods
+@rotated
 def test_none_takes_it_away(library, method):
     x, y = SMALL[library].batch(12)
     plain, model = made(library), SWITCHES[method](made(library))
@@ -204,16 +198,14 @@ def test_none_leaves_the_other_one_alone():
             SWITCHES["sam" if method == "fgm" else "fgm"](model)
 
 
-@pytest.mark.parametrize("rho", [0, -0.1, "large", float("nan")])
-def test_rho_must_be_positive(rho):
-    with pytest.raises(ValueError, match=rf"`rho` must be a number > 0\. Received: {rho!r}"):
-        ke.sam(made("keras"), rho)
-
-
-@pytest.mark.parametrize("name", ["epsilon", "alpha"])
-def test_radius_and_weight_must_be_positive(name):
-    with pytest.raises(ValueError, match=rf"`{name}` must be a number > 0\. Received: 0"):
-        ke.adversarial(made("keras"), **{name: 0})
+def test_numbers_must_be_positive():
+    model = made("keras")
+    for rho in (0, -0.1, "large", float("nan")):
+        with pytest.raises(ValueError, match=rf"`rho` must be a number > 0\. Received: {rho!r}"):
+            ke.sam(model, rho)
+    for name in ("epsilon", "alpha"):
+        with pytest.raises(ValueError, match=rf"`{name}` must be a number > 0\. Received: 0"):
+            ke.adversarial(model, **{name: 0})
 
 
 def test_an_unknown_method_is_refused():
@@ -221,7 +213,7 @@ def test_an_unknown_method_is_refused():
         ke.adversarial(made("keras"), "pgd")
 
 
-def test_no_keras_model_is_refused():
+def test_anything_but_a_keras_model_is_refused():
     with pytest.raises(TypeError, match="Expected a Keras object"):
         ke.sam(tf.Module())
 
@@ -235,8 +227,7 @@ def test_a_pattern_that_matches_nothing_is_refused(library):
         train(model, *SMALL[library].batch(6))
 
 
-@libraries
-@methods
+@rotated
 def test_an_update_of_several_batches_is_refused(library, method):
     model = SWITCHES[method](made(library))
     growth = ke.callbacks.BatchSizeSchedule({0: 2})
@@ -254,6 +245,7 @@ def test_fgm_finds_the_table_of_words_and_no_other(specimen):
     assert re.sub(r"_\d+", "", found).endswith(WORDS[specimen.name])
 
 
+@pytest.mark.full
 def test_hugging_face_makes_the_same_step_in_microbatches():
     """With its own `train_step`."""
     specimen = BY_NAME["hugging-face-bert"]
