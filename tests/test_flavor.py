@@ -98,10 +98,15 @@ class Recorder(ke.flavor.Callback):
     def on_predict_batch_end(self, batch, logs=None): ...
 
 
-@libraries
-def test_one_callback_class_for_both_libraries(library):
-    specimen = small(library)
-    model = compiled(library, specimen.make())
+@pytest.fixture(scope="module", params=["keras", "tf_keras"])
+def trained(request):
+    """A compiled model, which several tests train, and its specimen."""
+    specimen = small(request.param)
+    return compiled(request.param, specimen.make()), specimen
+
+
+def test_one_callback_class_for_both_libraries(trained):
+    (model, specimen), library = trained, trained[1].library
     x, y = specimen.batch(10)
     recorder = Recorder()
     options = {"batch_size": 4, "verbose": 0, "callbacks": [recorder]}
@@ -132,10 +137,8 @@ def test_one_callback_class_for_both_libraries(library):
     assert recorder.calls["on_predict_begin"] == recorder.calls["on_predict_end"] == 1
 
 
-@libraries
-def test_the_base_callback_does_nothing(library):
-    specimen = small(library)
-    model = compiled(library, specimen.make())
+def test_the_base_callback_does_nothing(trained):
+    model, specimen = trained
     x, y = specimen.batch(4)
     callback = ke.flavor.Callback()
     assert not callback._implements_train_batch_hooks()

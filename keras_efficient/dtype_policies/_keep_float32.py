@@ -8,9 +8,9 @@ def keep_float32(model: Model, *heads: Layer) -> Model:
     """Set the dtype policy of softmax layers and `heads` to float32 in a mixed-precision model.
 
     This covers softmax layers, such as those inside both libraries' MultiHeadAttention. Hugging
-    Face's models call TensorFlow's softmax operation instead, whose oneDNN, XLA and GPU kernels
-    compute in float32 for any input dtype. LayerNormalization computes in float32 in both
-    libraries.
+    Face's models call TensorFlow's softmax operation instead, which computes in float32 for any
+    input dtype with XLA, on GPUs and, through oneDNN, on CPUs with AVX-512. LayerNormalization
+    computes in float32 in both libraries.
 
     Args:
         model: A built Keras 3 or tf_keras model.

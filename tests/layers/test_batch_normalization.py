@@ -251,16 +251,6 @@ def test_save_load_and_fit(library, jit_compile, tmp_path):
     assert (config["momentum"], config["scale"], config["synchronized"]) == (0.5, False, True)
 
 
-def test_a_fresh_process_loads_with_custom_objects(tmp_path):
-    path = tmp_path / "model.keras"
-    model_of("keras").save(path)
-    code = (
-        "import sys, keras, keras_efficient as ke; "
-        "keras.models.load_model(sys.argv[1], custom_objects=ke.layers.custom_objects())"
-    )
-    subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True)
-
-
 @both
 def test_under_accumulation_it_is_ghost_normalization(library):
     """Each microbatch updates the averages once, except one without unmasked tokens."""
@@ -293,14 +283,17 @@ def test_with_remat_the_averages_move_once(library):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-# --- two replicas --------------------------------------------------------------------------------
+# --- another process, two replicas ----------------------------------------------------------------
 
-REPLICAS = """
-import numpy as np, tensorflow as tf
+OTHER_PROCESS = """
+import sys
+import keras, numpy as np, tensorflow as tf
 import keras_efficient as ke
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+keras.models.load_model(sys.argv[1], custom_objects=ke.layers.custom_objects())
+print("loaded")
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 rng = np.random.default_rng(0)
 x = rng.normal(2, 3, (6, 5, 3)).astype("float32")
@@ -416,13 +409,26 @@ for library in ("keras", "tf_keras"):
 """
 
 
-def test_two_replicas():
+@pytest.fixture(scope="module")
+def other_process(tmp_path_factory):
+    """The output of `OTHER_PROCESS`, which loads a model and trains on two replicas."""
+    path = tmp_path_factory.mktemp("saved") / "model.keras"
+    model_of("keras").save(path)
+    command = [sys.executable, "-c", OTHER_PROCESS, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    return done.stdout.splitlines(), done.stderr[-3000:]
+
+
+def test_a_fresh_process_loads_with_custom_objects(other_process):
+    lines, errors = other_process
+    assert lines[:1] == ["loaded"], errors
+
+
+def test_two_replicas(other_process):
     """In a step they are one big batch; in a loop each normalizes its own microbatches.
 
     Upstream: with a mask, Keras 3's BatchNormalization is not synchronized, and tf_keras' fails in
     the loop.
     """
-    command = [sys.executable, "-c", REPLICAS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["keras", "ok", "tf_keras", "ok"]
+    lines, errors = other_process
+    assert lines[1:] == ["keras ok", "tf_keras ok"], errors

@@ -13,7 +13,12 @@ EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "normalisation.py"
 
 @pytest.mark.parametrize(
     ("library", "normalisation", "place"),
-    [("keras", "batch", "after"), ("keras", "layer", "before"), ("tf_keras", "batch", "before")],
+    [
+        ("keras", "batch", "after"),
+        ("tf_keras", "layer", "before"),
+        pytest.param("keras", "layer", "before", marks=pytest.mark.full),
+        pytest.param("tf_keras", "batch", "before", marks=pytest.mark.full),
+    ],
 )
 def test_normalisation(library, normalisation, place, here, monkeypatch, capsys):  # noqa: F811
     options = {"library": library, "normalisation": normalisation, "place": place}

@@ -37,6 +37,7 @@ def test_both_libraries_give_the_same_logits_and_hidden_states(folder):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_it_learns_from_real_reviews(folder):
     """After a few hundred reviews, with accumulation, its accuracy is well above chance."""
