@@ -23,7 +23,18 @@ from zoo import CLASSES, LENGTH, VOCABULARY, keras_of
 import keras_efficient as ke
 
 LIBRARIES = ("keras", "tf_keras")
-both = pytest.mark.parametrize("library", LIBRARIES)
+
+
+def first(library):
+    """The test runs for `library`; for the other one under `make test-all`.
+
+    Every loss runs for both libraries, without replicas, in tests/training.
+    """
+    marks = {lib: [] if lib == library else [pytest.mark.full] for lib in LIBRARIES}
+    levels = [pytest.param(lib, marks=marks[lib]) for lib in LIBRARIES]
+    return pytest.mark.parametrize("library", levels)
+
+
 TEXTS = 11
 
 
@@ -67,7 +78,7 @@ def crossentropy(**kwargs):
     return lambda losses: losses.SparseCategoricalCrossentropy(True, **kwargs)
 
 
-@both
+@first("tf_keras")
 def test_masks(library):
     def make():
         return tokens_to_logits(library, tokens=True, masked=True, regularised=True)
@@ -75,7 +86,7 @@ def test_masks(library):
     check(library, make, texts(), labels((TEXTS, LENGTH)), loss=crossentropy(), history=False)
 
 
-@both
+@first("keras")
 def test_logged_loss_of_masked_tokens(library):
     def make():
         return tokens_to_logits(library, tokens=True, masked=True)
@@ -108,7 +119,7 @@ def test_sums(library, weighted):
     check(library, make, *dataset, loss=crossentropy(reduction="sum"), rate=0.05, history=False)
 
 
-@both
+@first("tf_keras")
 def test_sums_with_a_regulariser_and_a_replica_without_examples(library):
     def make():
         return tokens_to_logits(library, tokens=False, regularised=True)
@@ -138,7 +149,7 @@ def test_ignored_classes(library, masked):
     check(library, make, texts(), y, loss=crossentropy(ignore_class=-100), history=False)
 
 
-@both
+@first("keras")
 def test_added_losses(library):
     def make():
         return tokens_to_logits(library, tokens=False, adds=True)
@@ -146,7 +157,7 @@ def test_added_losses(library):
     check(library, make, texts(), labels(TEXTS), loss=crossentropy())
 
 
-@both
+@first("tf_keras")
 def test_several_losses(library):
     y = {"one": labels(TEXTS), "two": labels(TEXTS)[::-1].copy()}
     check(
@@ -161,7 +172,7 @@ def test_several_losses(library):
     )
 
 
-@both
+@first("keras")
 def test_a_models_own_compute_loss(library):
     keras = keras_of(library)
 
@@ -181,10 +192,10 @@ def test_a_models_own_compute_loss(library):
     ("library", "step"),
     [
         ("keras", with_metrics),
-        ("keras", with_extra_logs),
-        ("tf_keras", with_metrics),
-        ("tf_keras", with_extra_logs),
         ("tf_keras", with_minimize),
+        pytest.param("keras", with_extra_logs, marks=pytest.mark.full),
+        pytest.param("tf_keras", with_metrics, marks=pytest.mark.full),
+        pytest.param("tf_keras", with_extra_logs, marks=pytest.mark.full),
     ],
 )
 def test_a_users_train_step(library, step):
@@ -198,12 +209,10 @@ def test_a_users_train_step(library, step):
     check(library, make, *data(TEXTS), loss=crossentropy(), metrics=metrics, history=history)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "classes"),
-    [
-        ("TFBertForTokenClassification", CLASSES),
-        pytest.param("TFBertForMaskedLM", VOCABULARY, marks=pytest.mark.full),
-    ],
+    [("TFBertForTokenClassification", CLASSES), ("TFBertForMaskedLM", VOCABULARY)],
 )
 def test_hugging_face_token_losses(name, classes):
     ids = data(TEXTS)[0]

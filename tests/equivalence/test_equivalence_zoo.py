@@ -49,10 +49,8 @@ def test_replicas_with_microbatches_equal_one_device(specimen):
     assert_same_history(history, expected_history)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [*SMALL, pytest.param("tf_keras-functional", marks=pytest.mark.full)],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("name", [*SMALL, "tf_keras-functional"])
 def test_replicas_with_microbatches_equal_one_device_under_xla(name):
     model, history = run(name, 2, 2, jit_compile=True)
     assert_same(model, plain(name)[0])

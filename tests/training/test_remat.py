@@ -35,7 +35,8 @@ def run(name, remat, *, microbatches=None, jit_compile=False):
     model = specimen.make()
     if remat:
         ke.remat(model, None if "bert" in name else "dense|attention")
-    compiled(specimen.library, model, jit_compile=jit_compile)
+    settings = {"metrics": None, "weighted_metrics": None, "jit_compile": jit_compile}
+    compiled(specimen.library, model, **settings)
     if microbatches:
         ke.accumulate(model, microbatches)
     x, y = specimen.batch(30)
