@@ -7,13 +7,13 @@ import keras_efficient as ke
 
 #: Methods whose transforms can be merged, by name.
 METHODS = {
-    "prune": lambda m: ke.prune(m, 0.5, begin_step=0, end_step=2),
-    "prune 2:4": lambda m: ke.prune(m, pattern="2:4"),
-    "quantize": lambda m: ke.quantize_aware(m, weight_bits=8),
-    "quantize to 4 bits": lambda m: ke.quantize_aware(m, weight_bits=4, activation_bits=None),
-    "cluster": lambda m: ke.cluster(m, clusters=4),
     "lora": lambda m: ke.lora(m, rank=2),
     "adalora": lambda m: ke.adalora(m, rank=2, begin_step=1, end_step=3),
+    "cluster": lambda m: ke.cluster(m, clusters=4),
+    "quantize": lambda m: ke.quantize_aware(m, weight_bits=8),
+    "quantize to 4 bits": lambda m: ke.quantize_aware(m, weight_bits=4, activation_bits=None),
+    "prune": lambda m: ke.prune(m, 0.5, begin_step=0, end_step=2),
+    "prune 2:4": lambda m: ke.prune(m, pattern="2:4"),
     "bitfit": lambda m: ke.bitfit(m),
 }
 #: Methods that wrap the calls of layers, which cannot be merged.

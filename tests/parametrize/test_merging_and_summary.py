@@ -79,7 +79,9 @@ def test_summary_of_a_plain_model(specimen):
     assert f"{found.trainable:,} of {found.parameters:,} parameters train" in str(found)
 
 
-@pytest.mark.parametrize("specimen", full_except("kerashub-bert", "tf_keras-functional"), ids=str)
+@pytest.mark.parametrize(
+    "specimen", full_except("keras-subclassed", "tf_keras-functional"), ids=str
+)
 def test_summary_of_a_chain(specimen):
     model, _ = trained(specimen, "prune", "quantize", "lora")
     found = ke.summary(model)
