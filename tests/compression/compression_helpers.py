@@ -17,6 +17,17 @@ def outputs(model, x):
     return np.asarray(getattr(out, "logits", out))
 
 
+def mostly(library):
+    """Parametrize by this library, and for `make test-all` by the other one too.
+
+    For properties of code that does not depend on the library.
+    """
+    names = ("keras", "tf_keras")
+    marks = [() if name == library else pytest.mark.full for name in names]
+    params = [pytest.param(name, marks=mark) for name, mark in zip(names, marks, strict=True)]
+    return pytest.mark.parametrize("library", params)
+
+
 def activation_quantizers(model):
     """The `ActivationQuantizer`s of a model, in the order of its layers."""
     wrappers = [w for layer in parametrized_layers(model) for w in layer.call_wrappers]

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from compression_helpers import BOTH, FUNCTIONAL, functional, libraries, quick, ready
+from compression_helpers import BOTH, FUNCTIONAL, functional, libraries, mostly, quick, ready
 from covering import covering
 from fit_helpers import assert_same, fit, mirrored, sample_weights
 from in_process_export import in_process as in_process
@@ -213,7 +213,7 @@ def test_before_compile_and_after_are_the_same_and_fits_go_on(library):
     assert_same(*models)
 
 
-@libraries
+@mostly("tf_keras")
 def test_a_trained_model_is_pruned_between_two_fits(library):
     model = ready(BOTH[library], optimizer=keras_of(library).optimizers.Adam(0.01))
     features, labels = BOTH[library].batch(12)
@@ -229,7 +229,7 @@ def test_a_trained_model_is_pruned_between_two_fits(library):
     assert_exact(model)
 
 
-@libraries
+@mostly("keras")
 def test_two_prunes_of_different_weights_have_counters_of_their_own(library):
     model = ready(BOTH[library])
     ke.prune(model, 0.5, layers="first", end_step=2)
@@ -241,7 +241,7 @@ def test_two_prunes_of_different_weights_have_counters_of_their_own(library):
     assert_exact(model)
 
 
-@libraries
+@mostly("keras")
 def test_with_low_rank_deltas_the_sum_has_the_zeros(library):
     model = ready(BOTH[library])
     ke.lora(model, rank=2)
@@ -276,7 +276,7 @@ def test_a_weight_that_two_layers_share_has_one_mask(library):
         assert np.count_nonzero(np.asarray(layer.kernel)) == 32
 
 
-@libraries
+@mostly("tf_keras")
 def test_zeros_stay_zero_when_pruned_again(library):
     model = ready(BOTH[library])
     prune(model, 0.5)
@@ -308,7 +308,7 @@ def test_embeddings_that_are_named(specimen):
     assert ke.prune(other, {path: 0.25}).targets == {path: 0.25}
 
 
-@libraries
+@mostly("tf_keras")
 def test_an_average_of_the_weights_sees_masked_ones(library):
     model = ready(BOTH[library])
     prune(model, 0.5)
@@ -336,7 +336,7 @@ def test_reports_print():
     assert "mask unstructured by scores" in str(ke.summary(model))
 
 
-@libraries
+@mostly("keras")
 def test_schedules_of_tf_mot_have_their_own_end(library):
     from keras_efficient.compression._tf_mot import tf_mot
 

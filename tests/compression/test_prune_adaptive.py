@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compression_helpers import BOTH, libraries, ready
+from compression_helpers import BOTH, libraries, mostly, ready
 from covering import covering
 from fit_helpers import fit
 from test_prune import step_of
@@ -201,7 +201,7 @@ def test_where_validation_falls_the_last_good_weights_come_back_and_sparsity_sta
     assert all(updater.held.numpy() == 1 for updater in updaters(model))
 
 
-@libraries
+@mostly("keras")
 def test_within_the_drop_it_grows_to_its_end(library):
     model, stop, history, _ = run(library, [0.8, 0.79, 0.78, 0.77, 0.9], max_drop=0.05)
     assert stop.stopped_epoch is None
@@ -223,9 +223,9 @@ def test_a_baseline_makes_the_first_weights_good_and_a_loss_may_not_rise():
     del model
 
 
-@libraries
-def test_a_resumed_run_stops_and_holds_as_the_uninterrupted_one(library, tmp_path):
-    """Stopped before the fall and after it."""
+@pytest.mark.parametrize("library, at", covering(BOTH, [(2, 1), (3, 3)], strength=1))
+def test_a_resumed_run_stops_and_holds_as_the_uninterrupted_one(library, at, tmp_path):
+    """The run is stopped at this epoch and batch, before or after validation falls."""
     from resumed_runs import Case, assert_equal
 
     def deep(library):
@@ -250,12 +250,10 @@ def test_a_resumed_run_stops_and_holds_as_the_uninterrupted_one(library, tmp_pat
     )
     whole = case.start(tmp_path / "whole")
     assert whole.others[1].stopped_epoch == 2
-    for at in [(2, 1), (3, 3)]:
-        folder = tmp_path / str(at)
-        case.start(folder, at)
-        again = case.start(folder)
-        assert_equal(again, whole)
-        assert again.others[1].stopped_epoch == 2
+    case.start(tmp_path / "stopped", at)
+    again = case.start(tmp_path / "stopped")
+    assert_equal(again, whole)
+    assert again.others[1].stopped_epoch == 2
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from compression_helpers import BOTH, FUNCTIONAL, libraries, ready
+from compression_helpers import BOTH, FUNCTIONAL, libraries, mostly, ready
 from covering import covering
 from fit_helpers import assert_same, fit, mirrored
 from test_prune import assert_exact
@@ -65,7 +65,7 @@ def test_scores_get_the_gradient_times_the_weight(library, form):
     assert form == "soft" or 0 < kept.sum() < kept.size
 
 
-@libraries
+@mostly("tf_keras")
 def test_weights_become_zero_only_at_the_end_step_and_then_exactly(library):
     model, mask = one_layer(library, "movement", 0.5, end_step=4, rate=0.5)
     x, y = batch()
@@ -80,7 +80,7 @@ def test_weights_become_zero_only_at_the_end_step_and_then_exactly(library):
     np.testing.assert_array_equal(masks[3], masks[5])
 
 
-@libraries
+@mostly("keras")
 def test_a_soft_mask_gets_sparser_by_its_penalty_alone_and_comes_back(library):
     criterion = Movement(soft=True, penalty=1000.0, scale=10.0)
     model, mask = one_layer(library, criterion, None, end_step=50)

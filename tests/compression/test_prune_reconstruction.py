@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from compression_helpers import BOTH, libraries, ready
+from compression_helpers import BOTH, libraries, mostly, ready
 from zoo import FEW_FIRST, ZOO, keras_of
 
 import keras_efficient as ke
@@ -148,7 +148,7 @@ def test_zeros_stay_in_training(library):
         assert zeros == mask.weight.size - round(mask.weight.size * 0.4), mask.weight.path
 
 
-@libraries
+@mostly("keras")
 def test_sparser_step_by_step(library):
     specimen = ZOO[0] if library == "keras" else ZOO[4]
     batch = specimen.batch(16)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from compression_helpers import libraries, outputs, quick
+from compression_helpers import libraries, mostly, outputs, quick
 from covering import covering
 from fit_helpers import batches, fit, mirrored
 from in_process_export import in_process as in_process
@@ -287,7 +287,7 @@ def test_undo_gives_each_layer_its_own(specimen, what):
         shared.undo()
 
 
-@libraries
+@mostly("tf_keras")
 def test_groups_of_consecutive_blocks(library):
     model = stacked(library, (16,) * 4)
     report = ke.share_weights(model, "layers", groups=2)
@@ -298,7 +298,7 @@ def test_groups_of_consecutive_blocks(library):
     assert all(p.startswith(("block_1/", "block_3/")) for p in report.tied)
 
 
-@libraries
+@mostly("keras")
 def test_a_choice_of_blocks(library):
     model = stacked(library)
     report = ke.share_weights(model, "layers", layers="block_[12]")
@@ -320,7 +320,7 @@ def test_starts_with_the_mean(library):
     np.testing.assert_allclose(values(tied)["tokens/embeddings"], mean, atol=1e-6)
 
 
-@libraries
+@mostly("keras")
 def test_layers_then_key_value_are_undone_in_reverse_order(library):
     x = np.arange(2 * LENGTH).reshape(2, LENGTH) % VOCABULARY
     model = stacked(library)
@@ -373,7 +373,7 @@ def test_a_transform_of_a_shared_weight_serves_all_its_layers(specimen, caller):
             assert many >= 0.4 if caller == "prune" else many <= 4, weight.path
 
 
-@libraries
+@mostly("tf_keras")
 def test_clustered_embeddings_are_read_by_the_tied_output_too(library):
     model = stacked(library, (), VOCABULARY)
     x = np.arange(2 * LENGTH).reshape(2, LENGTH) % VOCABULARY
@@ -421,7 +421,7 @@ def test_mixed_precision(library, what):
     assert "bfloat16" in str(model(x).dtype)
 
 
-@libraries
+@mostly("keras")
 def test_frozen_layers_stay_frozen(library):
     model = stacked(library)
     model.get_layer("block_1").trainable = False
