@@ -2,8 +2,8 @@
 
     python .ci/check_dist.py dist
 
-Installs the wheel with the versions of constraints.txt into a new virtual environment (several minutes, 3.5 GB), runs
-`keras-efficient --version` there and exports a small model.
+Install the wheel, with the versions of constraints.txt, into a new virtual environment, run
+`keras-efficient --version` there and export a small model. This takes minutes and 3.5 GB.
 """
 
 import subprocess

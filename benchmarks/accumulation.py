@@ -2,9 +2,9 @@
 
     python benchmarks/accumulation.py [--rounds 3] [--json FILE]
 
-Each alternative trains MiniLM in a process of its own, so that its peak is the whole process'; the
-alternatives take turns, and the table has medians. All see the same 256 examples of 64 tokens per
-update (plain batch 8: 8), in float32.
+Each alternative trains MiniLM in a process of its own, whose peak memory is measured. The alternatives
+take turns, and the table shows medians. All use the same 256 examples of 64 tokens per update, in
+float32; the plain batch of 8 uses 8.
 """
 
 import argparse
@@ -88,7 +88,7 @@ ALTERNATIVES = {
 def one(name):
     """Train in this process; print the peak and the time per example."""
     if "gradient-accumulator" in name:
-        # It says `tf.keras` and means Keras 2; TensorFlow reads this when it is imported.
+        # The package imports `tf.keras` and needs Keras 2; TensorFlow reads this when it is imported.
         os.environ["TF_USE_LEGACY_KERAS"] = "1"
     import numpy as np
     import tensorflow as tf

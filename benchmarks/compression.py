@@ -15,7 +15,7 @@ the rates in `ROWS`. A figure is the median over seeds; differences to dense are
 differences of a seed.
 
 Bytes are of the weights as a file holds them, packed (int8, int4 nibbles, cluster indices; else
-float32) and gzipped. Runs are kept in `--folder` and not repeated: remove it to measure anew.
+float32) and gzipped. Runs are kept in `--folder` and not repeated: remove it to measure again.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 
 BATCH, LONGEST, RATE = 32, 96, 1e-4
-#: name: (start, learning rate, what is done to the model).
+#: name: (start, learning rate, method applied to the model).
 ROWS = {
     "dense": ("pretrained", RATE, None),
     "50% unstructured": ("tuned", 2 * RATE, lambda ke, m, s: rebuilt(ke, m, s, 0.5)),
@@ -69,7 +69,7 @@ def quantize(ke, model, schedule, bits):
 
 
 def both(ke, model, schedule):
-    # The table of words is half of the model: it is pruned too, where its bytes are to shrink.
+    # The word embedding is half of the model, so it is pruned too where bytes are compared.
     report = rebuilt(ke, model, schedule, 0.8)
     ke.prune(model, 0.6, layers="token_embedding|word_embeddings/weight", **schedule)
     quantize(ke, model, schedule, 8)
@@ -121,7 +121,7 @@ def one(row, seed, library, limit, epochs, folder):
     else:
         warmup = total // 10
         if first:
-            # It goes on at the rate that the dense model has there.
+            # Continue at the learning rate that the dense model has at this point.
             rate = ke.schedules.linear(peak * updates / (total - warmup), total_steps=updates)
         else:
             rate = ke.schedules.warmup_linear(peak, warmup_steps=warmup, total_steps=total)
@@ -215,7 +215,7 @@ def plot(table, path):
     places = axes.transData.transform(list(shown.values()))
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in places]
     for name, point in shown.items():
-        # (Beside the point, where no other point or name is.)
+        # Place the label next to its point where it overlaps no other point or label.
         for x, y in ((7, 0), (-7, 0), (7, 9), (-7, 9), (7, -9), (-7, -9)):
             text = axes.annotate(
                 name,

@@ -1,4 +1,4 @@
-"""Bytes on disk of MiniLM as a SavedModel: ours against Keras' own `model.export`.
+"""Bytes on disk of MiniLM as a SavedModel: `ke.export` against Keras' own `model.export`.
 
 python benchmarks/export.py [--json FILE]
 """

@@ -2,7 +2,7 @@
 
     python benchmarks/large_batch.py [--limit 4096] [--epochs 1] [--seeds 2] [--json FILE]
 
-Batch 32 is the baseline. Larger batches are slices of 32 that `ke.accumulate` makes one update of;
+Batch 32 is the baseline. Larger batches are microbatches of 32 accumulated by `ke.accumulate`;
 the schedule grows from 32 to 256 with `ke.callbacks.BatchSizeSchedule`. Every method sees the same
 reviews, and warms up over the first tenth of its updates. Then its rate falls to 0 on a line; that
 of the schedule stays, for there the batch grows instead.
@@ -54,16 +54,16 @@ def grid(method, base):
 
 
 def growth(batches):
-    """{update: batches per update} in which the batch grows from 1 to 8 slices.
+    """{update: batches per update} in which the batch grows from 1 to 8 microbatches.
 
     Half of the batches make an update each, then a quarter in twos, an eighth in fours, the rest in
     eights.
     """
     plan, update, done = {}, 0, 0
-    for slices, share in ((1, 1 / 2), (2, 3 / 4), (4, 7 / 8), (8, 1)):
-        plan[update] = slices
-        updates = round((share * batches - done) / slices)
-        update, done = update + updates, done + updates * slices
+    for microbatches, share in ((1, 1 / 2), (2, 3 / 4), (4, 7 / 8), (8, 1)):
+        plan[update] = microbatches
+        updates = round((share * batches - done) / microbatches)
+        update, done = update + updates, done + updates * microbatches
     return plan, update + (done < batches)
 
 
@@ -73,7 +73,7 @@ def schedule(ke, peak, updates, constant):
     rest = ke.schedules.linear(peak, total_steps=updates - warm)
     if constant:
         rest = ke.schedules.constant(peak)
-    # Not from 0: with six updates that would be one of them.
+    # The ramp does not start at 0, which would waste one of six updates.
     return ke.schedules.warmup(rest, warm, start=peak / (warm + 1))
 
 

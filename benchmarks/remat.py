@@ -23,8 +23,8 @@ ALTERNATIVES = {
     for name, remat, microbatch in (
         ("plain", False, None),
         ("remat", True, None),
-        ("accumulate, 4 slices", False, 4),
-        ("accumulate, 4 slices, remat", True, 4),
+        ("accumulate, 4 microbatches", False, 4),
+        ("accumulate, 4 microbatches, remat", True, 4),
     )
 }
 STEPS = 3

@@ -138,7 +138,7 @@ def onnx(saved_model, file):
     import tensorflow as tf
     import tf2onnx
 
-    # (The model is held: its function alone does not keep its variables.)
+    # Keep a reference to the model: its function alone does not keep its variables alive.
     model = tf.saved_model.load(saved_model)
     serve = model.signatures["serving_default"]
     specs = [
@@ -229,7 +229,7 @@ def main():
     if arguments.part == "write":
         return write(arguments.folder, arguments.quick, arguments.allow_missing)
     with tempfile.TemporaryDirectory() as scratch:
-        # (The two trainings are not each other's.)
+        # The two trained models differ.
         folder = (arguments.folder or Path(scratch)).absolute() / (
             "quick" if arguments.quick else "full"
         )

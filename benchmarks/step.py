@@ -2,12 +2,12 @@
 
     python benchmarks/step.py [--library both] [--rounds 10] [--parts abcd] [--quick] [--json FILE]
 
-MiniLM in float32, texts of 64 tokens, slices of 8 examples, k slices per update.
+MiniLM in float32, texts of 64 tokens, microbatches of 8 examples, k per update.
 
-a. Time per example for k = 1, 4, 16, relative to plain `fit` of batch 8 (an update per slice):
-   ours, plain `fit` of the same large batch, and what else accumulates.
-b. Our step with one slice per batch, relative to plain `fit` of the same batch.
-c. Peak memory of an update from 16 slices, relative to plain `fit` of batch 8. Each alternative has
+a. Time per example for k = 1, 4, 16, relative to plain `fit` of batch 8 (one update per microbatch):
+   `ke.accumulate`, plain `fit` of the same large batch, and other ways to accumulate.
+b. `ke.accumulate` with one microbatch per batch, relative to plain `fit` of the same batch.
+c. Peak memory of an update from 16 microbatches, relative to plain `fit` of batch 8. Each alternative has
    a process of its own.
 d. What two replicas send each other: calls of all-reduce and bytes of gradients handed to it, per
    update, against plain `fit` that takes k small steps. Counted at run time, on the movie reviews;
@@ -32,9 +32,9 @@ LENGTH, SLICE = accumulation.LENGTH, accumulation.MICROBATCH
 LIBRARIES = ("keras", "tf_keras")
 TITLES = {
     "a": "time per example, relative to plain batch 8",
-    "b": "one slice per batch, relative to plain fit",
-    "c": "peak memory of 16 slices, relative to plain batch 8",
-    "d": "all-reduces of two replicas, per update of k slices each",
+    "b": "one microbatch per batch, relative to plain fit",
+    "c": "peak memory of 16 microbatches, relative to plain batch 8",
+    "d": "all-reduces of two replicas, per update of k microbatches each",
 }
 
 
@@ -64,7 +64,7 @@ class Racer:
         ids = rng.integers(1000, 20000, (16 * SLICE, LENGTH)).astype("int32")
         features = dict(zip(names, (ids, np.ones_like(ids), np.zeros_like(ids)), strict=True))
         self.data = tf.data.Dataset.from_tensor_slices((features, rng.integers(0, 2, len(ids))))
-        # The iterator's start is left out, the rest of `fit` is not.
+        # Exclude the creation of the iterator, but include the rest of `fit`.
         self.times = []
         clock = flavor.keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda *_: self.times.append(now()),
@@ -176,7 +176,7 @@ def wire(library, ks):
     records, _ = ke.data.split(ke.data.read_records(ke.data.demo_reviews()), validation=1605)
     _, tokenizer = ke.models.load(ke.data.demo_model(), library=library)
     strategy, calls, result = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), [], {}
-    # Every all-reduce of this strategy comes here, with a list of (values of the replicas, ...).
+    # Every all-reduce of this strategy passes here, with a list of (values of the replicas, ...).
     reduce = strategy.extended._batch_reduce_to
 
     def counting(reduce_op, pairs, options):
@@ -254,7 +254,7 @@ def in_a_process(*options):
     """What this script prints last, in a process of its own, with these hidden options."""
     environment = dict(os.environ)
     if any("tf_keras" in option for option in options):
-        # gradient-accumulator says `tf.keras` and means Keras 2.
+        # gradient-accumulator imports `tf.keras` and needs Keras 2.
         environment["TF_USE_LEGACY_KERAS"] = "1"
     command = [sys.executable, __file__, *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)

@@ -1,4 +1,4 @@
-"""Two workers on one machine: bytes on the wire per update, and what the second worker is worth.
+"""Two workers on one machine: bytes on the wire per update, and the speed of two workers.
 
     python benchmarks/workers.py [--library both] [--rounds 3] [--parts we] [--quick] [--json FILE]
 
@@ -6,10 +6,10 @@ MiniLM in float32, movie reviews padded to 64 tokens, microbatches of 8 per work
 
 w. Bytes that cross the loopback interface while both workers make one update from k microbatches
    each, in units of the parameters' bytes, per microbatch: with `ke.accumulate`, with k plain steps
-   under `ke.strategy`, and with Keras 3's own accumulation. (Other programs' loopback traffic would
-   be counted too.)
+   under `ke.strategy`, and with Keras 3's own accumulation. Loopback traffic of other programs is
+   counted too.
 e. Examples per second of two workers with a core each, relative to twice those of one worker on one
-   core: 1 would be a second worker that costs nothing. All three processes are alive and take
+   core: 1 is perfect scaling. All three processes are alive and take
    turns; a figure is the median of the rounds' ratios.
 """
 
@@ -160,8 +160,8 @@ def wire(pair, library, ks):
         for k in ks:
             if k == 1 and name == "Keras' own":
                 continue
-            # Tracing sends bytes of its own, and so does the start of an iterator: none is left
-            # in the difference of two runs.
+            # Tracing and creating an iterator send bytes too: they cancel in the difference of two
+            # runs.
             ran = pair.run(name, k, 1) and [pair.run(name, k, updates) for updates in (1, 3)]
             ratio = None
             if ran and all(ran):
@@ -180,7 +180,7 @@ def efficiency(pair, alone, rounds, ks):
         for number in range(rounds):
             teams = (pair, alone) if number % 2 else (alone, pair)
             seconds = {team.workers: team.run("ours", k, updates)[0] for team in teams}
-            # Twice the examples in the pair's time.
+            # Twice the examples in the time of the pair.
             ratios.append(seconds[1] / seconds[2])
             print(f"k = {k}, round {number}: {ratios[-1]:.3f}", file=sys.stderr, flush=True)
         result[f"ours, k = {k}"] = [statistics.median(ratios), min(ratios), max(ratios)]

@@ -1,7 +1,7 @@
 """Write the pages that follow from the source: docs/api/ and the file tree in docs/architecture.md.
 
-    python docs/generate.py            # write them
-    python docs/generate.py --check    # exit with 1 if one is out of date
+python docs/generate.py            # write them
+python docs/generate.py --check    # exit with 1 if one is out of date
 """
 
 import ast
@@ -79,7 +79,8 @@ def tree() -> str:
 
     visit(PACKAGE, 0)
     width = max(len(name) for name, _ in rows) + 2
-    return "\n".join(["```text", *(f"{name:<{width}}{text}".rstrip() for name, text in rows), "```"])
+    lines = (f"{name:<{width}}{text}".rstrip() for name, text in rows)
+    return "\n".join(["```text", *lines, "```"])
 
 
 def pages() -> dict[Path, str]:

@@ -1,9 +1,9 @@
-"""Fine-tune MiniLM on movie reviews around one's own `compile` and `fit`, and export it.
+"""Fine-tune MiniLM on movie reviews with your own `compile` and `fit`, and export it.
 
     python examples/finetune.py --limit 400 [--library tf_keras] [--output saved_models/example]
 
 Ran on a 2-core CPU with 400 reviews, one epoch, both libraries. Not run: GPU, TPU, several devices.
-`keras-efficient finetune` does the same, and resumes and writes a page about the run besides.
+`keras-efficient finetune` does the same, can resume, and writes a report of the run.
 """
 
 import argparse
@@ -21,16 +21,16 @@ parser.add_argument("--microbatch-size", type=int, default=16)
 parser.add_argument("--output", default="saved_models/example")
 arguments = parser.parse_args()
 
-# Data: read, take some at random, hold out a tenth.
+# Data: read the records, take a random sample, hold out a tenth.
 records = ke.data.read_records(arguments.data or ke.data.demo_reviews())
 if arguments.limit:
     _, records = ke.data.split(records, validation=arguments.limit)
 train, test = ke.data.split(ke.data.require_classes(records), validation=0.1)
 
-# Fail now, not after training, if the model could not be written.
+# Fail before training if the model cannot be written afterwards.
 ke.exporters.check_destination(arguments.output)
 
-# Model: the precision policy comes first, since layers take it when they are made.
+# Model: set the precision policy first, since layers read it when they are created.
 precision = ke.mixed_precision("auto", library=arguments.library)
 print(precision)
 model, tokenizer = ke.models.load(
@@ -59,7 +59,7 @@ model.fit(batches, epochs=arguments.epochs, callbacks=[speed, progress], shuffle
 results = model.evaluate(held_out, return_dict=True, callbacks=[progress], verbose=0)
 print(f"training: {speed}\naccuracy: {results['accuracy']:.2%} of {len(test)} held-out texts")
 
-# Export: written, run without Keras, compared, and only then renamed into place.
+# Export: written, run without Keras, compared, and only then moved into place.
 facts = {"accuracy": float(results["accuracy"]), "data_fingerprint": train.fingerprint}
 report = ke.export(model, arguments.output, sample=next(iter(held_out)), facts=facts)
 print(report)

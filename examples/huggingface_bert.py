@@ -1,10 +1,10 @@
-"""A Hugging Face TF script as transformers' documentation writes it, and what this package adds.
+"""A Hugging Face TF script in the style of transformers' documentation, with this package added.
 
     python examples/huggingface_bert.py [--model distilbert-base-uncased] [--limit 400]
     keras-efficient launch --workers 2 examples/huggingface_bert.py
 
-The model computes its own loss (`compile` gets none), from the labels among its inputs; its own
-`train_step` runs. The lines with `ke.` are the additions.
+`compile` gets no loss: the model computes its own from the labels among its inputs, in its own
+`train_step`. The lines with `ke.` are the additions.
 
 Ran on a 2-core CPU with MiniLM from a folder, 400 reviews, one process and two workers. Not run:
 GPU, TPU, names over the network.
@@ -49,7 +49,7 @@ def encoded(records):
 
 
 with strategy.scope():
-    # (transformers 4.54 to 4.57 cannot load PyTorch's safetensors into a TF model: this can.)
+    # Unlike transformers 4.54 to 4.57, this loads PyTorch safetensors into a TF model.
     model, _ = ke.models.load(name, num_labels=len(train.label_names), library="tf_keras")
     optimizer, _ = transformers.create_optimizer(5e-5, num_train_steps=1000, num_warmup_steps=10)
     model.compile(optimizer=optimizer)

@@ -1,9 +1,9 @@
-"""A KerasHub script as KerasHub's guides write it, and what this package adds to it.
+"""A KerasHub script in the style of KerasHub's guides, with this package added.
 
     python examples/kerashub_bert.py [--preset bert_tiny_en_uncased] [--limit 400]
     keras-efficient launch --workers 2 examples/kerashub_bert.py
 
-Strings go in: KerasHub's own preprocessor tokenizes them. The lines with `ke.` are the additions.
+The inputs are strings, which KerasHub's own preprocessor tokenizes. The lines with `ke.` are the additions.
 
 Ran on a 2-core CPU with MiniLM from a folder, 400 reviews, one process and two workers. Not run:
 GPU, TPU, presets over the network.

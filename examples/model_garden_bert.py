@@ -1,10 +1,10 @@
-"""A TF Model Garden encoder, from its configuration, in `fit` instead of Model Garden's own loop.
+"""Train a TF Model Garden encoder with `fit` instead of Model Garden's own training loop.
 
     python examples/model_garden_bert.py [--layers 2] [--limit 400]
     keras-efficient launch --workers 2 examples/model_garden_bert.py
 
-The encoder starts from random weights (its checkpoints need the network), so this shows how the
-parts fit together; reviews are not enough text to learn much from. Model Garden's own optimizer
+The encoder starts from random weights, because its checkpoints need a network connection. This
+shows how the parts fit together; the reviews are too little text to reach a good accuracy. Model Garden's own optimizer
 and schedule are used. The lines with `ke.` are the additions.
 
 Ran on a 2-core CPU, 400 reviews, one process and two workers. Not run: GPU, TPU, pretrained

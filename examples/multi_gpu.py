@@ -1,7 +1,7 @@
-"""Fine-tune MiniLM on all GPUs of one machine; killed and started again, it goes on.
+"""Fine-tune MiniLM on all GPUs of one machine, and resume after the process was killed.
 
     python examples/multi_gpu.py [--batch-size 256] [--run runs/multi_gpu]
-    python examples/multi_gpu.py --cpus 2 --limit 400 --batch-size 32       # a rehearsal
+    python examples/multi_gpu.py --cpus 2 --limit 400 --batch-size 32       # try it on a CPU
 
 Ran on a 2-core CPU split into two logical devices (--cpus 2), 400 reviews. Not run: GPUs.
 """
@@ -29,7 +29,7 @@ if arguments.cpus:
     devices = [tf.config.LogicalDeviceConfiguration()] * arguments.cpus
     tf.config.set_logical_device_configuration(cpu, devices)
 
-# First of all: it takes the GPUs' memory as it is needed, and seeds what draws at random.
+# This comes first: it lets GPU memory grow on demand, and seeds the random generators.
 strategy = ke.strategy("mirrored" if arguments.cpus else "auto", seed=0)
 print(ke.mixed_precision("auto", library=arguments.library))
 
@@ -53,7 +53,7 @@ with strategy.scope():
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-# One all-reduce per update, and a last batch that does not divide evenly counts as it should.
+# One all-reduce per update, and correct gradients for a last batch that does not divide evenly.
 ke.accumulate(model, microbatch_size=arguments.microbatch_size)
 
 held_out = ke.data.text(test, tokenizer, batch_size=64, shuffle=False)

@@ -1,11 +1,12 @@
-"""Fine-tune MiniLM on several machines, or several processes of one; a lost worker costs minutes.
+"""Fine-tune MiniLM on several workers, and restart from the last checkpoint if one is lost.
 
     keras-efficient launch --workers 2 --max-restarts 3 examples/multi_worker.py    # this machine
     keras-efficient launch --hosts a:12345,b:12345 examples/multi_worker.py         # over ssh
     keras-efficient launch --slurm --nodes 2 examples/multi_worker.py > job.sh      # sbatch job.sh
     TF_CONFIG='{"cluster": ..., "task": ...}' python examples/multi_worker.py       # by hand
 
-All workers must see the folder --run: the first one writes it, and after a restart all read it.
+All workers must have access to the folder --run: the chief writes it, and after a restart all
+read it.
 
 Ran with two workers on one 2-core machine, both libraries. Not run: GPUs, several machines, Slurm.
 """
@@ -26,7 +27,7 @@ parser.add_argument("--communication", default="auto", choices=("auto", "ring", 
 parser.add_argument("--run", default="runs/multi_worker", help="shared folder of the run")
 arguments = parser.parse_args()
 
-# First of all: reads TF_CONFIG or Slurm's variables, and waits until all workers are there.
+# This comes first: it reads TF_CONFIG or Slurm's variables, and waits for all workers.
 strategy = ke.strategy("auto", communication=ke.distribute.Communication(arguments.communication))
 print(ke.mixed_precision("auto", library=arguments.library))
 
@@ -53,8 +54,8 @@ with strategy.scope():
     )
 ke.accumulate(model, microbatch_size=arguments.microbatch_size)
 
-# Callbacks that decide (EarlyStopping) see the same numbers everywhere and go to all workers;
-# those that only write (TensorBoard) go to the first.
+# Callbacks that decide, such as EarlyStopping, see the same numbers and go to all workers;
+# those that only write, such as TensorBoard, go to the chief.
 callbacks = [
     keras.callbacks.EarlyStopping("val_loss", patience=2),
     ke.callbacks.Resume(arguments.run + "/saves", every_steps=50),
@@ -70,5 +71,5 @@ model.fit(
     verbose=2 if ke.distribute.is_chief() else 0,
     callbacks=callbacks,
 )
-# All workers save (reading needs all of them); only the first one's file stays.
+# All workers take part in saving; only the chief's file is kept.
 model.save_weights(arguments.run + "/final.weights.h5")

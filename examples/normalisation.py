@@ -1,4 +1,4 @@
-"""Train a small Transformer on movie reviews with layer or batch normalisation, before or after.
+"""Train a small Transformer on movie reviews with layer or batch normalisation.
 
     python examples/normalisation.py --normalisation batch --place before [--library tf_keras]
 
@@ -29,7 +29,7 @@ layers = keras.layers
 keras.utils.set_random_seed(arguments.seed)
 LENGTH, WIDTH = 64, arguments.width
 
-# Data, with the number of each position, from 1; padding has id and position 0.
+# Data, with position numbers from 1; padding has id 0 and position 0.
 records = ke.data.read_records(arguments.data or ke.data.demo_reviews())
 if arguments.limit:
     _, records = ke.data.split(records, validation=arguments.limit)
@@ -47,7 +47,7 @@ def batches(part, **options):
     return ke.data.text(part, tokenizer, max_length=LENGTH, **options).map(with_positions)
 
 
-# Model: `mask_zero` makes the mask that attention, normalisation and pooling look at.
+# Model: `mask_zero` creates the mask that attention, normalisation and pooling use.
 def normalised(x):
     if arguments.normalisation == "layer":
         return layers.LayerNormalization(epsilon=1e-6)(x)

@@ -4,8 +4,8 @@
     python examples/tpu.py --rehearse --limit 256       # the same program through XLA on a CPU
 
 A TPU compiles one program per shape, so all texts are padded to one length, the remainder is
-dropped, and a call of the program makes `--steps-per-execution` steps. (Keras 3.15's loop for that
-fails on several replicas, so tf_keras is the default.)
+dropped, and one call of the program runs `--steps-per-execution` steps. The default is tf_keras,
+because Keras 3.15's loop for several steps per call fails on several replicas.
 
 Ran on a 2-core CPU with --rehearse (XLA, same shapes), 256 reviews. Not run: a TPU.
 """
@@ -27,9 +27,9 @@ parser.add_argument("--length", type=int, default=64, help="tokens, for every te
 parser.add_argument("--steps-per-execution", type=int, default=8)
 arguments = parser.parse_args()
 
-# First of all: connects to the TPU and initialises it.
+# This comes first: it connects to the TPU and initialises it.
 strategy = ke.strategy("one" if arguments.rehearse else "tpu", tpu=arguments.tpu, seed=0)
-# TPUs multiply bfloat16; the CPU's rehearsal would only be slow with it.
+# TPUs compute in bfloat16; on most CPUs it would only be slow.
 policy = "float32" if arguments.rehearse else "mixed_bfloat16"
 print(ke.mixed_precision(policy, library=arguments.library))
 
@@ -72,7 +72,7 @@ with strategy.scope():
     )
 shapes = {spec.shape for spec in batches.element_spec[0].values()}
 print(f"every batch: {shapes}, {arguments.steps_per_execution} steps per call")
-# `repeat` and steps: the number of steps must be known, since a TPU cannot stop in between.
+# `repeat` and `steps_per_epoch`: the number of steps must be known in advance on a TPU.
 model.fit(
     batches.repeat(),
     steps_per_epoch=batches.stats.batches,
