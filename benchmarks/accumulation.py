@@ -2,8 +2,8 @@
 
     python benchmarks/accumulation.py [--rounds 3] [--json FILE]
 
-Each alternative trains MiniLM in a process of its own, whose peak memory is measured. The alternatives
-take turns, and the table shows medians. All use the same 256 examples of 64 tokens per update, in
+Each alternative trains MiniLM in a process of its own, whose peak memory is measured. The
+alternatives take turns, and the table shows medians. All use the same 256 examples of 64 tokens per update, in
 float32; the plain batch of 8 uses 8.
 """
 
@@ -88,7 +88,7 @@ ALTERNATIVES = {
 def one(name):
     """Train in this process; print the peak and the time per example."""
     if "gradient-accumulator" in name:
-        # The package imports `tf.keras` and needs Keras 2; TensorFlow reads this when it is imported.
+        # It imports `tf.keras` and needs Keras 2. TensorFlow reads this when it is imported.
         os.environ["TF_USE_LEGACY_KERAS"] = "1"
     import numpy as np
     import tensorflow as tf

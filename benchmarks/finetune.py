@@ -3,9 +3,10 @@
     python benchmarks/finetune.py [--library keras] [--limit 3000] [--rounds 3] [--json FILE]
 
 The baseline is plain `model.fit` in float32 with every text padded to 128 tokens. The alternative
-uses length buckets and `ke.mixed_precision("auto")`. Data, optimizer, learning rate and seed are the same, and
-the number of updates nearly so; each trains in a process of its own, in turns. The ratio is of the medians of the training time per
-example, graph tracing (the first two steps) left out; the accuracy is on the same 1,605 reviews.
+uses length buckets and `ke.mixed_precision("auto")`. Data, optimizer, learning rate and seed are
+the same, and the number of updates nearly so; each trains in a process of its own, in turns. The
+ratio is that of the median training times per example, without the first two steps, which trace
+the graph. The accuracy is on the same 1,605 reviews.
 """
 
 import argparse

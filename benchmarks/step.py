@@ -4,11 +4,11 @@
 
 MiniLM in float32, texts of 64 tokens, microbatches of 8 examples, k per update.
 
-a. Time per example for k = 1, 4, 16, relative to plain `fit` of batch 8 (one update per microbatch):
+a. Time per example for k = 1, 4, 16, relative to plain `fit` of batch 8, one update each:
    `ke.accumulate`, plain `fit` of the same large batch, and other ways to accumulate.
 b. `ke.accumulate` with one microbatch per batch, relative to plain `fit` of the same batch.
-c. Peak memory of an update from 16 microbatches, relative to plain `fit` of batch 8. Each alternative has
-   a process of its own.
+c. Peak memory of an update from 16 microbatches, relative to plain `fit` of batch 8. Each
+   alternative has a process of its own.
 d. What two replicas send each other: calls of all-reduce and bytes of gradients handed to it, per
    update, against plain `fit` that takes k small steps. Counted at run time, on the movie reviews;
    the second replica is a logical device.

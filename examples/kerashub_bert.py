@@ -3,7 +3,8 @@
     python examples/kerashub_bert.py [--preset bert_tiny_en_uncased] [--limit 400]
     keras-efficient launch --workers 2 examples/kerashub_bert.py
 
-The inputs are strings, which KerasHub's own preprocessor tokenizes. The lines with `ke.` are the additions.
+The inputs are strings, which KerasHub's own preprocessor tokenizes.
+The lines with `ke.` are the additions.
 
 Ran on a 2-core CPU with MiniLM from a folder, 400 reviews, one process and two workers. Not run:
 GPU, TPU, presets over the network.

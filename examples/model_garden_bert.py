@@ -4,8 +4,8 @@
     keras-efficient launch --workers 2 examples/model_garden_bert.py
 
 The encoder starts from random weights, because its checkpoints need a network connection. This
-shows how the parts fit together; the reviews are too little text to reach a good accuracy. Model Garden's own optimizer
-and schedule are used. The lines with `ke.` are the additions.
+shows how the parts fit together; the reviews are too little text to reach a good accuracy. Model
+Garden's own optimizer and schedule are used. The lines with `ke.` are the additions.
 
 Ran on a 2-core CPU, 400 reviews, one process and two workers. Not run: GPU, TPU, pretrained
 checkpoints.
