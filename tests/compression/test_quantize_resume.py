@@ -1,12 +1,11 @@
-"""A quantized run that was stopped and started again is the uninterrupted one, to the last bit."""
+"""A resumed run with quantization equals the uninterrupted one bit for bit."""
 
 import sys
 from pathlib import Path
 
-import pytest
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "callbacks"))
 
+from compression_helpers import mostly
 from resumed_runs import Case, assert_goes_on
 
 import keras_efficient as ke
@@ -18,7 +17,7 @@ def quantized(model):
     return model
 
 
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@mostly("tf_keras")
 def test_a_resumed_run_has_its_ranges_and_its_count_again(library, tmp_path):
     case = Case(library, quantized)
     whole = case.start(tmp_path / "whole")
