@@ -1,4 +1,4 @@
-"""Where a version goes, and that it appears whole or not at all."""
+"""The directory of a new version, which appears complete or not at all."""
 
 import os
 import re
@@ -10,8 +10,7 @@ from collections import namedtuple
 import pytest
 
 from keras_efficient._errors import InputError
-from keras_efficient.exporters import _destination as destination
-from keras_efficient.exporters import check_destination
+from keras_efficient.exporters import _destination as destination, check_destination
 
 
 def names(folder):
@@ -59,7 +58,7 @@ def test_full_disk(tmp_path, monkeypatch):
         check_destination(tmp_path / "m", needed_bytes=100)
 
 
-def test_published_whole(tmp_path):
+def test_published_complete(tmp_path):
     version = tmp_path / "m" / "1"
     with destination.staged(tmp_path / "m", version) as staging:
         (staging.path / "file").write_text("x")
@@ -70,12 +69,12 @@ def test_published_whole(tmp_path):
     assert names(version) == ["file"]
     mask = os.umask(0)
     os.umask(mask)
-    # Servers run as other users.
+    # Servers may run as other users.
     assert version.stat().st_mode & 0o777 == 0o777 & ~mask
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_nothing_stays_of_a_failure(tmp_path, error):
+def test_a_failure_leaves_nothing_behind(tmp_path, error):
     with pytest.raises(error), destination.staged(tmp_path / "a/m", tmp_path / "a/m/1") as staging:
         (staging.path / "file").write_text("x")
         raise error

@@ -1,15 +1,18 @@
-"""Exports of every kind of model, and of what must not be exported."""
+"""Exports of every kind of model, and models that must not be exported."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import warnings
 
+import forked_python
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import covering
 from in_process_export import in_process as in_process
 
 import keras_efficient as ke
@@ -36,7 +39,7 @@ def model():
     return SPECIMENS["keras-sequential"].make()
 
 
-# --- through the bare process, as users have it ------------------------------------------------
+# --- verified in a separate process, as for users ----------------------------------------------
 
 
 @pytest.fixture(
@@ -100,11 +103,15 @@ def test_export_holds_variables_only(exported):
 
 @pytest.mark.slow
 def test_saved_model_cli(exported, tmp_path):
+    script = importlib.util.find_spec("tensorflow.python.tools.saved_model_cli").origin
+
+    def cli(*arguments):
+        command = [*forked_python.command("tensorflow"), script, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
     specimen, model, report = exported
-    cli = [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli"]
     where = ["--dir", str(report.directory)]
-    options = {"capture_output": True, "text": True, "check": True}
-    shown = subprocess.run([*cli, "show", *where, "--all"], **options).stdout
+    shown = cli("show", *where, "--all")
     assert "signature_def['serving_default']" in shown
     assert "outputs['logits'] tensor_info" in shown
     features = specimen.batch(2)[0]
@@ -112,9 +119,7 @@ def test_saved_model_cli(exported, tmp_path):
     np.savez(tmp_path / "in.npz", **features)
     inputs = ";".join(f"{name}={tmp_path}/in.npz[{name}]" for name in features)
     signature = ["--tag_set", "serve", "--signature_def", "serving_default"]
-    subprocess.run(
-        [*cli, "run", *where, *signature, "--inputs", inputs, "--outdir", str(tmp_path)], **options
-    )
+    cli("run", *where, *signature, "--inputs", inputs, "--outdir", str(tmp_path))
     expected = flavor.of(model).call(model, features, training=False)
     expected = expected["logits"] if specimen.name == "hugging-face-bert" else expected
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-6)
@@ -164,7 +169,7 @@ def test_model_garden_encoder_with_many_outputs(tmp_path, in_process):
 
 
 def test_each_variable_is_written_once_and_upstream_still_writes_it_twice(tmp_path, in_process):
-    """Keras 3's `model.export` doubles the weights (seen in 3.15); ours can go when it does not."""
+    """Keras 3's `model.export` doubles the weights, as measured with 3.15."""
     import keras
 
     model = keras.Sequential([keras.Input((100,)), keras.layers.Dense(1000)])
@@ -195,7 +200,7 @@ def test_inference_mode_and_no_optimizer(tmp_path, in_process):
     assert len([name for name, _ in listed if "VARIABLE_VALUE" in name]) == 6
 
 
-def test_state_that_is_no_weight_is_written_too(tmp_path, in_process):
+def test_variables_that_are_not_weights_are_written_too(tmp_path, in_process):
     import keras
 
     class Scaled(keras.Model):
@@ -214,8 +219,10 @@ def test_state_that_is_no_weight_is_written_too(tmp_path, in_process):
     np.testing.assert_allclose(in_process[0]["outputs"], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
-@pytest.mark.parametrize("name", ["keras-sequential", "tf_keras-functional"])
+@pytest.mark.parametrize(
+    "name, inside",
+    covering(["keras-sequential", "tf_keras-functional"], [True, False], strength=1),
+)
 def test_mirrored_variables_are_written_once(tmp_path, in_process, name, inside):
     specimen = SPECIMENS[name]
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
@@ -262,7 +269,7 @@ def test_report_names_the_version_that_won_the_race(tmp_path, model, in_process,
     assert (tmp_path / "m/2/report.json").exists()
 
 
-# --- what must not be exported -----------------------------------------------------------------
+# --- models that must not be exported ----------------------------------------------------------
 
 
 def test_differing_export_is_refused_and_kept_aside(tmp_path, model, in_process, monkeypatch):
@@ -303,11 +310,23 @@ def test_model_that_computes_at_random_is_refused(tmp_path, in_process):
 
 
 @pytest.mark.parametrize(
-    "stage",
-    ["tf.saved_model.save", "run_without_keras", "compare", "ExportReport", "to_json", "rename"],
+    "stage, error",
+    covering(
+        [
+            "tf.saved_model.save",
+            "run_without_keras",
+            "compare",
+            "ExportReport",
+            "to_json",
+            "rename",
+        ],
+        [RuntimeError, KeyboardInterrupt],
+        strength=1,
+    ),
 )
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_nothing_half_made_appears(tmp_path, model, in_process, monkeypatch, stage, error):
+def test_a_failed_export_leaves_nothing_behind(
+    tmp_path, model, in_process, monkeypatch, stage, error
+):
     def die(*args, **kwargs):
         raise error("killed")
 
@@ -342,25 +361,22 @@ def test_unbuilt_model(tmp_path, library):
         ke.export(keras.Sequential([keras.layers.Dense(2)]), tmp_path / "m", sample=IDS)
 
 
-@pytest.mark.parametrize("tolerance", [-1e-5, float("nan"), float("inf"), "1e-5", True])
-def test_bad_tolerance(tmp_path, model, tolerance):
-    with pytest.raises(InputError, match="`tolerance` must be a finite number"):
-        ke.export(model, tmp_path / "m", sample=IDS, tolerance=tolerance)
+def test_bad_tolerance(tmp_path, model):
+    for tolerance in (-1e-5, float("nan"), float("inf"), "1e-5", True):
+        with pytest.raises(InputError, match="`tolerance` must be a finite number"):
+            ke.export(model, tmp_path / "m", sample=IDS, tolerance=tolerance)
 
 
-@pytest.mark.parametrize(
-    ("facts", "message"),
-    [
+def test_bad_facts(tmp_path, model):
+    for facts, message in [
         ({"a": object()}, "`facts` must be a dict"),
         ([1], "`facts` must be a dict"),
         ({"a": {1, 2}}, "`facts` must be a dict"),
         ({"accuracy": "83%"}, r"'accuracy' must be a number or None\. Received: '83%'"),
         ({"examples_per_second": [1]}, r"'examples_per_second' must be a number .*\[1\]"),
-    ],
-)
-def test_bad_facts(tmp_path, model, facts, message):
-    with pytest.raises(InputError, match=message):
-        ke.export(model, tmp_path / "m", sample=IDS, facts=facts)
+    ]:
+        with pytest.raises(InputError, match=message):
+            ke.export(model, tmp_path / "m", sample=IDS, facts=facts)
 
 
 def test_sample_the_model_cannot_run_on(tmp_path):
@@ -420,16 +436,16 @@ def test_look_up_table_is_refused(tmp_path):
         ke.export(model, tmp_path / "m", sample=IDS)
 
 
-def test_refusals_write_nothing_and_a_full_disk_is_seen_first(tmp_path, model, monkeypatch):
+def test_a_full_disk_is_found_first_and_nothing_is_written(tmp_path, model, monkeypatch):
     monkeypatch.setattr(export, "_bytes", lambda variable: 10**15)
     with pytest.raises(InputError, match="free disk"):
         ke.export(model, tmp_path / "m", sample=None)
     assert names(tmp_path) == []
 
 
-def test_room_imports_nothing_heavy():
+def test_packages_import_nothing_heavy():
     code = (
-        "import sys, keras_efficient.serving\n"
+        "import sys, keras_efficient.exporters, keras_efficient.serving\n"
         "heavy = {'tensorflow', 'keras', 'tf_keras', 'transformers', 'matplotlib', 'jinja2'}\n"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )

@@ -1,4 +1,4 @@
-"""The page of a training run: one file, every chart, nothing from outside."""
+"""The HTML report of a training run: one file, all charts, no external resources."""
 
 import math
 import shutil
@@ -122,7 +122,7 @@ def test_values_are_escaped(path):
     assert "".join(page.text).count("<script>alert") == 5  # title, h1, label, value, report
 
 
-def test_nothing_from_outside(path):
+def test_no_external_resources(path):
     page = Page(path)
     links = [value for _, name, value in page.attributes if name in ("src", "href")]
     assert links and all(link.startswith("#") for link in links)
@@ -225,9 +225,8 @@ def test_bad_input(tmp_path, change, message):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
+def test_formatted_values():
+    for value, text in [
         (7, "7"),
         (12_345, "12,345"),
         (0.83612, "0.8361"),
@@ -236,10 +235,8 @@ def test_bad_input(tmp_path, change, message):
         (True, "True"),
         (None, "–"),
         ("x", "x"),
-    ],
-)
-def test_numbers_for_people(value, text):
-    assert format_value(value) == text
+    ]:
+        assert format_value(value) == text
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -1,31 +1,30 @@
-"""LiteRT files of every kind of model, in floats and in int8, run where there is no Keras."""
+"""LiteRT files of every kind of model, in float32 and int8, run without Keras."""
 
 import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import covering
 from fit_helpers import mirrored
 
 import keras_efficient as ke
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError, VerificationError
 from keras_efficient.exporters._signature import Features
-from keras_efficient.exporters.litert import converter as litert
-from keras_efficient.exporters.litert import export as litert_checking
+from keras_efficient.exporters.litert import converter as litert, export as litert_checking
 from keras_efficient.exporters.litert.converter import write_litert
 from keras_efficient.exporters.litert.export import export_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
 from keras_efficient.runtime import _model_process as process_module
-from tests.zoo import CLASSES, FEW, LENGTH, ZOO, keras_of
+from tests.zoo import CLASSES, FEW, FEW_FIRST, LENGTH, keras_of
 
-SPECIMENS = {specimen.name: specimen for specimen in ZOO}
 LIBRARIES = ["keras", "tf_keras"]
 
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Run files in this process instead of a bare one: 1 s less each."""
+    """Run files in this process instead of a separate one, which takes a second less each."""
     from ai_edge_litert.interpreter import Interpreter
 
     def run(file, *samples, threads=1):
@@ -39,7 +38,7 @@ DTYPES = {"i": "int32", "f": "float32", "b": "bool"}
 
 
 def wide(library, seed=0):
-    """A classifier whose weights are large enough for the converter to round them."""
+    """Make a classifier with enough weights for the converter to quantize them."""
     keras = keras_of(library)
     ids = keras.Input((None,), dtype="int32", name="ids")
     x = keras.layers.Embedding(50, 32)(ids)
@@ -62,7 +61,7 @@ def answer(model, arrays):
 # --- every kind of model -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("specimen", ZOO, ids=repr)
+@pytest.mark.parametrize("specimen", FEW_FIRST, ids=repr)
 def test_zoo_at_any_batch_and_length(specimen, tmp_path, in_process):
     model = specimen.make()
     features = Features(model, specimen.batch(4)[0])
@@ -73,20 +72,19 @@ def test_zoo_at_any_batch_and_length(specimen, tmp_path, in_process):
     assert all(spec["shape"][0] is None for spec in made.signature["outputs"].values())
 
 
-@pytest.mark.parametrize("quantize", ["int8-weights", "int8"])
-@pytest.mark.parametrize("specimen", FEW, ids=repr)
+@pytest.mark.parametrize("specimen, quantize", covering(FEW, ["int8-weights", "int8"], strength=1))
 def test_zoo_in_int8(specimen, quantize, tmp_path, in_process):
     model = specimen.make()
     features = Features(model, specimen.batch(8)[0])
     made = export_litert(
         model, flavors.of(model), features, tmp_path, quantize=quantize, tolerance=0.05
     )
-    # The zoo's weights are too small for the dynamic range to round them.
+    # The weights of the zoo are too few for the converter to quantize them in dynamic range.
     assert (made.max_abs_difference > 1e-6) == (quantize == "int8")
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_in_a_bare_process(library, tmp_path):
+def test_in_a_separate_process(library, tmp_path):
     model = wide(library)
     features = Features(model, ids(4))
     file = tmp_path / "model.tflite"
@@ -154,7 +152,7 @@ def test_int8_takes_ranges_no_wider_than_the_models_own(tmp_path, in_process, mo
         write_litert(model, file, features, mode="int8")
         (outputs,) = litert_checking.run_litert(file, {"inputs": ids(32)})
         errors.append(np.abs(outputs["outputs"] - answer(model, ids(32))).mean())
-    # (What is cut is much: one number in ten.)
+    # The ranges cut off one activation in ten.
     assert errors[0] < 0.5 * errors[1]
 
 
@@ -193,7 +191,7 @@ def test_ranges_are_measured_on_what_is_given(tmp_path, in_process):
 
 # --- with transforms -----------------------------------------------------------------------------
 
-VERBS = {
+TRANSFORMS = {
     "prune": lambda m: ke.prune(m, 0.5, begin_step=0, end_step=1),
     "quantize_aware": lambda m: ke.quantize_aware(m, calibration=ids(8)),
     "lora": lambda m: ke.lora(m, rank=2),
@@ -201,19 +199,20 @@ VERBS = {
 }
 
 
-@pytest.mark.parametrize("quantize", [None, "int8-weights", "int8"])
-@pytest.mark.parametrize("caller", VERBS)
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_transforms(library, caller, quantize, tmp_path, in_process):
+@pytest.mark.parametrize(
+    "library, transform, quantize",
+    covering(LIBRARIES, TRANSFORMS, [None, "int8-weights", "int8"], strength=1),
+)
+def test_transforms(library, transform, quantize, tmp_path, in_process):
     model = wide(library)
-    VERBS[caller](model)
+    TRANSFORMS[transform](model)
     features = Features(model, ids(16))
     before = [w.copy() for w in model.get_weights()], answer(model, ids(16))
     made = export_litert(
         model, flavors.of(model), features, tmp_path, quantize=quantize, tolerance=0.1
     )
     assert made.max_abs_difference < (0.02 if quantize is None else 0.5)
-    # And it is still the model it was.
+    # The model is unchanged.
     for a, b in zip(before[0], model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(before[1], answer(model, ids(16)))
@@ -228,7 +227,7 @@ def test_a_model_of_several_replicas(library, tmp_path, in_process):
     assert 1e-4 < made.max_abs_difference < 0.5
 
 
-# --- what cannot be ------------------------------------------------------------------------------
+# --- refusals ------------------------------------------------------------------------------------
 
 
 def calling(function):
@@ -288,8 +287,9 @@ def test_representative(tmp_path):
         write_litert(model, tmp_path / "m", features, mode="int8", representative=[])
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "library, policy", covering(LIBRARIES, ["mixed_bfloat16", "mixed_float16"], strength=1)
+)
 def test_low_precision(library, policy, tmp_path):
     ke.mixed_precision(policy, library=library)
     model = wide(library)
@@ -297,7 +297,7 @@ def test_low_precision(library, policy, tmp_path):
         write_litert(model, tmp_path / "m", Features(model, ids(2)))
 
 
-def test_another_answer_is_refused(tmp_path, monkeypatch):
+def test_different_outputs_are_refused(tmp_path, monkeypatch):
     model = wide("keras")
 
     def wrong(file, *samples):
@@ -309,7 +309,7 @@ def test_another_answer_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_file_for_one_length_says_so(tmp_path, monkeypatch, in_process):
-    """No operation of today's converter is known that needs it, so the first attempt is made to."""
+    """No operation is known to need a fixed length, so the first attempt is made to fail."""
     convert, shapes = litert._convert, []
 
     def once(function, mode, batches):

@@ -1,4 +1,4 @@
-"""Samples to signatures, and outputs to names."""
+"""Signatures of samples, and names of outputs."""
 
 from collections import OrderedDict
 
@@ -13,7 +13,7 @@ IDS = np.ones((4, 6), "int64")
 
 
 class Plain:
-    """Stands for a model that declares nothing."""
+    """A model that declares no inputs."""
 
 
 def shapes(features):
@@ -135,7 +135,7 @@ def test_one_length_only_warns_and_keeps_it():
     assert function.structured_input_signature[1]["inputs"].shape.as_list() == [None, 6]
 
 
-def test_what_never_traces_says_why():
+def test_an_untraceable_function_is_refused_with_its_error():
     def broken(*, inputs):
         raise ZeroDivisionError("mine")
 

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import importlib.util
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import sys
 import unicodedata
 
 import bert_folder
+import forked_python
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -627,13 +629,12 @@ def test_a_saved_model_has_core_operations_only(saved):
 
 
 @pytest.mark.slow
-def test_saved_model_cli_shows_and_runs_it(saved, capfd):
-    from tensorflow.python.tools import saved_model_cli
+def test_saved_model_cli_shows_and_runs_it(saved):
+    script = importlib.util.find_spec("tensorflow.python.tools.saved_model_cli").origin
 
     def cli(*arguments):
-        parsed = saved_model_cli.create_parser().parse_args(arguments)
-        parsed.func(parsed)
-        return capfd.readouterr().out
+        command = [*forked_python.command("tensorflow"), script, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     where = ["--dir", str(saved[0]), "--tag_set", "serve", "--signature_def", "text"]
     shown = cli("show", *where)

@@ -1,4 +1,4 @@
-"""The comparison, and the bare process' failures."""
+"""The comparison of outputs, and failures of the process that serves."""
 
 import json
 import os
@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from keras_efficient._errors import InputError, VerificationError
-from keras_efficient.exporters import _verification as verification
-from keras_efficient.exporters import _verify_script as verify_script
+from keras_efficient.exporters import _verification as verification, _verify_script as verify_script
 from keras_efficient.exporters._verification import check_reference, compare
 from keras_efficient.runtime import _bare_process as bare_process
 
@@ -69,7 +68,7 @@ def test_failed_process_shows_its_last_lines(tmp_path):
 
 
 def child(monkeypatch, result):
-    """Replace the process by one that answers `result`; its arguments are kept."""
+    """Replace the process by one with this result; return the list of its calls."""
     calls = []
 
     def run(command, **options):
