@@ -65,17 +65,17 @@ def test_export(specimen, tmp_path, monkeypatch):
     assert_exported(specimen, adapted, tmp_path, monkeypatch)
 
 
-@names("specimen", full_except("kerashub-bert", among=TWO))
+@names("specimen", full_except("keras-functional", among=FEW))
 def test_two_replicas_are_one(specimen):
     assert_replicas_agree(specimen, adapted)
 
 
-@names("specimen", full_except("hugging-face-bert", among=TWO))
+@names("specimen", full_except("tf_keras-subclassed", among=FEW))
 def test_xla(specimen):
     assert_compiles(specimen, adapted)
 
 
-@names("specimen", full_except("kerashub-bert", "tf_keras-subclassed", among=FEW))
+@names("specimen", full_except("keras-functional", "tf_keras-subclassed", among=FEW))
 def test_mixed_precision(specimen):
     assert_mixed(specimen, adapted)
 
@@ -203,10 +203,10 @@ def test_two_of_different_names():
 
 
 def test_on_lora():
-    specimen = SPECIMENS["hugging-face-bert"]
+    specimen = SPECIMENS["tf_keras-functional"]
 
     def both(model):
-        ke.lora(model, rank=2, train=False, layers="value|intermediate")
+        ke.lora(model, rank=2, train=False, layers="value")
         return ke.adapters(model, 3)
 
     x, _ = specimen.batch(4)
@@ -220,7 +220,7 @@ def test_on_lora():
 
 def test_a_trained_optimizer_goes_on():
     """Adapters on a model whose optimizer has slots for the base."""
-    specimen = SPECIMENS["kerashub-bert"]
+    specimen = SPECIMENS["keras-functional"]
     model = train(specimen, lambda model: None)
     ke.adapters(model, 3)
     x, y = specimen.batch(12)

@@ -52,17 +52,17 @@ def test_export(specimen, tmp_path, monkeypatch):
     assert_exported(specimen, ke.bitfit, tmp_path, monkeypatch)
 
 
-@names("specimen", full_except("kerashub-bert", among=TWO))
+@names("specimen", full_except("tf_keras-subclassed", among=FEW))
 def test_two_replicas_are_one(specimen):
     assert_replicas_agree(specimen, ke.bitfit)
 
 
-@names("specimen", full_except("hugging-face-bert", among=TWO))
+@names("specimen", full_except("keras-functional", among=FEW))
 def test_xla(specimen):
     assert_compiles(specimen, ke.bitfit)
 
 
-@names("specimen", full_except("hugging-face-bert", among=TWO))
+@names("specimen", full_except("tf_keras-subclassed", among=FEW))
 def test_mixed_precision(specimen):
     assert_mixed(specimen, ke.bitfit)
 

@@ -48,17 +48,17 @@ def test_export(specimen, tmp_path, monkeypatch):
     assert_exported(specimen, prefixed, tmp_path, monkeypatch)
 
 
-@names("specimen", full_except("hugging-face-bert", among=TWO))
+@names("specimen", full_except("tf_keras-subclassed", among=FEW))
 def test_two_replicas_are_one(specimen):
     assert_replicas_agree(specimen, prefixed)
 
 
-@names("specimen", full_except("kerashub-bert", among=TWO))
+@names("specimen", full_except("keras-functional", among=FEW))
 def test_xla(specimen):
     assert_compiles(specimen, prefixed)
 
 
-@names("specimen", full_except("keras-functional", "hugging-face-bert", among=FEW))
+@names("specimen", full_except("keras-functional", "tf_keras-subclassed", among=FEW))
 def test_mixed_precision(specimen):
     assert_mixed(specimen, prefixed)
 
