@@ -80,11 +80,12 @@ def test_summary_of_a_plain_model(specimen):
     assert f"{found.trainable:,} of {found.parameters:,} parameters train" in str(found)
 
 
-@pytest.mark.parametrize(
-    "specimen", full_except("keras-subclassed", "tf_keras-functional"), ids=str
-)
+@models
 def test_summary_of_a_chain(specimen):
-    model, _ = trained(specimen, "prune", "quantize", "lora")
+    model = specimen.make()
+    ke.prune(model, 0.5)
+    ke.quantize_aware(model)
+    ke.lora(model, rank=2)
     found = ke.summary(model)
     rows = [w for w in found.weights if any("mask" in t for t in w.transforms)]
     for row in rows:
