@@ -1,5 +1,7 @@
 """Window of several `fit` batches that make one update, of a size that may change."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from keras_efficient.flavor import Model
@@ -20,7 +22,7 @@ class AccumulationWindow:
     def __init__(self, model: Model, owner: object, batches: int = 1):
         self.model, self.owner = model, owner
         with model.distribute_strategy.scope():
-            self.batches = tf.Variable(batches, dtype=tf.int32, trainable=False)
+            self.batches: Any = tf.Variable(tf.constant(batches, tf.int32), trainable=False)
             self._seen = replicas.variable(0)
             dtype = train_step_hook.attach(model).training_step.dtype
             self._unit = replicas.variable(0.0, dtype)

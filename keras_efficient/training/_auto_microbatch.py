@@ -1,6 +1,7 @@
 """`microbatch_size="auto"`: halve the microbatch on running out of memory, repeat the batch."""
 
 import warnings
+from typing import Any
 
 import tensorflow as tf
 
@@ -115,7 +116,8 @@ class _State:
             variables += map(flavor.value, metric.variables)
         # An optimizer's counters wait for no gradient, so a failed step has advanced them.
         optimizer = flavor.optimizer(model)
-        owned = optimizer.variables() if callable(optimizer.variables) else optimizer.variables
+        owned: Any = optimizer.variables
+        owned = owned() if callable(owned) else owned
         variables += [v for v in map(flavor.value, owned) if v.shape.rank == 0]
         for observer in step.hook.observers:
             variables += getattr(observer, "variables", [])

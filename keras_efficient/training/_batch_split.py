@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import tensorflow as tf
 
@@ -55,7 +56,7 @@ class BatchSplit:
         """Whether the size is found by halving when memory runs out."""
         return self.microbatch_size == "auto"
 
-    def size_of(self, examples, halvings):
+    def size_of(self, examples: Any, halvings: Any) -> Any:
         """Return the examples per microbatch of a replica's batch, an int if they are known."""
         if self.auto:
             known = isinstance(examples, int) and isinstance(halvings, int)
@@ -63,7 +64,7 @@ class BatchSplit:
         elif self.microbatch_size is not None:
             return self.microbatch_size
         else:
-            known, parts = isinstance(examples, int), self.microbatches
+            known, parts = isinstance(examples, int), self.microbatches or 1
             if known and 0 < examples < parts:
                 raise ValueError(
                     "A batch cannot be split into more microbatches than it has examples. "
@@ -82,7 +83,7 @@ class BatchSplit:
         x, y, sample_weight = (
             (*data, None, None)[:3] if isinstance(data, tuple) else (data, None, None)
         )
-        weigh = tokens if self.weight == "tokens" else self.weight
+        weigh: Any = tokens if self.weight == "tokens" else self.weight
         return tf.convert_to_tensor(weigh(x, y, sample_weight))
 
 

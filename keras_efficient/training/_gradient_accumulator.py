@@ -1,5 +1,7 @@
 """Gradient sums over microbatches, held in variables."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from keras_efficient.training import _replicas as replicas
@@ -27,7 +29,7 @@ class GradientAccumulator:
         with tf.init_scope():
             self.sums = [_zeros(v.shape, v.dtype) for v in self.variables]
             #: Per variable, 1.0 for each row that a sparse gradient has touched.
-            self.touched = [
+            self.touched: list[Any] = [
                 _zeros(v.shape[:1], tf.float32) if v.shape.rank and not static else None
                 for v in self.variables
             ]

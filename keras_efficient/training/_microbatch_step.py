@@ -1,6 +1,7 @@
 """Forward and backward pass of one microbatch, by the compiled loss or a custom `train_step`."""
 
 from contextlib import ExitStack
+from typing import Any
 
 import tensorflow as tf
 
@@ -169,7 +170,7 @@ class CustomTrainStep(CompiledLossStep):
         if loss is None and seen:
             loss = seen[-1] * tf.cast(weight, seen[-1].dtype)
         self.tracks = self.weighted and loss is not None
-        if self.tracks:
+        if self.weighted and loss is not None:
             scalars["loss"] = tf.reduce_sum(loss)
         return self.add(gradients, weight, examples, {"loss": 0.0, **scalars})
 
@@ -203,7 +204,7 @@ def square_norm(gradients):
     return tf.add_n(squares)
 
 
-def _where(condition, value):
+def _where(condition: Any, value: Any) -> Any:
     """Return `value` where the scalar `condition` holds, else zeros."""
     if isinstance(value, tf.IndexedSlices):
         values = _where(condition, value.values)

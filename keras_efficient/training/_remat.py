@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.eager import record
@@ -92,8 +93,8 @@ def remat(
     inside = dict(layer_paths(model))
     chosen = _outermost(_choose(model, inside, layers))
     for layer in inside.values():
-        if _recomputed(layer):
-            _recomputed(layer).detach()
+        if recomputed := _recomputed(layer):
+            recomputed.detach()
     for layer in chosen.values():
         # Bypasses the library's __setattr__, which would track the attribute.
         object.__setattr__(layer, "call", _Recomputed(layer, flavor).call)
@@ -173,7 +174,7 @@ class _Recomputed:
         return call(*args, **kwargs) if run is None else recompute(call, run, args, kwargs)
 
     #: Tells AutoGraph not to convert this method; `converted` converts the layer's own code.
-    call.autograph_info__ = None
+    call.autograph_info__ = None  # pyright: ignore[reportFunctionMemberAccess]
 
     def detach(self):
         """Restore the layer's `call`."""
@@ -187,7 +188,7 @@ def _recomputed(layer):
     return own if isinstance(own, _Recomputed) else None
 
 
-def recompute(call, run, args, kwargs):
+def recompute(call: Callable, run: Any, args: tuple, kwargs: dict) -> Any:
     """Return `call(*args, **kwargs)`; it is called again for its gradient, keeping only the inputs.
 
     Args:
@@ -229,7 +230,8 @@ def recompute(call, run, args, kwargs):
                 passed, named = arguments(late)
                 with run.again():
                     second = tf.nest.flatten(call(*passed, **named), expand_composites=True)
-            return tape.gradient(
+            differentiate: Any = tape.gradient
+            return differentiate(
                 [second[i] for i in given],
                 [*late, *variables],
                 output_gradients=upstream,
@@ -239,7 +241,8 @@ def recompute(call, run, args, kwargs):
         return [tf.identity(results[i]) for i in given], gradient
 
     values = [tf.convert_to_tensor(variable) for variable in variables]
-    for place, tensor in zip(given, outputs(*[leaves[i] for i in places], *values), strict=True):
+    tensors: Any = outputs(*[leaves[i] for i in places], *values)
+    for place, tensor in zip(given, tensors, strict=True):
         mask = getattr(results[place], "_keras_mask", None)
         if mask is not None:
             tensor._keras_mask = mask

@@ -1,6 +1,7 @@
 """Per-replica variables, all-reduce and conditions, as the training step uses tf.distribute."""
 
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -24,7 +25,7 @@ def variable(value, dtype=None) -> tf.Variable:
     )
 
 
-def local(variable):
+def local(variable: Any) -> Any:
     """Return this replica's component of `variable`, a `tf.Variable` that takes sparse updates."""
     strategy = tf.distribute.get_strategy()
     # The replicas of a TPU are traced once, for all.

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
 
@@ -120,10 +121,10 @@ class SecondPass:
         return [_add(a, b) for a, b in zip(first, second, strict=True)]
 
 
-def _add(one, other):
+def _add(one: Any, other: Any) -> Any:
     if not isinstance(one, tf.IndexedSlices):
         return one + other
     # Both passes touched the same rows and list them in the same order.
-    total = tf.IndexedSlices(one.values + other.values, one.indices, one.dense_shape)
+    total: Any = tf.IndexedSlices(one.values + other.values, one.indices, one.dense_shape)
     total.rows_are_unique = True
     return total

@@ -167,7 +167,7 @@ class TrainStepHook:
         if model.test_function is None or force:
             with self.flavor.without_jit(model):
                 self.original_make_test_function(force=True)
-            function = model.test_function
+            function: Any = model.test_function
 
             def test_function(iterator):
                 with self.flavor.without_jit(model):

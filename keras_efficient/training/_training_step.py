@@ -149,9 +149,9 @@ class TrainingStep:
                 self.accumulator = cls(variables, static=self.static)
             if self.skipped is None:
                 with tf.init_scope():
-                    self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False)
+                    self.skipped = tf.Variable(tf.constant(0, tf.int64), trainable=False)
                     self.applying = replicas.variable(0)
-                    self.halved = tf.Variable(self.halvings, trainable=False)
+                    self.halved: Any = tf.Variable(tf.constant(self.halvings), trainable=False)
             with tf.init_scope():
                 for part in (*self.hook.gradient_observers, *self.followers):
                     part.build(model)
@@ -228,12 +228,15 @@ class TrainingStep:
 
     def update_window(self):
         """Apply the accumulated gradients of a window and start the next."""
-        self.update(self.hook.window.totals())
-        self.hook.window.restart()
+        window = self.hook.window
+        assert window is not None
+        self.update(window.totals())
+        window.restart()
 
     def update_twice(self, totals, data, context):
         """Take gradients, move the weights, take gradients again, restore the weights, update."""
         second_pass = self.hook.second_pass
+        assert second_pass is not None
         first = self.reduced(totals)
         with tf.control_dependencies([totals["weight"]]):
             self.accumulator.close()
