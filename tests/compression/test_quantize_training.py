@@ -360,7 +360,7 @@ def test_two_replicas_are_one(specimen):
     np.testing.assert_allclose(outputs(two, x), outputs(one, x), atol=1e-2)
 
 
-@pytest.mark.parametrize("library, jit", covering(["keras", "tf_keras"], [False, True]))
+@pytest.mark.parametrize("library, jit", covering(["keras", "tf_keras"], [False, True], strength=1))
 def test_replicas_see_each_others_extremes(library, jit):
     keras = keras_of(library)
     with mirrored().scope():

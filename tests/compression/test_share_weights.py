@@ -150,7 +150,7 @@ def ties(model):
 @some_cases(
     CASES,
     "keras-blocks-key_value",
-    "hugging-face-bert-layers",
+    "tf_keras-blocks-layers",
     "keras-tied-embeddings",
     "tf_keras-tied-embeddings",
 )
@@ -190,7 +190,7 @@ def test_one_variable_with_the_sum_of_the_gradients(specimen, what):
 
 @some_cases(
     CASES,
-    "kerashub-bert-layers",
+    "keras-blocks-layers",
     "tf_keras-blocks-key_value",
     "keras-tied-embeddings",
     "tf_keras-tied-embeddings",
