@@ -135,7 +135,7 @@ import keras_efficient.data._text
 assert callable(data.text) and not heavy & set(sys.modules) - {'tensorflow', 'keras'}
 
 import tensorflow as tf
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 from conftest import word_piece
 from test_data_text import KERASHUB, Tokenizer, firsts, make_records, text
 tf.random.set_seed(7)
@@ -148,7 +148,7 @@ def test_another_process_sees_the_same_epochs_and_imports_no_model_library(token
     dataset = text(make_records(), tokenizer, batch_size=8, seed=3)
     here = str([firsts(dataset) for _ in range(2)])
     done = subprocess.run(
-        [sys.executable, "-c", OTHER_PROCESS, str(pathlib.Path(__file__).parent)],
+        [sys.executable, "-c", OTHER_PROCESS, *map(str, pathlib.Path(__file__).parents[:2])],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
