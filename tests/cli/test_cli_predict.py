@@ -11,8 +11,7 @@ from command_line import keras_efficient
 
 from keras_efficient._errors import InputError
 from keras_efficient.exporters._warmup import _field
-from keras_efficient.serving import _predict as predict_module
-from keras_efficient.serving import _predict_script as predict_script
+from keras_efficient.serving import _predict as predict_module, _predict_script as predict_script
 from keras_efficient.serving._predict import predict
 
 TEXTS = ["a good film", "a dull one", "größer 🎬 good", ""]
