@@ -60,7 +60,6 @@ def command(*modules):
     def stop():
         server.stdin.close()
         server.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
     return [sys.executable, "-S", "-E", __file__, "run", path]
 
@@ -121,7 +120,7 @@ def _read_number(connection):
 
 
 def serve(path, modules):
-    """Import modules, then fork a process for each connection, until the input ends."""
+    """Import modules, then fork a process for each connection, until the test process ends."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)
@@ -159,6 +158,7 @@ def serve(path, modules):
             elif key.fileobj is sys.stdin.buffer:
                 for pid in connections:
                     os.kill(pid, signal.SIGKILL)
+                shutil.rmtree(os.path.dirname(path), ignore_errors=True)
                 return
             else:
                 # The test has killed its process.

@@ -11,16 +11,23 @@ import workers
 import zoo
 
 #: With these, callbacks and saving are tested too.
-EVERYDAY = KERAS, TF_KERAS = "keras-sequential", "tf_keras-functional"
+EVERYDAY = KERAS, TF_KERAS = "keras-sequential", "tf_keras-sequential"
+SEQUENTIAL = zoo.Specimen(TF_KERAS, "tf_keras", zoo._sequential("tf_keras"), lambda x: x)
 #: Models that take longer; test_workers_minilm.py trains MiniLM, too.
-LIBRARIES = ("keras-functional", "kerashub-bert", "hugging-face-bert", "model-garden-bert")
+LIBRARIES = (
+    "keras-functional",
+    "tf_keras-functional",
+    "kerashub-bert",
+    "hugging-face-bert",
+    "model-garden-bert",
+)
 N, BATCH = 21, 10
 #: Seconds that a run of worker processes may take; a machine may be busy.
 PATIENCE = 600
 
 
 def specimen_of(name):
-    return next(each for each in zoo.ZOO if each.name == name)
+    return next(each for each in (SEQUENTIAL, *zoo.ZOO) if each.name == name)
 
 
 def made(name, strategy, k=2):
@@ -357,10 +364,8 @@ def fit_without_this_package():
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     refused = None
     try:
-        model = made("tf_keras-functional", strategy, k=None)
-        model.fit(
-            data_of("tf_keras-functional"), verbose=0, callbacks=[ke.callbacks.Resume("none")]
-        )
+        model = made(TF_KERAS, strategy, k=None)
+        model.fit(data_of(TF_KERAS), verbose=0, callbacks=[ke.callbacks.Resume("none")])
     except ke.InputError as error:
         refused = str(error)
     keras.config.disable_traceback_filtering()
