@@ -23,13 +23,14 @@ import keras_efficient as ke
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers
 
 names = pytest.mark.parametrize
+FUNCTIONAL = [SPECIMENS[f"{library}-functional"] for library in ("keras", "tf_keras")]
 
 
 def biases(model):
     return {key for key in numbered(model) if key.split()[1] in ("bias", "beta")}
 
 
-@names("specimen", FEW, ids=repr)
+@names("specimen", full_except("keras-functional", "hugging-face-bert", among=FEW))
 def test_biases_and_the_head_move_alone(specimen):
     model = specimen.make()
     moves = biases(model) | head_keys(model)
@@ -42,12 +43,12 @@ def test_biases_and_the_head_move_alone(specimen):
     )
 
 
-@names("specimen", FEW, ids=repr)
+@names("specimen", full_except("keras-functional", "hugging-face-bert", among=FEW))
 def test_weights_are_saved(specimen, tmp_path):
     assert_saved(specimen, ke.bitfit, tmp_path)
 
 
-@names("specimen", TWO, ids=repr)
+@names("specimen", full_except("hugging-face-bert", among=TWO))
 def test_export(specimen, tmp_path, monkeypatch):
     assert_exported(specimen, ke.bitfit, tmp_path, monkeypatch)
 
@@ -101,7 +102,7 @@ def test_unfreeze_undoes_it(specimen):
     assert not parametrized_layers(model)
 
 
-@names("specimen", TWO, ids=repr)
+@names("specimen", FUNCTIONAL, ids=repr)
 def test_freeze_some(specimen):
     """Only kernels are frozen, also in a model that was trained before."""
     model = train(specimen, lambda model: None)
@@ -119,7 +120,7 @@ def test_freeze_some(specimen):
     assert {key for key in before if key.endswith("kernel")} <= moved
 
 
-@names("specimen", TWO, ids=repr)
+@names("specimen", FUNCTIONAL, ids=repr)
 def test_the_optimizer_keeps_what_it_knows(specimen):
     """Also for a weight that is frozen for a while."""
     from zoo import keras_of
