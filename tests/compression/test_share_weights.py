@@ -386,12 +386,12 @@ def test_clustered_embeddings_are_read_by_the_tied_output_too(library):
     np.testing.assert_allclose(outputs(model, x), expected, atol=1e-6)
 
 
-@libraries
-def test_two_replicas_and_xla(library):
+@pytest.mark.parametrize("library, variant", covering(BLOCKS, [(2, False), (1, True)], strength=1))
+def test_two_replicas_or_xla_train_as_one_replica(library, variant):
     specimen = next(s for s in DEEP if s.library == library)
     x, y = specimen.batch(12)
     runs = []
-    for replicas, jit in ((1, False), (2, False), (1, True)):
+    for replicas, jit in ((1, False), variant):
         with mirrored(replicas).scope():
             model = quick(library, stacked(library, (8, 8)), jit_compile=jit)
         ke.share_weights(model, "layers")
