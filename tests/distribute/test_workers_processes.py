@@ -1,4 +1,4 @@
-"""Two worker processes: signals, a worker that hangs, folders that are not shared, and XLA."""
+"""Two worker processes: signals, a worker that hangs, saving, resuming, export and XLA."""
 
 import os
 import signal
@@ -11,53 +11,52 @@ import pytest
 from workers import configs, run, start
 
 
-def fit(library, steps=None, folder=None, ready=None):
-    """Train a small model; write the process id to the file `ready` once training has begun."""
+def small_model(library, strategy, hidden=(), **kwargs):
+    """Return a compiled model that is traced quickly, with fixed weights."""
     import zoo
 
+    layers = zoo.keras_of(library).layers
+    hidden = [layers.Dense(units, activation="relu") for units in hidden]
+    with strategy.scope():
+        model = zoo.keras_of(library).Sequential([layers.Input((4,)), *hidden, layers.Dense(3)])
+        rng = np.random.default_rng(0)
+        model.set_weights([rng.normal(0, 0.3, w.shape) for w in model.get_weights()])
+        return training.compiled(library, model, **kwargs)
+
+
+def small_data(n=21, batch_size=10):
+    """Return batches for `small_model`."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(n, 4)).astype("float32"), rng.integers(0, 3, n)
+    return training.batches(x, y, batch_size=batch_size)
+
+
+def fit_endlessly(library, ready):
+    """Train until stopped; write the process id to a file, `ready` and the worker's index."""
     import keras_efficient as ke
 
     strategy = ke.strategy("auto", start_timeout=300)
     index = strategy.cluster.index
-    (specimen,) = (s for s in zoo.ZOO if s.name == f"{library}-functional")
-    x, y = specimen.batch(21)
-    with strategy.scope():
-        model = training.compiled(library, specimen.make())
+    model = small_model(library, strategy)
     ke.accumulate(model, 2)
-    callbacks = [ke.callbacks.Resume(folder)] if folder else []
-    if ready:
 
-        class Ready(ke.flavor.Callback):
-            def on_train_batch_end(self, batch, logs=None):
-                if not Path(f"{ready}{index}").exists():
-                    Path(f"{ready}{index}.new").write_text(str(os.getpid()))
-                    Path(f"{ready}{index}.new").rename(f"{ready}{index}")
+    class Ready(ke.flavor.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if not Path(f"{ready}{index}").exists():
+                Path(f"{ready}{index}.new").write_text(str(os.getpid()))
+                Path(f"{ready}{index}.new").rename(f"{ready}{index}")
 
-        callbacks.append(Ready())
-    data = training.batches(x, y, batch_size=10)
-    if steps:
-        data = data.repeat()
-    model.fit(data, steps_per_epoch=steps, callbacks=callbacks, shuffle=False, verbose=0)
-    return model.evaluate(data, return_dict=True, verbose=0), model.get_weights()
+    data = small_data().repeat()
+    model.fit(data, steps_per_epoch=10**6, callbacks=[Ready()], shuffle=False, verbose=0)
 
 
 def fit_compiled(library, strategy):
-    """Train a model that XLA compiles quickly, unlike attention; return results and weights."""
-    import zoo
-
+    """Train a model that XLA compiles; return results and weights."""
     import keras_efficient as ke
 
-    layers = zoo.keras_of(library).layers
-    with strategy.scope():
-        model = zoo.keras_of(library).Sequential(
-            [layers.Input((4,)), layers.Dense(8, activation="relu"), layers.Dense(3)]
-        )
-        rng = np.random.default_rng(0)
-        model.set_weights([rng.normal(0, 0.3, w.shape) for w in model.get_weights()])
-        training.compiled(library, model, jit_compile=True)
+    model = small_model(library, strategy, hidden=(8,), jit_compile=True)
     ke.accumulate(model, 2)
-    x, y = rng.normal(size=(21, 4)).astype("float32"), rng.integers(0, 3, 21)
-    data = training.batches(x, y, batch_size=10)
+    data = small_data()
     model.fit(data, validation_data=data, shuffle=False, verbose=0)
     return model.evaluate(data, return_dict=True, verbose=0), model.get_weights()
 
@@ -77,8 +76,8 @@ def pair(tmp_path):
     ready = [tmp_path / f"ready{index}" for index in range(2)]
 
     def begin(library="keras"):
-        arguments = (library, 10**6, None, str(tmp_path / "ready"))
-        processes.extend(start(fit, arguments, tmp_path, configs(2)))
+        arguments = (library, str(tmp_path / "ready"))
+        processes.extend(start(fit_endlessly, arguments, tmp_path, configs(2)))
         deadline = time.monotonic() + 600
         while not all(file.exists() for file in ready):
             codes = [process.poll() for process in processes]
@@ -115,32 +114,14 @@ def test_a_worker_that_hangs_is_noticed(pair, tmp_path, frozen):
     assert "aborted" in log or "nhealthy" in log or "UNAVAILABLE" in log or "Unavailable" in log
 
 
-def resume_elsewhere(folder):
-    """Save to a shared folder, then resume from another one on the second worker."""
-    import keras_efficient as ke
-
-    index = ke.distribute.Cluster.from_environment().index
-    fit("keras", folder=f"{folder}/shared")
-    try:
-        fit("keras", folder=f"{folder}/{('shared', 'another')[index]}")
-    except ke.InputError as error:
-        return str(error)
-
-
-def test_workers_that_do_not_share_the_folder_are_told(tmp_path):
-    messages = run(resume_elsewhere, str(tmp_path))
-    assert all("All workers must see the same checkpoints" in message for message in messages)
-    assert all("step 3, none" in message for message in messages)
-
-
 def everyday(library, folder):
     """Do what scripts do besides training, with a model that has no embedding.
 
     Returns:
-        `(compiled, code, resumed, rates)`: the result of `fit_compiled`, the exit code on SIGTERM,
-        the number of updates after resuming, and the learning rates in the log.
+        `(compiled, code, resumed, refused, rates)`: the result of `fit_compiled`, the exit code on
+        SIGTERM, the numbers of updates before and after resuming, the message about folders that
+        are not shared, and the learning rates in the log.
     """
-    import zoo
     from in_process_export import serve_here
 
     import keras_efficient as ke
@@ -148,23 +129,15 @@ def everyday(library, folder):
     strategy = ke.strategy("auto", start_timeout=300)
     assert ke.strategy("auto") is strategy, "a second call gives the same one"
     compiled = fit_compiled(library, strategy)
-    index, layers, code = strategy.cluster.index, zoo.keras_of(library).layers, None
-
-    def new():
-        with strategy.scope():
-            model = zoo.keras_of(library).Sequential([layers.Input((4,)), layers.Dense(3)])
-            return training.compiled(library, model)
-
-    model, rng = new(), np.random.default_rng(0)
-    x, y = rng.normal(size=(21, 4)).astype("float32"), rng.integers(0, 3, 21)
-    data = training.batches(x, y, batch_size=10)
-    log = ke.callbacks.RunLog()
+    index, code = strategy.cluster.index, None
+    model, data, log = small_model(library, strategy), small_data(), ke.callbacks.RunLog()
     model.fit(data, epochs=2, shuffle=False, verbose=0, callbacks=[log])
     model.save(f"{folder}/model.keras")
     model.save_weights(f"{folder}/all.weights.h5")
     with pytest.MonkeyPatch.context() as patch:
         serve_here(patch)
-        ke.export(model, f"{folder}/export", sample=x[:2], latency=False)
+        sample = np.ones((2, 4), "float32")
+        ke.export(model, f"{folder}/export", sample=sample, latency=False)
 
     class Late(ke.flavor.Callback):
         """Sends SIGTERM to the second worker after all updates of the epoch."""
@@ -178,28 +151,38 @@ def everyday(library, folder):
         model.fit(data, validation_data=data, shuffle=False, verbose=0, callbacks=[resume, Late()])
     except SystemExit as stop:
         code = stop.code
-    saved, model = model.get_weights(), new()
+    saved, model = model.get_weights(), small_model(library, strategy)
     before = int(model.optimizer.iterations.numpy())
     model.fit(data, shuffle=False, verbose=0, callbacks=[ke.callbacks.Resume(f"{folder}/run")])
     resumed = before, int(model.optimizer.iterations.numpy())
     for a, b in zip(saved, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+    # The second worker looks for checkpoints in another folder.
+    own, refused = (f"{folder}/run", f"{folder} of another machine")[index], None
+    try:
+        small_model(library, strategy).fit(
+            data, shuffle=False, verbose=0, callbacks=[ke.callbacks.Resume(own)]
+        )
+    except ke.InputError as error:
+        refused = str(error)
     # Last, because a worker that fails while the others read breaks the collectives.
     with pytest.raises(Exception):  # noqa: B017
         model.save_weights(f"{folder}/{'model.keras/' * (index == 0)}no.weights.h5")
-    return compiled, code, resumed, [step["learning_rate"] for step in log.steps]
+    return compiled, code, resumed, refused, [step["learning_rate"] for step in log.steps]
 
 
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_what_scripts_do_besides_training(library, tmp_path):
-    """XLA for the microbatches, a log, saving, export, SIGTERM and resuming."""
+    """XLA for the microbatches, a log, saving, export, SIGTERM, and resuming."""
     import tensorflow as tf
     import zoo
 
     folder = tmp_path / "shared"
     folder.mkdir()
     both = run(everyday, library, str(folder))
-    for _, code, resumed, rates in both:
+    for _, code, resumed, refused, rates in both:
+        assert "All workers must see the same checkpoints" in refused
+        assert "step 3, none" in refused
         assert rates == pytest.approx([0.5] * 6)
         assert code == 143
         # The epoch was complete: nothing is trained again.
@@ -222,21 +205,15 @@ def test_what_scripts_do_besides_training(library, tmp_path):
 def many_steps(library, steps):
     """Train with several steps per call, on two devices and TensorFlow's collectives."""
     import tensorflow as tf
-    import zoo
 
     import keras_efficient as ke
 
     halves = [tf.config.LogicalDeviceConfiguration()] * 2
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
-    keras, rng = zoo.keras_of(library), np.random.default_rng(0)
-    with ke.strategy("mirrored").scope():
-        model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3)])
-        model.set_weights([rng.normal(0, 0.3, w.shape) for w in model.get_weights()])
-        training.compiled(library, model, steps_per_execution=steps)
+    model = small_model(library, ke.strategy("mirrored"), steps_per_execution=steps)
     ke.accumulate(model, 2)
-    x, y = rng.normal(size=(32, 4)).astype("float32"), rng.integers(0, 3, 32)
     try:
-        model.fit(training.batches(x, y, batch_size=8), shuffle=False, verbose=0)
+        model.fit(small_data(32, 8), shuffle=False, verbose=0)
     except tf.errors.InvalidArgumentError as error:
         return str(error)
     return model.get_weights()
