@@ -6,8 +6,10 @@ import tensorflow as tf
 
 from keras_efficient._errors import InputError
 from keras_efficient.flavor import Callback
-from keras_efficient.training import _accumulation_window as accumulation_window
-from keras_efficient.training import _train_step_hook as train_step_hook
+from keras_efficient.training import (
+    _accumulation_window as accumulation_window,
+    _train_step_hook as train_step_hook,
+)
 from keras_efficient.training._microbatch_step import square_norm
 
 
