@@ -4,7 +4,9 @@ import socket
 import sys
 
 import pytest
-from launching import in_path, launch, script
+from launching import Ended, in_path, launch, script
+
+from keras_efficient.cli import main
 
 
 @pytest.fixture
@@ -80,9 +82,12 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options(path, name):
+def test_options(path, name, capsys):
+    """In this process; the tests below start the launcher."""
     options, parts = OPTIONS[name]
-    launch(*options, path).refused(*parts)
+    with pytest.raises(SystemExit) as stop:
+        main(["launch", *options, str(path)])
+    Ended(stop.value.code, *capsys.readouterr()).refused(*parts)
 
 
 def test_no_script():
