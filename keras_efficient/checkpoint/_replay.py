@@ -126,9 +126,10 @@ class Replay:
 
     def _add_to_checksum(self, data):
         if self._update_checksum is None:
-            strategy = self.model.distribute_strategy
+            # The function does not refer to `self`: a cycle would keep the checkpoint's file open.
+            strategy, checksum = self.model.distribute_strategy, self.checksum
             self._update_checksum = tf.function(
-                lambda data: strategy.run(self.checksum, (data,)),
+                lambda data: strategy.run(checksum, (data,)),
                 reduce_retracing=True,
                 autograph=False,
             )
