@@ -3,8 +3,8 @@
     python benchmarks/accumulation.py [--rounds 3] [--json FILE]
 
 Each alternative trains MiniLM in a process of its own, whose peak memory is measured. The
-alternatives take turns, and the table shows medians. All use the same 256 examples of 64 tokens per update, in
-float32; the plain batch of 8 uses 8.
+alternatives take turns, and the table shows medians. All use the same 256 examples of 64 tokens per
+update, in float32; the plain batch of 8 uses 8.
 """
 
 import argparse

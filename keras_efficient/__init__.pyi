@@ -1,44 +1,51 @@
-from . import bench as bench
-from . import callbacks as callbacks
-from . import checkpoint as checkpoint
-from . import compression as compression
-from . import data as data
-from . import distribute as distribute
-from . import dtype_policies as dtype_policies
-from . import exporters as exporters
-from . import flavor as flavor
-from . import layers as layers
-from . import models as models
-from . import optimizers as optimizers
-from . import parametrize as parametrize
-from . import peft as peft
-from . import schedules as schedules
-from . import serving as serving
-from . import training as training
-from . import versions as versions
+from . import (
+    bench as bench,
+    callbacks as callbacks,
+    checkpoint as checkpoint,
+    compression as compression,
+    data as data,
+    distribute as distribute,
+    dtype_policies as dtype_policies,
+    exporters as exporters,
+    flavor as flavor,
+    layers as layers,
+    models as models,
+    optimizers as optimizers,
+    parametrize as parametrize,
+    peft as peft,
+    schedules as schedules,
+    serving as serving,
+    training as training,
+    versions as versions,
+)
 from ._errors import InputError as InputError
 from .callbacks import find_learning_rate as find_learning_rate
-from .compression import calibrate as calibrate
-from .compression import cluster as cluster
-from .compression import prune as prune
-from .compression import quantize_aware as quantize_aware
-from .compression import share_weights as share_weights
+from .compression import (
+    calibrate as calibrate,
+    cluster as cluster,
+    prune as prune,
+    quantize_aware as quantize_aware,
+    share_weights as share_weights,
+)
 from .distribute import strategy as strategy
 from .dtype_policies import mixed_precision as mixed_precision
 from .exporters import export as export
-from .parametrize import merge as merge
-from .parametrize import summary as summary
-from .peft import adalora as adalora
-from .peft import adapters as adapters
-from .peft import bitfit as bitfit
-from .peft import load_adapters as load_adapters
-from .peft import lora as lora
-from .peft import prefix_tuning as prefix_tuning
-from .peft import save_adapters as save_adapters
-from .peft import switch_adapters as switch_adapters
-from .training import accumulate as accumulate
-from .training import adversarial as adversarial
-from .training import remat as remat
-from .training import sam as sam
+from .parametrize import merge as merge, summary as summary
+from .peft import (
+    adalora as adalora,
+    adapters as adapters,
+    bitfit as bitfit,
+    load_adapters as load_adapters,
+    lora as lora,
+    prefix_tuning as prefix_tuning,
+    save_adapters as save_adapters,
+    switch_adapters as switch_adapters,
+)
+from .training import (
+    accumulate as accumulate,
+    adversarial as adversarial,
+    remat as remat,
+    sam as sam,
+)
 
 __version__: str

@@ -70,7 +70,7 @@ def bench(
         InputError: an argument is out of range; a target is missing or damaged, or fails to load
             or to run; the data lacks labels or an input; or a runtime is not installed.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> made = ke.export(model, "saved_models/tiny", sample=np.ones((2, 3)), latency=False)
         >>> report = ke.bench.bench(

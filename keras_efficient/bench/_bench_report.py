@@ -21,7 +21,7 @@ class BenchReport:
             "median_ms" and "p95_ms" in milliseconds, "examples_per_second" at the median, and
             "calls", the number of calls timed.
 
-    Example:
+    Examples:
         >>> from keras_efficient.bench import BenchReport
         >>> case = {"median_ms": 4.0, "p95_ms": 5.0, "examples_per_second": 250.0, "calls": 9}
         >>> half = {**case, "median_ms": 2.0, "examples_per_second": 500.0}

@@ -40,7 +40,7 @@ class AdaptOnPlateau(Callback):
         InputError: in `fit`, if the rate is a schedule that is not of `ke.schedules`, or `monitor`
             is not in the logs.
 
-    Example:
+    Examples:
         >>> adapt = ke.callbacks.AdaptOnPlateau("loss", patience=1, rate_factor=0.5, batch_factor=2)
         >>> model.fit(dataset, callbacks=[adapt])
 

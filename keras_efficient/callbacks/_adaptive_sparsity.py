@@ -37,7 +37,7 @@ class AdaptiveSparsity(Callback):
         ValueError: `max_drop` is below 0, or `mode` is none of the three.
         InputError: in `fit`, if the model is not pruned or `monitor` is not in the logs.
 
-    Example:
+    Examples:
         >>> report = ke.prune(model, 0.9, end_step=100)
         >>> stop = ke.callbacks.AdaptiveSparsity("loss", max_drop=0.5, mode="min")
         >>> model.fit(dataset, callbacks=[stop])

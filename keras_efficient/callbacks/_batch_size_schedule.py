@@ -30,7 +30,7 @@ class BatchSizeSchedule(Callback):
         ValueError: a dict is empty, does not start at update 0 or has updates below 0; or a number
             of batches is not a positive int.
 
-    Example:
+    Examples:
         >>> growth = ke.callbacks.BatchSizeSchedule({0: 1, 1000: 2, 2000: 4})
         >>> model.fit(dataset, callbacks=[growth])
 

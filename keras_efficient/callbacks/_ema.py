@@ -40,7 +40,7 @@ class EMA(Callback):
             average, or after other variables have become trainable.
         InputError: the callback is given to `evaluate` or `predict`.
 
-    Example:
+    Examples:
         >>> ema = ke.callbacks.EMA(decay=0.99)
         >>> model.fit(dataset, validation_data=dataset, callbacks=[ema])
         >>> with ema.averaged():

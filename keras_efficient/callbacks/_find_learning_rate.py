@@ -125,7 +125,7 @@ def find_learning_rate(
             not finite before the first update.
         TypeError: `data` is a tuple or list of arrays, or the optimizer has no learning rate.
 
-    Example:
+    Examples:
         >>> report = ke.find_learning_rate(model, dataset, steps=20)
         >>> print(report)
         >>> model.compile(ke.optimizers.AdamW(report.suggestion or 1e-3), loss)

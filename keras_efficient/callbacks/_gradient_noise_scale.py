@@ -64,7 +64,7 @@ class GradientNoiseScale(Callback):
         InputError: in `fit`, if an update has one microbatch only: use `ke.accumulate`, several
             replicas, or a `BatchSizeSchedule`.
 
-    Example:
+    Examples:
         >>> noise = ke.callbacks.GradientNoiseScale()
         >>> model = ke.accumulate(model, microbatches=2)
         >>> model.fit(dataset, callbacks=[noise])

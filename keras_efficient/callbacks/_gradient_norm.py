@@ -21,7 +21,7 @@ class GradientNorm(Callback):
     Attributes:
         last: float, the norm of the last update's gradient.
 
-    Example:
+    Examples:
         >>> norm = ke.callbacks.GradientNorm()
         >>> model.fit(dataset, callbacks=[norm])
         >>> norm.last > 0

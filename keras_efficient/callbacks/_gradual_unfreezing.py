@@ -45,7 +45,7 @@ class GradualUnfreezing(Callback):
             no weights, or the model has no single stack of numbered layers and `stages` is None.
         InputError: in `fit`, if the model is not built.
 
-    Example:
+    Examples:
         >>> gradual = ke.callbacks.GradualUnfreezing(stages=["bias", "kernel"])
         >>> model.fit(dataset, epochs=3, callbacks=[gradual])
         >>> [len(paths) for paths in gradual.paths]

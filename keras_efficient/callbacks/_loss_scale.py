@@ -30,7 +30,7 @@ class LossScale(Callback):
         ValueError: `patience` is not a positive int.
         InputError: in `fit`, if the optimizer does not scale the loss.
 
-    Example:
+    Examples:
         >>> watch = ke.callbacks.LossScale()
         >>> watch.overflows
         0

@@ -20,7 +20,7 @@ def progress_bar(console: Console | None = None) -> rich.progress.Progress:
     Returns:
         A `rich.progress.Progress`, to be used as a context, whose tasks have the field `speed`.
 
-    Example:
+    Examples:
         >>> with ke.callbacks.progress_bar() as bar:
         ...     progress = ke.callbacks.Progress(bar)
         ...     model.fit(dataset, verbose=0, callbacks=[progress])
@@ -50,7 +50,7 @@ class Progress(Callback):
         throughput: a `Throughput` before this one in the same list of callbacks, whose examples
             per second are shown. Default: None.
 
-    Example:
+    Examples:
         >>> speed = ke.callbacks.Throughput()
         >>> callbacks = [speed, ke.callbacks.Progress(throughput=speed)]
         >>> model.fit(dataset, verbose=0, callbacks=callbacks)

@@ -70,7 +70,7 @@ class Resume(Callback):
         InputError: in `fit`, if the folder or its disk cannot be used, no save is complete, or
             the run was started with another model, other settings or other data.
 
-    Example:
+    Examples:
         >>> resume = ke.callbacks.Resume("runs/a", every_steps=100)
         >>> model.fit(dataset, epochs=2, callbacks=[resume])
         >>> resume.exists(), resume.epoch

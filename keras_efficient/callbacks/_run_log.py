@@ -22,7 +22,7 @@ class RunLog(Callback):
         epochs: list of dicts with epoch (from 1) and the epoch's logs (loss, accuracy, val_loss,
             ...).
 
-    Example:
+    Examples:
         >>> log = ke.callbacks.RunLog()
         >>> model.fit(dataset, epochs=2, callbacks=[log])
         >>> [entry["step"] for entry in log.steps], len(log.epochs)

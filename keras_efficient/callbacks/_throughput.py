@@ -35,7 +35,7 @@ class Throughput(Callback):
         first_step_seconds: float, total time of the steps left out, in seconds.
         peak_memory_bytes: int, of the process (resident set) or, with GPUs, of the fullest GPU.
 
-    Example:
+    Examples:
         >>> speed = ke.callbacks.Throughput()
         >>> model.fit(dataset, callbacks=[speed])
         >>> print(speed)

@@ -121,7 +121,7 @@ def calibrate(
             transforms.
         TypeError: `data` is not data.
 
-    Example:
+    Examples:
         >>> print(ke.calibrate(model, dataset, method="mse"))  # doctest: +ELLIPSIS
         calibrate: mse, ...
 

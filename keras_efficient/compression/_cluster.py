@@ -83,7 +83,7 @@ def cluster(
             a weight is clustered already.
         ImportError: TF-MOT is not installed.
 
-    Example:
+    Examples:
         >>> print(ke.cluster(model, 4))  # doctest: +ELLIPSIS
         cluster: ...
 

@@ -120,7 +120,7 @@ class Movement:
     Raises:
         ValueError: a number is out of range.
 
-    Example:
+    Examples:
         >>> criterion = ke.compression.Movement(soft=True, penalty=20.0)
         >>> print(ke.prune(model, criterion=criterion, end_step=100, layers="kernel"))
         prune: 1 weights, as many zeros as their scores say, unstructured, from update 0 to 100

@@ -119,7 +119,7 @@ def prune(
         TypeError: `adaptive` is not data.
         ImportError: TF-MOT is not installed.
 
-    Example:
+    Examples:
         >>> print(ke.prune(model, 0.5, end_step=100))  # doctest: +ELLIPSIS
         prune: ...
 

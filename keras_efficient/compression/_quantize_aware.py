@@ -97,7 +97,7 @@ def quantize_aware(
             weight is selected, `calibration` is empty, or a weight is quantized already.
         TypeError: `calibration` is not data.
 
-    Example:
+    Examples:
         >>> print(ke.quantize_aware(model, weight_bits=8))  # doctest: +ELLIPSIS
         quantize_aware: ...
 

@@ -40,7 +40,7 @@ class Reconstruction:
     Raises:
         ValueError: `damping` is not a finite number above 0.
 
-    Example:
+    Examples:
         >>> criterion = ke.compression.Reconstruction(dataset)
         >>> print(ke.prune(model, 0.5, criterion=criterion))  # doctest: +ELLIPSIS
         prune: ...

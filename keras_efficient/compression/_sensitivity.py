@@ -88,7 +88,7 @@ def sensitivity(
         ValueError: numbers are out of range or order, the model is not compiled, the loss is not
             finite, a weight is pruned already, or no weight is selected.
 
-    Example:
+    Examples:
         >>> found = ke.compression.sensitivity(model, next(iter(dataset)), 0.8, levels=(0.5, 0.9))
         >>> print(ke.prune(model, found, end_step=100))  # doctest: +ELLIPSIS
         prune: ...

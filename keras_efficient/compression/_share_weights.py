@@ -113,7 +113,7 @@ def share_weights(
         ValueError: there is nothing to share, weights have different shapes or transforms, or an
             argument is out of range.
 
-    Example:
+    Examples:
         >>> import keras
         >>> attention = keras.layers.MultiHeadAttention(2, 4)
         >>> ids = keras.Input((None,), dtype="int32")

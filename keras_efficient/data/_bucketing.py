@@ -35,7 +35,7 @@ def choose_buckets(
         InputError: There are no lengths, one is outside of [1, max_length], or an argument is not
             positive.
 
-    Example:
+    Examples:
         >>> ke.data.choose_buckets([3, 5, 8, 60], max_length=128, count=2)
         (8, 64)
 
@@ -90,7 +90,7 @@ def padded_tokens(lengths: Any, buckets: Any) -> int:
         InputError: The buckets are not ascending and positive, or a text is longer than the last
             bucket.
 
-    Example:
+    Examples:
         >>> ke.data.padded_tokens([3, 5, 8, 60], (8, 64))
         88
 

@@ -44,7 +44,7 @@ def read_records(
         InputError: The file or one of its rows cannot be used. The message names the file and the
             line.
 
-    Example:
+    Examples:
         >>> train = ke.data.read_records("reviews.csv")
         >>> test = ke.data.read_records("reviews.csv", label_names=train.label_names)
         >>> train.label_names == test.label_names

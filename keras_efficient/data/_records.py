@@ -34,7 +34,7 @@ class Records:
         InputError: A text is empty or not a string, or the labels do not match the texts or the
             names.
 
-    Example:
+    Examples:
         >>> records = ke.data.Records.of(["good", "bad"], ["pos", "neg"])
         >>> records.labels.tolist(), records.label_names
         ([1, 0], ('neg', 'pos'))
@@ -106,7 +106,7 @@ class Records:
             InputError: An item is neither a text nor a pair, or a label is missing or not among
                 the names.
 
-        Example:
+        Examples:
             >>> ke.data.Records.of([("good", 1), ("bad", 0)]).labels.tolist()
             [1, 0]
         """
@@ -213,7 +213,7 @@ def require_classes(records: Records, at_least: int = 2) -> Records:
     Raises:
         InputError: There are no labels, or fewer classes.
 
-    Example:
+    Examples:
         >>> len(ke.data.require_classes(ke.data.Records.of(["good", "bad"], [1, 0])))
         2
 
@@ -252,7 +252,7 @@ def split(records: Records, *, validation: float | int, seed: int = 0) -> tuple[
     Raises:
         InputError: One part would be empty, or `validation` is neither a fraction nor a number.
 
-    Example:
+    Examples:
         >>> records = ke.data.Records.of(list("abcde"))
         >>> train, validation = ke.data.split(records, validation=0.4)
         >>> len(train), len(validation)

@@ -77,7 +77,7 @@ def text(
         InputError: An argument is out of range, or there are no texts.
         TypeError: `tokenizer` is not a tokenizer.
 
-    Example:
+    Examples:
         >>> folder, inputs = "models/all-MiniLM-L6-v2", ke.data.KERASHUB
         >>> tokenizer = ke.data.Tokenizer.from_directory(folder, inputs=inputs)
         >>> train = ke.data.text("reviews.csv", tokenizer, batch_size=32)

@@ -19,7 +19,7 @@ class TextStats:
             number of such batches, in the order of the lengths.
         truncated: Number of texts that were truncated to `max_length`.
 
-    Example:
+    Examples:
         >>> stats = ke.data.TextStats(5, 2, 4, 30, 40, ((1, 16, 1), (4, 6, 1)), 0)
         >>> str(stats).splitlines()[0]
         '5 texts in 2 batches of 4: 30 tokens, 40 with padding (25.0% padding)'

@@ -40,7 +40,7 @@ class Tokenizer:
         InputError: An argument is invalid.
         TypeError: The backend is none of the three kinds.
 
-    Example:
+    Examples:
         >>> def encode(texts, max_length):
         ...     return [list(map(len, text.split()))[:max_length] for text in texts]
         >>> tokenizer = ke.data.Tokenizer(encode, inputs=ke.data.KERASHUB)
@@ -128,7 +128,7 @@ class Tokenizer:
         Raises:
             InputError: The folder has neither file, or a file cannot be read.
 
-        Example:
+        Examples:
             >>> folder = "models/all-MiniLM-L6-v2"
             >>> tokenizer = ke.data.Tokenizer.from_directory(folder, inputs=ke.data.KERASHUB)
         """
@@ -260,7 +260,7 @@ def as_tokenizer(obj: Any, *, inputs: Mapping[str, str] | None = None) -> Tokeni
     Raises:
         TypeError: `obj` is none of these.
 
-    Example:
+    Examples:
         >>> import tokenizers
         >>> fast = tokenizers.Tokenizer.from_file("models/all-MiniLM-L6-v2/tokenizer.json")
         >>> ke.data.as_tokenizer(fast).inputs["ids"]

@@ -28,7 +28,7 @@ class Cluster:
     Raises:
         InputError: an address has no port or occurs twice, or the index is out of range.
 
-    Example:
+    Examples:
         >>> cluster = ke.distribute.Cluster(("10.0.0.1:12345", "10.0.0.2:12345"), index=1)
         >>> len(cluster), cluster.address, cluster.task
         (2, '10.0.0.2:12345', ('worker', 1))
@@ -120,7 +120,7 @@ def is_chief() -> bool:
     Raises:
         InputError: TF_CONFIG or Slurm's variables describe no valid cluster.
 
-    Example:
+    Examples:
         >>> ke.distribute.is_chief()
         True
 

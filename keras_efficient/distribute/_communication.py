@@ -22,7 +22,7 @@ class Communication:
     Raises:
         InputError: a value is out of its range.
 
-    Example:
+    Examples:
         >>> ke.distribute.Communication("ring", bytes_per_pack=50 * 2**20).bytes_per_pack
         52428800
 

@@ -24,7 +24,7 @@ def shard(dataset: tf.data.Dataset | Any) -> tf.data.Dataset | Any:
         The dataset with DATA as its auto-shard policy. Datasets with another policy than AUTO, and
         objects that are not datasets, are returned unchanged.
 
-    Example:
+    Examples:
         >>> sharded = ke.distribute.shard(dataset)
         >>> sharded.options().experimental_distribute.auto_shard_policy.name
         'DATA'

@@ -78,7 +78,7 @@ def strategy(
         InputError: `kind` is unknown or not available, TensorFlow has already started, or the
             workers are described wrongly, are missing, or differ.
 
-    Example:
+    Examples:
         >>> strategy = ke.strategy("one")
         >>> with strategy.scope():
         ...     model.compile("sgd", loss)

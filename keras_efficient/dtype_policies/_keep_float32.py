@@ -19,7 +19,7 @@ def keep_float32(model: Model, *heads: Layer) -> Model:
     Returns:
         The model.
 
-    Example:
+    Examples:
         >>> ke.dtype_policies.keep_float32(model, model.layers[-1]) is model
         True
 

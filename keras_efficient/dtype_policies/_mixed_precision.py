@@ -47,7 +47,7 @@ def mixed_precision(policy: str = "auto", *, library: Any = "keras") -> Precisio
     Raises:
         ValueError: The policy or library is unknown.
 
-    Example:
+    Examples:
         >>> print(ke.mixed_precision("float32"))
         float32: as requested
 

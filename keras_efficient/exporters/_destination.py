@@ -35,7 +35,7 @@ def check_destination(directory: str | os.PathLike, needed_bytes: int = 0) -> Pa
         InputError: the path is empty, the version exists, a part of the path is a file, the folder
             is not writable, or there is too little disk space.
 
-    Example:
+    Examples:
         >>> import tempfile, pathlib
         >>> from keras_efficient.exporters import check_destination
         >>> folder = pathlib.Path(tempfile.mkdtemp())

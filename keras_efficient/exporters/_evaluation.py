@@ -28,7 +28,7 @@ class Evaluation:
     Raises:
         InputError: `max_drop` is out of range.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> evaluation = ke.exporters.Evaluation(dataset, max_drop=0.01)
         >>> report = ke.export(
@@ -131,7 +131,8 @@ def check_drop(in_memory, served, batches, max_drop: float) -> dict:
     """Compare accuracies.
 
     Args:
-        in_memory, served: lists of scores, float arrays [batch, classes].
+        in_memory: list of float arrays [batch, classes], the scores of the model in memory.
+        served: the same of the served model.
         batches: as returned by `Evaluation.batches`.
         max_drop: how far the served accuracy may be below the accuracy in memory.
 

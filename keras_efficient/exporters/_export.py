@@ -121,7 +121,7 @@ def export(
         VerificationError: the SavedModel failed or its outputs differ; the message says by how much
             and where the refused files are kept.
 
-    Example:
+    Examples:
         >>> import tempfile, keras, numpy as np
         >>> import keras_efficient as ke
         >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])

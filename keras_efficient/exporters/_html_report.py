@@ -58,7 +58,7 @@ def write_html_report(
         InputError: `steps` or `epochs` is not a list of dicts, a value is not a number, or `facts`
             is not a dict.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> page = ke.exporters.write_html_report(
         ...     tempfile.mkdtemp() + "/run.html",

@@ -46,7 +46,7 @@ def write_manifest(folder: str | os.PathLike, *, report: Any, recipe: dict[str, 
         InputError: there is a manifest already, JSON cannot hold the recipe, or the folder holds
             symbolic links.
 
-    Example:
+    Examples:
         >>> import tempfile, types
         >>> report = types.SimpleNamespace(created="", versions={}, data_fingerprint=None)
         >>> folder = tempfile.mkdtemp()

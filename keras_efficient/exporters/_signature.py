@@ -34,7 +34,7 @@ class Features:
         InputError: there are no features or no examples, their numbers differ, or features are
             nested, unnamed, text or scalars.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> features = ke.exporters.Features(model, np.ones((4, 3)))
         >>> features.specs()

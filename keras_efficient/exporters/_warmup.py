@@ -35,7 +35,7 @@ def write_warmup(folder: str | os.PathLike, signature_name: str, arrays: Mapping
     Raises:
         InputError: there is no name, there are no arrays, or their numbers of examples differ.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = ke.exporters.write_warmup(tempfile.mkdtemp(), "text", {"text": ["good", "bad"]})
         >>> path.name

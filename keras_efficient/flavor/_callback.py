@@ -20,7 +20,7 @@ class Callback:
         model: The model, set by `fit`, `evaluate` and `predict`; None before.
         params: Dict with "epochs", "steps" and "verbose", set likewise; None before.
 
-    Example:
+    Examples:
         >>> class PrintLoss(ke.flavor.Callback):
         ...     def on_epoch_end(self, epoch, logs=None):
         ...         print(epoch, sorted(logs))

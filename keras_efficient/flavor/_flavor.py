@@ -21,7 +21,7 @@ class Flavor(LayerEditing, TrainingAccess):
         name: "keras" or "tf_keras", the value that users pass as `library=`.
         keras: The library's module; both have the same public namespace.
 
-    Example:
+    Examples:
         >>> ke.flavor.of(model).name
         'keras'
         >>> ke.flavor.of(model).keras.__name__

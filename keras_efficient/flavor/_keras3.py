@@ -13,8 +13,7 @@ from keras.src import backend as _backend
 from keras.src.random import seed_generator as _seed_generator
 from keras.src.saving import saving_api as _saving_api
 
-from keras_efficient.flavor import _keras3_losses as losses
-from keras_efficient.flavor import _keras3_multi_worker as multi_worker
+from keras_efficient.flavor import _keras3_losses as losses, _keras3_multi_worker as multi_worker
 from keras_efficient.flavor._flavor import Flavor
 from keras_efficient.flavor._keras3_replay import Keras3Replay
 from keras_efficient.flavor._loss_scale import LossScale

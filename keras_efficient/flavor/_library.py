@@ -22,7 +22,7 @@ def of(obj: Any) -> Flavor:
     Raises:
         TypeError: `obj` belongs to neither library.
 
-    Example:
+    Examples:
         >>> ke.flavor.of(model).name
         'keras'
 
@@ -54,7 +54,7 @@ def get(library: Any) -> Flavor:
         TypeError: The object belongs to neither library.
         ImportError: Keras 3 runs on another backend than TensorFlow.
 
-    Example:
+    Examples:
         >>> ke.flavor.get("tf_keras").keras.__name__
         'tf_keras'
 

@@ -15,8 +15,7 @@ from tf_keras.src.mixed_precision import autocast_variable as _autocast
 # Nor is the module that a model's `save` calls; see `Flavor.enable_multi_worker`.
 from tf_keras.src.saving import saving_api as _saving_api
 
-from keras_efficient.flavor import _hugging_face as hugging_face
-from keras_efficient.flavor import _tf_keras_losses as losses
+from keras_efficient.flavor import _hugging_face as hugging_face, _tf_keras_losses as losses
 from keras_efficient.flavor._flavor import Flavor
 from keras_efficient.flavor._loss_scale import LossScale
 from keras_efficient.flavor._patched import patched

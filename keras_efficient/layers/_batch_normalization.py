@@ -66,7 +66,7 @@ def MaskedBatchNormalization(
         ValueError: `momentum` or `epsilon` is out of range, or, in a call, the mask has the wrong
             rank.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> layer = ke.layers.MaskedBatchNormalization(momentum=0.9)
         >>> x = np.array([[[1.0], [3.0], [99.0]]], "float32")
@@ -100,7 +100,7 @@ def custom_objects(library: Any = "keras") -> dict[str, type]:
     Returns:
         `{registered name: class}`.
 
-    Example:
+    Examples:
         >>> sorted(ke.layers.custom_objects("keras"))
         ['keras_efficient>MaskedBatchNormalization']
 

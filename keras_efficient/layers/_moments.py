@@ -24,7 +24,7 @@ def masked_moments(x: Tensor, mask: Any = None) -> tuple[Tensor, Tensor, Tensor]
     Raises:
         ValueError: The rank of `mask` is not that of `x` minus one.
 
-    Example:
+    Examples:
         >>> mean, variance, count = ke.layers.masked_moments([[[1.0], [3.0], [99.0]]], [[1, 1, 0]])
         >>> float(mean[0]), float(variance[0]), float(count)
         (2.0, 1.0, 2.0)

@@ -58,7 +58,7 @@ def load(
             configuration, weights or tokenizer, a file is corrupt, or the architecture has no
             classifier.
 
-    Example:
+    Examples:
         >>> model, tokenizer = ke.models.load("models/all-MiniLM-L6-v2", num_labels=3)
         >>> data = ke.data.text(["a good film", "a bad plot"], tokenizer, batch_size=2)
         >>> model.predict(data, verbose=0).shape

@@ -76,7 +76,7 @@ def Adafactor(
         ValueError: a number is out of its range, a pattern is not a regular expression, or
             `library` is unknown.
 
-    Example:
+    Examples:
         >>> model.compile(ke.optimizers.Adafactor(1e-3, relative_step=False), loss)
 
     Reference:

@@ -59,7 +59,7 @@ def AdamW(
         ValueError: a number is out of its range, a pattern is not a regular expression, or
             `library` is unknown.
 
-    Example:
+    Examples:
         >>> rate = ke.schedules.warmup_cosine(5e-5, warmup_steps=100, total_steps=2000)
         >>> model.compile(ke.optimizers.AdamW(rate, exclude=ke.optimizers.NO_DECAY), loss)
 

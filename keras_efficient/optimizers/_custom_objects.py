@@ -21,7 +21,7 @@ def custom_objects(library: str | Model = "keras") -> dict[str, type]:
     Raises:
         ValueError: `library` is unknown.
 
-    Example:
+    Examples:
         >>> import keras
         >>> model.compile(ke.optimizers.LAMB(), loss)
         >>> model.save("model.keras")

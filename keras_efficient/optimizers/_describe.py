@@ -17,7 +17,7 @@ def describe(model: Model) -> str:
     Raises:
         TypeError: the model has another optimizer, or none.
 
-    Example:
+    Examples:
         >>> model.compile(ke.optimizers.AdamW(weight_decay=0.1, exclude="bias$"), loss)
         >>> header, kernel, bias = ke.optimizers.describe(model).splitlines()
         >>> kernel.split()[:2], bias.split()[:2]

@@ -72,7 +72,7 @@ def LAMB(
         ValueError: a number is out of its range, a pattern is not a regular expression, or
             `library` is unknown.
 
-    Example:
+    Examples:
         >>> model.compile(ke.optimizers.LAMB(1e-3, exclude=ke.optimizers.NO_DECAY), loss)
 
     Reference:

@@ -32,7 +32,7 @@ def layer_depths(paths: Iterable[str]) -> tuple[list[int], int]:
         ValueError: no path has a numbered layer, or the layers form several stacks, such as an
             encoder and a decoder, which have no common depth.
 
-    Example:
+    Examples:
         >>> paths = ["token_embedding/embeddings", "transformer_layer_1/query/kernel", "head/bias"]
         >>> ke.optimizers.layer_depths(paths)
         ([0, 2, 3], 3)

@@ -57,7 +57,7 @@ def Lion(
         ValueError: a number is out of its range, a pattern is not a regular expression, or
             `library` is unknown.
 
-    Example:
+    Examples:
         >>> model.compile(ke.optimizers.Lion(1e-5, exclude=ke.optimizers.NO_DECAY), loss)
 
     Reference:

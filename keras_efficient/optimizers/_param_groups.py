@@ -28,7 +28,7 @@ class ParamGroup:
     Raises:
         ValueError: a number is out of its range, or an excluded group has a decay.
 
-    Example:
+    Examples:
         >>> head = ke.optimizers.ParamGroup(rate_multiplier=10.0, weight_decay=0.0)
         >>> model.compile(ke.optimizers.AdamW(1e-5, groups={"dense": head}), loss)
 

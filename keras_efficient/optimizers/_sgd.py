@@ -58,7 +58,7 @@ def SGD(
         ValueError: a number is out of its range, a pattern is not a regular expression, or
             `library` is unknown.
 
-    Example:
+    Examples:
         >>> model.compile(ke.optimizers.SGD(0.1, weight_decay=5e-4), loss)
 
     Reference:

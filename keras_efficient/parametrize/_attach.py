@@ -34,7 +34,7 @@ def attach(model: Model, pairs: Iterable[tuple[Weight, Transform]]) -> None:
         ValueError: a weight has a transform of this name already, or is in a layer with
             `trainable=False` and the transform has trainable variables.
 
-    Example:
+    Examples:
         >>> class Scaled(ke.parametrize.Transform):
         ...     name, place = "scaled", 1
         ...
@@ -72,7 +72,7 @@ def detach(model: Model, transforms: Iterable[Transform]) -> None:
         model: the model.
         transforms: transforms that were attached to weights of the model.
 
-    Example:
+    Examples:
         >>> class Scaled(ke.parametrize.Transform):
         ...     name, place = "scaled", 1
         ...

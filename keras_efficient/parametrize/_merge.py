@@ -54,7 +54,7 @@ def merge(model: Model) -> MergeReport:
         ValueError: the model is not built or has no transforms; it has adapters or prefixes, which
             are not functions of a weight; or another strategy's scope is entered.
 
-    Example:
+    Examples:
         >>> report = ke.lora(model, rank=2)
         >>> print(ke.merge(model))  # doctest: +ELLIPSIS
         merged: ...

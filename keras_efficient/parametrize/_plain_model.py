@@ -28,7 +28,7 @@ def folded_weights(model: Model) -> Iterator[None]:
     Returns:
         A context manager.
 
-    Example:
+    Examples:
         >>> report = ke.lora(model, rank=2)
         >>> with ke.parametrize.folded_weights(model):
         ...     weights = model.get_weights()

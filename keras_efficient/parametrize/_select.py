@@ -50,7 +50,7 @@ def select(
             such a transform already; or it is in a layer with `trainable=False` and `trains` is
             True.
 
-    Example:
+    Examples:
         >>> [w.matrix_shape for w in ke.parametrize.select(model, "kernel", caller="example")]
         [(3, 2)]
 

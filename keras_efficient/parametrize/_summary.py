@@ -116,7 +116,7 @@ def summary(model: Model) -> Summary:
         TypeError: `model` is not a Keras model.
         ValueError: the model is not built.
 
-    Example:
+    Examples:
         >>> print(ke.summary(model))  # doctest: +ELLIPSIS
         weight ...
 

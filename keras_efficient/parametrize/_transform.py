@@ -29,7 +29,7 @@ class Transform:
         bits: bits in which each element is stored, or None for those of the dtype. Default: None.
         extra_bytes: bytes stored besides the elements, such as scales or centroids. Default: 0.
 
-    Example:
+    Examples:
         >>> class Scaled(ke.parametrize.Transform):
         ...     name, place, trains = "scaled", 1, True
         ...

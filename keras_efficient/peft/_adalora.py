@@ -331,7 +331,7 @@ def adalora(
         ValueError: an argument is out of range, no weight is selected, a weight has such a delta, a
             layer has `trainable=False` or Keras' own LoRA, or another strategy's scope is entered.
 
-    Example:
+    Examples:
         >>> report = ke.adalora(model, rank=2, end_step=100)
         >>> max(report.ranks.values()) <= 3
         True

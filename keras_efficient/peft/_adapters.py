@@ -116,7 +116,7 @@ def adapters(
             given, the outputs of a layer are not its last axes, the model has adapters of this
             name, a layer has `trainable=False`, or another strategy's scope is entered.
 
-    Example:
+    Examples:
         >>> print(ke.adapters(model, size=4, layers="dense"))  # doctest: +ELLIPSIS
         adapter: ...
 

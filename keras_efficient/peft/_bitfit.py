@@ -28,7 +28,7 @@ def bitfit(model: Model, *, train: str | bool | None = None, norms: bool = False
         ValueError: the model has no biases or is not built, `train` matches no weight, or another
             strategy's scope is entered.
 
-    Example:
+    Examples:
         >>> print(ke.bitfit(model))  # doctest: +ELLIPSIS
         bitfit: ...
 

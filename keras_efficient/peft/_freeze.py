@@ -28,7 +28,7 @@ def freeze(model: Model, layers: Layers = None) -> TuningReport:
         TypeError: `model` is not a Keras model, or `layers` has another type.
         ValueError: no weight is selected, or another strategy's scope is entered.
 
-    Example:
+    Examples:
         >>> print(ke.peft.freeze(model, "kernel"))  # doctest: +ELLIPSIS
         freeze: ...
 
@@ -53,7 +53,7 @@ def unfreeze(model: Model, layers: Layers = None) -> TuningReport:
         TypeError: `model` is not a Keras model, or `layers` has another type.
         ValueError: no weight is selected, or another strategy's scope is entered.
 
-    Example:
+    Examples:
         >>> print(ke.peft.unfreeze(model))  # doctest: +ELLIPSIS
         unfreeze: ...
 

@@ -64,7 +64,7 @@ def load_adapters(model: Model, path: str | os.PathLike, name: str | None = None
         ValueError: the model is not built; it has an adapter of this name with other weights or
             settings; or something in the file has to be attached before.
 
-    Example:
+    Examples:
         >>> _ = ke.lora(model, rank=2), ke.save_adapters(model, "reviews.safetensors")
         >>> print(ke.load_adapters(model, "reviews.safetensors"))  # doctest: +ELLIPSIS
         lora: ...

@@ -36,7 +36,7 @@ class LoRADelta(LowRankDelta):
         b: float32 `tf.Variable` [rank, outputs], initially zero, so that W is unchanged.
         active: whether the delta is added.
 
-    Example:
+    Examples:
         >>> weights = ke.parametrize.select(model, caller="example", head=False, transform="lora")
         >>> delta = ke.peft.LoRADelta(rank=2, alpha=4)
         >>> ke.parametrize.attach(model, [(weights[0], delta)])
@@ -122,7 +122,7 @@ def lora(
             this name, a layer has `trainable=False` or Keras' own LoRA, or another strategy's scope
             is entered.
 
-    Example:
+    Examples:
         >>> print(ke.lora(model, rank=2))  # doctest: +ELLIPSIS
         lora: ...
 

@@ -153,7 +153,7 @@ def prefix_tuning(
             support a prefix, the model has a prefix of this name, a layer has `trainable=False`, or
             another strategy's scope is entered.
 
-    Example:
+    Examples:
         >>> import keras
         >>> attention = keras.layers.MultiHeadAttention(2, 4)
         >>> ids = keras.Input((None,), dtype="int32")

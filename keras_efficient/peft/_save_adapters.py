@@ -64,7 +64,7 @@ def save_adapters(
         ValueError: the model is not built, `path` has another suffix, there is no adapter of this
             name, or there is nothing to save.
 
-    Example:
+    Examples:
         >>> report = ke.lora(model, rank=2)
         >>> saved = ke.save_adapters(model, "reviews.safetensors")
         >>> saved.adapters

@@ -49,7 +49,7 @@ def switch_adapters(model: Model, names: str | Iterable[str] | None) -> SwitchRe
         TypeError: `model` is not a Keras model.
         ValueError: the model is not built, or has no adapter of such a name.
 
-    Example:
+    Examples:
         >>> both = ke.lora(model, 2, name="french"), ke.lora(model, 2, name="german")
         >>> print(ke.switch_adapters(model, "german"))
         adapters on: german; off: french

@@ -40,7 +40,7 @@ def cosine(peak: float, *, total_steps: int = REQUIRED, end: float = 0.0) -> Sch
     Raises:
         ValueError: a number is out of its range, or `total_steps` is missing.
 
-    Example:
+    Examples:
         >>> schedule = ke.schedules.cosine(1e-3, total_steps=100, end=1e-5)
         >>> model.compile(ke.optimizers.AdamW(schedule), loss)
 
@@ -91,7 +91,7 @@ def cosine_restarts(
     Raises:
         ValueError: a number is out of its range, or `restart_every` is missing.
 
-    Example:
+    Examples:
         >>> schedule = ke.schedules.cosine_restarts(1.0, restart_every=10, t_mul=2, m_mul=0.5)
         >>> [float(schedule(step)) for step in (0, 10, 30)]
         [1.0, 0.5, 0.25]

@@ -31,7 +31,7 @@ def inverse_sqrt(peak: float, *, decay_steps: int = REQUIRED) -> Schedule:
     Raises:
         ValueError: a number is out of its range, or `decay_steps` is missing.
 
-    Example:
+    Examples:
         >>> schedule = ke.schedules.warmup(ke.schedules.inverse_sqrt(1.0, decay_steps=100), 100)
         >>> [float(schedule(step)) for step in (0, 50, 100, 400)]
         [0.0, 0.5, 1.0, 0.5]
@@ -76,7 +76,7 @@ def noam(model_dim: int, *, warmup_steps: int = REQUIRED, factor: float = 1.0) -
     Raises:
         ValueError: a number is out of its range, or `warmup_steps` is missing.
 
-    Example:
+    Examples:
         >>> schedule = ke.schedules.noam(512, warmup_steps=4000)
         >>> f"{float(schedule(3999)):.2e}"
         '6.99e-04'

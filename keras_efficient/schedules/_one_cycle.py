@@ -47,7 +47,7 @@ def one_cycle(
     Raises:
         ValueError: a number is out of its range, or `total_steps` is missing.
 
-    Example:
+    Examples:
         >>> schedule = ke.schedules.one_cycle(1.0, total_steps=100)
         >>> [round(float(schedule(step)), 6) for step in (0, 30, 100)]
         [0.04, 1.0, 4e-06]

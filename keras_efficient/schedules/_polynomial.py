@@ -33,7 +33,7 @@ def linear(peak: float, *, total_steps: int = REQUIRED, end: float = 0.0) -> Sch
     Raises:
         ValueError: a number is out of its range, or `total_steps` is missing.
 
-    Example:
+    Examples:
         >>> ke.schedules.warmup(ke.schedules.linear(1e-3, total_steps=90), 10)
         warmup(schedule=linear(peak=0.001, total_steps=90, end=0.0), steps=10, start=0.0)
 
@@ -76,7 +76,7 @@ def polynomial(
     Raises:
         ValueError: a number is out of its range, or `total_steps` is missing.
 
-    Example:
+    Examples:
         >>> schedule = ke.schedules.polynomial(1.0, total_steps=10, power=2.0)
         >>> float(schedule(5))
         0.25
@@ -136,7 +136,7 @@ def exponential(
     Raises:
         ValueError: a number is out of its range, or `decay_steps` is missing.
 
-    Example:
+    Examples:
         >>> schedule = ke.schedules.exponential(1.0, decay_steps=10, decay_rate=0.5, staircase=True)
         >>> [float(schedule(step)) for step in (0, 9, 10, 20)]
         [1.0, 1.0, 0.5, 0.25]

@@ -33,7 +33,7 @@ class Schedule:
         function: the function.
         arguments: dict of its arguments.
 
-    Example:
+    Examples:
         >>> schedule = ke.schedules.warmup_linear(1e-3, warmup_steps=10, total_steps=100)
         >>> round(float(schedule(5)), 6)
         0.0005

@@ -37,7 +37,7 @@ def warmup(schedule: Schedule, steps: int, start: float = 0.0) -> Schedule:
         TypeError: `schedule` is something else, such as a schedule of Keras.
         ValueError: a number is out of its range.
 
-    Example:
+    Examples:
         >>> decay = ke.schedules.exponential(1e-3, decay_steps=100, decay_rate=0.9)
         >>> schedule = ke.schedules.warmup(decay, steps=50)
         >>> [round(float(schedule(step)), 6) for step in (0, 25, 50, 150)]
@@ -101,7 +101,7 @@ def warmup_linear(
     Raises:
         ValueError: a number is out of its range, or `total_steps` is missing.
 
-    Example:
+    Examples:
         >>> schedule = ke.schedules.warmup_linear(1.0, warmup_steps=10, total_steps=30)
         >>> [float(schedule(step)) for step in (0, 5, 10, 20, 30)]
         [0.0, 0.5, 1.0, 0.5, 0.0]
@@ -137,7 +137,7 @@ def warmup_cosine(
     Raises:
         ValueError: a number is out of its range, or `total_steps` is missing.
 
-    Example:
+    Examples:
         >>> schedule = ke.schedules.warmup_cosine(5e-5, warmup_steps=100, total_steps=2000)
         >>> model.compile(ke.optimizers.AdamW(schedule), loss)
 

@@ -37,7 +37,7 @@ def constant(rate: float) -> Schedule:
     Raises:
         ValueError: `rate` is negative or not a number.
 
-    Example:
+    Examples:
         >>> ke.schedules.warmup(ke.schedules.constant(1e-4), steps=100)
         warmup(schedule=constant(rate=0.0001), steps=100, start=0.0)
 
@@ -91,7 +91,7 @@ def wsd(
         ValueError: a number is out of its range, `total_steps` or `decay_steps` is missing, or
             `decay` is unknown.
 
-    Example:
+    Examples:
         >>> schedule = ke.schedules.wsd(1.0, warmup_steps=10, total_steps=100, decay_steps=20)
         >>> [float(schedule(step)) for step in (5, 10, 80, 90, 100)]
         [0.5, 1.0, 1.0, 0.5, 0.0]

@@ -48,7 +48,7 @@ def check_graph(folder: str | os.PathLike) -> set[str]:
     Raises:
         InputError: the folder is not a SavedModel of TensorFlow 2, or its graph has such an op.
 
-    Example:
+    Examples:
         >>> "MatMul" in ke.serving.check_graph("saved_models/reviews/1")  # doctest: +SKIP
         True
 

@@ -46,7 +46,7 @@ def predict(
         InputError: there is no version; it is damaged, does more than compute or has no such
             signature; or it does not answer in time.
 
-    Example:
+    Examples:
         >>> ke.serving.predict("saved_models/reviews", ["a fine film"])  # doctest: +SKIP
         [{'text': 'a fine film', 'label': 'positive', 'probability': 0.98, 'probabilities': ...}]
 

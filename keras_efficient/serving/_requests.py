@@ -29,7 +29,7 @@ def rest_request(inputs: Mapping[str, Any] | Sequence[str], signature: str) -> d
         InputError: the name or the inputs are missing, an array has no batch dimension, or one
             contains NaN or infinity.
 
-    Example:
+    Examples:
         >>> ke.serving.rest_request(["a fine film"], "text")
         {'signature_name': 'text', 'inputs': {'text': ['a fine film']}}
 
@@ -66,7 +66,7 @@ def grpc_request(
         InputError: tensorflow-serving-api is not installed; a name or the inputs are missing; or
             the version is neither a number nor a label.
 
-    Example:
+    Examples:
         >>> request = ke.serving.grpc_request("reviews", "text", ["a fine film"], version=3)
         >>> request.model_spec.version.value
         3

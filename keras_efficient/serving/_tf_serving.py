@@ -35,7 +35,7 @@ class ServerCommand:
         grpc_port: int, port of this machine for gRPC.
         batching: absolute path of a file of batching parameters, or None.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> command = ke.serving.ServerCommand("m", Path("/srv/m"), None, 8501, 8500, None)
         >>> command.program("/etc/m")[1:3]
@@ -153,7 +153,7 @@ def server_command(
             the name does not fit into a URL; a port is out of range or used twice; or the file of
             batching parameters does not exist.
 
-    Example:
+    Examples:
         >>> command = ke.serving.server_command("saved_models/reviews")  # doctest: +SKIP
         >>> print(command.script("config"))  # doctest: +SKIP
 

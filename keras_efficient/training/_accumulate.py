@@ -58,7 +58,7 @@ def accumulate(
             `microbatches`.
         TypeError: if `model` is not a Keras model.
 
-    Example:
+    Examples:
         >>> model = ke.accumulate(model, microbatch_size=8)
         >>> history = model.fit(dataset.batch(256), verbose=0)  # 32 microbatches, one update
 

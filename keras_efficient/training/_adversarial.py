@@ -56,7 +56,7 @@ def adversarial(
             on, for "fgm"; in `fit`, if `variables` matches no trainable variable.
         TypeError: if `model` is not a Keras model.
 
-    Example:
+    Examples:
         >>> model = ke.adversarial(model, "rdrop", alpha=1.0)
         >>> history = model.fit(dataset, verbose=0)
 

@@ -72,7 +72,7 @@ def remat(
             those of `tf.random.uniform`.
         TypeError: if `model` is not a Keras model, or `layers` is none of the above.
 
-    Example:
+    Examples:
         >>> report = ke.remat(model, "dense")
         >>> len(report.layers)
         1

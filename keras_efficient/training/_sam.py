@@ -36,7 +36,7 @@ def sam(model: Model, rho: float | None = 0.05) -> Model:
             at most one second pass.
         TypeError: if `model` is not a Keras model.
 
-    Example:
+    Examples:
         >>> model = ke.sam(model, rho=0.05)
         >>> history = model.fit(dataset, verbose=0)
 

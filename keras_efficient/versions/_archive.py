@@ -26,7 +26,7 @@ def archive(folder: str | os.PathLike) -> tuple[Path, int]:
         InputError: the folder is not a version, it differs from its manifest, or the archive
             exists.
 
-    Example:
+    Examples:
         >>> ke.versions.archive("saved_models/reviews/1")  # doctest: +SKIP
         (PosixPath('saved_models/reviews/1.tar.zst'), 15728640)
 

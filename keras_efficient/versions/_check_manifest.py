@@ -34,7 +34,7 @@ def check_manifest(folder: str | os.PathLike) -> dict[str, Any]:
         InputError: the manifest is missing, malformed or too large; or a file is missing, added,
             truncated or changed. The message names the first such file.
 
-    Example:
+    Examples:
         >>> ke.versions.check_manifest("saved_models/reviews/1")["metrics"]  # doctest: +SKIP
         {'accuracy': 0.8237, 'bytes': 24108544, ...}
 

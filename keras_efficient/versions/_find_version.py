@@ -21,7 +21,7 @@ def find_version(directory: str | os.PathLike) -> Path:
     Raises:
         InputError: the argument is not a path, the folder does not exist, or it holds no version.
 
-    Example:
+    Examples:
         >>> import tempfile, pathlib
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> for number in ("1", "2", "10"):

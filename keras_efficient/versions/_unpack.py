@@ -38,7 +38,7 @@ def unpack(path: str | os.PathLike, directory: str | os.PathLike) -> Path:
     Raises:
         InputError: there is no such archive, it is damaged or dangerous, or the version exists.
 
-    Example:
+    Examples:
         >>> ke.versions.unpack("1.tar.zst", "/srv/models/reviews")  # doctest: +SKIP
         PosixPath('/srv/models/reviews/1')
 

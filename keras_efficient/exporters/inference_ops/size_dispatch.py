@@ -17,8 +17,9 @@ def by_size(few, many, x, *others):
     `tf.cond` would write them for each call.
 
     Args:
-        few, many: functions of float32 tensors that return one tensor. They are cached by identity,
-            so they must not be created per call.
+        few: function of float32 tensors that returns one tensor. It is cached by identity, so it
+            must not be created per call.
+        many: the same, for many elements.
         x: tensor whose number of elements decides.
         others: tensors of known shapes.
 

@@ -72,7 +72,7 @@ def write_litert(
             does not run as a graph.
         VerificationError: the converter failed, or the model has operations that LiteRT lacks.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> features = ke.exporters.Features(model, np.ones((2, 3)))
         >>> ke.exporters.write_litert(model, "model.tflite", features)["inputs"]

@@ -81,7 +81,7 @@ def export_litert(
         InputError: see `write_litert`; or `ai-edge-litert` is not installed.
         VerificationError: the converter or the file fails, or the outputs differ.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> features = ke.exporters.Features(model, np.ones((2, 3)))
         >>> made = ke.exporters.export_litert(model, ke.flavor.of(model), features, ".")

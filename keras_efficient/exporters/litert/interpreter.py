@@ -25,7 +25,7 @@ def run_litert(file: str | os.PathLike, *samples: dict, threads: int = 1) -> lis
         InputError: `ai-edge-litert` is not installed.
         VerificationError: the file does not load, or a sample fails.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> x = np.ones((2, 3), "float32")
         >>> signature = ke.exporters.write_litert(

@@ -36,7 +36,7 @@ class TextTokenizer(tf.Module):
     Raises:
         InputError: the tokenizer is of another kind, or `max_length` is out of its range.
 
-    Example:
+    Examples:
         >>> from tokenizers import BertWordPieceTokenizer
         >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film", "##s"]
         >>> vocabulary = {word: number for number, word in enumerate(words)}
@@ -120,8 +120,9 @@ class TextTokenizer(tf.Module):
         """Return the token ids of words, and their rows of the batch.
 
         Args:
-            symbols, rows, starts: [characters], their symbols, rows of the batch, and whether a
-                word starts.
+            symbols: int32 tensor [characters], their symbols.
+            rows: int32 tensor [characters], their rows of the batch.
+            starts: bool tensor [characters], whether a word starts there.
         """
         count = tf.size(symbols)
         word = tf.cumsum(tf.cast(starts, tf.int32)) - 1
@@ -219,7 +220,7 @@ def text_function(
             of logits, the labels are not as many as the classes, or `tokens_function` has an output
             called "probabilities" or "label".
 
-    Example:
+    Examples:
         >>> from tokenizers import BertWordPieceTokenizer
         >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film", "##s"]
         >>> vocabulary = {word: number for number, word in enumerate(words)}
@@ -308,8 +309,9 @@ class _Added:
         """Split texts at added tokens.
 
         Args:
-            texts, rows, symbols: [pieces], texts, their rows of the batch, and the symbol of an
-                added token, which is negative, or 0.
+            texts: string tensor [pieces].
+            rows: int32 tensor [pieces], their rows of the batch.
+            symbols: int32 tensor [pieces], the negative symbol of an added token, or 0.
 
         Returns:
             The same for the new pieces.
