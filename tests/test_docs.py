@@ -142,10 +142,10 @@ def test_docstring_examples(path, here, quick_export):
         runner = doctest.DocTestRunner(OutputChecker(), verbose=False)
         result = runner.run(example, out=printed.append)
         assert not result.failed, f"{example.name}: " + "".join(printed)
-        # Examples are skipped for nothing else: they name a file, or what was made from one.
+        # Examples are skipped only if they name a file, data made from one, or a download.
         skipped = [e for e in example.examples if e.options.get(doctest.SKIP)]
         assert len(skipped) in (0, len(example.examples)), example.name
-        assert all(re.search(r'"\w|folder|train|tokenizer', e.source) for e in skipped[:1])
+        assert all(re.search(r'"\w|folder|train|tokenizer|demo_', e.source) for e in skipped[:1])
 
 
 def test_generated_pages_are_current():
