@@ -124,7 +124,7 @@ def check_buckets(buckets: Any, *, longest: int) -> tuple[int, ...]:
 
 
 def _positive(value) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value > 0)
 
 
 def _checked_lengths(lengths) -> np.ndarray:

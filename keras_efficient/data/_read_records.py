@@ -85,9 +85,9 @@ def read_records(
             "that it was written completely."
         )
     if label_column is None:
-        return Records(texts, None, tuple(label_names or ()), str(path))
+        return Records(tuple(texts), None, tuple(label_names or ()), str(path))
     labels, names = index_labels(named, label_names, lambda i: f"{path}, line {lines[i]}")
-    return Records(texts, labels, names, str(path))
+    return Records(tuple(texts), labels, names, str(path))
 
 
 def _content(path: pathlib.Path) -> str:
@@ -152,7 +152,9 @@ def _table_rows(
                 f"{line}. Rename one of each."
             )
         text_at = _column(text_column, header, f"{path}, line {line}")
-        label_at = label_column and _column(label_column, header, f"{path}, line {line}")
+        label_at = None
+        if label_column is not None:
+            label_at = _column(label_column, header, f"{path}, line {line}")
         for line, row in rows:
             if len(row) != len(header):
                 raise InputError(
@@ -160,7 +162,7 @@ def _table_rows(
                     f"{len(row)} in {path}, line {line}. Put fields that hold the delimiter "
                     f"{delimiter!r} in double quotes."
                 )
-            yield line, row[text_at], None if label_column is None else row[label_at]
+            yield line, row[text_at], None if label_at is None else row[label_at]
     finally:
         csv.field_size_limit(limit)
 

@@ -192,7 +192,8 @@ def _shuffled(bucket_of, kept, batch_size, seed, first_epoch) -> tf.data.Dataset
 def _permutation(size, epoch_seed, use):
     # "auto" may choose another algorithm on another device.
     seed = tf.stack([epoch_seed, tf.constant(use, tf.int64)])
-    return tf.random.experimental.stateless_shuffle(tf.range(size), seed, alg="philox")
+    random: Any = tf.random
+    return random.experimental.stateless_shuffle(tf.range(size), seed, alg="philox")
 
 
 def _gather(ids, lengths, labels, buckets, tokenizer):

@@ -133,8 +133,8 @@ def _layer_class(library):
             def add(name, initializer, trainable):
                 return flavor.add_weight(self, name, shape, dtype, initializer, trainable=trainable)
 
-            self.gamma = add("gamma", "ones", True) if self.scale else None
-            self.beta = add("beta", "zeros", True) if self.center else None
+            self.gamma: Any = add("gamma", "ones", True) if self.scale else None
+            self.beta: Any = add("beta", "zeros", True) if self.center else None
             self.moving_mean = add("moving_mean", "zeros", False)
             self.moving_variance = add("moving_variance", "ones", False)
             super().build(input_shape)

@@ -71,7 +71,7 @@ def _weighted(x, mask) -> tuple[Any, Any, Any]:
             f"shape {x.shape}. Pass a padding mask [batch, length], not an attention mask "
             "[batch, length, length]."
         )
-    weights = tf.cast(tf.cast(mask, tf.bool), x.dtype)
+    weights: Any = tf.cast(tf.cast(mask, tf.bool), x.dtype)
     return x, weights[..., tf.newaxis], tf.reduce_sum(weights)
 
 

@@ -21,7 +21,7 @@ def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Mod
     """Load a `keras_hub.models.TextClassifier` from a checked folder or a preset name."""
     config = read_json(source / "config.json", "") if isinstance(source, Path) else {}
     hugging_face = bool(config) and not is_kerashub_preset(config)
-    kwargs = {"preprocessor": None} if hugging_face else {}
+    kwargs: dict[str, Any] = {"preprocessor": None} if hugging_face else {}
     try:
         model: Any = keras_hub.models.TextClassifier.from_preset(
             str(source), num_classes=num_labels, **kwargs
