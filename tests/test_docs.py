@@ -188,8 +188,8 @@ def test_options_on_the_pages_exist():
     known |= {"--port", "--rest_api_port"}
     known |= {"--model_config_file", "--model_config_file_poll_wait_seconds"}
     known |= {"--allow_version_labels_for_unavailable_models"}
-    # Those of `hf download` and pytest.
-    known |= {"--local-dir", "--durations"}
+    # Those of every command, `hf download` and pytest.
+    known |= {"--version", "--local-dir", "--durations"}
     for command in ("finetune", "demo", "launch", "serve", "predict", "bench"):
         shown = command_line.keras_efficient(command, "--help").out
         known |= set(re.findall(r"--[a-z][a-z-]+", shown))
@@ -253,7 +253,7 @@ def test_report_keys_in_the_docs_are_those_written(here, quick_export):
     names = example_names()
     report = ke.export(names["model"], here / "m", sample=np.ones((2, 3), "float32"))
     text = (ROOT / "docs/export.md").read_text()
-    table = text[text.index("## report.json") : text.index("## Serve")]
+    table = text[text.index("## report.json") : text.index("## Serving")]
     rows = re.findall(r"^\| (`.*?`) \| ", table, re.MULTILINE)
     documented = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
     assert documented == set(json.loads((report.directory / "report.json").read_text()))
