@@ -1,5 +1,6 @@
 """The base class of weight transforms."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -67,7 +68,7 @@ class Transform:
         self.weight, self.parametrized = weight, parametrized
         self.build()
 
-    def variable(self, name: str, shape, initial, **kwargs) -> tf.Variable:
+    def variable(self, name: str, shape: Sequence[int], initial: Any, **kwargs: Any) -> tf.Variable:
         """Create a variable of this transform.
 
         Args:
