@@ -39,7 +39,8 @@ class ParametrizedLayer:
     def __init__(self, layer: Layer, flavor: Any, path: str):
         self.layer, self.flavor, self.path = layer, flavor, path
         self.original_class = type(layer)
-        self.chains, self.call_wrappers, self.frozen, self.store = {}, [], [], None
+        self.chains, self.call_wrappers, self.frozen = {}, [], []
+        self.store: Any = None
         vars(layer)[_PARAMETRIZED] = self
 
     def refresh(self) -> None:
@@ -329,18 +330,20 @@ def _transformed(attribute):
     return property(lambda layer: vars(layer)[_PARAMETRIZED].read(attribute))
 
 
-def _call(self, *args, **kwargs):
-    return vars(self)[_PARAMETRIZED].call(super(type(self), self).call, args, kwargs)
+def _call(self: Any, *args, **kwargs):
+    original: Any = super(type(self), self)
+    return vars(self)[_PARAMETRIZED].call(original.call, args, kwargs)
 
 
 #: Keeps AutoGraph from converting `_call`; `Flavor.converted` applies it to the layer's own code.
 _call.autograph_info__ = None  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def _save_own_variables(self, store):
+def _save_own_variables(self: Any, store):
     """Save the transformed values in place of the weights."""
     parametrized, values = vars(self)[_PARAMETRIZED], {}
-    super(type(self), self).save_own_variables(values)
+    original: Any = super(type(self), self)
+    original.save_own_variables(values)
     order = [id(variable) for variable in parametrized.flavor.own_variables(self)]
     for chain in parametrized.chains.values():
         if id(chain.weight.variable) not in order or not chain.transforms:
@@ -352,6 +355,7 @@ def _save_own_variables(self, store):
         store[name] = value
 
 
-def _get_config(self):
+def _get_config(self: Any):
     vars(self)[_PARAMETRIZED].check_serializable()
-    return super(type(self), self).get_config()
+    original: Any = super(type(self), self)
+    return original.get_config()

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._architecture import without_head
@@ -84,7 +85,8 @@ def matcher(model: Model, layers: Layers) -> Callable[[Weight], bool]:
         return lambda weight: re.search(layers, weight.path) is not None
     inside = dict(layer_paths(model))
     if isinstance(layers, type) or _is_types(layers):
-        selected = {path for path, layer in inside.items() if isinstance(layer, layers)}
+        classes: Any = layers
+        selected = {path for path, layer in inside.items() if isinstance(layer, classes)}
     elif isinstance(layers, list | tuple):
         selected = {path for path, layer in inside.items() if any(layer is x for x in layers)}
         foreign = [x for x in layers if all(x is not layer for layer in inside.values())]

@@ -143,7 +143,7 @@ def summary(model: Model) -> Summary:
                 weight.path,
                 weight.shape,
                 tuple(t.describe() for t in transforms),
-                sum(math.prod(v.shape) for v in variables if id(v) in training),
+                sum(v.shape.num_elements() or 0 for v in variables if id(v) in training),
                 float(zeros),
                 bits,
                 math.ceil(weight.size * bits / 8) + sum(t.extra_bytes for t in transforms),
@@ -154,5 +154,5 @@ def summary(model: Model) -> Summary:
         shown = [w.describe() for w in parametrized.call_wrappers if not w.exact]
         if shown:
             others[parametrized.path] = ", ".join(shown)
-    trainable = sum(math.prod(v.shape) for v in model.trainable_variables)
+    trainable = sum(v.shape.num_elements() or 0 for v in model.trainable_variables)
     return Summary(tuple(rows), trainable, parameters, others)

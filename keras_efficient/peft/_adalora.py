@@ -88,7 +88,8 @@ class AdaLoRADelta(LowRankDelta):
                 return tf.constant(0.0)
             factor = tf.convert_to_tensor(factor)
             gram = tf.matmul(factor, factor, transpose_a=of_columns, transpose_b=not of_columns)
-            return self.orthogonality * tf.reduce_sum(tf.square(gram - tf.eye(gram.shape[0])))
+            size: Any = gram.shape[0]
+            return self.orthogonality * tf.reduce_sum(tf.square(gram - tf.eye(size))))
 
         return penalty
 

@@ -1,7 +1,7 @@
 """Load LoRA weights from the `.lora.h5` files of KerasHub."""
 
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -30,7 +30,8 @@ def load_kerashub_lora(model: Model, path: Path, name: str) -> TuningReport:
         InputError: the file is damaged, or belongs to another backbone.
         ValueError: the model has no KerasHub backbone, or has an adapter of this name.
     """
-    backbone = model if hasattr(model, "load_lora_weights") else getattr(model, "backbone", None)
+    own = hasattr(model, "load_lora_weights")
+    backbone: Any = model if own else getattr(model, "backbone", None)
     if not hasattr(backbone, "load_lora_weights"):
         raise ValueError(
             "A '.lora.h5' file is for a KerasHub backbone, or a model with one as its `backbone`. "
@@ -84,7 +85,8 @@ def _read(path):
     try:
         with h5py.File(path, "r") as file:
             group = _member(path, file, "lora", h5py.Group)
-            rank = int(_array(path, _member(path, group, "vars", h5py.Group), "rank", ()))
+            stored: Any = _array(path, _member(path, group, "vars", h5py.Group), "rank", ())
+            rank = int(stored)
             found = {}
             for key in group:
                 if key != "vars":
@@ -113,10 +115,10 @@ def _member(path, group, key, kind):
     return member
 
 
-def _array(path, group, name, shape=None):
+def _array(path, group, name, shape=None) -> np.ndarray:
     import h5py
 
-    data = _member(path, group, name, h5py.Dataset)
+    data: Any = _member(path, group, name, h5py.Dataset)
     fits = len(data.shape) > 1 if shape is None else data.shape == shape
     # No kernel is larger than that, but a damaged header may claim any size.
     if not fits or data.dtype.kind not in "fiu" or data.size > 2**31:
