@@ -89,7 +89,7 @@ class AdaLoRADelta(LowRankDelta):
             factor = tf.convert_to_tensor(factor)
             gram = tf.matmul(factor, factor, transpose_a=of_columns, transpose_b=not of_columns)
             size: Any = gram.shape[0]
-            return self.orthogonality * tf.reduce_sum(tf.square(gram - tf.eye(size))))
+            return self.orthogonality * tf.reduce_sum(tf.square(gram - tf.eye(size)))
 
         return penalty
 
