@@ -154,6 +154,7 @@ class TrainingAccess(ABC):
             data_spec: Nest of specs of a batch; per-replica specs with several replicas.
         """
         import tensorflow as tf
+        from tensorflow.python.framework import func_graph
 
         strategy = model.distribute_strategy
         step = tf.autograph.experimental.do_not_convert(lambda data: model.test_step(data))
@@ -162,8 +163,9 @@ class TrainingAccess(ABC):
             run = step
         else:
             run = tf.autograph.experimental.do_not_convert(lambda d: strategy.run(step, (d,)))
+        # A tf.function would trace twice, because the first trace creates variables.
         with tf.init_scope():
-            tf.function(run).get_concrete_function(data_spec)
+            func_graph.func_graph_from_py_func("prepare", run, (data_spec,), {})
 
     @abstractmethod
     def without_replica_scaling(self) -> AbstractContextManager[Any]:

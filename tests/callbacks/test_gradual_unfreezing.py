@@ -93,7 +93,7 @@ def test_from_the_head_down(specimen):
     plain = specimen.make()
     assert len(model.trainable_weights) == len(plain.trainable_weights)
     assert moved.trainable[:3] == [len(head), len(head | block), len(plain.trainable_weights)]
-    assert not attach.views(model)
+    assert not attach.parametrized_layers(model)
 
 
 @pytest.mark.parametrize("specimen", SMALL, ids=repr)
