@@ -88,6 +88,7 @@ def _read(path):
             stored: Any = _array(path, _member(path, group, "vars", h5py.Group), "rank", ())
             rank = int(stored)
             found = {}
+            key: Any
             for key in group:
                 if key != "vars":
                     layer = _member(path, group, key, h5py.Group)

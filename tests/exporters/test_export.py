@@ -451,7 +451,7 @@ def test_packages_import_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with pytest.raises(AttributeError, match="No keras_efficient.serving attribute nothing"):
+    with pytest.raises(AttributeError, match=r"No keras_efficient\.serving attribute nothing"):
         _ = ke.serving.nothing
 
 
