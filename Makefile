@@ -11,7 +11,7 @@ demo: $(VENV)/.base
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# The full products of the pairwise tests and the long forms too: about two hours on two cores.
+# The full products of the pairwise tests and the long forms too: hours, not measured yet.
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m ""
 
