@@ -240,7 +240,7 @@ class TfKeras(Flavor):
 
     def apply(self, model, gradients, variables):
         optimizer, pairs = self.optimizer(model), list(zip(gradients, variables, strict=True))
-        if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        if not tf.distribute.has_strategy():
             optimizer.apply_gradients(pairs)
         elif isinstance(optimizer, tf_keras.optimizers.Optimizer):
             optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)
@@ -255,7 +255,7 @@ class TfKeras(Flavor):
     @contextmanager
     def record_gradients(self, model, weight, penalty=None):
         # `result` of a metric synchronises replicas, which is impossible in a loop.
-        metrics = model.metrics if tf.distribute.get_strategy().num_replicas_in_sync > 1 else []
+        metrics = model.metrics if tf.distribute.has_strategy() else []
         with super().record_gradients(model, weight, penalty) as recorder, ExitStack() as stack:
             for metric in metrics:
                 stack.enter_context(patched(metric, result=lambda: tf.constant(0.0)))

@@ -158,11 +158,7 @@ class TrainingAccess(ABC):
 
         strategy = model.distribute_strategy
         step = tf.autograph.experimental.do_not_convert(lambda data: model.test_step(data))
-
-        if strategy.num_replicas_in_sync == 1:
-            run = step
-        else:
-            run = tf.autograph.experimental.do_not_convert(lambda d: strategy.run(step, (d,)))
+        run = tf.autograph.experimental.do_not_convert(lambda data: strategy.run(step, (data,)))
         # A tf.function would trace twice, because the first trace creates variables.
         with tf.init_scope():
             func_graph.func_graph_from_py_func("prepare", run, (data_spec,), {})

@@ -33,7 +33,7 @@ def retrying(step):
     def traced():
         if model.run_eagerly:
             return one_step
-        jit = step.static and not step.multi_replica
+        jit = step.static and not step.distributed
         return tf.function(one_step, reduce_retracing=True, autograph=False, jit_compile=jit)
 
     run, prepared = traced(), False

@@ -4,11 +4,28 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.distribute.distribute_lib import _DefaultDistributionExtended
 
 
 def count() -> int:
     """Return the number of replicas that train together."""
     return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def distributed() -> bool:
+    """Return whether a strategy other than TensorFlow's default one is entered.
+
+    This, and not the number of replicas, decides how variables are made and updated: a strategy
+    of one replica has a cross-replica context and per-replica variables too.
+    """
+    return tf.distribute.has_strategy()
+
+
+def trains_distributed(model: Any) -> bool:
+    """Return whether `fit` runs the steps of `model` in the replicas of a strategy."""
+    strategy: Any = model.distribute_strategy
+    # TensorFlow has no public name for its default strategy, the one of a fresh graph's context.
+    return not isinstance(strategy.extended, _DefaultDistributionExtended)
 
 
 def variable(value, dtype=None) -> tf.Variable:
@@ -29,7 +46,7 @@ def local(variable: Any) -> Any:
     """Return this replica's component of `variable`, a `tf.Variable` that takes sparse updates."""
     strategy = tf.distribute.get_strategy()
     # The replicas of a TPU are traced once, for all.
-    if count() == 1 or isinstance(strategy, tf.distribute.TPUStrategy):
+    if not distributed() or isinstance(strategy, tf.distribute.TPUStrategy):
         return variable
     parts = strategy.experimental_local_results(variable)
     return parts[index() % len(parts)]
@@ -57,7 +74,7 @@ def cond(condition, function: Callable, *args):
             replica has its own.
         args: nests of tensors, `IndexedSlices` and None.
     """
-    if not tf.distribute.has_strategy() or _no_merge_call():
+    if not distributed() or _no_merge_call():
         tf.cond(condition, lambda: _done(function, *args), lambda: False)
         return
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient.flavor import Callback, Model
+from keras_efficient.training import _replicas as replicas
 
 if TYPE_CHECKING:
     from keras_efficient.training._accumulation_window import AccumulationWindow
@@ -158,11 +159,11 @@ class TrainStepHook:
     def make_test_function(self, force: bool = False):
         """Replacement for `model.make_test_function`.
 
-        With several replicas it is compiled without XLA, which does not support cross-replica
+        Under a strategy it is compiled without XLA, which does not support cross-replica
         operations.
         """
         model = self.model
-        if model.distribute_strategy.num_replicas_in_sync == 1:
+        if not replicas.trains_distributed(model):
             return self.original_make_test_function(force=force)
         if model.test_function is None or force:
             with self.flavor.without_jit(model):

@@ -81,7 +81,10 @@ class TrainingStep:
     def single(self) -> bool:
         """Whether a batch is known to be a single, non-empty microbatch."""
         one = self.split.microbatches == 1 and self.hook.window is None
-        return one and not self.multi_replica
+        if self.model.distribute_strategy.num_replicas_in_sync > 1:
+            # A replica may receive no example.
+            return False
+        return one and not (self.distributed and self.static)
 
     @property
     def dtype(self):
@@ -90,9 +93,9 @@ class TrainingStep:
         return tf.float64 if dtypes & {"float64", tf.float64} else tf.float32
 
     @property
-    def multi_replica(self) -> bool:
-        """Whether several replicas train."""
-        return self.model.distribute_strategy.num_replicas_in_sync > 1
+    def distributed(self) -> bool:
+        """Whether the step runs in the replicas of a strategy, of which there may be one."""
+        return replicas.trains_distributed(self.model)
 
     @property
     def skipped_steps(self) -> int:
@@ -117,7 +120,7 @@ class TrainingStep:
         if self.split.auto:
             return auto_microbatch.retrying(self)
         # XLA cannot compile cross-replica operations, so it compiles only the microbatches.
-        scope = self.flavor.without_jit if self.multi_replica else nullcontext
+        scope = self.flavor.without_jit if self.distributed else nullcontext
         with scope(self.model):
             self.hook.original_make_train_function(force=True)
             function = self.model.train_function
@@ -135,7 +138,7 @@ class TrainingStep:
         return train_function
 
     def prepare(self, data_spec):
-        """Create all variables; with several replicas, this must happen outside of them."""
+        """Create all variables; under a strategy, this must happen outside of its replicas."""
         model, flavor = self.model, self.flavor
         with model.distribute_strategy.scope():
             if not flavor.is_ready(model):
@@ -172,7 +175,7 @@ class TrainingStep:
     def __call__(self, data, context):
         """Run one step on one batch; return its logs."""
         hook = self.hook
-        if replicas.count() == 1:
+        if not replicas.distributed():
             self.prepare(spec_of_any_batch(data))
         if hook.transform_updater is not None:
             with hook.transform_updater.training():
@@ -213,7 +216,7 @@ class TrainingStep:
             with tf.control_dependencies([self.accumulator.open(first)]):
                 return sum_over(microbatch, data, size, microbatch.zeros(), static=self.static)
 
-        if self.static and replicas.count() > 1:
+        if self.static and replicas.distributed():
             run = tf.function(run, jit_compile=True, autograph=False)
         # The unit is not summed over microbatches.
         return {**run(data), "unit": microbatch.unit}
