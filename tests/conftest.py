@@ -12,6 +12,7 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
+from covering import sample
 from tensorflow.python.eager import context
 from tensorflow.python.framework import ops
 
@@ -27,6 +28,11 @@ for number, handler in (
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    sample(items)
 
 
 @pytest.fixture(autouse=True, scope="module")

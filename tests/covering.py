@@ -56,6 +56,30 @@ def covering(*factors, strength=2, keep=lambda *levels: True):
     return [_param(factors, row, full=row not in chosen) for row in product]
 
 
+def sampled(cases: int = 1):
+    """Return a marker: `make test` runs `cases` of a test's parameter sets, `make test-all` all.
+
+    Which ones follows from the position of the test among the sampled tests of its file, so the
+    tests of a file together cover both libraries. See `sample`.
+    """
+    return pytest.mark.sampled(cases)
+
+
+def sample(items):
+    """Add the marker `full` to the cases that `sampled` leaves out; called on collection."""
+    cases, positions = {}, {}
+    for item in items:
+        marker = item.get_closest_marker("sampled")
+        if marker is not None and item.get_closest_marker("full") is None:
+            cases.setdefault((item.fspath, item.originalname), []).append((item, marker.args[0]))
+    for (path, _), found in cases.items():
+        first = positions[path] = positions.get(path, -1) + 1
+        kept = {(first + i * len(found) // found[0][1]) % len(found) for i in range(found[0][1])}
+        for index, (item, _) in enumerate(found):
+            if index not in kept:
+                item.add_marker(pytest.mark.full)
+
+
 def _pairs(row):
     return itertools.combinations(enumerate(row), 2)
 

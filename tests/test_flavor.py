@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 from fit_helpers import compiled
 from zoo import ZOO, keras_of
 
@@ -105,6 +106,7 @@ def trained(request):
     return compiled(request.param, specimen.make()), specimen
 
 
+@sampled()
 def test_one_callback_class_for_both_libraries(trained):
     (model, specimen), library = trained, trained[1].library
     x, y = specimen.batch(10)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import compiled, fit, mirrored
 from zoo import ZOO, keras_of
 
@@ -223,6 +223,7 @@ def test_rates_are_the_formula_at_every_step(case):
         assert [float(wrapped(step)) for step in some] == eager
 
 
+@sampled()
 @libraries
 def test_a_config_is_json_and_gives_the_same_schedule(library):
     schedules = keras_of(library).optimizers.schedules
@@ -395,6 +396,7 @@ def specimen_of(library):
 
 
 # Keras 3 cannot continue training from its own HDF5 files.
+@sampled()
 @pytest.mark.parametrize(
     ("library", "suffix"), [("keras", "keras"), ("tf_keras", "keras"), ("tf_keras", "h5")]
 )
@@ -439,6 +441,7 @@ def grown(model, updates=1, **kwargs):
     return model.get_weights()[0].item() - before
 
 
+@sampled()
 @pytest.mark.parametrize(("library", "jit"), covering(LIBRARIES, [False, True], strength=1))
 def test_rates_are_counted_in_updates(library, jit):
     schedule = s.warmup(s.exponential(0.1, decay_steps=2, decay_rate=0.5, staircase=True), 2)
@@ -488,6 +491,7 @@ def test_a_wrapped_schedule_is_copied_with_its_scale(library):
     assert len(list(optimizer.variables)) == 1
 
 
+@sampled()
 @libraries
 def test_scale_is_read_by_each_replica(library):
     strategy = mirrored()

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from covering import sampled
 from rich.console import Console
 
 from keras_efficient._errors import InputError
@@ -73,6 +74,7 @@ def test_bytes_are_those_of_the_files_a_server_loads(report, models):
     assert report.targets["saved"]["bytes"] == sum(file.stat().st_size for file in files)
 
 
+@sampled()
 @pytest.mark.parametrize("kind", ["saved_model", "litert", "onnx"])
 def test_a_process_answers_requests(kind, models, tmp_path):
     path = dict(zip(("saved_model", "litert", "onnx"), models.values(), strict=True))[kind]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import batches, compiled, mirrored
 from zoo import Specimen, _sequential, keras_of
 
@@ -103,6 +103,7 @@ def regression(n=2048):
 SPLITS = [(1, 4, None), (2, 1, None), (1, 4, 1024.0)]
 
 
+@sampled()
 @pytest.mark.parametrize("library, split", covering(SMALL, SPLITS, strength=1))
 def test_in_fit_it_is_that_of_the_data(library, split):
     """From microbatches, or from replicas; without the loss scale."""
@@ -120,6 +121,7 @@ def test_in_fit_it_is_that_of_the_data(library, split):
     assert "train_step" not in vars(model)
 
 
+@sampled()
 @pytest.mark.parametrize("library, replicas", covering(SMALL, (1, 2), strength=1))
 def test_the_batch_follows_the_noise(library, replicas):
     """256 batches of 2 examples: about ten of them are worth it, four are allowed."""
@@ -138,6 +140,7 @@ def test_the_batch_follows_the_noise(library, replicas):
     )
 
 
+@sampled()
 @libraries
 def test_a_schedule_of_batches_gives_microbatches_too(library):
     data, expected = regression(1024)
@@ -227,6 +230,7 @@ def test_schedules_are_scaled_down_to_the_least(library):
     np.testing.assert_allclose(float(schedule(16)), 0.3 * 0.5 * (1 - 16 / 100), rtol=1e-5)
 
 
+@sampled()
 @libraries
 def test_batches_grow_instead_of_the_rate_falling(library):
     model = made(library)

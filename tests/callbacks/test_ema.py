@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import batches, compiled, mirrored, moved
 from in_process_export import serve_here
 from zoo import Specimen, _sequential, keras_of
@@ -56,6 +56,7 @@ def values(ema):
     return [average.numpy() for average in ema.averages]
 
 
+@sampled()
 @pytest.mark.parametrize("library, replicas, warm_up", covering(SMALL, (1, 2), (True, False)))
 def test_the_averages_are_the_formula(library, replicas, warm_up):
     """Microbatches are not steps; all replicas hold the same; the next `fit` continues."""
@@ -75,6 +76,7 @@ def test_the_averages_are_the_formula(library, replicas, warm_up):
     assert_close(values(ema), average(record.weights, 0.6, warm_up, updates=4))
 
 
+@sampled()
 @rotated
 def test_a_skipped_update_moves_no_average(library, replicas):
     keras = keras_of(library)
@@ -93,6 +95,7 @@ def test_a_skipped_update_moves_no_average(library, replicas):
     assert np.abs(values(ema)[0] - before[0]).max() > 0
 
 
+@sampled()
 @rotated
 def test_validation_in_fit_sees_the_averages(library, replicas):
     model, ema = made(library, replicas), EMA(0.5, warm_up=False)
@@ -124,6 +127,7 @@ class Fail(ke.flavor.Callback):
         raise KeyboardInterrupt
 
 
+@sampled()
 @pytest.mark.parametrize(
     "library, where", covering(SMALL, ("on_test_begin", "on_test_end", "on_epoch_end"), strength=1)
 )
@@ -143,6 +147,7 @@ def test_trained_weights_are_back_after_a_failure(library, where):
     assert "evaluate" not in vars(model)
 
 
+@sampled()
 @libraries
 def test_after_a_failure_a_fit_without_it_validates_with_the_trained_weights(library):
     model, fail = made(library), Fail("on_test_end")
@@ -204,6 +209,7 @@ def test_an_export_inside_holds_the_averages(tmp_path, monkeypatch):
     assert np.abs(expected - model.predict(x, verbose=0)).max() > 1e-4
 
 
+@sampled()
 @libraries
 def test_an_update_left_at_validation_is_made_with_the_trained_weights(library):
     """Not with the averaged ones: swapping back would lose it."""

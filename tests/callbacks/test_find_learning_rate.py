@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import compiled
 from zoo import ZOO, Specimen, _sequential, keras_of
 
@@ -62,6 +62,7 @@ OPTIMIZERS = {
 }
 
 
+@sampled()
 @pytest.mark.parametrize("library, kind", covering(LIBRARIES, OPTIMIZERS, strength=1))
 def test_everything_is_restored(library, kind):
     specimen = SMALL[library]
@@ -85,6 +86,7 @@ def test_everything_is_restored(library, kind):
         np.testing.assert_array_equal(a, b)
 
 
+@sampled()
 @pytest.mark.parametrize(
     "name",
     [
@@ -137,6 +139,7 @@ def test_random_states_of_keras_3_are_restored():
         np.testing.assert_array_equal(a, b.numpy())
 
 
+@sampled()
 @pytest.mark.parametrize(
     "library, error", covering(LIBRARIES, (KeyboardInterrupt, RuntimeError), strength=1)
 )
@@ -185,6 +188,7 @@ def test_nothing_need_be_built(library):
 KINDS = ("infinite", "short", "unknown", "sequence", "generator")
 
 
+@sampled()
 @pytest.mark.parametrize("library, kind", covering(LIBRARIES, KINDS, strength=1))
 def test_any_data_that_fit_takes(library, kind):
     keras = keras_of(library)
@@ -228,6 +232,7 @@ def regression(library, optimizer=None, jit=False):
     return model, tf.data.Dataset.from_tensors((x, y)), 8.0
 
 
+@sampled()
 @pytest.mark.parametrize("library, scheduled", covering(LIBRARIES, (False, True), strength=1))
 def test_the_suggestion_is_below_the_stable_limit_and_divergence_above(library, scheduled):
     rate = ke.schedules.constant(1.0).wrap(library) if scheduled else 1.0
@@ -359,6 +364,7 @@ def test_an_empty_dataset_is_refused(library):
         ke.find_learning_rate(model, data.take(0))
 
 
+@sampled()
 @libraries
 def test_a_loss_that_is_no_number_at_first_is_refused(library):
     model, data, _ = regression(library)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from covering import sampled
 from fit_helpers import compiled, fit, mirrored
 from resumed_runs import Case, assert_goes_on
 from zoo import CLASSES, LENGTH, VOCABULARY, ZOO, Specimen, _fixed, keras_of
@@ -76,6 +77,7 @@ def places(model, paths):
     return {n for n, weight in enumerate(all_weights(model)) if weight.path in paths}
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", [*SMALL, *BERTS], ids=repr)
 def test_from_the_head_down(specimen):
     callback = ke.callbacks.GradualUnfreezing()
@@ -96,6 +98,7 @@ def test_from_the_head_down(specimen):
     assert not attach.parametrized_layers(model)
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", SMALL, ids=repr)
 def test_given_stages(specimen):
     callback = ke.callbacks.GradualUnfreezing(2, STAGES)
@@ -107,6 +110,7 @@ def test_given_stages(specimen):
         assert moved.epochs[epoch] & stages[stage] and moved.epochs[epoch] <= free
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", [*SMALL, *TWO], ids=repr)
 def test_when_all_train_at_once_it_is_a_plain_fit(specimen):
     """The first stage has everything in it: the same run as without the callback."""
@@ -123,6 +127,7 @@ def slots(model):
     return [np.asarray(v) for v in (own() if callable(own) else own)]
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", [*SMALL, *TWO], ids=repr)
 def test_the_optimizer_keeps_its_state(specimen):
     """Adam's moments of the head stay when a block joins, and its counter counts all updates."""
@@ -154,6 +159,7 @@ def test_the_optimizer_keeps_its_state(specimen):
     assert len(slots(model)) == number
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", [*SMALL, *TWO], ids=repr)
 def test_two_replicas_are_one(specimen):
     one, *_ = run(specimen, ke.callbacks.GradualUnfreezing(), epochs=3)
@@ -163,6 +169,7 @@ def test_two_replicas_are_one(specimen):
     assert len(moved.epochs[0]) < len(moved.epochs[2])
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", SMALL, ids=repr)
 def test_xla(specimen):
     ours = []
@@ -173,6 +180,7 @@ def test_xla(specimen):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", SMALL, ids=repr)
 def test_with_an_average_a_window_and_validation(specimen):
     x, y = specimen.batch(16)
@@ -220,6 +228,7 @@ def test_a_second_fit_continues():
     assert train_step_hook.of(model) is None
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", SMALL, ids=repr)
 def test_after_a_fit_that_failed(specimen):
     class Fail(Callback):
@@ -249,6 +258,7 @@ def normalised(library, dropout=0.3):
     return keras_of(library).Model(ids, layers.Dense(3, name="logits", dtype="float32")(x))
 
 
+@sampled()
 @pytest.mark.parametrize(
     "library, at, how",
     [

@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+from covering import sampled
 from fit_helpers import compiled
 from resumed_runs import (
     IDS,
@@ -54,6 +55,7 @@ def with_state(library, folder):
     ]
 
 
+@sampled()
 @libraries
 def test_a_run_stops_early_at_the_same_epoch(library, tmp_path):
     """Its validation loss rises from the first epoch on."""
@@ -244,6 +246,7 @@ STOPPED = [
 ]
 
 
+@sampled()
 @pytest.mark.parametrize("library, moments", STOPPED, ids=str)
 def test_a_terminated_run_saves_itself(library, moments, tmp_path, capsys):
     """Nothing is lost but the validation that was going on; EMA's averages are not saved as
@@ -372,6 +375,7 @@ class Short(ke.flavor.Callback):
             self.model.stop_training = True
 
 
+@sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_an_epoch_that_was_cut_short_goes_on_with_more_epochs(library, tmp_path):
     for epochs, callbacks in ((1, [Short()]), (2, [])):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors
 import tensorflow as tf
+from covering import sampled
 from fit_helpers import compiled
 from resumed_runs import IDS, Case, assert_equal, dataset, model_of, stopped_copy
 
@@ -174,6 +175,7 @@ def test_the_position_to_resume_is_known_before_fit(stopped, tmp_path):
 # --- disks that are full -------------------------------------------------------------------------
 
 
+@sampled()
 @pytest.mark.parametrize("place", ["fsync", "rename", "mkdir"])
 def test_training_goes_on_if_the_disk_is_full(place, whole, tmp_path, monkeypatch):
     real, calls = getattr(os, place), []
@@ -295,6 +297,7 @@ def unseeded():
     return data.shuffle(23, seed=int.from_bytes(os.urandom(4), "little")).batch(4)
 
 
+@sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_other_data_is_refused(library, tmp_path):
     case(library, data=unseeded).start(tmp_path / "a", (1, 3))
@@ -353,6 +356,7 @@ def in_order():
     return tf.data.Dataset.from_tensor_slices(IDS.batch(23)).batch(4)
 
 
+@sampled()
 @pytest.mark.parametrize("replicas", [(1, 2), (2, 1)])
 def test_another_number_of_replicas(replicas, tmp_path):
     options = {"model": lambda library: model_of(library, 0), "data": in_order}

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from command_line import bert_arrays, review_rows, versions, write_reviews
-from covering import covering
+from covering import covering, sampled
 
 import keras_efficient as ke
 
@@ -54,6 +54,7 @@ def output(tmp_path):
     assert not path.parent.exists()
 
 
+@sampled()
 @BOTH_LIBRARIES
 def test_good_input_would_train(library, finetune, reviews, bert, tmp_path):
     with pytest.raises(TrainedError):

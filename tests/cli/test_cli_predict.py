@@ -8,6 +8,7 @@ import subprocess
 import pytest
 import text_models
 from command_line import keras_efficient
+from covering import sampled
 
 from keras_efficient._errors import InputError
 from keras_efficient.exporters._warmup import _field
@@ -292,6 +293,7 @@ def test_refused_despite_its_manifest(forge, version, here, tmp_path):
     refused_despite_its_manifest(forge, version, tmp_path)
 
 
+@sampled()
 @pytest.mark.parametrize("forge", [write_file, broken_variables])
 def test_refused_by_the_real_process(forge, version, tmp_path):
     refused_despite_its_manifest(forge, version, tmp_path)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from compression_helpers import activation_quantizers, libraries, outputs, quick, small
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import fit
 from zoo import FEW, ZOO, keras_of
 
@@ -28,6 +28,7 @@ from keras_efficient.parametrize._weights import all_weights
 METHODS = ["minmax", "percentile", "mse", "reconstruction", "smoothquant"]
 
 
+@sampled()
 @pytest.mark.parametrize("specimen, method", covering(FEW, METHODS, strength=1))
 def test_outputs_stay_close_and_are_saved(specimen, method, tmp_path):
     x, y = specimen.batch(12)
@@ -51,6 +52,7 @@ def test_outputs_stay_close_and_are_saved(specimen, method, tmp_path):
     np.testing.assert_allclose(outputs(again, x), before, atol=0.02 * largest + 2e-3)
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", [ZOO[0], ZOO[3], ZOO[6]], ids=repr)
 def test_smoothing_changes_no_product(specimen):
     """Before rounding, the input is divided by what the weight is multiplied with."""
@@ -172,6 +174,7 @@ def test_layers_that_the_data_does_not_reach_are_named(library):
     assert f"not reached, so not rounded: {report.unused[0]}" in str(report)
 
 
+@sampled()
 @small
 def test_ranges_stay_when_the_model_trains_on(specimen):
     x, y = specimen.batch(12)
@@ -192,6 +195,7 @@ KERAS = [
 ]
 
 
+@sampled()
 @pytest.mark.parametrize("specimen, method", KERAS, ids=str)
 def test_keras_own_methods(specimen, method):
     x, _ = specimen.batch(12)

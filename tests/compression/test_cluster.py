@@ -15,6 +15,7 @@ from compression_helpers import (
     ready,
     small,
 )
+from covering import sampled
 from fit_helpers import batches, fit, mirrored
 from zoo import ZOO, full_except, keras_of
 
@@ -120,6 +121,7 @@ def test_few_distinct_values_are_all_found():
 # --- on models -----------------------------------------------------------------------------------
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", full_except("keras-functional", "tf_keras-subclassed"))
 def test_trains_saves_and_merges_with_so_many_values(specimen, tmp_path):
     layers = "embedding|kernel" if specimen.name == "keras-sequential" else None
@@ -166,6 +168,7 @@ def test_a_whole_model_file_holds_the_clustered_values(specimen, tmp_path):
     np.testing.assert_allclose(outputs(model, x), expected, atol=1e-6)
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", full_except(*SMALL, among=[*SMALL, *ZOO]))
 def test_zeros_stay_zero(specimen):
     x, y = specimen.batch(12)
@@ -188,6 +191,7 @@ def test_zeros_stay_zero(specimen):
         assert len(np.unique(weight.value.numpy())) <= 5
 
 
+@sampled()
 @libraries
 def test_xla_computes_the_same(library):
     rng = np.random.default_rng(0)
@@ -211,6 +215,7 @@ def large(library):
     return keras.Sequential([keras.layers.Input((6,)), *layers])
 
 
+@sampled()
 @libraries
 def test_a_large_weight_trains_compiled_and_on_two_replicas(library, monkeypatch):
     rng = np.random.default_rng(0)
@@ -234,6 +239,7 @@ def test_a_large_weight_trains_compiled_and_on_two_replicas(library, monkeypatch
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@sampled()
 @small
 def test_two_replicas_train_as_one(specimen):
     x, y = specimen.batch(12)
@@ -248,6 +254,7 @@ def test_two_replicas_train_as_one(specimen):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@sampled()
 @libraries
 def test_mixed_precision(library):
     keras = keras_of(library)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 from fit_helpers import compiled
 from zoo import ZOO
 
@@ -19,6 +20,7 @@ MAGNITUDES = {
 }
 
 
+@sampled(2)
 @pytest.mark.parametrize("compiled_by_xla", [False, True])
 @pytest.mark.parametrize("name", MAGNITUDES)
 def test_the_kth_largest_is_the_one_of_a_sort(name, compiled_by_xla):
@@ -53,6 +55,7 @@ SCHEDULES = {
 }
 
 
+@sampled()
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_masks_are_those_of_tf_mots_wrapper_at_every_step(name):
     """The learning rate is 0, so that both have the same weights at the same step."""

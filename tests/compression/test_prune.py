@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from compression_helpers import BOTH, FUNCTIONAL, functional, libraries, mostly, quick, ready
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import assert_same, fit, mirrored, sample_weights
 from in_process_export import in_process as in_process
 from zoo import ZOO, full_except, keras_of
@@ -54,6 +54,7 @@ def step_of(model):
     return int(updaters(model)[0].step.numpy())
 
 
+@sampled()
 @pytest.mark.parametrize(
     "specimen", full_except("keras-functional", "kerashub-bert", "tf_keras-subclassed")
 )
@@ -95,6 +96,7 @@ def test_sparsity_is_the_target_after_every_update_from_the_end_step_on(specimen
     assert type(model.layers[-1]) is plain_class
 
 
+@sampled()
 @pytest.mark.usefixtures("in_process")
 @functional
 def test_an_export_has_the_zeros(specimen, tmp_path):
@@ -116,6 +118,7 @@ def test_an_export_has_the_zeros(specimen, tmp_path):
     assert_exact(model)
 
 
+@sampled()
 @pytest.mark.parametrize("library, scope", covering(BOTH, ["layer", "global"], strength=1))
 def test_k_microbatches_are_one_batch(library, scope):
     specimen = BOTH[library]
@@ -131,6 +134,7 @@ def test_k_microbatches_are_one_batch(library, scope):
     assert_same(*models)
 
 
+@sampled()
 @libraries
 def test_two_replicas_are_one(library):
     specimen = BOTH[library]
@@ -150,6 +154,7 @@ def test_two_replicas_are_one(library):
         np.testing.assert_array_equal(*(part.numpy() for part in parts))
 
 
+@sampled()
 @libraries
 def test_xla_prunes_the_same(library):
     specimen = BOTH[library]
@@ -164,6 +169,7 @@ def test_xla_prunes_the_same(library):
     assert_exact(models[1])
 
 
+@sampled()
 @libraries
 def test_in_bfloat16_the_zeros_are_exact(library):
     ke.mixed_precision("mixed_bfloat16", library=library)
@@ -174,6 +180,7 @@ def test_in_bfloat16_the_zeros_are_exact(library):
     assert_exact(model)
 
 
+@sampled()
 @libraries
 def test_an_update_that_overflows_does_not_count(library):
     """The first update overflows: the counter and the masks stay as they are."""
@@ -191,6 +198,7 @@ def test_an_update_that_overflows_does_not_count(library):
     assert 0 < step_of(model) < 40
 
 
+@sampled()
 @libraries
 def test_before_compile_and_after_are_the_same_and_fits_go_on(library):
     specimen = BOTH[library]
@@ -291,6 +299,7 @@ def test_zeros_stay_zero_when_pruned_again(library):
         assert not (now & ~before[transform.weight.path]).any()
 
 
+@sampled()
 @pytest.mark.parametrize(
     "specimen",
     full_except(*FUNCTIONAL),

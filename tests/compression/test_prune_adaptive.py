@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from compression_helpers import BOTH, libraries, mostly, ready
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import fit
 from test_prune import step_of
 from zoo import CLASSES, LENGTH, VOCABULARY, keras_of
@@ -85,6 +85,7 @@ def lopsided(library):
     return model, (x, np.asarray(model(x)))
 
 
+@sampled()
 @libraries
 def test_the_weight_that_matters_stays_denser_and_the_model_as_it_is(library):
     model, batch = lopsided(library)
@@ -186,6 +187,7 @@ def run(library, values, **kwargs):
     return model, stop, history, seen
 
 
+@sampled()
 @libraries
 def test_where_validation_falls_the_last_good_weights_come_back_and_sparsity_stays(library):
     model, stop, history, seen = run(library, [0.8, 0.82, 0.5, 0.9, 0.9], max_drop=0.05)
@@ -223,6 +225,7 @@ def test_a_baseline_makes_the_first_weights_good_and_a_loss_may_not_rise():
     del model
 
 
+@sampled()
 @pytest.mark.parametrize("library, at", covering(BOTH, [(2, 1), (3, 3)], strength=1))
 def test_a_resumed_run_stops_and_holds_as_the_uninterrupted_one(library, at, tmp_path):
     """The run is stopped at this epoch and batch, before or after validation falls."""
@@ -256,6 +259,7 @@ def test_a_resumed_run_stops_and_holds_as_the_uninterrupted_one(library, at, tmp
     assert again.others[1].stopped_epoch == 2
 
 
+@sampled()
 @pytest.mark.parametrize(
     "library, criterion", covering(BOTH, ["magnitude", "movement"], strength=1)
 )
@@ -270,6 +274,7 @@ def test_a_resumed_run_prunes_as_the_uninterrupted_one(library, criterion, tmp_p
     assert_goes_on(case, tmp_path / "again", (1, 1), whole)
 
 
+@sampled()
 @libraries
 def test_a_stop_without_masks_or_values_is_refused(library):
     model = ready(BOTH[library])

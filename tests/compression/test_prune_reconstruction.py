@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from compression_helpers import BOTH, libraries, mostly, ready
+from covering import sampled
 from zoo import FEW_FIRST, ZOO, keras_of
 
 import keras_efficient as ke
@@ -113,6 +114,7 @@ def kernels(model):
     return {"layers": "kernel"} if len(ke.parametrize.select(model, caller="")) == 1 else {}
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", FEW_FIRST, ids=repr)
 def test_layers_of_the_zoo_have_a_smaller_error_than_by_magnitude(specimen):
     x, y = specimen.batch(24)
@@ -136,6 +138,7 @@ def test_layers_of_the_zoo_have_a_smaller_error_than_by_magnitude(specimen):
     assert not parametrized_layers(model)
 
 
+@sampled()
 @libraries
 def test_zeros_stay_in_training(library):
     data = tf.data.Dataset.from_tensor_slices(BOTH[library].batch(24)).batch(8)

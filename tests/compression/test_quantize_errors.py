@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 from fit_helpers import mirrored
 from zoo import ZOO, keras_of
 
@@ -129,6 +130,7 @@ def test_keras_own_methods_are_for_plain_keras_3_models():
         ke.calibrate(model_of(), X, method=config)
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", [ZOO[0], ZOO[4]], ids=repr)
 def test_data_that_does_not_fit_leaves_the_model_as_it_was(specimen):
     x, _ = specimen.batch(4)

@@ -14,7 +14,7 @@ from compression_helpers import (
     ready,
     small,
 )
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import batches, fit, mirrored
 from zoo import ZOO, full_except, keras_of
 
@@ -49,6 +49,7 @@ def int8(model, **kwargs):
 # --- over the zoo --------------------------------------------------------------------------------
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", full_except("keras-functional", "tf_keras-subclassed"))
 def test_train_save_load_and_merge(specimen, tmp_path):
     x, _ = specimen.batch(12)
@@ -94,6 +95,7 @@ def test_train_save_load_and_merge(specimen, tmp_path):
     np.testing.assert_array_equal(outputs(plain, x), outputs(model, x))
 
 
+@sampled()
 @pytest.mark.parametrize(
     "specimen", full_except(*FUNCTIONAL, among=[ZOO[0], ZOO[3], ZOO[4], ZOO[6]])
 )
@@ -109,6 +111,7 @@ def test_four_bits_in_groups(specimen):
     assert row.bytes == size // 2 + 4 * size // 4
 
 
+@sampled()
 @functional
 def test_weights_alone(specimen):
     """Without activations there are no ranges to update, and merging keeps the outputs."""
@@ -127,6 +130,7 @@ def test_weights_alone(specimen):
 # --- with others ---------------------------------------------------------------------------------
 
 
+@sampled()
 @pytest.mark.parametrize("specimen, order", covering(SMALL, (0, 1), strength=1))
 def test_sparsity_survives(specimen, order):
     methods = [int8, lambda m: ke.prune(m, 0.5)]
@@ -146,6 +150,7 @@ def test_sparsity_survives(specimen, order):
         assert (mask.weight.value.numpy()[mask.mask.numpy() == 0] == 0).all()
 
 
+@sampled()
 @pytest.mark.parametrize("specimen, order", covering(SMALL, (0, 1), strength=1))
 def test_lora_is_rounded_with_its_base(specimen, order):
     methods = [int8, lambda m: ke.lora(m, rank=2)]
@@ -163,6 +168,7 @@ def test_lora_is_rounded_with_its_base(specimen, order):
             np.testing.assert_allclose(matrix, expected[weight.path], rtol=1e-5, atol=1e-7)
 
 
+@sampled()
 @small
 def test_xla_gives_the_same(specimen):
     methods = [int8, lambda m: ke.accumulate(m, microbatch_size=4)]
@@ -174,6 +180,7 @@ def test_xla_gives_the_same(specimen):
     np.testing.assert_allclose(ranges(compiled_)[:, 2], 1 - DECAY**3, rtol=1e-5)
 
 
+@sampled()
 @small
 def test_rematerialised_layers_have_the_same_ranges(specimen):
     """Rematerialised layers are called twice, the second time for their gradients."""
@@ -183,6 +190,7 @@ def test_rematerialised_layers_have_the_same_ranges(specimen):
     np.testing.assert_allclose(twice.get_weights()[0], plain.get_weights()[0], atol=1e-4)
 
 
+@sampled()
 @pytest.mark.parametrize(
     "specimen, policy",
     covering(SMALL, ["mixed_bfloat16", "mixed_float16"], strength=1),
@@ -199,6 +207,7 @@ def test_mixed_precision(specimen, policy):
     ke.merge(model)
 
 
+@sampled()
 @small
 def test_two_passes_make_one_update(specimen):
     model = trained(specimen, [int8, lambda m: ke.sam(m, 0.01)])
@@ -222,6 +231,7 @@ def dense(library, units=3, features=4):
     return model
 
 
+@sampled()
 @libraries
 def test_trap_27_ranges_of_tf_mot_still_start_at_six_and_ours_at_the_first_batch(library):
     ops = tf_mot("quantization.keras.quant_ops")
@@ -243,6 +253,7 @@ def test_trap_27_ranges_of_tf_mot_still_start_at_six_and_ours_at_the_first_batch
     assert "measured on 1 batches" in str(report)
 
 
+@sampled()
 @libraries
 def test_ranges_are_debiased_averages_of_what_updates_saw(library):
     rng = np.random.default_rng(0)
@@ -282,6 +293,7 @@ def test_an_overflow_is_no_range(library):
     np.testing.assert_allclose(first_range(model)[:2], [0, 1])
 
 
+@sampled()
 @libraries
 def test_nothing_is_rounded_before_the_begin_step(library):
     rng = np.random.default_rng(0)
@@ -337,6 +349,7 @@ def test_trap_28_ranges_of_tf_mot_still_differ_between_replicas():
     assert [float(v) for v in strategy.experimental_local_results(high)] == [1, 100]
 
 
+@sampled()
 @small
 def test_two_replicas_are_one(specimen):
     """Replicas share their ranges, which equal those of one, also with microbatches."""
@@ -360,6 +373,7 @@ def test_two_replicas_are_one(specimen):
     np.testing.assert_allclose(outputs(two, x), outputs(one, x), atol=1e-2)
 
 
+@sampled()
 @pytest.mark.parametrize("library, jit", covering(["keras", "tf_keras"], [False, True], strength=1))
 def test_replicas_see_each_others_extremes(library, jit):
     keras = keras_of(library)

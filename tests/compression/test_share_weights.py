@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from compression_helpers import libraries, mostly, outputs, quick
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import batches, fit, mirrored
 from in_process_export import in_process as in_process
 from zoo import CLASSES, FEW, LENGTH, VOCABULARY, Specimen, hf_config, keras_of
@@ -147,6 +147,7 @@ def ties(model):
     return [tie for _, layer in layer_paths(model) for tie in vars(layer).get(TIES, ())]
 
 
+@sampled()
 @some_cases(
     CASES,
     "keras-blocks-key_value",
@@ -188,6 +189,7 @@ def test_one_variable_with_the_sum_of_the_gradients(specimen, what):
         np.testing.assert_allclose(after[path] - start[path], delta, atol=1e-5, err_msg=path)
 
 
+@sampled()
 @some_cases(
     CASES,
     "keras-blocks-layers",
@@ -234,6 +236,7 @@ def test_trains_saves_and_separates(specimen, what, tmp_path):
     assert max(apart) > 0
 
 
+@sampled()
 @some_cases(
     OWN,
     "keras-blocks-layers",
@@ -250,6 +253,7 @@ def test_is_exported_as_it_computes(specimen, what, tmp_path):
     assert report.directory.exists()
 
 
+@sampled(2)
 @pytest.mark.parametrize("specimen, what", OWN, ids=str)
 def test_a_model_file_holds_copies(specimen, what, tmp_path):
     x, _ = specimen.batch(4)
@@ -263,6 +267,7 @@ def test_a_model_file_holds_copies(specimen, what, tmp_path):
     np.testing.assert_allclose(outputs(loaded, x), outputs(model, x), atol=1e-6)
 
 
+@sampled(2)
 @some_cases(
     CASES,
     "keras-blocks-layers",
@@ -351,6 +356,7 @@ TRANSFORMED = [
 ]
 
 
+@sampled()
 @pytest.mark.parametrize("specimen, caller", TRANSFORMED, ids=str)
 def test_a_transform_of_a_shared_weight_serves_all_its_layers(specimen, caller):
     x, y = specimen.batch(12)
@@ -386,6 +392,7 @@ def test_clustered_embeddings_are_read_by_the_tied_output_too(library):
     np.testing.assert_allclose(outputs(model, x), expected, atol=1e-6)
 
 
+@sampled()
 @pytest.mark.parametrize("library, variant", covering(BLOCKS, [(2, False), (1, True)], strength=1))
 def test_two_replicas_or_xla_train_as_one_replica(library, variant):
     specimen = next(s for s in DEEP if s.library == library)
@@ -405,6 +412,7 @@ def test_two_replicas_or_xla_train_as_one_replica(library, variant):
             np.testing.assert_allclose(value, other[path], atol=1e-5, err_msg=path)
 
 
+@sampled()
 @pytest.mark.parametrize("library, what", covering(BLOCKS, ["layers", "embeddings"], strength=1))
 def test_mixed_precision(library, what):
     keras_of(library).mixed_precision.set_global_policy("mixed_bfloat16")
@@ -434,6 +442,7 @@ def test_frozen_layers_stay_frozen(library):
 # --- bad use -------------------------------------------------------------------------------------
 
 
+@sampled(4)
 @libraries
 @pytest.mark.parametrize(
     "arguments, message",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from compression_helpers import ready
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import fit
 from zoo import FEW, ZOO, keras_of
 
@@ -40,6 +40,7 @@ def test_a_pattern_that_fixes_a_sparsity_has_it():
     assert pattern_of("unstructured").sparsity is None
 
 
+@sampled()
 @pytest.mark.parametrize(
     "specimen, text", covering(FEW, ["2:4", "block:4x1", "1:4", "block:1x2"], strength=1)
 )

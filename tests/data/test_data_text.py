@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 
 import keras_efficient
 from keras_efficient._errors import InputError
@@ -71,6 +71,7 @@ def test_features_are_padded_masked_and_typed(backend):
         assert {f.shape.as_list()[1] for f in features.values()} == {ids.shape[1]}
 
 
+@sampled()
 @pytest.mark.parametrize(
     "batch_size, shuffle",
     covering([1, 7, 8, 200], [True, False], strength=1),

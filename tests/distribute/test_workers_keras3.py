@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import workers
 import zoo
+from covering import sampled
 
 #: With these, callbacks and saving are tested too.
 EVERYDAY = KERAS, TF_KERAS = "keras-sequential", "tf_keras-sequential"
@@ -182,6 +183,7 @@ def assert_close(found, reference, atol=1e-5):
 # --- as one process ------------------------------------------------------------------------------
 
 
+@sampled()
 @pytest.mark.parametrize("name", EVERYDAY)
 def test_two_workers_do_what_one_process_does(name, both):
     assert_as_one_process(name, both)
@@ -245,6 +247,7 @@ def test_only_the_first_worker_leaves_files(name, both, folder):
     assert written == expected
 
 
+@sampled()
 @pytest.mark.parametrize("file", ["0/model.keras", "0/again.keras", "model.keras", "again.keras"])
 def test_a_saved_model_is_whole(file, both, folder):
     import keras

@@ -4,6 +4,7 @@ import bert_folder
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 from zoo import ZOO, keras_of
 
 import keras_efficient as ke
@@ -132,6 +133,7 @@ def test_tensorflows_bfloat16_softmax_is_float32s_rounded():
     np.testing.assert_allclose(found, tf.cast(rounded, tf.float32), rtol=2**-7)
 
 
+@sampled()
 @pytest.mark.parametrize("name", ["keras-functional", "tf_keras-functional"])
 def test_float16_with_accumulation_and_loss_scaling(name):
     specimen = next(specimen for specimen in ZOO if specimen.name == name)

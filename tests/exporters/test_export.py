@@ -12,7 +12,7 @@ import forked_python
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from in_process_export import in_process as in_process
 
 import keras_efficient as ke
@@ -54,6 +54,7 @@ def exported(request, tmp_path_factory):
     return specimen, model, report
 
 
+@sampled()
 def test_export_is_whole(exported):
     specimen, _, report = exported
     assert report.directory.name == "1"
@@ -136,6 +137,7 @@ def test_report_prints(exported):
 # --- every kind of model, served in this process -----------------------------------------------
 
 
+@sampled(2)
 @pytest.mark.parametrize("specimen", ZOO, ids=repr)
 def test_zoo(specimen, tmp_path, in_process):
     model = specimen.make()

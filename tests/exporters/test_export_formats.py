@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from in_process_export import in_process as in_process
 from int8_products import INT8
 from zoo import ZOO
@@ -39,6 +39,7 @@ def logits(model, x):
     return np.asarray(ke.flavor.of(model).call(model, x, training=False))
 
 
+@sampled()
 @pytest.mark.parametrize(
     "specimen, transform, quantize", covering(BOTH, TRANSFORMS, FORMATS, strength=1)
 )
@@ -56,6 +57,7 @@ def test_every_transform_in_every_format(specimen, transform, quantize, tmp_path
         np.testing.assert_array_equal(a, b)
 
 
+@sampled()
 @pytest.mark.parametrize(
     "specimen, transform",
     [
@@ -84,6 +86,7 @@ def test_every_transform_in_litert(specimen, transform, tmp_path):
     assert check_manifest(report.directory)["recipe"]["format"] == "litert"
 
 
+@sampled()
 @pytest.mark.parametrize(
     "specimen, quantize", covering(BOTH, ["bfloat16", "int8-weights", INT8], strength=1)
 )

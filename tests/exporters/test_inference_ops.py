@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from int8_products import EXACT, INT8, needs_exact_int8
 from zoo import FEW, FEW_FIRST, ZOO
 
@@ -63,6 +63,7 @@ def exported(model, *batches, quantize):
         return traced(model, *batches)
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", FEW_FIRST, ids=str)
 def test_calibrated_models_compute_the_same(specimen):
     model, x = specimen.make(), padded(specimen)
@@ -89,6 +90,7 @@ def test_calibrated_models_compute_the_same(specimen):
         np.testing.assert_array_equal(a, b)
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     "specimen, quantize", covering(ZOO, ["int8-weights", "bfloat16", INT8], strength=1)
 )
@@ -149,6 +151,7 @@ def test_attention(specimen):
     assert kinds["BatchMatMulV2"] >= 2 * count
 
 
+@sampled()
 @pytest.mark.parametrize("quantize, atol", SUBSTITUTING)
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_attention_of_another_kind_is_left_alone(library, quantize, atol):
@@ -260,6 +263,7 @@ def test_smoothquant(specimen):
     assert kinds["_QuantizedMatMul"] > 0
 
 
+@sampled()
 @pytest.mark.parametrize(
     "specimen, group", covering([ZOO[0], ZOO[3], ZOO[6]], [2, None], strength=1)
 )
@@ -275,6 +279,7 @@ def test_four_bits(specimen, group):
     np.testing.assert_allclose(found, seen, rtol=0, atol=1e-2)
 
 
+@sampled()
 @pytest.mark.parametrize(
     "specimen, method", covering([ZOO[0], ZOO[3], ZOO[6]], ["adapters", "prefix"], strength=1)
 )
@@ -346,6 +351,7 @@ def _same(model, x, atol=2e-2):
             np.testing.assert_allclose(y, seen, rtol=0, atol=atol * scale, err_msg=quantize)
 
 
+@sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_subclassed_and_unusual_layers(library):
     keras = pytest.importorskip(library)

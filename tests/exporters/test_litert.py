@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import mirrored
 
 import keras_efficient as ke
@@ -61,6 +61,7 @@ def answer(model, arrays):
 # --- every kind of model -------------------------------------------------------------------------
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", FEW_FIRST, ids=repr)
 def test_zoo_at_any_batch_and_length(specimen, tmp_path, in_process):
     model = specimen.make()
@@ -72,6 +73,7 @@ def test_zoo_at_any_batch_and_length(specimen, tmp_path, in_process):
     assert all(spec["shape"][0] is None for spec in made.signature["outputs"].values())
 
 
+@sampled()
 @pytest.mark.parametrize("specimen, quantize", covering(FEW, ["int8-weights", "int8"], strength=1))
 def test_zoo_in_int8(specimen, quantize, tmp_path, in_process):
     model = specimen.make()
@@ -101,6 +103,7 @@ def test_in_a_separate_process(library, tmp_path):
 # --- int8 ----------------------------------------------------------------------------------------
 
 
+@sampled()
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_int8_is_small_and_close(library, tmp_path, in_process):
     model = wide(library)
@@ -167,6 +170,7 @@ def test_dynamic_range_rounds_inputs_itself(tmp_path, in_process):
     assert to_plain < 0.5 * to_model
 
 
+@sampled()
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_calibrated_model_in_floats_rounds_its_inputs(library, tmp_path, in_process):
     model, plain = wide(library), wide(library)
@@ -199,6 +203,7 @@ TRANSFORMS = {
 }
 
 
+@sampled()
 @pytest.mark.parametrize(
     "library, transform, quantize",
     covering(LIBRARIES, TRANSFORMS, [None, "int8-weights", "int8"], strength=1),

@@ -15,7 +15,7 @@ import forked_python
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from tokenizers import AddedToken, Tokenizer, models, processors
 from tokenizers.normalizers import NFC, BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, Whitespace
@@ -230,6 +230,7 @@ def random_texts(count, seed=0):
     return texts
 
 
+@sampled(2)
 @normalizers
 def test_odd_strings(name):
     check(*wordpiece(name), ODD)
@@ -274,6 +275,7 @@ def test_bytes_that_are_not_utf_8_are_replaced_as_in_python():
             check(*wordpiece(name), [text, b"good " + text + b" film"])
 
 
+@sampled()
 @pytest.mark.parametrize(
     "direction, max_length", covering(["right", "left"], [3, 4, 7], strength=1)
 )
@@ -294,6 +296,7 @@ def test_the_eager_call_and_the_names_and_padding_of_the_model():
         check(tokenizer, TextTokenizer(tokenizer), ["good", "the film was good .", ""])
 
 
+@sampled()
 @pytest.mark.parametrize("longest", [1, 2, 5, 128])
 def test_long_words(longest):
     made = small(max_input_chars_per_word=longest)
@@ -327,6 +330,7 @@ def test_a_vocabulary_that_spells_nothing():
     check(tokenizer, compiled(tokenizer), ["", "a b", "[UNK]"])
 
 
+@sampled()
 @pytest.mark.parametrize(
     "name, stripping",
     covering(["uncased", "cased", "nothing done", "none"], [False, True], strength=1),
@@ -480,6 +484,7 @@ def test_the_tokens_are_those_that_fit_sees():
         assert not value[:, length:].numpy().any()
 
 
+@sampled()
 @pytest.mark.parametrize("columns", [1, 2, 3])
 def test_probabilities_and_labels(columns):
     tokenizer = small()[0]
@@ -544,6 +549,7 @@ def test_labels_that_are_not_names():
             text_function(classifier(), small()[0], labels)
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("others", "message"),
     [
@@ -596,6 +602,7 @@ def saved(request, tmp_path_factory):
 FILM = [*bert_folder.TEXTS, "", "good [MASK]", "Film🙂 ÇA\u0301", "very " * 100]
 
 
+@sampled()
 def test_a_saved_model_in_a_process_without_keras(saved):
     folder, tokens, tokenizer = saved
     done = subprocess.run(

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from zoo import keras_of
 
 import keras_efficient as ke
@@ -235,6 +235,7 @@ def model_of(library, **options):
 IDS = np.array([[1, 2, 3], [4, 5, 0], [0, 0, 0], [0, 0, 0], [6, 0, 0], [7, 8, 0]], "int32")
 
 
+@sampled()
 @pytest.mark.parametrize(
     "library, jit_compile", covering(["keras", "tf_keras"], [False, True], strength=1)
 )
@@ -251,6 +252,7 @@ def test_save_load_and_fit(library, jit_compile, tmp_path):
     assert (config["momentum"], config["scale"], config["synchronized"]) == (0.5, False, True)
 
 
+@sampled()
 @both
 def test_under_accumulation_it_is_ghost_normalization(library):
     """Each microbatch updates the averages once, except one without unmasked tokens."""
@@ -269,6 +271,7 @@ def test_under_accumulation_it_is_ghost_normalization(library):
     assert np.isfinite(history.history["loss"]).all()
 
 
+@sampled()
 @both
 def test_with_remat_the_averages_move_once(library):
     models = []

@@ -7,6 +7,7 @@ import bert_folder
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 
 import keras_efficient as ke
 
@@ -64,6 +65,7 @@ def test_gelu_is_the_exact_one(loaded):
     assert np.abs(keras.activations.gelu(x, approximate=True) - exact).max() > 1e-5
 
 
+@sampled()
 @both
 def test_the_head_is_the_seeds(folder, loaded, library):
     again = ke.models.load(folder, num_labels=3, library=library, seed=1)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from formulas import EQUATIONS
 from zoo import ZOO, keras_of
 
@@ -44,6 +44,7 @@ def test_nothing_is_excluded_by_default(library):
     assert min(moves(optimizer, model, 0.0)) > 1e-4
 
 
+@sampled()
 @pytest.mark.parametrize(("kind", "name"), covering(EQUATIONS, BERTS, strength=1))
 def test_no_decay_is_biases_and_normalisation(kind, name):
     model = made(name)

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import assert_same, compiled, fit, mirrored, moved
 from formulas import EQUATIONS
 from zoo import CLASSES, LENGTH, VOCABULARY, keras_of
@@ -60,11 +60,13 @@ def scaled(optimizer, library):
     return home.LossScaleOptimizer(optimizer)
 
 
+@sampled()
 @pytest.mark.parametrize(("kind", "library"), covering(EQUATIONS, LIBRARIES, strength=1))
 def test_a_saved_and_loaded_model_trains_on_alike(kind, library, tmp_path):
     check_loading(kind, library, make(kind, library), tmp_path)
 
 
+@sampled()
 @libraries
 def test_a_saved_and_loaded_model_with_loss_scaling_trains_on_alike(library, tmp_path):
     check_loading("LAMB", library, scaled(make("LAMB", library), library), tmp_path)
@@ -114,6 +116,7 @@ def test_a_pickled_optimizer_keeps_its_settings(library, kind):
     assert copy.get_config() == optimizer.get_config()
 
 
+@sampled()
 @libraries
 def test_xla_changes_nothing(library):
     models = []
@@ -125,6 +128,7 @@ def test_xla_changes_nothing(library):
     assert_same(*models, 1e-5)
 
 
+@sampled()
 @pytest.mark.parametrize(
     ("library", "kind"),
     [
@@ -161,6 +165,7 @@ def test_slots_are_float32_under_mixed_precision(library, kind):
     assert np.isfinite(model.get_weights()[1]).all()
 
 
+@sampled()
 @pytest.mark.parametrize(
     ("library", "kind"), covering(LIBRARIES, ["LAMB", "Adafactor"], strength=1)
 )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from contract import apply, outputs, trained
+from covering import sampled
 from fit_helpers import mirrored
 from zoo import ZOO
 
@@ -26,6 +27,7 @@ def test_what_was_folded_is_listed(specimen):
         ke.merge(model)
 
 
+@sampled()
 @functional
 def test_a_merged_model_trains_on(specimen):
     model, _ = trained(specimen, "lora")
@@ -80,6 +82,7 @@ def test_summary_of_a_plain_model(specimen):
     assert f"{found.trainable:,} of {found.parameters:,} parameters train" in str(found)
 
 
+@sampled(2)
 @models
 def test_summary_of_a_chain(specimen):
     model = specimen.make()
@@ -107,6 +110,7 @@ def test_summary_needs_a_built_model():
         ke.summary(keras.Sequential([keras.layers.Dense(2)]))
 
 
+@sampled()
 @functional
 def test_no_graph_keeps_the_old_weights(specimen):
     model, x = specimen.make(), specimen.batch(4)[0]

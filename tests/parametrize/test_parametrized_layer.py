@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from contract import outputs
+from covering import sampled
 from fit_helpers import compiled, fit
 from zoo import FEW_FIRST, ZOO, keras_of
 
@@ -89,6 +90,7 @@ def test_variables_of_transforms_train_with_the_model(library):
     assert float(transform_chains(model)[0].transforms[0].scale) != 1.0
 
 
+@sampled()
 @libraries
 def test_attaching_after_a_fit_lets_the_optimizer_know(library):
     model, weight = dense(library)
@@ -154,6 +156,7 @@ def test_hugging_face_saves_the_plain_model_too(tmp_path):
     np.testing.assert_allclose(outputs(loaded, x), outputs(model, x), atol=1e-6)
 
 
+@sampled()
 @models
 def test_a_weights_file_of_the_plain_model_loads_beneath(specimen, tmp_path):
     source, model = specimen.make(), specimen.make()
@@ -211,6 +214,7 @@ def test_names_of_variables_are_whole_paths(library):
     assert f"{weight.layer.name}/kernel.scaled.scale" in [p.split(":")[0] for p in paths]
 
 
+@sampled()
 @libraries
 def test_a_whole_model_is_saved_in_fit(library, tmp_path):
     keras = keras_of(library)
@@ -231,6 +235,7 @@ def test_a_whole_model_is_saved_in_fit(library, tmp_path):
     assert len(loaded.weights) == 2
 
 
+@sampled()
 @libraries
 def test_an_export_in_fit(library, tmp_path):
     keras = keras_of(library)
@@ -314,6 +319,7 @@ def test_saving_a_model_that_rounds_its_inputs_warns(library, tmp_path):
         model.save(tmp_path / "a.keras")
 
 
+@sampled()
 @libraries
 def test_the_step_is_the_models_own_again_after_merge(library):
     from keras_efficient.training import _train_step_hook as train_step_hook
@@ -329,6 +335,7 @@ def test_the_step_is_the_models_own_again_after_merge(library):
     assert not train_step_hook.of(model).parts
 
 
+@sampled()
 @libraries
 def test_this_packages_optimizers_take_variables_that_come_between_two_fits(library):
     model, _ = dense(library)

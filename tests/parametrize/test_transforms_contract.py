@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 from contract import CALL_WRAPPERS, METHODS, PAIRS, apply, classes, outputs, trained
-from covering import covering
+from covering import covering, sampled
 from in_process_export import serve_here
 from zoo import ZOO, full_except
 
@@ -42,6 +42,7 @@ def make(specimen):
     return specimen.make()
 
 
+@sampled()
 @pytest.mark.parametrize("specimen, names", CASES)
 def test_trains_saves_loads_exports_and_merges(specimen, names, tmp_path, monkeypatch):
     serve_here(monkeypatch)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 from fit_helpers import assert_same, compiled, fit, mirrored
 from zoo import FEW, ZOO, full_except, keras_of
 
@@ -34,6 +35,7 @@ def ranks(model):
     return [int(np.count_nonzero(t.lambda_.numpy())) for t in transforms(model, AdaLoRADelta)]
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", full_except("kerashub-bert", "tf_keras-subclassed", among=FEW))
 def test_trains_and_ends_within_its_budget(specimen):
     model, (x, y) = specimen.make(), specimen.batch(12)
@@ -138,6 +140,7 @@ def test_the_budget_falls_with_the_cube_of_the_time_left():
     assert found == [*wanted, 10]
 
 
+@sampled()
 @libraries
 def test_the_penalty_joins_the_loss_and_is_zero_at_first(library):
     specimen = specimen_of(library)
@@ -180,6 +183,7 @@ def test_the_penalty_keeps_factors_orthonormal(library):
     assert off[1] < 0.3 * off[0]
 
 
+@sampled()
 @libraries
 def test_microbatches_and_replicas_are_one_batch(library):
     specimen = specimen_of(library)

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from covering import sampled
 from fit_helpers import compiled, fit
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -57,6 +58,7 @@ METHODS = {
 }
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", FEW, ids=repr)
 def test_onto_a_fresh_base_it_computes_and_trains_the_same(specimen, tmp_path):
     model, (x, _) = specimen.make(), specimen.batch(3)
@@ -77,6 +79,7 @@ def test_onto_a_fresh_base_it_computes_and_trains_the_same(specimen, tmp_path):
     np.testing.assert_array_equal(outputs(other, x), outputs(model, x))
 
 
+@sampled(2)
 @libraries
 @pytest.mark.parametrize("name", METHODS)
 def test_every_kind_of_delta(library, name, tmp_path):
@@ -95,6 +98,7 @@ def test_every_kind_of_delta(library, name, tmp_path):
     assert settings[0] == settings[1]
 
 
+@sampled()
 @libraries
 def test_adalora_goes_on_within_its_budget(library, tmp_path):
     specimen = specimen_of(library)

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from covering import sampled
 from fit_helpers import mirrored
 from tuned import (
     SPECIMENS,
@@ -47,6 +48,7 @@ def test_it_computes_what_the_model_did(specimen):
     np.testing.assert_array_equal(outputs(model, x), before)
 
 
+@sampled()
 @names("specimen", FEW, ids=repr)
 def test_nothing_else_moves(specimen):
     heads = head_keys(specimen.make())
@@ -55,11 +57,13 @@ def test_nothing_else_moves(specimen):
     assert moved == heads
 
 
+@sampled()
 @names("specimen", FEW, ids=repr)
 def test_weights_are_saved(specimen, tmp_path):
     assert_saved(specimen, adapted, tmp_path)
 
 
+@sampled()
 @names("specimen", TWO, ids=repr)
 def test_export(specimen, tmp_path, monkeypatch):
     assert_exported(specimen, adapted, tmp_path, monkeypatch)
@@ -75,6 +79,7 @@ def test_xla(specimen):
     assert_compiles(specimen, adapted)
 
 
+@sampled()
 @names("specimen", full_except("keras-functional", "tf_keras-subclassed", among=FEW))
 def test_mixed_precision(specimen):
     assert_mixed(specimen, adapted)
@@ -88,6 +93,7 @@ def last_parts(report):
     return [re.sub(r"_\d+$", "", path.split("/")[-2]) for path in report.weights]
 
 
+@sampled()
 @names(
     ("name", "both", "output"),
     [
@@ -151,6 +157,7 @@ def test_an_adapter_after_several_axes_is_that_of_all_of_them():
     np.testing.assert_allclose(layer(x), expected.reshape(y.shape), atol=1e-5)
 
 
+@sampled()
 @names("name", ["hugging-face-bert", "model-garden-bert", "keras-functional"])
 def test_another_start_by_the_seed_alone(name):
     starts = []

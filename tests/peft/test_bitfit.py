@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from covering import sampled
 from fit_helpers import compiled
 from tuned import (
     SPECIMENS,
@@ -30,6 +31,7 @@ def biases(model):
     return {key for key in numbered(model) if key.split()[1] in ("bias", "beta")}
 
 
+@sampled()
 @names("specimen", full_except("keras-functional", "hugging-face-bert", among=FEW))
 def test_biases_and_the_head_move_alone(specimen):
     model = specimen.make()
@@ -102,6 +104,7 @@ def test_unfreeze_undoes_it(specimen):
     assert not parametrized_layers(model)
 
 
+@sampled()
 @names("specimen", FUNCTIONAL, ids=repr)
 def test_freeze_some(specimen):
     """Only kernels are frozen, also in a model that was trained before."""
@@ -120,6 +123,7 @@ def test_freeze_some(specimen):
     assert {key for key in before if key.endswith("kernel")} <= moved
 
 
+@sampled()
 @names("specimen", FUNCTIONAL, ids=repr)
 def test_the_optimizer_keeps_what_it_knows(specimen):
     """Also for a weight that is frozen for a while."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import compiled, fit
 from zoo import FEW, ZOO, full_except, keras_of
 
@@ -66,6 +66,7 @@ def trained(request):
     return Trained(request.param)
 
 
+@sampled()
 def test_at_first_it_is_the_base_model(trained):
     np.testing.assert_array_equal(trained.first, trained.attached)
 

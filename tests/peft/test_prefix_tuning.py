@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from tuned import (
     SPECIMENS,
     TWO,
@@ -30,6 +30,7 @@ def prefixed(model):
     return ke.prefix_tuning(model, 3)
 
 
+@sampled()
 @names("specimen", FEW, ids=repr)
 def test_nothing_else_moves(specimen):
     heads = head_keys(specimen.make())
@@ -38,11 +39,13 @@ def test_nothing_else_moves(specimen):
     assert moved == heads
 
 
+@sampled()
 @names("specimen", FEW, ids=repr)
 def test_weights_are_saved(specimen, tmp_path):
     assert_saved(specimen, prefixed, tmp_path)
 
 
+@sampled()
 @names("specimen", TWO, ids=repr)
 def test_export(specimen, tmp_path, monkeypatch):
     assert_exported(specimen, prefixed, tmp_path, monkeypatch)
@@ -58,6 +61,7 @@ def test_xla(specimen):
     assert_compiles(specimen, prefixed)
 
 
+@sampled()
 @names("specimen", full_except("keras-functional", "tf_keras-subclassed", among=FEW))
 def test_mixed_precision(specimen):
     assert_mixed(specimen, prefixed)
@@ -151,6 +155,7 @@ def test_hugging_face_against_numpy(masked):
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
+@sampled()
 @names("name", ["kerashub-bert", "model-garden-bert", "hugging-face-bert"])
 def test_a_masked_prefix_changes_nothing(name, monkeypatch):
     """Only attention reads the prefix, so masking it restores the outputs."""

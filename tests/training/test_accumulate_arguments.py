@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import (
     SMALL as SMALL_BY_LIBRARY,
     assert_same,
@@ -83,6 +83,7 @@ def test_none_without_accumulation_changes_nothing(specimen):
     assert "train_step" not in vars(model)
 
 
+@sampled()
 @both
 def test_the_last_setting_counts_before_and_after_compile_and_fit(specimen, monkeypatch):
     sizes = spied(monkeypatch)
@@ -106,6 +107,7 @@ def test_the_last_setting_counts_before_and_after_compile_and_fit(specimen, monk
     assert_same(model, plain)
 
 
+@sampled()
 @both
 def test_a_call_from_within_fit_is_refused_and_one_after_it_counts(specimen, monkeypatch):
     class Meddler(ke.flavor.Callback):
@@ -125,6 +127,7 @@ def test_a_call_from_within_fit_is_refused_and_one_after_it_counts(specimen, mon
     assert sizes[-1] == 4
 
 
+@sampled()
 @pytest.mark.parametrize(
     "specimen, setting",
     covering(SMALL, [{"run_eagerly": True}, {"steps_per_execution": 2}], strength=1),
@@ -153,6 +156,7 @@ def test_evaluate_and_predict_are_untouched(specimen):
     )
 
 
+@sampled()
 @pytest.mark.parametrize("specimen, suffix", covering(SMALL, [".keras", ".weights.h5"], strength=1))
 def test_a_model_is_saved_and_loaded_with_accumulation_on(specimen, suffix, tmp_path):
     keras = keras_of(specimen.library)
@@ -177,6 +181,7 @@ def test_a_model_is_saved_and_loaded_with_accumulation_on(specimen, suffix, tmp_
         assert_same(loaded, model)
 
 
+@sampled()
 @both
 def test_changing_what_is_trainable(specimen):
     def run(k):
@@ -232,6 +237,7 @@ def dense(optimizer):
     return Dense
 
 
+@sampled()
 @libraries
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
 def test_a_variable_without_gradient_keeps_its_value_under_weight_decay(library):
@@ -265,6 +271,7 @@ def test_rows_of_an_embedding_that_no_example_has_keep_their_value(specimen):
     assert np.abs(new[np.unique(x)] - table[np.unique(x)]).max(axis=1).min() > 0
 
 
+@sampled()
 @both
 def test_adam_does_to_embeddings_what_it_does_to_dense_gradients(specimen):
     def run(k):
@@ -300,6 +307,7 @@ def with_check(library):
     return compiled(library, model)
 
 
+@sampled()
 @libraries
 def test_a_step_that_fails_half_way_leaves_no_residue(library):
     x, y = SMALL[0].batch(12)
@@ -323,6 +331,7 @@ def test_a_step_that_fails_half_way_leaves_no_residue(library):
     assert_same(model, plain)
 
 
+@sampled()
 @pytest.mark.parametrize(
     "name",
     [
@@ -345,6 +354,7 @@ def test_microbatches_are_a_loop_not_copies(name):
     assert products(2) == products(8) > 0
 
 
+@sampled()
 @both
 def test_sums_follow_a_change_of_jit_compile(specimen):
     """Embedding rows are summed sparsely without XLA and densely with it."""

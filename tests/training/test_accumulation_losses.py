@@ -8,7 +8,7 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import assert_same, assert_same_history, compiled, fit, moved, sample_weights
 from zoo import CLASSES, LENGTH, VOCABULARY, keras_of
 
@@ -86,6 +86,7 @@ def crossentropy(reduction):
     return lambda losses: losses.SparseCategoricalCrossentropy(True, reduction=reduction)
 
 
+@sampled()
 @pytest.mark.parametrize(
     "loss, weighted, split",
     covering(
@@ -107,6 +108,7 @@ def test_reductions(loss, weighted, split):
     check(library, make, x, y, weights, split=split, loss=loss, rate=0.05)
 
 
+@sampled()
 @rotated
 def test_keras_masks_with_unequal_numbers_of_tokens(library, split):
     def make():
@@ -115,6 +117,7 @@ def test_keras_masks_with_unequal_numbers_of_tokens(library, split):
     check(library, make, ragged_ids(), labels((10, LENGTH)), split=split)
 
 
+@sampled()
 @pytest.mark.parametrize(
     "reduction, split",
     covering(["sum_over_batch_size", "mean_with_sample_weight"], SPLITS, strength=1),
@@ -138,6 +141,7 @@ def test_keras3_masks_with_one_weight_per_text():
     check("keras", make, x, y, weights, split=SPLITS[0], loss=loss, weighted_metrics=None)
 
 
+@sampled()
 @pytest.mark.parametrize(
     "library, reduction, split",
     covering(LIBRARIES, ["sum_over_batch_size", "sum"], SPLITS, strength=1),
@@ -150,6 +154,7 @@ def test_regularisers(library, reduction, split):
     check(library, make, ragged_ids(), labels(10), split=split, loss=loss, rate=0.05)
 
 
+@sampled()
 @rotated
 def test_added_losses_without_metrics(library, split):
     def make():
@@ -159,6 +164,7 @@ def test_added_losses_without_metrics(library, split):
     check(library, make, ragged_ids(), labels(10), split=split, **settings)
 
 
+@sampled()
 @both
 def test_a_model_with_no_loss_but_added_ones(library):
     def make():
@@ -188,6 +194,7 @@ def two_outputs(library):
     return model
 
 
+@sampled()
 @rotated
 def test_several_losses_averaged_alike(library, split):
     check(
@@ -218,6 +225,7 @@ def test_losses_averaged_differently_are_refused(library):
         fit(model, ragged_ids(), {"one": labels(10), "two": labels(10)})
 
 
+@sampled()
 @rotated
 def test_a_model_with_its_own_compute_loss(library, split):
     keras = keras_of(library)

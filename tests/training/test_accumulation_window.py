@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import (
     SMALL,
     assert_same,
@@ -42,6 +42,7 @@ def updates(model):
     return int(flavors.of(model).optimizer(model).iterations.numpy())
 
 
+@sampled()
 @pytest.mark.parametrize(
     "library, replicas, window",
     covering(SMALL, (1, 2), [(6, 4), (6, 99), (5, 4)], strength=1),
@@ -64,6 +65,7 @@ def test_n_batches_make_the_update_of_one(library, replicas, window):
     assert train_step_hook.of(several).window is None
 
 
+@sampled()
 @libraries
 def test_the_last_update_comes_before_validation(library):
     """Trap 6: keras validates, and saves, with gradients that were never applied."""
@@ -74,6 +76,7 @@ def test_the_last_update_comes_before_validation(library):
     np.testing.assert_allclose(found["val_loss"], expected["val_loss"], rtol=1e-5)
 
 
+@sampled()
 @libraries
 def test_a_change_traces_nothing(library):
     keras, traces = keras_of(library), []
@@ -105,6 +108,7 @@ class Stop(ke.flavor.Callback):
             raise KeyboardInterrupt
 
 
+@sampled()
 @pytest.mark.parametrize("library, again", covering(SMALL, [True, False], strength=1))
 def test_an_interrupted_fit_leaves_no_gradient_behind(library, again):
     model, plain = made(library), made(library)
@@ -118,6 +122,7 @@ def test_an_interrupted_fit_leaves_no_gradient_behind(library, again):
     assert_same(plain, model, 1e-6)
 
 
+@sampled()
 @libraries
 def test_after_an_interrupted_fit_another_callback_may_set_how_many(library):
     model = ke.accumulate(made(library), 2)
@@ -127,6 +132,7 @@ def test_after_an_interrupted_fit_another_callback_may_set_how_many(library):
     assert updates(model) >= 2
 
 
+@sampled()
 @libraries
 def test_the_same_callback_works_in_a_second_fit(library):
     model, growth = made(library), Growth({0: 4})
@@ -135,6 +141,7 @@ def test_the_same_callback_works_in_a_second_fit(library):
         assert updates(model) == fits
 
 
+@sampled()
 @rotated
 def test_an_overflow_skips_the_whole_window(library, replicas):
     keras = keras_of(library)
@@ -174,6 +181,7 @@ def test_detach_is_for_the_owner_alone():
     accumulation_window.detach(model, owner)
 
 
+@sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_an_interrupted_fit_leaves_nothing_to_the_next(library):
     """Neither the window nor the watchers and averages of callbacks that are not given again."""

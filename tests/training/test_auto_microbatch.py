@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import (
     SMALL,
     assert_same,
@@ -105,6 +105,7 @@ def said(record):
     return [str(w.message) for w in record if "Out of memory" in str(w.message)]
 
 
+@sampled()
 @pytest.mark.parametrize(
     "library, case",
     covering(
@@ -133,6 +134,7 @@ def test_the_run_is_the_one_that_had_the_memory(library, case):
     assert "no result changes" in message
 
 
+@sampled()
 @libraries
 def test_nothing_is_counted_twice(library):
     """Moving statistics, metrics, examples and random seeds: all as with the size from the start.
@@ -206,6 +208,7 @@ def test_hugging_face_with_its_own_step():
     assert_same_history(found, history)
 
 
+@sampled()
 @rotated
 def test_memory_that_runs_out_later(library, replicas):
     """In a second `fit`, which changes nothing; its second epoch and a third know the size."""
@@ -233,6 +236,7 @@ def test_memory_that_runs_out_later(library, replicas):
     assert said(record) == []
 
 
+@sampled()
 @libraries
 def test_not_even_one_example(library):
     model = ke.accumulate(made(library, limit=lambda: 0), microbatch_size="auto")
@@ -243,6 +247,7 @@ def test_not_even_one_example(library):
     assert model.optimizer.iterations.numpy() == 0
 
 
+@sampled()
 @libraries
 def test_memory_that_runs_out_in_the_optimizer(library):
     """Some weights may have changed: the batch is not repeated."""

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import assert_same, batches, compiled, fit, mirrored, moved
 from zoo import CLASSES, LENGTH, VOCABULARY, keras_of
 
@@ -80,6 +80,7 @@ def plain_run(library):
     return trained(library)
 
 
+@sampled()
 @pytest.mark.parametrize(
     "library, weight, split",
     covering(LIBRARIES, ["tokens", counted], [(1, 3), (2, 2), (1, 11)], strength=1),
@@ -90,6 +91,7 @@ def test_microbatches_of_a_loss_that_averages_over_tokens(library, weight, split
     assert_same(model, plain_run(library))
 
 
+@sampled()
 @libraries
 def test_without_a_weight_a_custom_loss_averages_over_examples(library):
     plain = plain_run(library)
@@ -98,6 +100,7 @@ def test_without_a_weight_a_custom_loss_averages_over_examples(library):
     assert moved(plain.get_weights(), by_examples) > 1e-3
 
 
+@sampled()
 @pytest.mark.parametrize("library, replicas", covering(LIBRARIES, (1, 2), strength=1))
 def test_a_number_divides_instead_of_the_weights(library, replicas):
     """A token budget of twice the batch's tokens halves the gradient: half the step."""
@@ -119,6 +122,7 @@ def test_a_number_divides_instead_of_the_weights(library, replicas):
         np.testing.assert_allclose(total, mean * COUNTS.sum(), rtol=1e-4, atol=1e-5)
 
 
+@sampled()
 @libraries
 def test_a_fixed_budget_lets_fuller_batches_count_more(library):
     """Under a fixed divisor two batches' steps sum up to that of their union (SGD, rate → 0)."""
@@ -208,6 +212,7 @@ def test_nothing_to_count_is_refused(x):
         tokens(x, tf.constant([0, 1]))
 
 
+@sampled()
 @libraries
 def test_nothing_to_count_is_refused_in_fit(library):
     layers = keras_of(library).layers

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import (
     SMALL,
     assert_same,
@@ -141,6 +141,7 @@ def by_hand(model, x, y, rate, *, total=False):
     return float(loss), float(scaled)
 
 
+@sampled()
 @pytest.mark.parametrize(
     "library, reduction, replicas", covering(SMALL, ["mean", "sum"], (2, 1), strength=1)
 )
@@ -163,6 +164,7 @@ def test_loss_and_step_are_the_equation(library, reduction, replicas):
         np.testing.assert_allclose(history["loss"], [total], rtol=1e-5)
 
 
+@sampled()
 @rotated
 def test_two_equal_predictions_train_as_before(library, replicas):
     """No dropout, no divergence: metrics and weights are the plain ones."""
@@ -176,6 +178,7 @@ def test_two_equal_predictions_train_as_before(library, replicas):
     assert_same(model, plain)
 
 
+@sampled()
 @libraries
 def test_dropout_draws_two_masks(library):
     """The loss grows by α times the same divergence."""
@@ -202,6 +205,7 @@ def test_dropout_draws_two_masks(library):
     np.testing.assert_allclose(two - one, one - least, rtol=1e-3)
 
 
+@sampled()
 @libraries
 def test_logits_are_known_by_the_compiled_loss(library):
     keras = keras_of(library)
@@ -223,6 +227,7 @@ def test_logits_are_known_by_the_compiled_loss(library):
     assert abs(wrong - expected) > 1e-3
 
 
+@sampled()
 @libraries
 def test_one_logit_and_one_probability(library):
     keras = keras_of(library)
@@ -245,6 +250,7 @@ def test_one_logit_and_one_probability(library):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@sampled()
 @pytest.mark.parametrize("library, replicas", covering(SMALL, (2, 1), strength=1))
 def test_masked_tokens_count_neither_in_the_loss_nor_in_the_divergence(library, replicas):
     """So k microbatches of sentences of any length are one batch; the last has no token at all."""
@@ -315,6 +321,7 @@ def test_a_step_that_applies_gradients_itself_is_refused(library):
         train(model, np.ones((4, 2), "float32"), np.ones((4, 1), "float32"))
 
 
+@sampled()
 @libraries
 def test_none_takes_it_away(library):
     specimen = SMALL[library]

@@ -9,7 +9,7 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import SMALL, assert_same, batches, compiled, fit, mirrored, moved
 from in_process_export import serve_here
 from zoo import CLASSES, ZOO, hf_config, keras_of
@@ -69,6 +69,7 @@ def calls(layer, monkeypatch):
 # --- equal to a run without ----------------------------------------------------------------------
 
 
+@sampled()
 @pytest.mark.parametrize(
     "name", only("keras-functional", "kerashub-bert", "tf_keras-subclassed", "hugging-face-bert")
 )
@@ -78,11 +79,13 @@ def test_weights_after_three_steps_are_the_same(name):
     assert_same(run(name, True), plain, atol=1e-6)
 
 
+@sampled()
 @pytest.mark.parametrize("name", only("keras-functional", "tf_keras-subclassed"))
 def test_weights_are_the_same_under_accumulation(name):
     assert_same(run(name, True, microbatches=3), plain_run(name), atol=1e-6)
 
 
+@sampled()
 @pytest.mark.parametrize(
     "name", only(*SMALL, among=[*SMALL, "keras-functional", "tf_keras-subclassed"])
 )
@@ -93,6 +96,7 @@ def test_weights_are_the_same_under_xla(name):
 TWO = ("keras-functional", "tf_keras-functional")
 
 
+@sampled()
 @pytest.mark.parametrize("name", only(*TWO, among=[*BERTS, *TWO]))
 def test_weights_are_the_same_in_bfloat16(name, bfloat16):
     assert_same(run(name, True), run(name, False), atol=2e-3)
@@ -175,6 +179,7 @@ def test_masks_go_through(library):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@sampled()
 @pytest.mark.parametrize("name", ["keras-sequential", "tf_keras-functional"])
 def test_weights_are_the_same_on_two_replicas(name):
     specimen = BY_NAME[name]
@@ -223,6 +228,7 @@ def noisy(library, *, rate=0.5, seed=None, learning_rate=0.1):
     return model
 
 
+@sampled()
 @pytest.mark.parametrize(
     "library, how",
     covering(SMALL, ["plain", "accumulate", "eager", "xla"], strength=1),
@@ -251,6 +257,7 @@ def test_dropout_draws_the_same_mask_again(library, how):
     assert len({round(loss, 5) for loss in losses}) == 3
 
 
+@sampled()
 @both
 def test_state_is_updated_once(library):
     x = np.random.default_rng(0).normal(1, 1, (12, 64)).astype("float32")
@@ -405,6 +412,7 @@ def test_errors(library):
         ke.remat(object())
 
 
+@sampled()
 @pytest.mark.parametrize("name", only(*TWO, among=[*TWO, "kerashub-bert"]))
 def test_save_and_load(name, tmp_path):
     specimen = BY_NAME[name]
@@ -433,6 +441,7 @@ def test_saved_model_of_tf_keras(name, tmp_path):
     assert moved(BY_NAME[name].make().get_weights(), model) != before
 
 
+@sampled()
 @pytest.mark.parametrize("name", only("kerashub-bert", "hugging-face-bert", among=BERTS))
 def test_export(name, tmp_path, monkeypatch):
     serve_here(monkeypatch)
@@ -442,6 +451,7 @@ def test_export(name, tmp_path, monkeypatch):
     assert next(iter(report.signature["outputs"].values()))["shape"] == [None, CLASSES]
 
 
+@sampled()
 @both
 def test_a_copied_layer_is_its_own(library):
     """A copy must not call the code of the layer it was copied from."""

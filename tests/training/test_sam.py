@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import (
     SMALL,
     assert_same,
@@ -96,6 +96,7 @@ def by_hand(model, x, y, weights, *, method, radius, rate):
     model.set_weights([w - rate * g for w, g in zip(before, total, strict=True)])
 
 
+@sampled()
 @pytest.mark.parametrize("library, method", covering(SMALL, SWITCHES))
 def test_a_step_is_the_equation(library, method):
     x, y = SMALL[library].batch(12)
@@ -110,6 +111,7 @@ def test_a_step_is_the_equation(library, method):
     assert moved(plain.get_weights(), model) > 1e-3
 
 
+@sampled()
 @pairs
 def test_microbatches_and_replicas_make_the_same_step(library, method, replicas):
     """The length of the move is that of the whole batch's gradient; 7 examples do not divide."""
@@ -122,6 +124,7 @@ def test_microbatches_and_replicas_make_the_same_step(library, method, replicas)
     assert_same(one, split, 1e-6)
 
 
+@sampled()
 @crosswise
 def test_weights_come_back_to_the_last_bit(library, method, replicas):
     """What was added is not subtracted again: w + e - e is another number."""
@@ -136,6 +139,7 @@ def test_weights_come_back_to_the_last_bit(library, method, replicas):
     assert model.optimizer.iterations.numpy() == 2
 
 
+@sampled()
 @rotated
 def test_metrics_are_those_of_the_first_pass(library, method):
     x, y = SMALL[library].batch(12)
@@ -144,6 +148,7 @@ def test_metrics_are_those_of_the_first_pass(library, method):
     assert_same_history(*histories, atol=1e-6)
 
 
+@sampled()
 @crosswise
 def test_after_an_overflow_the_weights_are_back_and_nothing_is_applied(library, method, replicas):
     keras = keras_of(library)
@@ -171,6 +176,7 @@ def test_after_an_overflow_the_weights_are_back_and_nothing_is_applied(library, 
     assert moved(before, model) > 0
 
 
+@sampled()
 @rotated
 def test_the_loss_scale_changes_no_step(library, method):
     x, y = SMALL[library].batch(12)
@@ -180,6 +186,7 @@ def test_the_loss_scale_changes_no_step(library, method):
     assert_same(plain, scaled, 1e-6)
 
 
+@sampled()
 @rotated
 def test_none_takes_it_away(library, method):
     x, y = SMALL[library].batch(12)
@@ -238,6 +245,7 @@ def test_an_update_of_several_batches_is_refused(library, method):
         model.fit(data, callbacks=[growth], shuffle=False, verbose=0)
 
 
+@sampled(2)
 @pytest.mark.parametrize("specimen", ZOO, ids=repr)
 def test_fgm_finds_the_table_of_words_and_no_other(specimen):
     model = specimen.make()

@@ -9,6 +9,7 @@ When the upstream half of a test fails, a workaround can go. The other traps of 
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 from fit_helpers import assert_same, batches, compiled, fit, mirrored, moved, sample_weights
 from zoo import ZOO, keras_of
 
@@ -176,6 +177,7 @@ def test_trap_7_zero_gradients_move_adam(library):
     np.testing.assert_allclose(model.get_weights()[0], once[0, 0], rtol=1e-5)
 
 
+@sampled()
 @libraries
 def test_trap_8_batch_normalization_sees_microbatches(library):
     """As documented. (`ke.layers` has one that sees the whole batch.)"""
@@ -195,6 +197,7 @@ def test_trap_8_batch_normalization_sees_microbatches(library):
     np.testing.assert_allclose(run(2), [2.0, 0.25])
 
 
+@sampled()
 @libraries
 @pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])
 def test_trap_10_keras_3_clips_before_it_sums_over_replicas(library, clip):
@@ -240,6 +243,7 @@ def test_trap_14_variables_are_excluded_from_weight_decay_before_build(library):
     np.testing.assert_array_equal(layer.get_weights()[0], 1)
 
 
+@sampled()
 @pytest.mark.parametrize("n", [1, 3])
 def test_trap_15_a_ragged_batch_of_tf_keras_on_two_replicas(n):
     """The mean over the batch is wrong upstream where the replicas' shares differ."""
@@ -292,6 +296,7 @@ def test_trap_19_averaged_weights_are_not_swapped_back_after_predict():
     assert np.abs(model.get_weights()[0] - before).max() > 0.1
 
 
+@sampled()
 @libraries
 def test_trap_20_automatic_xla_is_off_under_a_strategy(library):
     """Keras 3 decides in `compile`; asked for, XLA compiles our microbatches."""
@@ -311,6 +316,7 @@ def test_trap_20_automatic_xla_is_off_under_a_strategy(library):
     assert_same(ours, plain)
 
 
+@sampled()
 @libraries
 def test_trap_20_plain_fit_with_xla_on_replicas(library):
     """Upstream compiles the whole step, in which replicas cannot synchronise."""
