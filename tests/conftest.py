@@ -35,6 +35,13 @@ def pytest_collection_modifyitems(items):
     sample(items)
 
 
+def pytest_collection_finish():
+    """Spare the garbage collector the libraries: it would go through them again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _the_same_draws_for_each_file():
     _seed()

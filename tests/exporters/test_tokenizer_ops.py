@@ -245,9 +245,15 @@ def test_random_strings(name, count):
     check(*wordpiece(name), random_texts(count, seed=len(name)))
 
 
-@pytest.mark.parametrize("name", ["uncased", pytest.param("none", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["uncased", "none"])
 def test_every_code_point(name):
     sweep(*wordpiece(name), CODE_POINTS, per_text=400)
+
+
+def test_some_of_all_code_points():
+    # All of the first plane's letters, where the rules differ most, and some of the others.
+    sweep(*wordpiece("uncased"), CODE_POINTS[:0x3000] + CODE_POINTS[0x3000::17], per_text=400)
 
 
 def test_the_vocabulary_spells_these_texts():

@@ -1,8 +1,8 @@
 """Batch normalization over unmasked tokens: arithmetic, both libraries, loops, two replicas."""
 
 import subprocess
-import sys
 
+import forked_python
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -417,7 +417,8 @@ def other_process(tmp_path_factory):
     """The output of `OTHER_PROCESS`, which loads a model and trains on two replicas."""
     path = tmp_path_factory.mktemp("saved") / "model.keras"
     model_of("keras").save(path)
-    command = [sys.executable, "-c", OTHER_PROCESS, str(path)]
+    python = forked_python.command(*forked_python.TRAINING)
+    command = [*python, "-c", OTHER_PROCESS, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     return done.stdout.splitlines(), done.stderr[-3000:]
 

@@ -3,8 +3,8 @@
 import json
 import pickle
 import subprocess
-import sys
 
+import forked_python
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -202,7 +202,10 @@ def test_custom_objects_load_a_model_in_a_fresh_process(tmp_path):
         fit(model, *batch(), epochs=2)
         model.save(f"{tmp_path}/{library}.keras")
     done = subprocess.run(
-        [sys.executable, "-c", FRESH, str(tmp_path)], capture_output=True, text=True, timeout=300
+        [*forked_python.command(*forked_python.TRAINING), "-c", FRESH, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.partition("FOUND ")[2])

@@ -184,22 +184,22 @@ def test_the_penalty_keeps_factors_orthonormal(library):
 
 
 @sampled()
+@pytest.mark.parametrize("replicas, microbatches", [(1, 3), (2, 1)])
 @libraries
-def test_microbatches_and_replicas_are_one_batch(library):
+def test_microbatches_and_replicas_are_one_batch(library, replicas, microbatches):
     specimen = specimen_of(library)
     x, y = specimen.batch(12)
     models = []
-    for replicas, microbatches in ((1, 1), (1, 3), (2, 1)):
-        with mirrored(replicas).scope():
+    for count, parts in ((1, 1), (replicas, microbatches)):
+        with mirrored(count).scope():
             model = specimen.make()
             ke.adalora(model, 2, begin_step=1, end_step=4)
             compiled(library, model)
-            ke.accumulate(model, microbatches=microbatches)
+            ke.accumulate(model, microbatches=parts)
         fit(model, x, y, batch_size=4, epochs=2)
         models.append(model)
-    for other in models[1:]:
-        assert_same(models[0], other)
-        assert ranks(models[0]) == ranks(other)
+    assert_same(*models)
+    assert ranks(models[0]) == ranks(models[1])
 
 
 EITHER = pytest.mark.parametrize(
@@ -225,6 +225,7 @@ def test_xla_computes_the_same(library):
     assert_same(*(trained(library, specimen, jit) for jit in (False, True)))
 
 
+@pytest.mark.full
 @EITHER
 def test_bfloat16(library):
     specimen = specimen_of(library)
