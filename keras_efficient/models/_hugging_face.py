@@ -22,15 +22,28 @@ def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Mod
     config: Any
     try:
         with _quiet("transformers"):
-            config = transformers.AutoConfig.from_pretrained(str(source), num_labels=num_labels)
+            config = transformers.AutoConfig.from_pretrained(
+                str(source), num_labels=num_labels, trust_remote_code=False
+            )
             if isinstance(source, Path) and safetensors_files(source):
-                model = transformers.TFAutoModelForSequenceClassification.from_config(config)
+                model = transformers.TFAutoModelForSequenceClassification.from_config(
+                    config, trust_remote_code=False
+                )
                 _load_safetensors(model, source)
             else:
                 model = transformers.TFAutoModelForSequenceClassification.from_pretrained(
-                    str(source), config=config
+                    str(source), config=config, trust_remote_code=False
                 )
+    except InputError:
+        raise
     except (ValueError, KeyError, OSError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                "A model must be of an architecture that transformers contains, since the Python "
+                f"code of a model is never run. Received: {describe(source)}, whose `auto_map` "
+                "names code of its own. Choose another model, or read that code, build the model "
+                "with transformers yourself, and pass it to the functions of this package."
+            ) from None
         raise InputError(
             f"The model must be one for which transformers has a TensorFlow classifier. Received: "
             f"{describe(source)}, for which it reports: {str(error).strip()[:400]}. Check the "
@@ -46,7 +59,7 @@ def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Mod
     limit = getattr(config, "max_position_embeddings", None) or 512
     if isinstance(source, Path):
         return model, Tokenizer.from_directory(source, inputs=inputs, max_length=limit)
-    fast: Any = transformers.AutoTokenizer.from_pretrained(str(source))
+    fast: Any = transformers.AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     return model, Tokenizer(
         fast.backend_tokenizer, inputs=inputs, pad_id=fast.pad_token_id or 0, max_length=limit
     )
