@@ -162,11 +162,11 @@ def _table_rows(
     # process, so it is restored.
     limit = csv.field_size_limit(2**31 - 1)
     try:
-        rows = _csv_rows(content, path, delimiter, csv.QUOTE_NONE)
+        rows = _csv_rows(content, path, delimiter, quoted=False)
         line, header = next(rows)
         unquoted = delimiter == "\t" and not all(map(_is_enclosed, header))
         if not unquoted:
-            rows = _csv_rows(content, path, delimiter, csv.QUOTE_MINIMAL)
+            rows = _csv_rows(content, path, delimiter, quoted=True)
             line, header = next(rows)
         if len(set(header)) != len(header):
             twice = sorted(name for name, n in collections.Counter(header).items() if n > 1)
@@ -211,10 +211,11 @@ def _looks_quoted(field: str) -> bool:
 
 
 def _csv_rows(
-    content: str, path: pathlib.Path, delimiter: str, quoting: int
+    content: str, path: pathlib.Path, delimiter: str, quoted: bool
 ) -> Iterator[tuple[int, list[str]]]:
     # Unless strict, an unclosed quote takes in the rest of the file.
     lines = io.StringIO(content, newline="")
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
     while True:
         line = reader.line_num + 1

@@ -383,15 +383,15 @@ def _sorted_classes(named: Sequence[str], where: Callable[[int], str]) -> tuple[
     first: dict[str, int] = {}
     for i, name in enumerate(named):
         first.setdefault(name, i)
-    numbers = {name: _number(name) for name in first}
+    numbers = {name: number for name in first if (number := _number(name)) is not None}
     for name, number in numbers.items():
-        if number is not None and math.isnan(number):
+        if math.isnan(number):
             raise InputError(
                 f"Each text needs a label. Received: {name!r}, which stands for a missing one "
                 f"({where(first[name])}). Fill it in, or remove the row; if it is the name of a "
                 "class, pass `label_names`."
             )
-    if None in numbers.values():
+    if len(numbers) < len(first):
         return tuple(sorted(first))
     for name, number in numbers.items():
         if not math.isfinite(number):

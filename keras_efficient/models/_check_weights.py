@@ -94,11 +94,12 @@ def _check_hdf5(file):
     def visit(name, item):
         nonlocal problem, values
         if isinstance(item, h5py.Dataset):
-            values += item.size or 0
+            size = item.size or 0
+            values += size
             if item.external or item.is_virtual:
                 problem = f"{name[:200]!r}, whose values are in another file"
             # Random number generators store two integers.
-            elif item.dtype.kind != "f" and (item.dtype.kind not in "iu" or item.size > 2):
+            elif item.dtype.kind != "f" and (item.dtype.kind not in "iu" or size > 2):
                 problem = f"{name[:200]!r} of {item.dtype}"
         return problem
 
