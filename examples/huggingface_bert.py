@@ -34,7 +34,7 @@ if arguments.limit:
 train, test = ke.data.split(records, validation=0.1)
 
 name = arguments.model or str(ke.data.demo_model())
-tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def encoded(records):

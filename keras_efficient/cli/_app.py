@@ -12,6 +12,7 @@ from rich.markup import escape
 from keras_efficient import __version__
 from keras_efficient._errors import InputError, VerificationError
 from keras_efficient.cli._passthrough_command import PassthroughCommand
+from keras_efficient.cli._printable import printable
 
 app = typer.Typer(
     help="Train a Transformer several times cheaper and ship it several times smaller.",
@@ -274,7 +275,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = command.main(arguments, standalone_mode=False)
     except (InputError, VerificationError) as error:
-        console.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        # A message may quote names from a model or a file.
+        message = escape(printable(str(error)))
+        console.print(f"[bold red]Error:[/] {message}", highlight=False, soft_wrap=True)
         code = 2 if isinstance(error, InputError) else 1
     except Exception as error:
         # Usage errors of typer have these attributes; anything else is a bug.

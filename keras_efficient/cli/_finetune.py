@@ -15,6 +15,7 @@ from rich.table import Table
 
 import keras_efficient as ke
 from keras_efficient._errors import InputError
+from keras_efficient.cli._printable import printable
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,7 @@ def _plan(console, settings, train, validation, stats, precision, version, weigh
     }
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}", escape(value))
+        table.add_row(f"[bold]{name}", escape(printable(value)))
     console.print(table)
 
 

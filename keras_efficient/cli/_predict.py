@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from keras_efficient._errors import InputError
+from keras_efficient.cli._printable import printable
 
-#: Characters of a text that the table shows.
+#: Characters of a text or a label that the table shows.
 _SHOWN = 80
 #: Largest file of texts.
 _MAX_BYTES = 50_000_000
@@ -43,23 +44,29 @@ def show(settings: Settings) -> None:
         )
     predictions = predict(settings.directory, texts, signature=settings.signature)
     if settings.as_json:
-        print(json.dumps(predictions, indent=2, ensure_ascii=False))
+        print(printable(json.dumps(predictions, indent=2, ensure_ascii=False)))
         return
     table = Table()
     for name in ("Text", "Label", "Probability"):
         table.add_column(name, justify="right" if name == "Probability" else "left")
     for row in predictions:
-        text = " ".join(row["text"].split())
-        text = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
         # Text does not interpret markup.
-        table.add_row(Text(text), Text(row["label"]), f"{row['probability']:.4f}")
+        table.add_row(
+            Text(_cell(row["text"])), Text(_cell(row["label"])), f"{row['probability']:.4f}"
+        )
     Console().print(table)
+
+
+def _cell(text):
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
 def _lines(path):
     try:
         if not path.is_file():
-            state = "is a folder" if path.is_dir() else "does not exist"
+            state = "is a pipe or a device" if path.exists() else "does not exist"
+            state = "is a folder" if path.is_dir() else state
             raise InputError(
                 f"--file must name a file with one text per line. Received: {str(path)!r}, which "
                 f"{state}. Correct the path."

@@ -92,7 +92,7 @@ def demo_reviews() -> Path:
     """
     import csv
 
-    path = cache() / "movie_reviews.tsv"
+    path = cache() / "movie_reviews.csv"
     if not path.exists():
         archive = fetch("vaderSentiment==3.3.2")
         inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
@@ -103,7 +103,7 @@ def demo_reviews() -> Path:
         rows = [line.split("\t", 2) for line in lines if line.strip()]
         new = path.with_suffix(".new")
         with open(new, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, delimiter="\t")
+            writer = csv.writer(file)
             writer.writerow(["text", "label"])
             for _, rating, text in rows:
                 writer.writerow([text, "positive" if float(rating) > 0 else "negative"])

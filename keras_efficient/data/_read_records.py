@@ -1,11 +1,16 @@
 """Read records from .csv, .tsv and .jsonl files, with errors that name the line."""
 
+import collections
 import csv
 import difflib
 import io
+import itertools
 import json
+import math
 import os
 import pathlib
+import stat
+import warnings
 from collections.abc import Iterator, Sequence
 
 from keras_efficient._errors import InputError
@@ -24,9 +29,11 @@ def read_records(
 ) -> Records:
     """Read texts and labels from a .csv, .tsv, .jsonl or .ndjson file (UTF-8).
 
-    CSV and TSV files have a header row; fields in double quotes may contain delimiters and
-    newlines. A JSON Lines file has one object per line. Blank lines are skipped. Any other row
-    that cannot be used raises an error with the number of its first line.
+    CSV and TSV files have a header row. In CSV, fields in double quotes may contain delimiters and
+    newlines. In TSV, quotes are ordinary characters, unless every name of the header is in double
+    quotes: then the file is quoted as CSV is. A JSON Lines file has one object per line. Blank
+    lines are skipped. Any other row that cannot be used raises an error with the number of its
+    first line.
 
     Args:
         path: Path of the file; its suffix determines the format.
@@ -35,7 +42,7 @@ def read_records(
             None reads no labels. Default: "label".
         label_names: The classes in the order of their indices. Pass those of the training records
             when reading validation data. Default: None, the sorted labels; sorted as numbers if
-            all of them are.
+            all of them are, which then have to be whole.
 
     Returns:
         The records, in the order of the file.
@@ -51,7 +58,8 @@ def read_records(
         True
 
     Reference:
-        RFC 4180 (CSV) and https://jsonlines.org.
+        RFC 4180 (CSV), https://www.iana.org/assignments/media-types/text/tab-separated-values (TSV)
+        and https://jsonlines.org.
     """
     path = pathlib.Path(path)
     suffix = path.suffix.lower()
@@ -96,11 +104,22 @@ def _content(path: pathlib.Path) -> str:
             f"The data must be one file. Received the directory {path}. Name a file in it."
         )
     try:
+        # A pipe would be waited for, and a device may have no end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(
+                f"The data must be a regular file. Received: {path}, which is a pipe or a device. "
+                "Write the data to a file first."
+            )
         data = path.read_bytes()
     except FileNotFoundError:
         raise InputError(
             f"The data file must exist. Received: {path}, which does not (working directory: "
             f"{pathlib.Path.cwd()}). Correct the path."
+        ) from None
+    except MemoryError:
+        raise InputError(
+            f"A data file must fit into memory. Received: {path} of {path.stat().st_size:,} bytes. "
+            "Take a part of it."
         ) from None
     except OSError as error:
         raise InputError(
@@ -143,33 +162,61 @@ def _table_rows(
     # process, so it is restored.
     limit = csv.field_size_limit(2**31 - 1)
     try:
-        rows = _csv_rows(content, path, delimiter)
+        rows = _csv_rows(content, path, delimiter, quoted=False)
         line, header = next(rows)
+        unquoted = delimiter == "\t" and not all(map(_is_enclosed, header))
+        if not unquoted:
+            rows = _csv_rows(content, path, delimiter, quoted=True)
+            line, header = next(rows)
         if len(set(header)) != len(header):
-            twice = sorted({name for name in header if header.count(name) > 1})
+            twice = sorted(name for name, n in collections.Counter(header).items() if n > 1)
             raise InputError(
-                f"Column names must differ. Received: {twice} more than once in {path}, line "
-                f"{line}. Rename one of each."
+                f"Column names must differ. Received: [{_shown(twice)}] more than once in {path}, "
+                f"line {line}. Rename one of each."
             )
         text_at = _column(text_column, header, f"{path}, line {line}")
         label_at = None
         if label_column is not None:
             label_at = _column(label_column, header, f"{path}, line {line}")
+        warned = False
         for line, row in rows:
             if len(row) != len(header):
+                remedy = "Put fields that hold it in double quotes"
+                if unquoted:
+                    remedy = "In .tsv, put all names of the header in double quotes if fields are"
                 raise InputError(
                     f"Each row must have {len(header)} fields, as the header has. Received: "
-                    f"{len(row)} in {path}, line {line}. Put fields that hold the delimiter "
-                    f"{delimiter!r} in double quotes."
+                    f"{len(row)} in {path}, line {line}. The delimiter is {delimiter!r}. {remedy}."
                 )
+            if unquoted and not warned and _looks_quoted(row[text_at]):
+                warnings.warn(
+                    f"Quotes in a .tsv file are part of the text. Received: {path}, line {line}, "
+                    "with a text that looks quoted. If it is, put all names of the header in "
+                    "double quotes too, or use .csv.",
+                    stacklevel=4,
+                )
+                warned = True
             yield line, row[text_at], None if label_at is None else row[label_at]
     finally:
         csv.field_size_limit(limit)
 
 
-def _csv_rows(content: str, path: pathlib.Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _is_enclosed(field: str) -> bool:
+    return len(field) > 1 and field[0] == field[-1] == '"'
+
+
+def _looks_quoted(field: str) -> bool:
+    inside = field[1:-1]
+    return _is_enclosed(field) and '"' in inside and '"' not in inside.replace('""', "")
+
+
+def _csv_rows(
+    content: str, path: pathlib.Path, delimiter: str, quoted: bool
+) -> Iterator[tuple[int, list[str]]]:
     # Unless strict, an unclosed quote takes in the rest of the file.
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    lines = io.StringIO(content, newline="")
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
     while True:
         line = reader.line_num + 1
         try:
@@ -194,7 +241,7 @@ def _json_rows(
             continue
         where = f"{path}, line {line}"
         try:
-            row = json.loads(string)
+            row = json.loads(string, object_pairs_hook=_unique, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"Each line must be a JSON object. Received: {string[:60]!r} in {where} ({error}). "
@@ -209,16 +256,40 @@ def _json_rows(
         yield line, text, label_column and row[_key(label_column, row, where)]
 
 
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = [key for key, n in collections.Counter(key for key, _ in pairs).items() if n > 1]
+        raise ValueError(f"the key {_shown(twice)} more than once")
+    return row
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {number[:40]}, which is too large")
+    return value
+
+
+def _shown(columns: Sequence[str]) -> str:
+    more = "" if len(columns) <= 20 else f" and {len(columns) - 20:,} others"
+    return ", ".join(repr(column[:40]) for column in columns[:20]) + more
+
+
 def _key(name: str, row: dict, where: str) -> str:
-    _column(name, list(row), where)
+    if name not in row:
+        _column(name, list(row), where)
     return name
 
 
 def _column(name: str, columns: list[str], where: str) -> int:
     if name in columns:
         return columns.index(name)
-    shown = ", ".join(repr(column[:40]) for column in columns[:20])
-    folded = {column.strip().lower(): column for column in reversed(columns)}
+    shown = _shown(columns)
+    # The comparison takes long for long names, and for thousands of them.
+    near_enough = (column for column in columns if len(column) <= 2 * len(name) + 10)
+    first = list(itertools.islice(near_enough, 1_000))
+    folded = {column.strip().lower(): column for column in reversed(first)}
     near = difflib.get_close_matches(name.lower(), folded, n=1)
     hint = f"Did you mean {folded[near[0]]!r}?" if near else "Pass the name of the right one."
     raise InputError(

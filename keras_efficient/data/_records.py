@@ -303,12 +303,16 @@ def check_text(text: Any, where: str) -> None:
             f"A text must not hold NUL characters. Received: {text!r:.60} ({where}). Remove them; "
             "if there are many, the file may be UTF-16: save it as UTF-8."
         )
+    _check_unicode(text, "text", where)
+
+
+def _check_unicode(string: str, what: str, where: str) -> None:
     try:
-        text.encode()
+        string.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"A text must be valid Unicode. Received: {text!r:.60}, with half of a surrogate pair "
-            f"({where}). Correct or remove it."
+            f"A {what} must be valid Unicode. Received: {string!r:.60}, with half of a surrogate "
+            f"pair ({where}). Correct or remove it."
         ) from error
 
 
@@ -318,7 +322,13 @@ def label_name(label: Any, where: str) -> str:
         label = label.item()
     if isinstance(label, str):
         name = label.strip()
+        _check_unicode(name, "label", where)
     elif isinstance(label, float):
+        if math.isinf(label):
+            raise InputError(
+                f"A label that is a number must be finite. Received: {label!r} ({where}). Correct "
+                "or remove it."
+            )
         name = "" if math.isnan(label) else str(int(label) if label.is_integer() else label)
     elif isinstance(label, bool | int):
         name = str(label)
@@ -342,8 +352,7 @@ def index_labels(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return int32 class indices and class names. `where(i)` names the origin of label i."""
     if label_names is None:
-        names = tuple(sorted(set(named), key=_number)) if _all_numbers(named) else None
-        names = names or tuple(sorted(set(named)))
+        names = _sorted_classes(named, where)
     else:
         names = tuple(label_name(name, "label_names") for name in label_names)
         if len(set(names)) != len(names):
@@ -369,12 +378,39 @@ def _is_index(label) -> bool:
         return isinstance(label, np.bool_)
 
 
-def _all_numbers(named: Sequence[str]) -> bool:
+def _sorted_classes(named: Sequence[str], where: Callable[[int], str]) -> tuple[str, ...]:
+    """Return the classes in their order: of numbers, if all of them are; they have to be whole."""
+    first: dict[str, int] = {}
+    for i, name in enumerate(named):
+        first.setdefault(name, i)
+    numbers = {name: number for name in first if (number := _number(name)) is not None}
+    for name, number in numbers.items():
+        if math.isnan(number):
+            raise InputError(
+                f"Each text needs a label. Received: {name!r}, which stands for a missing one "
+                f"({where(first[name])}). Fill it in, or remove the row; if it is the name of a "
+                "class, pass `label_names`."
+            )
+    if len(numbers) < len(first):
+        return tuple(sorted(first))
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise InputError(
+                f"A label that is a number must be finite. Received: {name!r} "
+                f"({where(first[name])}). Correct or remove it."
+            )
+        if not number.is_integer():
+            raise InputError(
+                "The labels of a classifier must be classes. Received: numbers with fractions, "
+                f"such as {name!r} ({where(first[name])}). Is regression meant? There is no such "
+                "task yet. If each number is a class, pass `label_names`, or give them names such "
+                f"as '{name} stars'."
+            )
+    return tuple(sorted(first, key=lambda name: (numbers[name], name)))
+
+
+def _number(name: str) -> float | None:
     try:
-        return all(math.isfinite(float(name)) for name in set(named))
+        return float(name)
     except ValueError:
-        return False
-
-
-def _number(name: str) -> tuple[float, str]:
-    return float(name), name
+        return None

@@ -11,6 +11,8 @@ import tokenizers
 from tokenizers.implementations import BaseTokenizer
 
 from keras_efficient._errors import InputError
+from keras_efficient.data._read_json import MAX_JSON_BYTES, check_file, read_json
+from keras_efficient.data._tokenizer_limits import check_tokenizer, special_ids
 
 #: Input names of KerasHub's backbones, by content.
 KERASHUB = {"ids": "token_ids", "mask": "padding_mask", "segments": "segment_ids"}
@@ -134,6 +136,7 @@ class Tokenizer:
         """
         path = pathlib.Path(path)
         config = _config(path / "tokenizer_config.json")
+        padding = _pad_token(config, path)
         full, vocabulary = path / "tokenizer.json", path / "vocab.txt"
         file = full if full.is_file() else vocabulary
         if not file.is_file():
@@ -141,6 +144,7 @@ class Tokenizer:
                 "A model folder must hold tokenizer.json or vocab.txt. Received: "
                 f"{path}, which has neither. Point to the folder that the model was saved in."
             )
+        check_file(file, "the tokenizer", MAX_JSON_BYTES)
         try:
             if file == full:
                 backend = tokenizers.Tokenizer.from_file(str(full))
@@ -151,15 +155,28 @@ class Tokenizer:
                     strip_accents=config.get("strip_accents"),
                     handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
                 )
-        except Exception as error:  # `tokenizers` raises Exception itself.
+        except BaseException as error:
+            if not _is_of_tokenizers(error):
+                raise
             raise InputError(
                 f"The tokenizer's file must be readable. Received: {file} "
                 f"({type(error).__name__}: {error}). Copy it again from the model's source."
             ) from error
+        # As the library understood the file, not as it is written.
+        check_tokenizer(json.loads(_serialized(backend)), str(file))
         if max_length is None:
             max_length = _limit(config.get("model_max_length"))
-        pad_id = _pad_id(backend, config.get("pad_token"))
+        pad_id = _pad_id(backend, padding)
         return cls(backend, inputs=inputs, pad_id=pad_id, max_length=max_length)
+
+    @property
+    def largest_id(self) -> int | None:
+        """Return the largest id of any token, or None if the backend is a function or object."""
+        if self._function is not None:
+            return None
+        settings = json.loads(self._serialized)
+        ids = self.backend.get_vocab(with_added_tokens=True).values()
+        return max([*ids, *special_ids(settings), self.pad_id])
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> list[np.ndarray]:
         """Encode texts as token ids with special tokens, truncated and without padding.
@@ -309,20 +326,45 @@ def _serialized(backend) -> str:
 def _batch(backend, texts):
     # This method omits character offsets; older versions of `tokenizers` do not have it.
     encode: Callable = getattr(backend, "encode_batch_fast", backend.encode_batch)
-    return encode(texts)
+    try:
+        return encode(texts)
+    except BaseException as error:
+        if not _is_of_tokenizers(error):
+            raise
+        raise InputError(
+            "A tokenizer must be able to encode any text. Received: one that cannot encode these "
+            f"{len(texts)} ({type(error).__name__}: {str(error)[:200]}). Correct its regular "
+            "expressions and its unknown token, or use another tokenizer."
+        ) from error
+
+
+def _is_of_tokenizers(error: BaseException) -> bool:
+    # `tokenizers` raises Exception itself. A panic of its Rust code, as of a regular expression
+    # that explodes, derives from BaseException only.
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _config(file: pathlib.Path) -> dict:
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"The tokenizer's configuration must be JSON. Received: {file} ({error}). Copy it "
-            "again from the model's source."
-        ) from error
-    return config if isinstance(config, dict) else {}
+    return read_json(file, "the tokenizer's configuration") if file.exists() else {}
+
+
+def _pad_token(config: dict, path: pathlib.Path) -> str | None:
+    """Return the padding token of a tokenizer_config.json, whose values are checked."""
+    token, limit = config.get("pad_token"), config.get("model_max_length")
+    if isinstance(token, dict):
+        token = token.get("content")
+    if not isinstance(token, str | None):
+        problem = f"`pad_token` {token!r:.60}, which is no string"
+    elif limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float)):
+        problem = f"`model_max_length` {limit!r:.60}, which is no number"
+    elif limit is not None and not limit >= 3:
+        problem = f"`model_max_length` {limit!r:.60}, which is less than 3"
+    else:
+        return token
+    raise InputError(
+        f"The tokenizer's configuration must fit a tokenizer. Received: {path}/"
+        f"tokenizer_config.json with {problem}. Copy it again from the model's source."
+    )
 
 
 def _limit(model_max_length) -> int:
@@ -332,8 +374,6 @@ def _limit(model_max_length) -> int:
 
 
 def _pad_id(backend, pad_token) -> int:
-    if isinstance(pad_token, dict):
-        pad_token = pad_token.get("content")
     for token in (pad_token, "[PAD]", "<pad>"):
         found = backend.token_to_id(token) if token else None
         if found is not None:

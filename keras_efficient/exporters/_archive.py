@@ -15,6 +15,8 @@ from keras_efficient.exporters._files import regular_files
 #: Zstandard level: the zeros of pruned weights compress well at every level, and higher levels
 #: only take longer.
 _LEVEL = 12
+#: Largest number of files in an archive; a version has about ten.
+MAX_FILES = 10_000
 
 
 def write_archive(folder: str | os.PathLike) -> tuple[Path, int]:
@@ -30,10 +32,15 @@ def write_archive(folder: str | os.PathLike) -> tuple[Path, int]:
         `(path, bytes)` of the archive: ".tar.zst", or ".zip" if zstandard is not installed.
 
     Raises:
-        InputError: the archive exists, or the version holds symbolic links.
+        InputError: the archive exists, or the version holds symbolic links or too many files.
     """
     folder = Path(folder).absolute()
     names = sorted(regular_files(folder))
+    if len(names) > MAX_FILES:
+        raise InputError(
+            f"An archive may hold at most {MAX_FILES:,} files. Received: {folder}, with "
+            f"{len(names):,}. Copy the folder instead."
+        )
     suffix, write = (".zip", _zip) if zstandard() is None else (".tar.zst", _tar)
     path = folder.with_name(folder.name + suffix)
     _refuse_existing(path)

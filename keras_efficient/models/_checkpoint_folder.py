@@ -1,11 +1,16 @@
 """Locate and check a folder of pretrained weights before a model is built from it."""
 
-import json
 import os
 from pathlib import Path
 
 from keras_efficient._errors import InputError
+from keras_efficient.data._read_json import read_json
+from keras_efficient.data._tokenizer import HUGGING_FACE, Tokenizer
+from keras_efficient.models._check_config import check_config
+from keras_efficient.models._check_weights import check_weight_files
 
+#: Files of a KerasHub preset that name classes and sizes.
+_PRESET_FILES = ("config.json", "task.json", "preprocessor.json", "tokenizer.json")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "tf_model.h5")
 
 
@@ -39,6 +44,10 @@ def find_checkpoint(path_or_preset: str | os.PathLike, library: str) -> Path | s
                 f"A KerasHub preset loads with library='keras'. Received: {text!r} with "
                 f"library={library!r}. Use library='keras', or a Hugging Face folder."
             )
+        weight_bytes = check_weight_files(path)
+        for name in _PRESET_FILES:
+            if (path / name).exists():
+                check_config(read_json(path / name, "a part of the preset"), weight_bytes, text)
         return path
     if not any((path / name).exists() for name in WEIGHTS):
         raise InputError(
@@ -46,7 +55,7 @@ def find_checkpoint(path_or_preset: str | os.PathLike, library: str) -> Path | s
             f"with {sorted(p.name for p in path.iterdir())}. Download the complete folder "
             "(with Git LFS, `git lfs pull`)."
         )
-    check_safetensors(path)
+    check_config(config, check_weight_files(path), text)
     return path
 
 
@@ -60,54 +69,19 @@ def is_kerashub_preset(config: dict) -> bool:
     return "registered_name" in config or "class_name" in config
 
 
-def read_json(path: Path, what: str) -> dict:
-    """Read a JSON object. `what` describes the file in error messages."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+def load_tokenizer(path: Path, config: dict) -> Tokenizer:
+    """Load the tokenizer of a Hugging Face folder, whose ids must be rows of the model's table."""
+    limit = config.get("max_position_embeddings") or config.get("n_positions") or 512
+    tokenizer = Tokenizer.from_directory(path, inputs=HUGGING_FACE, max_length=limit)
+    check_ids(tokenizer.largest_id, config.get("vocab_size"), str(path))
+    return tokenizer
+
+
+def check_ids(largest: int | None, rows: int | None, where: str) -> None:
+    """Require that each token id has a row in the embedding table of the model."""
+    if rows is not None and largest is not None and largest >= rows:
         raise InputError(
-            f"A model folder must hold {path.name}, {what}. Received: {str(path.parent)!r} "
-            "without it. Download the complete folder."
-        ) from None
-    except (ValueError, OSError) as error:
-        raise InputError(
-            f"{path.name} must be readable JSON. Received: {str(path)!r}, which is not ({error}). "
-            "Download it again."
-        ) from None
-    if not isinstance(value, dict):
-        raise InputError(
-            f"{path.name} must hold a JSON object. Received: {type(value).__name__}. Download it "
-            "again."
+            f"Each token of a model must have a row in its embedding table. Received: {where} with "
+            f"a token of id {largest:,} and a table of {rows:,} rows. Use the tokenizer that the "
+            "model was trained with."
         )
-    return value
-
-
-def safetensors_files(path: Path) -> list[Path]:
-    """Return the safetensors files of a folder; none if its weights have another format."""
-    if (path / "model.safetensors").exists():
-        return [path / "model.safetensors"]
-    index = path / "model.safetensors.index.json"
-    if not index.exists():
-        return []
-    names = sorted(set(read_json(index, "the list of weight files").get("weight_map", {}).values()))
-    return [path / name for name in names]
-
-
-def check_safetensors(path: Path) -> None:
-    """Open every safetensors file of a folder, which detects truncated files by their header."""
-    from safetensors import SafetensorError, safe_open
-
-    for shard in safetensors_files(path):
-        try:
-            with safe_open(shard, framework="numpy") as file:
-                names = list(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"A weights file must be complete. Received: {str(shard)!r}, which is missing or "
-                f"corrupt ({error}). Download it again."
-            ) from None
-        if not names:
-            raise InputError(
-                f"A weights file must hold tensors. Received: {str(shard)!r} with none. "
-                "Download it again."
-            )

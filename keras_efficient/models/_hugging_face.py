@@ -1,16 +1,20 @@
 """Load tf_keras models with transformers 4.x, the last version with TensorFlow classes."""
 
 import inspect
+import json
 import logging
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from keras_efficient._errors import InputError
-from keras_efficient.data._tokenizer import HUGGING_FACE, Tokenizer
+from keras_efficient.data._read_json import read_json
+from keras_efficient.data._tokenizer import HUGGING_FACE, Tokenizer, as_tokenizer
+from keras_efficient.data._tokenizer_limits import check_tokenizer
 from keras_efficient.dtype_policies._keep_float32 import keep_float32
 from keras_efficient.flavor._typing import Model
-from keras_efficient.models._checkpoint_folder import describe, safetensors_files
+from keras_efficient.models._check_weights import safetensors_files
+from keras_efficient.models._checkpoint_folder import check_ids, describe, load_tokenizer
 from keras_efficient.models._classification_head import head_weights
 
 
@@ -18,19 +22,37 @@ def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Mod
     """Load a transformers `TF...ForSequenceClassification` from a checked folder or a hub name."""
     import transformers
 
+    tokenizer: Any = None
+    if isinstance(source, Path):
+        # Before the model, which takes longer and more memory.
+        tokenizer = load_tokenizer(source, read_json(source / "config.json", "the configuration"))
     model: Any
     config: Any
     try:
         with _quiet("transformers"):
-            config = transformers.AutoConfig.from_pretrained(str(source), num_labels=num_labels)
+            config = transformers.AutoConfig.from_pretrained(
+                str(source), num_labels=num_labels, trust_remote_code=False
+            )
             if isinstance(source, Path) and safetensors_files(source):
-                model = transformers.TFAutoModelForSequenceClassification.from_config(config)
+                model = transformers.TFAutoModelForSequenceClassification.from_config(
+                    config, trust_remote_code=False
+                )
                 _load_safetensors(model, source)
             else:
                 model = transformers.TFAutoModelForSequenceClassification.from_pretrained(
-                    str(source), config=config
+                    str(source), config=config, trust_remote_code=False
                 )
-    except (ValueError, KeyError, OSError) as error:
+    except InputError:
+        raise
+    # A folder can make transformers fail anywhere.
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                "A model must be of an architecture that transformers contains, since the Python "
+                f"code of a model is never run. Received: {describe(source)}, whose `auto_map` "
+                "names code of its own. Choose another model, or read that code, build the model "
+                "with transformers yourself, and pass it to the functions of this package."
+            ) from None
         raise InputError(
             f"The model must be one for which transformers has a TensorFlow classifier. Received: "
             f"{describe(source)}, for which it reports: {str(error).strip()[:400]}. Check the "
@@ -43,13 +65,16 @@ def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Mod
     keep_float32(model, head)
     takes = inspect.signature(model.call).parameters
     inputs = {role: name for role, name in HUGGING_FACE.items() if name in takes}
-    limit = getattr(config, "max_position_embeddings", None) or 512
     if isinstance(source, Path):
-        return model, Tokenizer.from_directory(source, inputs=inputs, max_length=limit)
-    fast: Any = transformers.AutoTokenizer.from_pretrained(str(source))
-    return model, Tokenizer(
+        return model, as_tokenizer(tokenizer, inputs=inputs)
+    limit = getattr(config, "max_position_embeddings", None) or 512
+    fast: Any = transformers.AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    tokenizer = Tokenizer(
         fast.backend_tokenizer, inputs=inputs, pad_id=fast.pad_token_id or 0, max_length=limit
     )
+    check_tokenizer(json.loads(tokenizer.serialized or "{}"), describe(source))
+    check_ids(tokenizer.largest_id, getattr(config, "vocab_size", None), describe(source))
+    return model, tokenizer
 
 
 def _load_safetensors(model, path):

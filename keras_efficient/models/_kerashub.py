@@ -7,26 +7,36 @@ import keras
 import keras_hub
 import numpy as np
 from keras_hub.src.utils.keras_utils import gelu_approximate
-from safetensors import SafetensorError
 
 from keras_efficient._errors import InputError
-from keras_efficient.data._tokenizer import KERASHUB, Tokenizer
+from keras_efficient.data._read_json import read_json
+from keras_efficient.data._tokenizer import KERASHUB, Tokenizer, as_tokenizer
 from keras_efficient.dtype_policies._keep_float32 import keep_float32
 from keras_efficient.flavor._typing import Model
-from keras_efficient.models._checkpoint_folder import describe, is_kerashub_preset, read_json
+from keras_efficient.models._checkpoint_folder import (
+    check_ids,
+    describe,
+    is_kerashub_preset,
+    load_tokenizer,
+)
 from keras_efficient.models._classification_head import head_weights
 
 
 def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Model, Tokenizer]:
     """Load a `keras_hub.models.TextClassifier` from a checked folder or a preset name."""
-    config = read_json(source / "config.json", "") if isinstance(source, Path) else {}
+    config = (
+        read_json(source / "config.json", "the configuration") if isinstance(source, Path) else {}
+    )
     hugging_face = bool(config) and not is_kerashub_preset(config)
+    # Before the model, which takes longer and more memory.
+    tokenizer: Any = load_tokenizer(Path(source), config) if hugging_face else None
     kwargs: dict[str, Any] = {"preprocessor": None} if hugging_face else {}
     try:
         model: Any = keras_hub.models.TextClassifier.from_preset(
             str(source), num_classes=num_labels, **kwargs
         )
-    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+    # A folder can make KerasHub fail anywhere.
+    except Exception as error:
         raise InputError(
             f"The model must be a text encoder that KerasHub can load. Received: "
             f"{describe(source)}, for which it reports: {str(error).strip()[:400]}. Check the "
@@ -40,9 +50,16 @@ def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Mod
     features = set(model.input) if isinstance(model.input, dict) else {"token_ids"}
     inputs = {role: name for role, name in KERASHUB.items() if name in features}
     if hugging_face:
-        limit = config.get("max_position_embeddings", 512)
-        return model, Tokenizer.from_directory(source, inputs=inputs, max_length=limit)
+        return model, as_tokenizer(tokenizer, inputs=inputs)
     limit = getattr(model.backbone, "max_sequence_length", None) or 512
+    words = getattr(model.preprocessor, "tokenizer", None)
+    if words is None:
+        raise InputError(
+            f"A preset must hold a tokenizer. Received: {describe(source)} without one. Save it "
+            "again from a task with its preprocessor."
+        )
+    rows = getattr(model.backbone, "vocabulary_size", None)
+    check_ids(words.vocabulary_size() - 1, rows, describe(source))
     encode = _Encoder(model.preprocessor)
     # Without it `fit` takes features, as with every other model here.
     model.preprocessor = None

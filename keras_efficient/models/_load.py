@@ -3,6 +3,8 @@
 import os
 from typing import NamedTuple
 
+import numpy as np
+
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
 from keras_efficient.data._tokenizer import Tokenizer
@@ -88,4 +90,18 @@ def load(
         from keras_efficient.models import _kerashub as loader
     else:
         from keras_efficient.models import _hugging_face as loader
-    return LoadedModel(*loader.load_classifier(source, num_labels, seed))
+    loaded = LoadedModel(*loader.load_classifier(source, num_labels, seed))
+    _check_finite(loaded.model, source)
+    return loaded
+
+
+def _check_finite(model, source):
+    flavor = flavors.of(model)
+    for variable in model.weights:
+        values = flavor.value(variable).numpy()
+        if values.dtype.kind in "fV" and not np.isfinite(values).all():
+            raise InputError(
+                "Weights must be finite numbers. Received: "
+                f"{getattr(variable, 'path', variable.name)!r} of {source}, with values that are "
+                "NaN or infinite. Download the model again, or use another."
+            )

@@ -383,7 +383,7 @@ def check_settings(begin_step, end_step, orthogonality):
     """Require steps in order, and a penalty that is not negative."""
     steps = (begin_step, end_step)
     whole = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)
-    if not whole or not 0 <= begin_step < end_step:
+    if not whole or not 0 <= begin_step < end_step < 2**62:
         raise ValueError(
             "`begin_step` and `end_step` must be ints, counted in updates, with 0 <= begin_step < "
             f"end_step. Received: begin_step={begin_step!r}, end_step={end_step!r}."

@@ -16,6 +16,8 @@ from keras_efficient.peft._low_rank import compute_factored
 from keras_efficient.peft._report import TuningReport, freeze_base
 
 _A, _B = "lora_kernel_a", "lora_kernel_b"
+#: Largest number of values of an array. The rank, and so the size, is what the file claims.
+_MAX_VALUES = 2**28
 
 
 def load_kerashub_lora(model: Model, path: Path, name: str) -> TuningReport:
@@ -38,19 +40,10 @@ def load_kerashub_lora(model: Model, path: Path, name: str) -> TuningReport:
             f"Received: {type(model).__name__} {model.name!r}. Load a file of ke.save_adapters."
         )
     check_name(name)
-    rank, found = _read(path)
-    kernels = _kernels(model, backbone)
-    pairs, values = [], []
-    for index, (a, b) in found.items():
-        weight = kernels.get(index)
-        if weight is None:
-            _refuse(path, f"a delta for layer {index}, which has no kernel in {backbone.name!r}")
-        expected = ((*weight.shape[:-1], rank), (rank, weight.shape[-1]))
-        if (a.shape, b.shape) != expected:
-            _refuse(path, f"a delta of {a.shape} and {b.shape} for {weight.path!r}, not {expected}")
-        # Keras' `enable_lora` uses alpha = rank, and KerasHub does not change that.
-        pairs.append((weight, LoRADelta(rank, rank, 0, name, by_last_axis=True)))
-        values.append((a.reshape(-1, rank), b))
+    rank, found = _read(path, _kernels(model, backbone), backbone.name)
+    # Keras' `enable_lora` uses alpha = rank, and KerasHub does not change that.
+    pairs = [(weight, LoRADelta(rank, rank, 0, name, by_last_axis=True)) for weight, _, _ in found]
+    values = [(a.reshape(-1, rank), b) for _, a, b in found]
     weights = [weight for weight, _ in pairs]
     check_weights(weights, "ke.load_adapters", transform=name, trains=True)
     freeze_base(model)
@@ -78,29 +71,45 @@ def _kernels(model, backbone):
     return {i: by_layer[id(x)] for i, x in enumerate(numbered) if id(x) in by_layer}
 
 
-def _read(path):
-    """Return `(rank, {layer index: (A, B)})` from a file."""
+def _read(path, kernels, backbone):
+    """Return `(rank, [(Weight, A, B)])` from a file, whose arrays are checked before they are read.
+
+    Args:
+        path: path of the file.
+        kernels: dict of layer number to `Weight`.
+        backbone: name of the backbone, for error messages.
+    """
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
             group = _member(path, file, "lora", h5py.Group)
-            stored: Any = _array(path, _member(path, group, "vars", h5py.Group), "rank", ())
+            stored: Any = _array(path, _member(path, group, "vars", h5py.Group), "rank", (), "iuf")
             rank = int(stored)
+            if rank < 1:
+                _refuse(path, f"deltas of rank {rank}")
             found = {}
             key: Any
             for key in group:
-                if key != "vars":
-                    layer = _member(path, group, key, h5py.Group)
-                    inner = _member(path, layer, "vars", h5py.Group)
-                    found[int(key)] = tuple(_array(path, inner, name) for name in (_A, _B))
+                if key == "vars":
+                    continue
+                weight = kernels.get(int(key))
+                if weight is None:
+                    _refuse(path, f"a delta for layer {key}, which has no kernel in {backbone!r}")
+                if id(weight) in found:
+                    _refuse(path, f"two deltas for {weight.path!r}")
+                layer = _member(path, group, key, h5py.Group)
+                inner = _member(path, layer, "vars", h5py.Group)
+                a = _array(path, inner, _A, (*weight.shape[:-1], rank))
+                b = _array(path, inner, _B, (rank, weight.shape[-1]))
+                found[id(weight)] = weight, a, b
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         _refuse(path, f"one that cannot be read ({error})")
-    if rank < 1 or not found:
-        _refuse(path, f"{len(found)} deltas of rank {rank}")
-    return rank, found
+    if not found:
+        _refuse(path, "0 deltas")
+    return rank, list(found.values())
 
 
 def _member(path, group, key, kind):
@@ -116,15 +125,19 @@ def _member(path, group, key, kind):
     return member
 
 
-def _array(path, group, name, shape=None) -> np.ndarray:
+def _array(path, group, name, shape, kinds="f") -> np.ndarray:
+    """Read an array of this shape and one of these kinds of dtypes, with finite values."""
     import h5py
 
     data: Any = _member(path, group, name, h5py.Dataset)
-    fits = len(data.shape) > 1 if shape is None else data.shape == shape
-    # No kernel is larger than that, but a damaged header may claim any size.
-    if not fits or data.dtype.kind not in "fiu" or data.size > 2**31:
-        _refuse(path, f"{data.name} of {data.dtype} {data.shape}")
-    return np.asarray(data[()])
+    # A header may claim any size, of which the file need not hold a byte.
+    if data.shape != shape or data.dtype.kind not in kinds or data.size > _MAX_VALUES:
+        _refuse(path, f"{data.name} of {data.dtype} {data.shape}, not of {shape}")
+    with np.errstate(over="ignore"):
+        array = np.asarray(data[()]).astype("float32" if kinds == "f" else data.dtype)
+    if not np.isfinite(array).all():
+        _refuse(path, f"{data.name} with values that are NaN or infinite")
+    return array
 
 
 def _refuse(path, received) -> NoReturn:

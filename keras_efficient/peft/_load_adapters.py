@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+import tensorflow as tf
+
 from keras_efficient._errors import InputError
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import attach, freeze
@@ -30,7 +33,11 @@ _METHODS = {
     "PrefixVectors": "ke.prefix_tuning",
     "Mask": "ke.prune",
 }
-_DTYPES = {"F32": "float32", "F16": "float16", "F64": "float64", "U8": "uint8", "I64": "int64"}
+#: dtypes of safetensors: floats, which convert to each other, and integers, which do not.
+_FLOATS = {"F16": "float16", "F32": "float32", "F64": "float64"}
+_INTEGERS = {"U8": "uint8", "I64": "int64"}
+#: dtypes of the variables of LoRA and AdaLoRA that are not float32.
+_DELTA_DTYPES = {"mask": "uint8", "updates": "int64"}
 
 
 def load_adapters(model: Model, path: str | os.PathLike, name: str | None = None) -> TuningReport:
@@ -39,7 +46,7 @@ def load_adapters(model: Model, path: str | os.PathLike, name: str | None = None
     LoRA and AdaLoRA adapters that the model does not have are attached as the file describes them;
     then the base is frozen except for the weights in the file, or for the head if it holds none.
     Other methods have to be applied before, with the arguments used for the saved model. The model
-    changes only if the entire file fits.
+    changes only if the entire file fits: every shape and dtype, and no value NaN or infinite.
 
     A `.lora.h5` file of a KerasHub backbone (`backbone.save_lora_weights`) is also read. Its
     deltas, which belong to each head's matrix, become an equivalent adapter of this package.
@@ -90,6 +97,8 @@ class _Loader:
     def __init__(self, model, path, name):
         self.model, self.path, self.state = model, path, AdapterState.of(model)
         self.name = name
+        #: Names in the model of the adapters of the file.
+        self.names: set[str] = set()
         #: `(pairs, allocator)` of each adapter to be attached; the allocator is AdaLoRA's or None.
         self.groups: list[tuple[list, RankAllocator | None]] = []
         #: `(variable, value)`, or `((delta, variable name), value)` if the delta is not attached.
@@ -156,14 +165,17 @@ class _Loader:
                     "arguments of the saved model first."
                 )
             variable = self.state.others[key][1]
-            self.values.append((variable, self.tensor(key, variable.shape)))
+            self.values.append((variable, self.tensor(key, variable.shape, variable.dtype)))
         for path in facts["weights"]:
+            if path in expected:
+                self.refuse(f"one that names {path!r} twice")
             expected.add(path)
             if path not in self.state.weights:
                 self.refuse(f"a weight {path!r} that the model does not have")
             weight = self.state.weights[path]
             self.weights.append(weight)
-            self.values.append((weight.variable, self.tensor(path, weight.shape)))
+            value = self.tensor(path, weight.shape, weight.variable.dtype)
+            self.values.append((weight.variable, value))
         if stray := self.keys - expected:
             self.refuse(f"a tensor {min(stray)!r} that its metadata do not name")
 
@@ -195,6 +207,9 @@ class _Loader:
                 f"`name` renames a LoRA. Received: {self.name!r} and a file of AdaLoRA, of which a "
                 "model has one. Leave it out."
             )
+        if name in self.names:
+            self.refuse(f"one that names the LoRA {name!r} twice")
+        self.names.add(name)
         present = self.state.deltas.get(name)
         if present is not None:
             same = present.keys() == set(paths) and all(
@@ -220,7 +235,11 @@ class _Loader:
                     continue
                 key = f"{path}.{saved_name}.{variable}"
                 expected.add(key)
-                self.values.append(((delta, variable), self.tensor(key, shape)))
+                dtype = _DELTA_DTYPES.get(variable, "float32")
+                value = self.tensor(key, shape, dtype)
+                if variable in _DELTA_DTYPES and not _is_count(value, variable):
+                    self.refuse(f"values of {key!r} that AdaLoRA cannot have")
+                self.values.append(((delta, variable), value))
         return expected
 
     def create_lora(self, settings, weights, name):
@@ -260,16 +279,26 @@ class _Loader:
 
         return new, shapes, allocator
 
-    def tensor(self, key, shape):
-        """Return a tensor of the file, which must have this shape."""
+    def tensor(self, key, shape, dtype):
+        """Return a tensor of the file as `dtype`; it must be of this shape and kind, and finite."""
         if key not in self.keys:
             self.refuse(f"one without the tensor {key!r}")
-        found = self.file.get_slice(key)
-        if tuple(found.get_shape()) != tuple(shape) or found.get_dtype() not in _DTYPES:
+        found, dtype = self.file.get_slice(key), tf.as_dtype(dtype)
+        stored = found.get_dtype()
+        fits = stored in _FLOATS if dtype.is_floating else _INTEGERS.get(stored) == dtype.name
+        if tuple(found.get_shape()) != tuple(shape) or not fits:
             self.refuse(
-                f"a tensor {key!r} of {found.get_dtype()} {found.get_shape()}, not of {list(shape)}"
+                f"a tensor {key!r} of {stored} {found.get_shape()}, not of {list(shape)} and "
+                f"{dtype.name}"
             )
-        return self.file.get_tensor(key)
+        with np.errstate(over="ignore"):
+            value = self.file.get_tensor(key).astype(dtype.as_numpy_dtype)
+        if dtype.is_floating and not np.isfinite(value).all():
+            self.refuse(
+                f"a tensor {key!r} with values that are NaN or infinite as {dtype.name}",
+                "Train again, and save before the loss becomes NaN.",
+            )
+        return value
 
     # --- everything is validated -----------------------------------------------------------------
 
@@ -307,6 +336,13 @@ def _attach_groups(
         else:
             attach(model, pairs)
             compute_factored(model, [weight for weight, _ in pairs])
+
+
+def _is_count(value, variable):
+    """Whether the values are 0 or 1, or for `updates` a number of steps."""
+    return value.size == 0 or (
+        value.min() >= 0 and value.max() <= (1 if variable == "mask" else 2**62)
+    )
 
 
 def _are_strings(values):

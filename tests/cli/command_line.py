@@ -92,7 +92,8 @@ def write_reviews(path, rows):
         if path.suffix == ".jsonl":
             file.writelines(json.dumps({"text": t, "label": n}) + "\n" for t, n in rows)
         else:
-            writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
+            writer = csv.writer(file, **(tabs if path.suffix == ".tsv" else {}))
             writer.writerows([("text", "label"), *rows])
     return path
 

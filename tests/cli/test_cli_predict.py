@@ -72,6 +72,40 @@ def test_table_for_a_file(version, here, tmp_path):
     assert "a dull one" in rows[1] and "negative" in rows[1]
 
 
+def test_labels_that_control_the_terminal(version, monkeypatch):
+    """Clear the screen, set a title, by C1 codes, hide text, reverse it, and forge a row."""
+    labels = ["\x1b[2Jgood", "\x1b]0;owned\x07", "\x9b31mred", "a\rb\x08c", "\u202egood", "a\nb"]
+    labels += ["half \ud83d", "x" * 10_000, "größer 🎬"]
+    rows = [
+        {"text": f"\x1b[8m{label}", "label": label, "probability": 0.5, "probabilities": {label: 1}}
+        for label in labels
+    ]
+    monkeypatch.setattr("keras_efficient.serving.predict", lambda *args, **kwargs: rows)
+    for options in ((), ("--json",)):
+        outcome = keras_efficient("predict", version, "--text", "x", *options)
+        assert outcome.code == 0, outcome
+        assert not set("\x1b\x07\x9b\r\x08\u202e\ud83d") & set(outcome.out)
+        assert "größer 🎬" in outcome.out
+    assert json.loads(outcome.out) == rows
+    table = keras_efficient("predict", version, "--text", "x").out
+    assert "\\u001b[2Jgood" in table and "\\u009b31mred" in table and "a b" in table
+    assert len(table) < 10_000
+
+    def refuse(*args, **kwargs):
+        raise InputError("Received: \x1b[2J[bold]\x9b1m")
+
+    monkeypatch.setattr("keras_efficient.serving.predict", refuse)
+    outcome = keras_efficient("predict", version, "--text", "x")
+    assert "Received: \\u001b[2J[bold]\\u009b1m" in outcome.err
+    assert "\x9b" not in outcome.err
+
+
+def test_a_pipe_of_texts_is_not_waited_for(version, no_child, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        keras_efficient("predict", version, "--file", path).refused("is a pipe or a device")
+
+
 def test_more_texts_than_a_batch(version, here):
     rows = predict(version, TEXTS * 20)
     assert [row["label"] for row in rows] == EXPECTED * 20

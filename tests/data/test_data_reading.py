@@ -1,5 +1,7 @@
 import csv
 import json
+import os
+import time
 
 import pytest
 
@@ -27,13 +29,38 @@ def test_formats_agree(tmp_path, name):
         if "j" in name:
             file.writelines(json.dumps({"label": y, "text": t}) + "\n\n" for t, y in ROWS)
         else:
-            writer = csv.writer(file, delimiter="\t" if name.endswith("tsv") else ",")
+            tabs = {"delimiter": "\t", "quoting": csv.QUOTE_ALL}
+            writer = csv.writer(file, **(tabs if name.endswith("tsv") else {}))
             writer.writerows([("id", "text", "label"), *((7, *row) for row in ROWS)])
     records = read_records(path)
     assert records.texts == tuple(text for text, _ in ROWS)
     assert records.label_names == ("mixed", "neg", "pos")
     assert records.labels.tolist() == [2, 1, 2, 0]
     assert records.source == str(path)
+
+
+def test_a_text_in_tsv_that_begins_with_a_quote_leaves_the_rows_after_it_alone(tmp_path):
+    texts = ['"Why?" she asked', "no", '"', 'an inch (1")', '"a masterpiece"', "end"]
+    lines = "".join(f"{text}\t{number % 2}\n" for number, text in enumerate(texts))
+    path = write(tmp_path, "a.tsv", "text\tlabel\n" + lines)
+    assert read_records(path).texts == tuple(texts)
+    # A name in quotes is a name with quotes, unless all are.
+    some = write(tmp_path, "b.tsv", '"text"\tlabel\n' + lines)
+    assert read_records(some, text_column='"text"').texts == tuple(texts)
+    path = write(tmp_path, "c.tsv", '"text"\t"label"\r\n"a\t""b""\r\nc"\t1\r\nd\t0\r\n')
+    assert read_records(path).texts == ('a\t"b"\r\nc', "d")
+
+
+def test_a_tsv_that_looks_quoted_though_its_header_is_not(tmp_path):
+    with pytest.warns(UserWarning, match=r"a\.tsv, line 3, with a text that looks quoted") as seen:
+        lines = 'text\tlabel\n""\t1\n"said ""no"""\t0\n"said ""yes"""\t1\n'
+        records = read_records(write(tmp_path, "a.tsv", lines))
+    assert len(seen) == 1
+    assert records.texts == ('""', '"said ""no"""', '"said ""yes"""')
+    with pytest.raises(InputError, match=r"2 fields.*3 in .*line 2.*names of the header in double"):
+        read_records(write(tmp_path, "b.tsv", 'text\tlabel\n"a\tb"\t1\n'))
+    with pytest.raises(InputError, match=r"2 fields.*1 in .*line 2"):
+        read_records(write(tmp_path, "c.tsv", 'text\tlabel\n"a\nb"\t1\n'))
 
 
 def test_columns_and_names_are_the_callers(tmp_path):
@@ -98,6 +125,18 @@ BAD = [
     ("a.jsonl", '{"text": "a", "label": null}', "needs a label.*line 1"),
     ("a.jsonl", '{"text": "a", "label": NaN}', "needs a label.*line 1"),
     ("a.jsonl", '{"text": "a", "label": [1]}', "string, a number or a bool.*line 1"),
+    ("a.jsonl", '{"text": "a", "label": Infinity}', "must be finite.*inf.*line 1"),
+    ("a.jsonl", '{"text": "a", "label": 1e400}', "1e400, which is too large.*"),
+    ("a.jsonl", '{"text": "a", "label": 1, "score": -1e400}', "line 1.*-1e400, which is too"),
+    ("a.jsonl", '{"text": "a", "label": 0.5}', "'0.5' .*line 1.*Is regression meant"),
+    ("a.jsonl", '{"text": "a", "label": "\\ud83d"}', "label must be valid Unicode.*ud83d.*line 1"),
+    ("a.jsonl", '{"text": "a", "label": 1, "text": "b"}', "line 1.*key 'text' more than once"),
+    ("a.jsonl", '{"text": "a", "label": 1, "x": {"y": 1, "y": 2}}', "key 'y' more than once"),
+    ("a.csv", "text,label\na,1\nb,nan\n", "needs a label.*'nan'.*line 3"),
+    ("a.csv", "text,label\na,pos\nb,NaN\n", "needs a label.*'NaN'.*line 3"),
+    ("a.csv", "text,label\na,1\nb,-inf\n", "must be finite.*'-inf'.*line 3"),
+    ("a.csv", "text,label\na,1\nb,1e400\n", "must be finite.*'1e400'.*line 3"),
+    ("a.csv", "text,label\na,1\nb,4.5\nc,3.5\n", "'4.5' .*line 3.*Is regression meant"),
 ]
 
 
@@ -121,3 +160,58 @@ def test_missing_file_directory_and_equal_columns(tmp_path):
         read_records(tmp_path / "d.csv")
     with pytest.raises(InputError, match=r"must differ.*'text' for both"):
         read_records(tmp_path / "a.csv", label_column="text")
+
+
+def test_labels_that_look_like_numbers_are_classes_if_they_are_named(tmp_path):
+    path = write(tmp_path, "a.csv", "text,label\na,4.5\nb,nan\nc,inf\n")
+    assert read_records(path, label_names=["4.5", "nan", "inf"]).labels.tolist() == [0, 1, 2]
+    # Words are no numbers beside other words.
+    path = write(tmp_path, "b.csv", "text,label\na,1.5\nb,inf\nc,north\n")
+    assert read_records(path).label_names == ("1.5", "inf", "north")
+    path = write(tmp_path, "c.csv", "text,label\na,1.0\nb,2\n")
+    assert read_records(path).label_names == ("1.0", "2")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_pipes_and_devices_are_not_waited_for(tmp_path, suffix):
+    pipe, zero, null = (tmp_path / f"{name}{suffix}" for name in ("pipe", "zero", "null"))
+    os.mkfifo(pipe)
+    zero.symlink_to("/dev/zero")
+    null.symlink_to("/dev/null")
+    for path in (pipe, zero, null):
+        with pytest.raises(InputError, match=r"must be a regular file.*a pipe or a device"):
+            read_records(path)
+    link = tmp_path / f"link{suffix}"
+    link.symlink_to(write(tmp_path, f"real{suffix}", ""))
+    with pytest.raises(InputError, match=r"which is empty"):
+        read_records(link)
+
+
+def test_a_file_larger_than_the_memory(tmp_path, monkeypatch):
+    path = write(tmp_path, "a.csv", "text,label\n")
+
+    def too_large(self):
+        raise MemoryError
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", too_large)
+    with pytest.raises(InputError, match=r"must fit into memory.*a\.csv of 11 bytes"):
+        read_records(path)
+
+
+def test_100_000_columns_take_less_than_a_minute(tmp_path):
+    """They took time quadratic in their number, which was hours."""
+    names = [f"column {number}" for number in range(100_000)]
+    fields = ",".join("1" for _ in names)
+    start = time.process_time()
+    for twice in ([*names, "text", "text"], names + names):
+        path = write(tmp_path, "a.csv", ",".join(twice) + "\n" + fields + "\n")
+        with pytest.raises(InputError, match=r"must differ.*more than once") as error:
+            read_records(path)
+        assert len(str(error.value)) < 2_000
+    with pytest.raises(InputError, match=r"There must be a column 'text'.*and 99,980 others"):
+        read_records(write(tmp_path, "a.csv", ",".join(names) + "\n" + fields + "\n"))
+    row = json.dumps(dict.fromkeys(names, 1) | {"text": "a", "label": 1})
+    assert len(read_records(write(tmp_path, "a.jsonl", row + "\n"))) == 1
+    with pytest.raises(InputError, match=r"There must be a column 'x'.*and 99,982 others"):
+        read_records(tmp_path / "a.jsonl", text_column="x")
+    assert time.process_time() - start < 20

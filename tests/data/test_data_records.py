@@ -16,6 +16,8 @@ def test_of_keeps_class_indices_and_maps_names():
     assert named.labels.dtype == np.int32
     # -1 is no index, so these are names, in the order of the numbers.
     assert Records.of(["a", "b", "c"], [10, -1, 9]).label_names == ("-1", "9", "10")
+    assert Records.of(["a", "b"], [0.0, 1.0]).label_names == ("0", "1")
+    assert Records.of(["a", "b"], [0.5, 1.5], ["1.5", "0.5"]).labels.tolist() == [1, 0]
     given = Records.of(["a"], ["pos"], label_names=named.label_names)
     assert given.labels.tolist() == [1]
     assert Records.of(["a", "b"]).labels is None
@@ -81,6 +83,12 @@ def test_take():
         (lambda: Records.of(["a"], ["z"], ["x", "y"]), "'z', unseen in training.*item 0"),
         (lambda: Records.of(["a"], ["x"], ["x", "x"]), "`label_names` must differ"),
         (lambda: Records.of(["a"], [10**7]), "below 1000000"),
+        (lambda: Records.of(["a", "b"], [0.5, 1.5]), "'0.5' .*item 0.*Is regression meant"),
+        (lambda: Records.of(["a", "b"], np.float32([1, 1.5])), "'1.5' .*item 1.*Is regression"),
+        (lambda: Records.of(["a", "b"], [1, float("inf")]), "must be finite. Received: inf .*m 1"),
+        (lambda: Records.of(["a", "b"], ["1", "nan"]), "needs a label. Received: 'nan'"),
+        (lambda: Records.of(["a"], ["\ud800"]), "label must be valid Unicode.*item 0"),
+        (lambda: Records.of(["a"], ["x"], ["x", "\ud800"]), "valid Unicode.*label_names"),
     ],
 )
 def test_bad_records(make, message):

@@ -91,7 +91,7 @@ def test_bad_directories(tmp_path):
     with pytest.raises(InputError, match=r"must be readable.*tokenizer\.json"):
         Tokenizer.from_directory(tmp_path, inputs=KERASHUB)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(InputError, match="configuration must be JSON"):
+    with pytest.raises(InputError, match="tokenizer_config.json must be readable JSON"):
         Tokenizer.from_directory(tmp_path, inputs=KERASHUB)
 
 

@@ -274,7 +274,37 @@ def setting(name, value):
     return lambda facts, tensors: facts["adapters"][0]["settings"].update({name: value})
 
 
+def twice(facts, tensors):
+    facts["adapters"] *= 2
+
+
+def under_two_settings(facts, tensors):
+    """The same name, with other settings and on one weight only."""
+    first = facts["adapters"][0]
+    settings = first["settings"] | {"alpha": 7.0}
+    facts["adapters"].append({**first, "settings": settings, "weights": first["weights"][:1]})
+
+
+def filled(value, dtype=None):
+    return lambda facts, tensors: tensors.update(
+        {KEY: np.full(tensors[KEY].shape, value, dtype or tensors[KEY].dtype)}
+    )
+
+
 EDITS = {
+    "one LoRA twice": (twice, "names the LoRA 'lora' twice"),
+    "one LoRA twice, otherwise": (under_two_settings, "names the LoRA 'lora' twice"),
+    "a weight twice": (lambda f, t: f.update(weights=f["weights"] * 2), "names 'dense.*' twice"),
+    "I64": (filled(3, "int64"), r"'dense_0/kernel.lora.a' of I64 \[8, 2\], not of .* float32"),
+    "U8": (filled(3, "uint8"), r"of U8 \[8, 2\], not of \[8, 2\] and float32"),
+    "I8": (filled(3, "int8"), r"of I8 \[8, 2\], not of \[8, 2\] and float32"),
+    "NaN": (filled(np.nan), "'dense_0/kernel.lora.a' with values that are NaN"),
+    "infinity": (filled(-np.inf), "values that are NaN or infinite as float32"),
+    "overflow": (filled(1e300, "float64"), "values that are NaN or infinite as float32"),
+    "a head of NaN": (
+        lambda f, t: t.update({f["weights"][0]: t[f["weights"][0]] * np.nan}),
+        "with values that are NaN",
+    ),
     "version": (lambda f, t: f.update(version=2), "version 2, not 1"),
     "no version": (lambda f, t: f.pop("version"), "without the metadata"),
     "form": (lambda f, t: f.update(others=[1]), "metadata of another form"),
@@ -312,6 +342,55 @@ def test_a_file_that_was_tampered_with_changes_nothing(good, tmp_path):
         with pytest.raises(ke.InputError, match=message):
             ke.load_adapters(model, edited(good, tmp_path / "b.safetensors", change))
         assert_untouched(model, before)
+
+
+def test_a_file_that_names_one_lora_twice_changes_nothing_in_tf_keras(tmp_path):
+    model = specimen_of("tf_keras").make()
+    ke.lora(model, 2)
+    ke.save_adapters(model, tmp_path / "a.safetensors")
+    other = specimen_of("tf_keras").make()
+    before = frozen(other)
+    for change in (twice, under_two_settings):
+        path = edited(tmp_path / "a.safetensors", tmp_path / "b.safetensors", change)
+        with pytest.raises(ke.InputError, match="names the LoRA 'lora' twice"):
+            ke.load_adapters(other, path)
+        assert_untouched(other, before)
+
+
+def test_the_state_of_adalora_is_checked(tmp_path):
+    model = specimen_of("keras").make()
+    ke.adalora(model, 2, end_step=4)
+    ke.save_adapters(model, tmp_path / "a.safetensors")
+    mask = "dense_0/kernel.adalora.mask"
+    first = next(k for k in load_file(tmp_path / "a.safetensors") if k.endswith("updates"))
+
+    def changed(key, change):
+        return lambda facts, tensors: tensors.update({key: change(tensors[key])})
+
+    edits = {
+        "I64 for U8": (changed(mask, lambda x: x.astype("int64")), "of I64 .* and uint8"),
+        "F32 for U8": (changed(mask, lambda x: x.astype("float32")), "of F32 .* and uint8"),
+        "mask": (changed(mask, lambda x: x + np.uint8(1)), "that AdaLoRA cannot have"),
+        "updates": (changed(first, lambda x: np.array(-1)), "that AdaLoRA cannot have"),
+        "twice": (twice, "names the LoRA 'adalora' twice"),
+        "endless": (setting("end_step", 10**30), "`begin_step` and `end_step` must be ints"),
+    }
+    model = specimen_of("keras").make()
+    before = frozen(model)
+    for change, message in edits.values():
+        path = edited(tmp_path / "a.safetensors", tmp_path / "b.safetensors", change)
+        with pytest.raises(ke.InputError, match=message):
+            ke.load_adapters(model, path)
+        assert_untouched(model, before)
+
+
+def test_float16_and_float64_convert(good, tmp_path):
+    model = specimen_of("keras").make()
+    for dtype in ("float16", "float64"):
+        path = edited(good, tmp_path / "b.safetensors", filled(0.5, dtype))
+        ke.load_adapters(model, path)
+        first = next(t for t in transforms(model) if t.weight.path.startswith("dense"))
+        np.testing.assert_array_equal(first.a.numpy(), np.full((8, 2), 0.5, "float32"))
 
 
 def test_a_truncated_file(good, tmp_path):

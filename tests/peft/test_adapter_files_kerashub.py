@@ -112,12 +112,45 @@ def emptied(file, folder):
         del file[f"lora/{key}"]
 
 
+def integers(file, folder):
+    group, name = outside(file, folder)
+    file[group][name] = np.zeros((8, 2, 2), "int64")
+
+
+def without_numbers(file, folder):
+    group, name = outside(file, folder)
+    file[group][name] = np.full((8, 2, 2), np.nan, "float32")
+
+
+def overflowing(file, folder):
+    group, name = outside(file, folder)
+    file[group][name] = np.full((8, 2, 2), 1e300, "float64")
+
+
+def twice(file, folder):
+    layer = next(key for key in file["lora"] if key != "vars")
+    file.copy(f"lora/{layer}", f"lora/0{layer}")
+
+
+def of_8_gb(file, folder):
+    """The file has a few kB: HDF5 stores no values for it."""
+    group, name = outside(file, folder)
+    file[group].create_dataset(name, (8, 2, 2**27), "float32", chunks=(8, 2, 1024))
+    del file["lora/vars/rank"]
+    file["lora/vars/rank"] = 2**27
+
+
 EDITS = {
+    integers: "lora_kernel_a of int64",
+    without_numbers: "lora_kernel_a with values that are NaN",
+    overflowing: "lora_kernel_a with values that are NaN or infinite",
+    twice: "two deltas for",
+    of_8_gb: r"lora_kernel_a of float32 \(8, 2, 134217728\)",
     linked: "with a link there",
     stored_elsewhere: "no dataset of the file itself",
     virtual: "no dataset of the file itself",
     moved: "a delta for layer 0, which has no kernel",
-    reshaped: r"a delta of \(8, 2, 3\)",
+    reshaped: r"lora_kernel_a of float32 \(8, 2, 3\)",
     ranked: "deltas of rank -1",
     texts: r"lora_kernel_a of \|S1",
     emptied: "0 deltas",
