@@ -9,6 +9,9 @@ import tensorflow as tf
 # The dtype that variables are cast to inside a layer's call is not public.
 from keras.src import backend as _backend
 
+# Nor is the call that is running.
+from keras.src.backend.common import global_state as _global_state
+
 # Nor is the seed generator of functions that are given none.
 from keras.src.random import seed_generator as _seed_generator
 from keras.src.saving import saving_api as _saving_api
@@ -157,6 +160,15 @@ class Keras3(Flavor):
     def autocast(self, tensor):
         scope: Any = _backend.get_autocast_scope()
         return tensor if scope is None else scope.maybe_cast(tensor)
+
+    def in_call(self):
+        return _global_state.get_global_attribute("current_call_ctx") is not None
+
+    def with_value(self, variable, value):
+        # Keras' own code asks the members of `layer.weights` for `trainable`, `regularizer`, ...
+        made = object.__new__(type(variable))
+        vars(made).update(vars(variable), _value=value)
+        return made
 
     def set_trainable(self, layer, variable, trainable):
         variable.trainable = trainable

@@ -107,6 +107,14 @@ class LayerEditing(ABC):
         """Cast a tensor to the compute dtype of the layer being called, as variables are."""
 
     @abstractmethod
+    def in_call(self) -> bool:
+        """Whether the call of a layer of this library is running."""
+
+    @abstractmethod
+    def with_value(self, variable: Variable, value: Tensor) -> Any:
+        """Return what the code of a layer can read in place of a variable to get `value`."""
+
+    @abstractmethod
     def set_trainable(self, layer: Layer, variable: Variable, trainable: bool) -> None:
         """Freeze or unfreeze one variable of a parametrized layer."""
 
