@@ -47,6 +47,32 @@ def test_a_matrix_and_back(specimen):
 
 
 @libraries
+def test_a_column_of_a_convolutions_matrix_makes_one_output_channel(library):
+    """Keras 3's DepthwiseConv2D was taken for a plain kernel, tf_keras' for none."""
+    layers = keras_of(library).layers
+    cases = [
+        (layers.Conv2D(4, 2), (6, 6, 3), {"kernel": (12, 4)}),
+        (layers.Conv2D(4, 2, groups=2), (6, 6, 4), {"kernel": (8, 4)}),
+        (layers.DepthwiseConv2D(2, depth_multiplier=2), (6, 6, 3), {"kernel": (4, 6)}),
+        (layers.DepthwiseConv1D(2), (6, 3), {"kernel": (2, 3)}),
+        (layers.Conv2DTranspose(4, 2), (6, 6, 3), {"kernel": (12, 4)}),
+        (layers.SeparableConv2D(4, 2), (6, 6, 3), {"depthwise": (4, 3), "pointwise": (3, 4)}),
+    ]
+    for layer, shape, matrices in cases:
+        model = keras_of(library).Sequential([layers.Input(shape), layer])
+        weights = select(model, caller="the test")
+        assert [w.matrix_shape for w in weights] == list(matrices.values()), layer.name
+        x, weight = tf.random.stateless_normal((1, *shape), (0, 1)), weights[-1]
+        before = np.asarray(model(x))
+        mask = np.ones(weight.matrix_shape, "float32")
+        mask[:, 1] = 0
+        weight.value.assign(weight.value * weight.unmatrix(tf.constant(mask)))
+        after = np.asarray(model(x))
+        assert not after[..., 1].any()
+        np.testing.assert_array_equal(np.delete(after, 1, -1), np.delete(before, 1, -1))
+
+
+@libraries
 @pytest.mark.parametrize(
     "equation, shape, x, inputs",
     [
