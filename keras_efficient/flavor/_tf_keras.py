@@ -180,6 +180,14 @@ class TfKeras(Flavor):
     def is_bert_self_attention(self, layer_class):
         return hugging_face.is_bert_self_attention(layer_class)
 
+    def call_specs(self, model):
+        spec = model.save_spec(dynamic_batch=True)
+        if spec is None:
+            return []
+        args, kwargs = spec
+        given = {name: value for name, value in kwargs.items() if name != "training"}
+        return [(list(args), given)]
+
     # --- training ------------------------------------------------------------------------------
 
     def _reset_optimizer(self, optimizer, model):
