@@ -10,6 +10,8 @@ from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
 from keras_efficient.callbacks._validation_wrapper import ValidationWrapper
 from keras_efficient.flavor import Callback
+from keras_efficient.flavor._patched import patched
+from keras_efficient.parametrize._checks import TEMPORARY
 from keras_efficient.training import _train_step_hook as train_step_hook
 
 
@@ -130,7 +132,12 @@ class EMA(Callback):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Give the model the averaged weights within the context."""
+        """Give the model the averaged weights within the context.
+
+        Methods that change the model's weights, such as `ke.merge` and `ke.prune`, raise a
+        ValueError inside of it, because the trained weights are restored at its end. For the same
+        reason the end raises one if the weights were changed otherwise, as by `fit`.
+        """
         values = list(map(self._flavor.value, self.model.trainable_variables))
         if not self.averages or list(map(id, values)) != list(map(id, self._values)):
             raise ValueError(
@@ -139,10 +146,23 @@ class EMA(Callback):
                 "`fit`, and do not change what is trainable before it is used."
             )
         trained = [value.numpy() for value in values]
-        try:
-            for value, average in zip(values, self.averages, strict=True):
-                value.assign(average.read_value())
-            yield
-        finally:
-            for value, before in zip(values, trained, strict=True):
-                value.assign(before)
+        context = "`ema.averaged()`"
+        with patched(self.model, **{TEMPORARY: context}):
+            try:
+                for value, average in zip(values, self.averages, strict=True):
+                    value.assign(average.read_value())
+                yield
+                changed = [
+                    value.name
+                    for value, average in zip(values, self.averages, strict=True)
+                    if value.numpy().tobytes() != average.numpy().tobytes()
+                ]
+            finally:
+                for value, before in zip(values, trained, strict=True):
+                    value.assign(before)
+        if changed:
+            raise ValueError(
+                f"Weights must not change inside of {context}, which has now restored the trained "
+                f"ones. Received: a block that changed {changed[0]!r}. Train or load weights "
+                "outside of the `with` block."
+            )

@@ -71,7 +71,7 @@ def cluster(
         preserve_sparsity: whether one value is exactly 0 and present zeros stay zero. Use it after
             `ke.prune`, merged or not. Default: False.
         layers: selects the weights, kernels and embeddings; see `parametrize.select`. Default:
-            None, all kernels of Dense, EinsumDense and attention layers except those of the head.
+            None, all kernels of Dense, EinsumDense and attention layers except those of the heads.
         trainable: whether centroids train. Default: True.
 
     Returns:

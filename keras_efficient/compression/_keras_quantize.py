@@ -5,7 +5,7 @@ from typing import Any
 
 from keras_efficient import flavor as flavors
 from keras_efficient.flavor import Model
-from keras_efficient.parametrize._checks import check_model
+from keras_efficient.parametrize._checks import check_model, check_permanent
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers
 
 #: Methods of this package.
@@ -37,7 +37,8 @@ def quantize_with_keras(
     Raises:
         ValueError: an argument is none of these, or no layer can be quantized.
     """
-    check_model(model, "ke.calibrate", strategy=False)
+    check_model(model, "ke.calibrate", changes=False)
+    check_permanent(model, "ke.calibrate")
     flavor, shown, named = flavors.of(model), name_of(method), isinstance(method, str)
     config = any(c.__name__ == "QuantizationConfig" for c in type(method).__mro__)
     if not config and (not named or method not in KERAS):

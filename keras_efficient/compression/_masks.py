@@ -23,9 +23,12 @@ class Mask(Transform):
     Args:
         updater: the `MaskUpdater` it belongs to.
         target: final sparsity in [0, 1), or None where scores decide (soft movement pruning).
+        initial: sparsity from which the schedule starts, in [0, 1).
 
     Attributes:
         mask: uint8 `tf.Variable` of the weight's shape.
+        allowed: uint8 `tf.Variable` of that shape, 0 where no later mask may be 1: where the mask
+            is 0 or, for an N:M pattern, which is chosen anew, where the weight was zero at first.
         scores: `tf.Variable` by which movement pruning chooses what to keep, or None for pruning
             by magnitude.
     """
@@ -34,8 +37,8 @@ class Mask(Transform):
 
     mask: tf.Variable
 
-    def __init__(self, updater: "MaskUpdater", target: float | None):
-        self.updater, self.target = updater, target
+    def __init__(self, updater: "MaskUpdater", target: float | None, initial: float):
+        self.updater, self.target, self.initial = updater, target, initial
         self.scores: Any = None
 
     @property
@@ -50,7 +53,9 @@ class Mask(Transform):
 
     def build(self):
         shape = self.weight.shape
-        self.mask = self.variable("mask", shape, 1, dtype="uint8")
+        self.mask = self.allowed = self.variable("mask", shape, 1, dtype="uint8")
+        if self.updater.pattern.group is not None:
+            self.allowed = self.variable("allowed", shape, 1, dtype="uint8")
         movement = self.updater.movement
         if movement is not None:
             penalty = movement.regularizer() if movement.soft else None
@@ -69,11 +74,21 @@ class Mask(Transform):
         chain = transform_chain(self.weight)
         assert chain is not None
         value = chain.value(chain.transforms[: chain.transforms.index(self)])
+        value *= tf.cast(replicas.local(self.allowed).read_value(), value.dtype)
         return tf.cast(tf.abs(self.weight.matrix(value)), tf.float32)
+
+    def keep_zeros(self) -> None:
+        """Mask the numbers that are zero now, unless all of the weight are, as initialized."""
+        nonzero = self.weight.unmatrix(self.importance()) > 0
+        mask = tf.cast(nonzero | ~tf.reduce_any(nonzero), tf.uint8)
+        for variable in (self.allowed, self.mask):
+            replicas.local(variable).assign(mask)
 
     def set(self, matrix: tf.Tensor) -> None:
         """Assign a new mask, given as a matrix [inputs, outputs]."""
         mask = self.weight.unmatrix(tf.cast(matrix, tf.uint8))
+        if self.scores is None:
+            mask *= replicas.local(self.allowed).read_value()
         replicas.local(self.mask).assign(mask)
 
     def apply(self) -> None:
@@ -162,7 +177,8 @@ class MaskUpdater:
 
     Args:
         pattern: the sparsity pattern.
-        schedule: function of a target that returns a TF-MOT `PruningSchedule`.
+        schedule: function of a target and an initial sparsity that returns a TF-MOT
+            `PruningSchedule`.
         scope: "layer", every weight reaches its target, or "global", all weights together do.
         movement: the `Movement` criterion, or None for pruning by magnitude.
         last: the update at which the masks reach their targets and become constant, or None.
@@ -198,20 +214,29 @@ class MaskUpdater:
         self.step = masks[0].variable("updates", (), 0, dtype="int64")
         self.held = masks[0].variable("held", (), 0, dtype="uint8")
         start = tf.constant(0, tf.int64)
-        if bool(self.schedule(masks[0].target)(start)[0]) or self.last == 0:
+        if self.movement is None:
+            tf.distribute.get_strategy().run(self._begin_with_zeros)
+        if bool(self._schedule_of(masks[0])(start)[0]) or self.last == 0:
             tf.distribute.get_strategy().run(self._begin)
+
+    def _begin_with_zeros(self):
+        for mask in self.masks:
+            mask.keep_zeros()
 
     def _begin(self):
         self.update(tf.constant(0, tf.int64))
         if self.movement is None:
             self.apply()
 
+    def _schedule_of(self, mask):
+        return self.schedule(mask.target, mask.initial)
+
     def after_update(self):
         """Count the update, choose new masks if the schedule says so, and apply them."""
         step = replicas.local(self.step)
         step.assign_add(1)
         now = step.read_value()
-        due = self.schedule(self.masks[0].target)(now)[0]
+        due = self._schedule_of(self.masks[0])(now)[0]
         if self.last is not None:
             # TF-MOT's frequency may miss the last step (trap 22), after which masks are constant.
             due = (due & (now < self.last)) | tf.equal(now, self.last)
@@ -254,14 +279,13 @@ class MaskUpdater:
             self._update_together(step)
             return
         for mask in self.masks:
-            pruning = self._pruning(mask.target, step)
             values = self._positive(mask.importance())
-            mask.set(pruning._maybe_update_block_mask(values)[1])
+            mask.set(self._pruning(mask, step)._maybe_update_block_mask(values)[1])
 
     def _update_together(self, step):
         sizes = [mask.weight.size for mask in self.masks]
         flat = tf.concat([tf.reshape(mask.importance(), [-1]) for mask in self.masks], 0)
-        kept = self._pruning(self.masks[0].target, step)._update_mask(self._positive(flat))[1]
+        kept = self._pruning(self.masks[0], step)._update_mask(self._positive(flat))[1]
         for mask, part in zip(self.masks, tf.split(kept, sizes), strict=True):
             mask.set(tf.reshape(part, mask.weight.matrix_shape))
 
@@ -269,12 +293,12 @@ class MaskUpdater:
         """Shift scores so that the least is 0, because TF-MOT takes absolute values."""
         return values if self.movement is None else values - tf.reduce_min(values)
 
-    def _pruning(self, target, step):
+    def _pruning(self, mask, step):
         pattern = self.pattern
         zeros = None if pattern.group is None else (pattern.group - pattern.kept, pattern.group)
-        schedule = self.schedule(target)
+        schedule = self._schedule_of(mask)
         made = _exact_pruning()(lambda: step, [], schedule, pattern.block, "AVG", zeros)
-        made.target, made.last = target, self.last
+        made.target, made.last = mask.target, self.last
         return made
 
 

@@ -1,6 +1,5 @@
 """Pruning at once or during training."""
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,11 +77,14 @@ def prune(
     the training step counts updates (k microbatches are one update), updates the masks by the
     schedule, and masks the weights after every update, before checkpoints and averages are made.
     From `end_step` on every selected weight has exactly the zeros of its target:
-    `round(size · (1 - sparsity))` numbers are kept.
+    `round(size · (1 - sparsity))` numbers are kept. Numbers that are zero already, as in a pruned
+    checkpoint, stay zero from the first update on, and each weight's sparsity grows from its own.
+    Movement pruning, which chooses by scores, may use them again.
 
     Args:
         model: a built Keras 3 or tf_keras model of any kind.
-        final_sparsity: final share of zeros of each weight, in (0, 1); or a dict of a weight's path
+        final_sparsity: final share of zeros of each weight, in [0, 1), where 0 leaves a weight as
+            it is; or a dict of a weight's path
             to that or a `compression.Sensitivity`, which also select the weights. Default: None,
             for an N:M pattern, a schedule of TF-MOT and soft movement pruning, which determine it.
         begin_step: the update (>= 0) at which sparsity starts to grow. Default: 0.
@@ -102,7 +104,7 @@ def prune(
             `compression.Reconstruction` with some data, which prunes at once and corrects the
             remaining weights. Default: "magnitude".
         layers: selects the weights, kernels and embeddings; see `parametrize.select`. Default:
-            None, all kernels of Dense, EinsumDense and attention layers except those of the head.
+            None, all kernels of Dense, EinsumDense and attention layers except those of the heads.
         adaptive: a batch `(features, labels)` or a small dataset, on which the sensitivity of each
             weight to pruning by magnitude is measured. Each weight gets its own target, and all
             together reach `final_sparsity`; see `compression.sensitivity`. The callback
@@ -160,20 +162,24 @@ def prune(
             "scope='global' has one target for all weights together. Received: several in "
             "`final_sparsity`. Use scope='layer'."
         )
+    # As in TF-MOT, a target of 0 leaves a weight as it is.
+    weights = [weight for weight in weights if targets[weight.path] != 0]
+    present = {}
     if movement is None and shape.sparsity is None:
         present = _check_grows(weights, targets, scope)
-        if own is None:
-            # Growth starts from the present zeros, which stay.
-            make = functools.partial(make, initial=present)
     by_magnitude = []
     if isinstance(criterion, Reconstruction):
         by_magnitude = criterion.apply(model, weights, targets, shape)
     masks = MaskUpdater(shape, make, scope, movement, last)
-    pairs = [(weight, Mask(masks, targets[weight.path])) for weight in weights]
-    attach(model, pairs)
-    with model.distribute_strategy.scope():
-        masks.begin([mask for _, mask in pairs])
-    update_transforms(model)
+    pairs = [
+        (weight, Mask(masks, targets[weight.path], present.get(weight.path, 0.0)))
+        for weight in weights
+    ]
+    if pairs:
+        attach(model, pairs)
+        with model.distribute_strategy.scope():
+            masks.begin([mask for _, mask in pairs])
+        update_transforms(model)
     paths = tuple(weight.path for weight in by_magnitude)
     return PruneReport(targets, shape.text, first, last, found, paths)
 
@@ -282,25 +288,26 @@ def _targets(weights, final_sparsity: Any, pattern, soft) -> dict[str, Any]:
         targets = dict.fromkeys((weight.path for weight in weights), final_sparsity)
     for path, target in targets.items():
         number = isinstance(target, int | float) and not isinstance(target, bool)
-        # One of several targets may be 0: its weight stays dense.
-        several = isinstance(final_sparsity, dict)
-        if not number or not 0 <= target < 1 or (target == 0 and not several):
+        if not number or not 0 <= target < 1:
             raise ValueError(
-                "`final_sparsity` must be above 0 and below 1: the share of zeros at the end. "
+                "`final_sparsity` must be at least 0 and below 1: the share of zeros at the end. "
                 f"Received: {target!r} for {path!r}."
             )
     return {path: float(target) for path, target in targets.items()}
 
 
 def _check_grows(weights, targets, scope):
-    """Require targets of at least the present sparsity; return the least present sparsity."""
+    """Require targets of at least the present sparsity; return `{path: present sparsity}`.
+
+    With scope="global" all weights have the sparsity of all together.
+    """
     zeros = {}
     for weight in weights:
         chain = transform_chain(weight)
         value = weight.value if chain is None else chain.value()
         zeros[weight.path] = sparsity_of(value.numpy()) * weight.size
     sizes = {weight.path: weight.size for weight in weights}
-    if scope == "global":
+    if scope == "global" and weights:
         everything = f"all {len(weights)} weights together"
         sizes, zeros = {everything: sum(sizes.values())}, {everything: sum(zeros.values())}
         targets = {everything: next(iter(targets.values()))}
@@ -311,11 +318,12 @@ def _check_grows(weights, targets, scope):
                 f"{targets[path]:.1%} zeros for {path!r}, now with {zeros[path] / size:.1%}. Raise "
                 "`final_sparsity`, or leave the weight out with `layers=`."
             )
-    return float(min(zeros[path] / size for path, size in sizes.items()))
+    present = {path: float(zeros[path] / size) for path, size in sizes.items()}
+    return present if scope == "layer" else {w.path: max(present.values()) for w in weights}
 
 
 def _schedules(schedule, begin_step, end_step, frequency):
-    """Return a function of a target (and the present sparsity) that makes a TF-MOT schedule."""
+    """Return a function of a target and the present sparsity that makes a TF-MOT schedule."""
     module = tf_mot("sparsity.keras.pruning_schedule")
     if schedule not in ("polynomial", "constant"):
         raise ValueError(
@@ -333,7 +341,7 @@ def _schedules(schedule, begin_step, end_step, frequency):
     every = frequency or max(1, min(100, (end_step - begin_step) // 50))
     constant = schedule == "constant" or begin_step == end_step
 
-    def made(target, initial=0.0):
+    def made(target, initial):
         # Soft movement pruning has no target; the schedule then only says when masks are updated.
         target = target or 0.0
         if constant:
@@ -377,7 +385,7 @@ class _TfMotSchedule:
             )
         return cls(schedule)
 
-    def make(self, target):
+    def make(self, target, initial):
         return self.schedule
 
     def check(self, targets):

@@ -16,7 +16,7 @@ from keras_efficient.parametrize._architecture import (
     output_layer_kernels,
     transformer_blocks,
 )
-from keras_efficient.parametrize._checks import check_model
+from keras_efficient.parametrize._checks import check_model, check_permanent
 from keras_efficient.parametrize._layer_paths import layer_paths
 from keras_efficient.parametrize._merge import TIES
 from keras_efficient.parametrize._parametrized_layer import parametrized_layer
@@ -69,6 +69,7 @@ class SharingReport:
                 "Sharings are undone in reverse order. Received: one whose layers share weights "
                 "since later, too. Undo that first, or all by ke.merge(model)."
             )
+        check_permanent(self._model, "SharingReport.undo()")
         _check_plain([tie.source for tie in self._ties], "SharingReport.undo()")
         with self._model.distribute_strategy.scope():
             for tie in reversed(self._ties):

@@ -9,6 +9,9 @@ import tensorflow as tf
 # The dtype that variables are cast to inside a layer's call is not public.
 from keras.src import backend as _backend
 
+# Nor is the call that is running.
+from keras.src.backend.common import global_state as _global_state
+
 # Nor is the seed generator of functions that are given none.
 from keras.src.random import seed_generator as _seed_generator
 from keras.src.saving import saving_api as _saving_api
@@ -158,6 +161,15 @@ class Keras3(Flavor):
         scope: Any = _backend.get_autocast_scope()
         return tensor if scope is None else scope.maybe_cast(tensor)
 
+    def in_call(self):
+        return _global_state.get_global_attribute("current_call_ctx") is not None
+
+    def with_value(self, variable, value):
+        # Keras' own code asks the members of `layer.weights` for `trainable`, `regularizer`, ...
+        made = object.__new__(type(variable))
+        vars(made).update(vars(variable), _value=value)
+        return made
+
     def set_trainable(self, layer, variable, trainable):
         variable.trainable = trainable
         frozen = vars(layer).setdefault(_FROZEN, [])
@@ -180,6 +192,23 @@ class Keras3(Flavor):
             return mask
         # With a dropout rate, MultiHeadAttention takes another code path.
         return tf.cast(mask, tf.float32) > 0.5 if layer._dropout > 0 else tf.cast(mask, tf.bool)
+
+    def call_specs(self, model):
+        if getattr(model, "inputs", None):
+            inputs = model._inputs_struct if hasattr(model, "_inputs_struct") else model.inputs
+            return [([tf.nest.map_structure(_spec, inputs)], {})]
+        # A subclassed model records the shapes it was built for, but no dtypes.
+        shapes = getattr(model, "_build_shapes_dict", None) or {}
+        if not shapes or None in shapes.values():
+            return []
+        found = []
+        for dtype in ("float32", "int32"):
+            specs = [_specs(shape, dtype) for shape in shapes.values()]
+            names = [name.removesuffix("_shape") for name in shapes]
+            found.append(
+                (specs, {}) if len(specs) == 1 else ([], dict(zip(names, specs, strict=True)))
+            )
+        return found
 
     # --- training ------------------------------------------------------------------------------
 
@@ -274,6 +303,19 @@ class Keras3(Flavor):
             return
         super().enable_multi_worker(strategy_class)
         multi_worker.enable_multi_worker(strategy_class)
+
+
+def _spec(tensor):
+    return tf.TensorSpec(tensor.shape, tensor.dtype)
+
+
+def _specs(shape, dtype):
+    """Return `tf.TensorSpec`s for a nest of shapes."""
+    if isinstance(shape, dict):
+        return {name: _specs(value, dtype) for name, value in shape.items()}
+    if all(size is None or isinstance(size, int) for size in shape):
+        return tf.TensorSpec(shape, dtype)
+    return [_specs(value, dtype) for value in shape]
 
 
 def _get_trainable(layer):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from keras_efficient.flavor._typing import Layer, Tensor, Variable
+from keras_efficient.flavor._typing import Layer, Model, Tensor, Variable
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,14 @@ class LayerEditing(ABC):
         """Cast a tensor to the compute dtype of the layer being called, as variables are."""
 
     @abstractmethod
+    def in_call(self) -> bool:
+        """Whether the call of a layer of this library is running."""
+
+    @abstractmethod
+    def with_value(self, variable: Variable, value: Tensor) -> Any:
+        """Return what the code of a layer can read in place of a variable to get `value`."""
+
+    @abstractmethod
     def set_trainable(self, layer: Layer, variable: Variable, trainable: bool) -> None:
         """Freeze or unfreeze one variable of a parametrized layer."""
 
@@ -133,6 +141,21 @@ class LayerEditing(ABC):
             The object, or None if one run is enough: outside of training, in Keras' symbolic
             calls and while a model is being saved.
         """
+
+    # --- inputs and outputs of models ------------------------------------------------------------
+
+    @abstractmethod
+    def call_specs(self, model: Model) -> list[tuple[list, dict]]:
+        """Return `(args, kwargs)` of `tf.TensorSpec`s that a built model can be called with.
+
+        Returns:
+            List of what to try in turn; empty if nothing is known.
+        """
+
+    def number_of_outputs(self, model: Model) -> int | None:
+        """Return how many tensors a model returns if it is a graph of layers, or None."""
+        outputs = getattr(model, "outputs", None)
+        return len(outputs) if outputs else None
 
     # --- differences between the layers of the libraries -----------------------------------------
 

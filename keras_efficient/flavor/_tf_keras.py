@@ -9,6 +9,9 @@ import tf_keras
 # The generator that Dropout draws from is not public.
 from tf_keras.src.backend import RandomGenerator
 
+# Nor is whether a layer is being called.
+from tf_keras.src.engine import base_layer_utils as _base_layer_utils
+
 # Nor is the dtype that a layer's variables are cast to.
 from tf_keras.src.mixed_precision import autocast_variable as _autocast
 
@@ -141,6 +144,12 @@ class TfKeras(Flavor):
         dtype = getattr(_autocast._autocast_dtype, "dtype", None)
         return tensor if dtype is None or not tensor.dtype.is_floating else tf.cast(tensor, dtype)
 
+    def in_call(self):
+        return _base_layer_utils.call_context().in_call
+
+    def with_value(self, variable, value):
+        return value
+
     def set_trainable(self, layer, variable, trainable):
         # The trainability of a `tf.Variable` is fixed, and in another list of the layer it would
         # be saved in another order; see `class_attributes`.
@@ -170,6 +179,14 @@ class TfKeras(Flavor):
 
     def is_bert_self_attention(self, layer_class):
         return hugging_face.is_bert_self_attention(layer_class)
+
+    def call_specs(self, model):
+        spec = model.save_spec(dynamic_batch=True)
+        if spec is None:
+            return []
+        args, kwargs = spec
+        given = {name: value for name, value in kwargs.items() if name != "training"}
+        return [(list(args), given)]
 
     # --- training ------------------------------------------------------------------------------
 

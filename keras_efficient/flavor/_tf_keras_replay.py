@@ -32,7 +32,9 @@ class TfKerasReplay:
         self.layer, self.context_args = layer, context_args
         self.sublayers = list(layer._flatten_layers())
         # Variables of frozen layers remain trainable as tf.Variables.
-        self.state = [v for v in layer.weights if not v.trainable]
+        self.state = [
+            v for v in (*layer.trainable_weights, *layer.non_trainable_weights) if not v.trainable
+        ]
         self.generators = [
             layer._random_generator
             for layer in self.sublayers

@@ -1,4 +1,4 @@
-"""Where a model's Transformer blocks, attention layers, projections, embeddings and head are."""
+"""Where a model's Transformer blocks, attention layers, projections, embeddings and heads are."""
 
 import math
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ from typing import Any
 from keras_efficient import flavor as flavors
 from keras_efficient.flavor import Layer, Model
 from keras_efficient.parametrize._layer_paths import layer_paths
+from keras_efficient.parametrize._output_kernels import output_kernels
 from keras_efficient.parametrize._parametrized_layer import original_class
 from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, Weight, all_weights
 
@@ -89,7 +90,7 @@ def output_projections(model: Model, feed_forward_only: bool = False) -> list[We
 
     In a block these are the last kernel of each attention layer, and the last other kernel with as
     many outputs. In a model that has attention but no blocks, such as a functional one, every other
-    kernel with that many outputs is taken except the model's head.
+    kernel with that many outputs is taken except the model's heads.
 
     Args:
         model: a built model.
@@ -112,7 +113,9 @@ def output_projections(model: Model, feed_forward_only: bool = False) -> list[We
         chosen += last if feed_forward_only else [*ending, *last]
     if not blocks and ends:
         widths = {end.matrix_shape[1] for end in ends.values()}
-        loose = [w for w in without_head(kernels) if w in others and w.matrix_shape[1] in widths]
+        loose = [
+            w for w in without_head(model, kernels) if w in others and w.matrix_shape[1] in widths
+        ]
         chosen = loose if feed_forward_only else [*ends.values(), *loose]
     ids = {id(weight) for weight in chosen}
     return [weight for weight in kernels if id(weight) in ids]
@@ -271,15 +274,39 @@ def output_layer_kernels(model: Model) -> list[Weight]:
     return [w for w in weights if w.kind == KERNEL and w.inputs == (0,) and len(w.shape) == 2]
 
 
+def head_layers(model: Model) -> list[Layer]:
+    """Return the model's heads: for each of its outputs, the last layer with a kernel before it.
+
+    A layer inside of a Transformer block is none if other heads compute with its outputs, as in
+    encoders that also return their hidden states or a cache of keys and values.
+    """
+    kernels = [w for w in all_weights(model) if w.kind == KERNEL]
+    if flavors.of(model).number_of_outputs(model) == 1:
+        before: list[list[Weight]] = []
+    else:
+        before = [found for found in output_kernels(model, kernels) if found]
+    last = {id(found[-1].layer): found[-1].layer for found in before}
+    if not last:
+        # The layers of a model are in the order of its computation.
+        return [kernels[-1].layer] if kernels else []
+    inside = {
+        id(layer)
+        for block in transformer_blocks(model).values()
+        for layer in block._flatten_layers()
+    }
+    used = {id(w.layer) for found in before for w in found if w.layer is not found[-1].layer}
+    heads = [layer for key, layer in last.items() if key not in inside or key not in used]
+    return heads or list(last.values())
+
+
 def head_weights(model: Model) -> list[Weight]:
-    """Return the weights of the model's head: of its last layer with a kernel."""
-    weights = all_weights(model)
-    kernels = [w for w in weights if w.kind == KERNEL]
-    return [w for w in weights if kernels and w.layer is kernels[-1].layer]
+    """Return the weights of the model's heads; see `head_layers`."""
+    ids = {id(layer) for layer in head_layers(model)}
+    return [w for w in all_weights(model) if id(w.layer) in ids]
 
 
-def without_head(weights: Iterable[Weight]) -> list[Weight]:
-    """Return weights except those of the last layer among them, unless that would be all."""
+def without_head(model: Model, weights: Iterable[Weight]) -> list[Weight]:
+    """Return weights except those of the model's heads, unless that would be all."""
     weights = list(weights)
-    others = [w for w in weights if w.layer is not weights[-1].layer]
-    return others or weights
+    ids = {id(layer) for layer in head_layers(model)}
+    return [w for w in weights if id(w.layer) not in ids] or weights

@@ -9,20 +9,25 @@ from keras_efficient.flavor import Layer, Model
 from keras_efficient.parametrize._parametrized_layer import parametrized_layer, transform_of
 from keras_efficient.parametrize._weights import Weight
 
+#: Attribute of a model whose variables have other values for the time of a `with` block: the name
+#: of the context, for messages.
+TEMPORARY = "_keras_efficient_temporary_values"
 
-def check_model(model: Model, caller: str, *, strategy: bool = True) -> None:
-    """Require a built model of either library, outside of any other model's strategy scope.
+
+def check_model(model: Model, caller: str, *, changes: bool = True) -> None:
+    """Require a built model of either library that may be changed now.
 
     Args:
         model: the model.
         caller: such as "ke.prune", for messages.
-        strategy: whether to check the strategy. Default: True. False: for functions that only
-            read the model.
+        changes: whether the caller changes the model. Default: True. False: for functions that
+            only read it, which may run in any scope.
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: the model is not built, or the scope of a strategy other than the one it was
-            created under is entered.
+        ValueError: the model is not built; and if the caller changes it, the scope of a strategy
+            other than the one it was created under is entered, or it has averaged weights for the
+            time of `ema.averaged()`.
     """
     flavor = flavors.of(model)
     if not getattr(model, "built", False) or not model.weights:
@@ -31,16 +36,32 @@ def check_model(model: Model, caller: str, *, strategy: bool = True) -> None:
             f"{type(model).__name__} {getattr(model, 'name', '')!r}, not built. Call it on a batch "
             "first."
         )
+    if not changes:
+        return
+    check_permanent(model, caller)
     # `model.distribute_strategy` will not do: inside a scope, a model that was created outside of
     # any strategy reports the strategy of that scope.
-    own = getattr(flavor.value(model.weights[0]), "distribute_strategy", None)
+    # Variables of a strategy of one device have it under this name only.
+    own = getattr(flavor.value(model.weights[0]), "_distribute_strategy", None)
     current = tf.distribute.get_strategy()
-    if strategy and tf.distribute.has_strategy() and current is not own:
+    if tf.distribute.has_strategy() and current is not own:
         kind = "no strategy" if own is None else type(own).__name__
         raise ValueError(
             f"{caller} must run under the strategy that the model was made under. Received: a "
             f"model of {kind} inside the scope of another {type(current).__name__}. Leave the "
             "`with strategy.scope()` block first."
+        )
+
+
+def check_permanent(model: Model, caller: str) -> None:
+    """Require a model whose variables have their own values, not those of a context."""
+    context = vars(model).get(TEMPORARY)
+    if context is not None:
+        raise ValueError(
+            f"{caller} changes the model's weights, which {context} swaps back at its end. "
+            f"Received: a model inside of {context}. Call {caller} outside of the `with` block; to "
+            "continue with the averages, save them inside with `model.save_weights` and load them "
+            "outside."
         )
 
 

@@ -138,6 +138,40 @@ class ParametrizedLayer:
         """Return the transformed value of a weight, in the dtype the layer computes in."""
         return self.flavor.autocast(self.chains[attribute].value())
 
+    def weights(self, listed: list) -> list:
+        """Return the layer's weights as code reads them: inside of calls with their transforms.
+
+        Layers such as the output layers of Hugging Face's decoders compute with
+        `embedding.weights`. They get the weights that the layer has without its parametrization,
+        each with its transformed value. Outside of calls, where variables are saved, trained and
+        counted, the list is left as it is.
+
+        Args:
+            listed: the variables that the library lists for the layer.
+        """
+        if not self.flavor.in_call():
+            return listed
+        # The layers inside belong to the list, too.
+        inside = parametrized_layers(self.layer)
+        stores = [parametrized.store for parametrized in inside if parametrized.store is not None]
+        added = {id(variable) for store in stores for variable in store.named.values()}
+        chains = {
+            id(chain.weight.variable): chain
+            for parametrized in inside
+            for chain in parametrized.chains.values()
+        }
+        return [
+            self._with_transforms(variable, chains.get(id(variable)))
+            for variable in listed
+            if id(variable) not in added
+        ]
+
+    def _with_transforms(self, variable, chain):
+        if chain is None:
+            return variable
+        value = self.flavor.autocast(tf.convert_to_tensor(chain.value()))
+        return self.flavor.with_value(variable, value)
+
     def call(self, original, args, kwargs):
         """Return what the layer's original `call` computes inside of the call wrappers."""
         call = self.flavor.converted(self.layer, original)
@@ -315,6 +349,7 @@ def transform_of(weight: Weight, name: str) -> Transform | None:
 def _parametrized_class(original, flavor, attributes, calls):
     """The subclass of `original` in which `attributes` are read through their chains."""
     members = {name: _transformed(name) for name in attributes} | flavor.class_attributes()
+    members["weights"] = _weights(members.get("weights"))
     members["save_own_variables"] = _save_own_variables
     members["get_config"] = _get_config
     # A clone has no transforms.
@@ -328,6 +363,15 @@ def _parametrized_class(original, flavor, attributes, calls):
 
 def _transformed(attribute):
     return property(lambda layer: vars(layer)[_PARAMETRIZED].read(attribute))
+
+
+def _weights(listed):
+    def weights(self):
+        base: Any = super(type(self), self)
+        variables = base.weights if listed is None else listed.fget(self)
+        return vars(self)[_PARAMETRIZED].weights(variables)
+
+    return property(weights)
 
 
 def _call(self: Any, *args, **kwargs):

@@ -36,7 +36,8 @@ def select(
         kinds: kinds of weights to choose from: "kernel", "embedding", "other". Default:
             `("kernel",)`.
         caller: name of the calling function for messages, such as "ke.prune".
-        head: whether `layers=None` includes the model's head. Default: True.
+        head: whether `layers=None` includes the model's heads, the last layers with a kernel
+            before its outputs. Default: True.
         transform: name of the transform that will be attached to the weights, of which none may
             have one already. Default: None, no transform.
         trains: whether that transform has trainable variables. Default: False.
@@ -72,7 +73,7 @@ def select(
             f"from: {shown or 'none of this kind'}."
         )
     if layers is None and not head:
-        selected = without_head(selected)
+        selected = without_head(model, selected)
     check_weights(selected, caller, transform=transform, trains=trains)
     return selected
 

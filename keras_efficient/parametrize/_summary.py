@@ -123,7 +123,7 @@ def summary(model: Model) -> Summary:
     Reference:
         Like `keras.Model.summary`, but one row per weight.
     """
-    check_model(model, "ke.summary", strategy=False)
+    check_model(model, "ke.summary", changes=False)
     flavor = flavors.of(model)
     training = {id(flavor.value(v)) for v in model.trainable_variables}
     rows, parameters = [], 0

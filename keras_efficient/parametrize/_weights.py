@@ -142,7 +142,20 @@ def _role(layer, attribute, variable):
     dense = attribute == "kernel" and "Dense" in names
     if rank == 2 and (dense or (attribute == "weight" and "Conv1D" in names)):
         return KERNEL, (0,)
-    if attribute == "kernel" and "Conv" in names:
+    if "Conv" in names:
+        return _convolution_role(attribute, names, rank)
+    return OTHER, ()
+
+
+def _convolution_role(attribute, names, rank):
+    # Keras 3's DepthwiseConv2D calls `kernel` what tf_keras' calls `depthwise_kernel`.
+    depthwise = attribute == "kernel" and "DepthwiseConv" in names
+    if depthwise or attribute == "depthwise_kernel":
+        # An output channel has one input channel: it sums over positions alone.
+        return KERNEL, tuple(range(rank - 2))
+    if attribute == "kernel" and "Transpose" in names:
+        return KERNEL, (*range(rank - 2), rank - 1)
+    if attribute in ("kernel", "pointwise_kernel"):
         return KERNEL, tuple(range(rank - 1))
     return OTHER, ()
 

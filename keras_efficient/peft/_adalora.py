@@ -319,9 +319,10 @@ def adalora(
         alpha: scale of the delta times `rank`, above 0. Default: `2 * rank`.
         orthogonality: factor of the penalty, at least 0. Default: 0.5.
         layers: which weights get a delta, as in `ke.parametrize.select`. Default: all kernels of
-            Dense, EinsumDense and attention layers except the model's head.
+            Dense, EinsumDense and attention layers except the model's heads.
         train: which other weights train. A regular expression is searched in their paths; False
-            means none. Default: None, the model's head, which is its last layer with a kernel.
+            means none. Default: None, the model's heads: the last layer with a kernel before
+            each output.
         seed: seed of the initial values of P and Q. Default: 0.
 
     Returns:

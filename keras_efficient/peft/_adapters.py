@@ -101,9 +101,10 @@ def adapters(
         layers: which layers with a kernel get an adapter, as in `ke.parametrize.select`. Default:
             the output projections of the blocks, as `where` says. In a model with attention but no
             blocks, such as a functional one, those of attention and every other kernel with as many
-            outputs except the model's head.
+            outputs except the model's heads.
         train: which other weights train. A regular expression is searched in their paths; False
-            means none. Default: None, the model's head, which is its last layer with a kernel.
+            means none. Default: None, the model's heads: the last layer with a kernel before
+            each output.
         name: name of the adapters; a model may have several. Default: "adapter".
         seed: seed of the initial values of `down`. Default: 0.
 

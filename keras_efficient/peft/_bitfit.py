@@ -17,7 +17,8 @@ def bitfit(model: Model, *, train: str | bool | None = None, norms: bool = False
     Args:
         model: a built Keras 3 or tf_keras model.
         train: which other weights train. A regular expression is searched in their paths; False
-            means none. Default: None, the model's head, which is its last layer with a kernel.
+            means none. Default: None, the model's heads: the last layer with a kernel before
+            each output.
         norms: whether the scales of normalisation layers train too. Default: False.
 
     Returns:

@@ -107,9 +107,10 @@ def lora(
         rank: rank of the deltas, from 1 to the smaller side of the weights. Default: 8.
         alpha: scale of the delta times the rank, above 0. Default: `2 * rank`.
         layers: which weights get a delta, as in `ke.parametrize.select`. Default: all kernels of
-            Dense, EinsumDense and attention layers except the model's head.
+            Dense, EinsumDense and attention layers except the model's heads.
         train: which other weights train. A regular expression is searched in their paths; False
-            means none. Default: None, the model's head, which is its last layer with a kernel.
+            means none. Default: None, the model's heads: the last layer with a kernel before
+            each output.
         name: name of the adapter, an identifier. Default: "lora".
         seed: seed of A's initial values. Default: 0.
 

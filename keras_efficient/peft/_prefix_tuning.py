@@ -134,7 +134,8 @@ def prefix_tuning(
         model: a built Keras 3 or tf_keras model.
         length: number of vectors per attention layer, at least 1. Default: 16.
         train: which other weights train. A regular expression is searched in their paths; False
-            means none. Default: None, the model's head, which is its last layer with a kernel.
+            means none. Default: None, the model's heads: the last layer with a kernel before
+            each output.
         name: name of the prefix; a model may have several. Default: "prefix".
         layers: which attention layers, by their weights, as in `ke.parametrize.select`. Default:
             None, all.

@@ -53,7 +53,7 @@ def freeze_base(model: Model, train: str | bool | None = None) -> None:
     Args:
         model: a built model.
         train: which weights to leave out: a regular expression searched in their paths, or False
-            for none. Default: None, those of the model's head.
+            for none. Default: None, those of the model's heads.
     """
     if train is None:
         kept = head_weights(model)

@@ -75,7 +75,7 @@ def save_adapters(
     """
     from safetensors.numpy import save_file
 
-    check_model(model, "ke.save_adapters", strategy=False)
+    check_model(model, "ke.save_adapters", changes=False)
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(

@@ -57,7 +57,7 @@ def switch_adapters(model: Model, names: str | Iterable[str] | None) -> SwitchRe
     Reference:
         `set_adapter` and `disable_adapter` of PEFT.
     """
-    check_model(model, "ke.switch_adapters", strategy=False)
+    check_model(model, "ke.switch_adapters", changes=False)
     deltas = transforms(model, LowRankDelta)
     known = tuple(dict.fromkeys(delta.name for delta in deltas))
     active = [] if names is None else [names] if isinstance(names, str) else list(names)

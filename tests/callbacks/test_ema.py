@@ -196,6 +196,49 @@ def test_there_must_be_an_average_of_the_same_weights(library):
         pass
 
 
+@libraries
+def test_methods_that_change_weights_are_refused_inside(library):
+    """`ke.merge` inside left neither averaged nor trained weights in the model."""
+    model, ema = made(library), EMA(0.5)
+    ke.lora(model, rank=2, layers="kernel")
+    train(model, [ema])
+    before = model.get_weights()
+    methods = {
+        "ke.merge": ke.merge,
+        "ke.prune": lambda m: ke.prune(m, 0.5, layers="kernel"),
+        "ke.cluster": lambda m: ke.cluster(m, clusters=4, layers="kernel"),
+        "ke.quantize_aware": ke.quantize_aware,
+        "ke.calibrate": lambda m: ke.calibrate(m, [SMALL[library].batch(4)[0]]),
+        "ke.lora": lambda m: ke.lora(m, rank=2, name="other", layers="kernel"),
+        "ke.share_weights": lambda m: ke.share_weights(m, "embeddings"),
+    }
+    with ema.averaged():
+        averaged = model.get_weights()
+        for name, method in methods.items():
+            with pytest.raises(
+                ValueError, match=rf"{name} changes the model's weights, which `ema"
+            ):
+                method(model)
+        ke.summary(model)
+        assert moved(averaged, model) == 0
+    assert moved(before, model) == 0
+    assert len(ke.merge(model).folded) == 1
+
+
+@libraries
+def test_weights_that_change_inside_are_not_lost_in_silence(library):
+    model, ema = made(library), EMA(0.5)
+    train(model, [ema])
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="must not change inside of `ema"), ema.averaged():
+        train(model)
+    assert moved(before, model) == 0
+    # As often as wanted, and one inside of another.
+    with ema.averaged(), ema.averaged():
+        assert moved(before, model) > 0
+    ke.prune(model, 0.5, layers="kernel")
+
+
 def test_an_export_inside_holds_the_averages(tmp_path, monkeypatch):
     served = serve_here(monkeypatch)
     model, ema = made("keras"), EMA(0.5, warm_up=False)

@@ -299,6 +299,51 @@ def test_zeros_stay_zero_when_pruned_again(library):
         assert not (now & ~before[transform.weight.path]).any()
 
 
+CONTINUED = {
+    "layer": {"final_sparsity": 0.8},
+    "global": {"final_sparsity": 0.8, "scope": "global"},
+    "constant": {"final_sparsity": 0.8, "schedule": "constant"},
+    "N:M": {"pattern": "2:4"},
+    "blocks": {"final_sparsity": 0.8, "pattern": "block:1x2"},
+}
+
+
+@pytest.mark.parametrize("library, name", covering(BOTH, CONTINUED, strength=1))
+def test_zeros_of_a_checkpoint_stay_zero_from_the_first_update_on(library, name):
+    """tensorflow#59868: before `begin_step` all zeros grew back, after it those of one weight."""
+    keras = keras_of(library)
+    dense = [keras.layers.Dense(8, kernel_initializer="ones") for _ in range(3)]
+    model = keras.Sequential([keras.layers.Input((8,)), *dense, keras.layers.Dense(3)])
+    rng = np.random.default_rng(0)
+    kernels = ke.parametrize.select(model, caller="")[:-1]
+    for weight, share in zip(kernels, (0.0, 0.3, 0.6), strict=True):
+        # Every weight of a checkpoint has its own sparsity.
+        values = rng.uniform(0.1, 1.0, weight.shape) * (rng.uniform(size=weight.shape) >= share)
+        weight.value.assign(values)
+    before = {w.path: w.value.numpy() == 0 for w in kernels}
+    ke.prune(model, begin_step=2, end_step=6, frequency=1, **CONTINUED[name])
+    (updater,) = updaters(model)
+    noise = np.random.default_rng(1)
+    for _ in range(7):
+        for weight in kernels:
+            weight.value.assign_add(noise.normal(0, 0.1, weight.shape))
+        updater.after_update()
+        for weight in kernels:
+            assert not weight.value.numpy()[before[weight.path]].any()
+    if name != "global":
+        least = {"N:M": 0.5}.get(name, 0.8)
+        assert all(np.mean(w.value.numpy() == 0) >= least - 0.01 for w in kernels)
+
+
+def test_a_weight_that_is_all_zeros_trains_before_it_is_pruned():
+    model = ready(BOTH["keras"])
+    _, weight, *_ = ke.parametrize.select(model, caller="")
+    weight.value.assign(tf.zeros(weight.shape))
+    ke.prune(model, pattern="2:4", begin_step=2, end_step=2, layers=[weight.layer])
+    (mask,) = transforms(model, Mask)
+    assert mask.mask.numpy().all()
+
+
 @sampled()
 @pytest.mark.parametrize(
     "specimen",

@@ -21,11 +21,11 @@ def schedule(name="ConstantSparsity", *args):
 
 SOFT = Movement(soft=True)
 CASES = {
-    "sparsity 1": ({"final_sparsity": 1.0}, r"above 0 and below 1.*Received: 1.0"),
-    "sparsity 0": ({"final_sparsity": 0}, "above 0 and below 1.*Received: 0"),
-    "no sparsity": ({}, "above 0 and below 1.*Received: None"),
-    "a bool": ({"final_sparsity": True}, "above 0 and below 1.*Received: True"),
-    "percent": ({"final_sparsity": 80}, "above 0 and below 1.*Received: 80"),
+    "sparsity 1": ({"final_sparsity": 1.0}, r"at least 0 and below 1.*Received: 1.0"),
+    "sparsity below 0": ({"final_sparsity": -0.1}, "at least 0 and below 1.*Received: -0.1"),
+    "no sparsity": ({}, "at least 0 and below 1.*Received: None"),
+    "a bool": ({"final_sparsity": True}, "at least 0 and below 1.*Received: True"),
+    "percent": ({"final_sparsity": 80}, "at least 0 and below 1.*Received: 80"),
     "no layers": ({"final_sparsity": 0.5, "layers": "nowhere"}, "at least one weight.*'nowhere'"),
     "an end before": (
         {"final_sparsity": 0.5, "begin_step": 5, "end_step": 2},
@@ -158,6 +158,23 @@ def test_a_target_below_the_sparsity_of_now_is_refused(scope):
     with pytest.raises(ValueError, match=r"makes weights sparser. Received: a target of 50.0% ze"):
         ke.prune(model, 0.5, scope=scope)
     ke.prune(model, 0.75, scope=scope)
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_a_target_of_0_changes_nothing_as_in_tf_mot(library):
+    model = {"keras": ZOO[0], "tf_keras": ZOO[4]}[library].make()
+    before = model.get_weights()
+    report = ke.prune(model, 0, end_step=10)
+    assert set(report.targets.values()) == {0.0} and not transforms(model)
+    assert "0.0% zeros" in str(report)
+    # A weight with zeros may be left out of several, too.
+    first, second, *_ = report.targets
+    ke.prune(model, {first: 0.5, second: 0.0})
+    assert [t.weight.path for t in transforms(model)] == [first]
+    ke.merge(model)
+    assert list(ke.prune(model, {first: 0.0, second: 0.5}).targets.values()) == [0.0, 0.5]
+    assert [t.weight.path for t in transforms(model)] == [second]
+    assert len(model.get_weights()) == len(before) + 3
 
 
 def test_without_tf_mot_there_is_an_error_that_says_how_to_get_it(monkeypatch):

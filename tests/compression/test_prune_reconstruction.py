@@ -121,7 +121,7 @@ def test_layers_of_the_zoo_have_a_smaller_error_than_by_magnitude(specimen):
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
     model = ready(specimen)
     chosen = ke.parametrize.select(model, kernels(model).get("layers"), caller="")
-    weights = without_head(chosen)
+    weights = without_head(model, chosen)
     grams = input_grams(model, weights, batches_of(data, ""))
     assert len(grams) == len(weights)
     before = {weight.path: weight.matrix(weight.value).numpy() for weight in weights}
@@ -160,7 +160,7 @@ def test_sparser_step_by_step(library):
         ke.prune(model, target, criterion=Reconstruction(batch), **kernels(model))
         report = ke.merge(model)
         assert report is not None
-    for weight in without_head(ke.parametrize.select(model, caller="")):
+    for weight in without_head(model, ke.parametrize.select(model, caller="")):
         share = np.mean(weight.value.numpy() == 0)
         assert share == pytest.approx(0.6, abs=1 / weight.size)
 

@@ -71,6 +71,22 @@ def test_under_its_own_strategy(specimen):
         assert len(ke.merge(model).folded) == 5
 
 
+@functional
+def test_inside_the_scope_of_its_own_strategy_of_one_device(specimen):
+    """Its variables are plain, which was taken for "a model of no strategy"."""
+    with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
+        model = specimen.make()
+        ke.prune(model, 0.5)
+        ke.lora(model, rank=2)
+        assert len(ke.merge(model).folded) == 5
+        plain = ke.flavor.of(model).keras.models.clone_model(model)
+    with (
+        tf.distribute.OneDeviceStrategy("/cpu:0").scope(),
+        pytest.raises(ValueError, match="a model of OneDeviceStrategy inside the scope of another"),
+    ):
+        ke.prune(plain, 0.5)
+
+
 @models
 def test_summary_of_a_plain_model(specimen):
     model = specimen.make()

@@ -351,3 +351,91 @@ def test_this_packages_optimizers_take_variables_that_come_between_two_fits(libr
     )
     ke.merge(model)
     fit(model, *data)
+
+
+def _tiny(name, config, **sizes):
+    """A tiny language model of Hugging Face, and its inputs; the output layer is tied."""
+    import transformers
+
+    model = getattr(transformers, name)(getattr(transformers, config)(vocab_size=20, **sizes))
+    inputs = {"input_ids": np.arange(3, 9, dtype="int32").reshape(2, 3)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    model(inputs)
+    return model, inputs
+
+
+_SEQ2SEQ = {"d_model": 8, "max_position_embeddings": 8, "pad_token_id": 1} | {
+    f"{part}_{what}": size
+    for part in ("encoder", "decoder")
+    for what, size in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 8))
+}
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "config", "sizes"),
+    [
+        ("wte", "TFGPT2LMHeadModel", "GPT2Config", {"n_embd": 8, "n_layer": 1, "n_head": 2}),
+        (
+            "shared",
+            "TFT5ForConditionalGeneration",
+            "T5Config",
+            {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2},
+        ),
+        ("shared", "TFBartForConditionalGeneration", "BartConfig", _SEQ2SEQ),
+        (
+            "/w/",
+            "TFCTRLLMHeadModel",
+            "CTRLConfig",
+            {"n_embd": 8, "dff": 8, "n_layer": 1, "n_head": 2},
+        ),
+    ],
+)
+def test_tied_output_tables_are_seen_through_their_transforms(table, name, config, sizes):
+    # keras-hub#1568: these models multiply by `embedding.weights`, which listed the plain table
+    # and the variables of its transforms.
+    model, inputs = _tiny(name, config, **sizes)
+    plain = outputs(model, inputs)
+    pruned = ke.prune(model, 0.5, layers=table)
+    assert len(pruned.targets) == 1
+    ke.quantize_aware(model, weight_bits=4, activation_bits=None, layers=table)
+    rounded = outputs(model, inputs)
+    ke.merge(model)
+    np.testing.assert_allclose(outputs(model, inputs), rounded, atol=1e-5)
+    assert np.abs(rounded - plain).max() > 1e-3 * np.abs(plain).max()
+
+
+@libraries
+def test_code_of_a_call_that_reads_weights_of_layers_gets_transformed_ones(library):
+    keras = keras_of(library)
+
+    class Tied(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.embed = keras.layers.Embedding(5, 4, embeddings_regularizer="l2")
+            self.inner = keras.Sequential([keras.layers.Dense(4)])
+
+        def call(self, ids):
+            x = self.inner(self.embed(ids))
+            # What a library itself does with weights during a call goes on working.
+            self.read = len(self.losses), self.inner.count_params()
+            (table,) = self.embed.weights
+            return tf.matmul(x, tf.convert_to_tensor(table), transpose_b=True)
+
+    model, ids = Tied(), np.array([[1, 2, 3]])
+    model(ids)
+    read = model.read
+    weights = select(model, caller="the test", kinds=("embedding", "kernel"))
+    table, kernel = (w.value.numpy() for w in weights)
+    attach(model, [(weight, Scaled(3.0)) for weight in weights])
+    with tf.GradientTape() as tape:
+        logits = tf.function(model)(ids)
+    np.testing.assert_allclose(logits, (3 * table)[ids] @ (3 * kernel) @ (3 * table).T, rtol=1e-4)
+    assert model.read[0] == read[0]
+    scale = weights[0].layer.keras_efficient_transforms.named["embeddings.scaled.scale"]
+    # d(s² y)/ds = 2 s y
+    gradient = tape.gradient(logits, ke.flavor.of(model).value(scale))
+    np.testing.assert_allclose(gradient, 2 * np.sum(logits) / 3, rtol=1e-3)
+    # Variables are listed as before.
+    assert len(model.weights) == 5
+    assert len(weights[0].layer.weights) == 2

@@ -5,9 +5,10 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
-from zoo import ZOO, keras_of
+from zoo import ZOO, hf_config, keras_of
 
-from keras_efficient.parametrize._architecture import head_weights, without_head
+import keras_efficient as ke
+from keras_efficient.parametrize._architecture import head_layers, head_weights, without_head
 from keras_efficient.parametrize._select import select
 from keras_efficient.parametrize._weights import all_weights
 
@@ -44,6 +45,32 @@ def test_a_matrix_and_back(specimen):
         matrix = weight.matrix(tf.constant(value))
         assert tuple(matrix.shape) == weight.matrix_shape
         np.testing.assert_array_equal(weight.unmatrix(matrix), value)
+
+
+@libraries
+def test_a_column_of_a_convolutions_matrix_makes_one_output_channel(library):
+    """Keras 3's DepthwiseConv2D was taken for a plain kernel, tf_keras' for none."""
+    layers = keras_of(library).layers
+    cases = [
+        (layers.Conv2D(4, 2), (6, 6, 3), {"kernel": (12, 4)}),
+        (layers.Conv2D(4, 2, groups=2), (6, 6, 4), {"kernel": (8, 4)}),
+        (layers.DepthwiseConv2D(2, depth_multiplier=2), (6, 6, 3), {"kernel": (4, 6)}),
+        (layers.DepthwiseConv1D(2), (6, 3), {"kernel": (2, 3)}),
+        (layers.Conv2DTranspose(4, 2), (6, 6, 3), {"kernel": (12, 4)}),
+        (layers.SeparableConv2D(4, 2), (6, 6, 3), {"depthwise": (4, 3), "pointwise": (3, 4)}),
+    ]
+    for layer, shape, matrices in cases:
+        model = keras_of(library).Sequential([layers.Input(shape), layer])
+        weights = select(model, caller="the test")
+        assert [w.matrix_shape for w in weights] == list(matrices.values()), layer.name
+        x, weight = tf.random.stateless_normal((1, *shape), (0, 1)), weights[-1]
+        before = np.asarray(model(x))
+        mask = np.ones(weight.matrix_shape, "float32")
+        mask[:, 1] = 0
+        weight.value.assign(weight.value * weight.unmatrix(tf.constant(mask)))
+        after = np.asarray(model(x))
+        assert not after[..., 1].any()
+        np.testing.assert_array_equal(np.delete(after, 1, -1), np.delete(before, 1, -1))
 
 
 @libraries
@@ -90,10 +117,105 @@ def test_the_head_is_the_last_layer(specimen):
     last = head_weights(model)
     assert [w.shape[-1] for w in last] == [3, 3]
     kernels = select(model, caller="the test")
-    rest = without_head(kernels)
+    rest = without_head(model, kernels)
     if len(kernels) > 1:
         assert len(rest) == len(kernels) - 1
         assert last[0].path not in [w.path for w in rest]
+
+
+def _two_heads(library, kind):
+    """A model with the heads `first` and `cls`, in an order in which the last layer is neither."""
+    keras = keras_of(library)
+    layers = keras.layers
+    first, cls, body = layers.Dense(3, name="first"), layers.Dense(2, name="cls"), layers.Dense(4)
+    if kind == "functional":
+        x = layers.Input((4,))
+        hidden = body(x)
+        return keras.Model(x, {"a": first(hidden), "b": layers.Softmax()(cls(hidden))})
+    if kind == "nested":
+        x = layers.Input((4,))
+        hidden = body(x)
+        inner = keras.Model(x, [first(hidden), cls(hidden)])
+        return keras.Model(x, inner(x))
+    if kind == "one of several parts":
+        x = layers.Input((4,))
+        hidden = body(x)
+        # The second head computes with the outputs of the first one.
+        one = first(hidden)
+        return keras.Model(x, [one, cls(layers.Concatenate()([hidden, one]))])
+
+    class TwoHeads(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.heads, self.body = [first, cls], body
+
+        def call(self, inputs):
+            hidden = self.body(inputs["x"])
+            return {head.name: tf.nn.softmax(head(hidden)) for head in self.heads}
+
+    model = TwoHeads()
+    model({"x": np.ones((1, 4), "float32")})
+    return model
+
+
+@libraries
+@pytest.mark.parametrize("kind", ["functional", "nested", "one of several parts", "subclassed"])
+def test_the_last_layer_of_every_output_is_a_head(library, kind):
+    """`cls/kernel` was pruned, and frozen under LoRA with its bias."""
+    model = _two_heads(library, kind)
+    assert {layer.name for layer in head_layers(model)} == {"first", "cls"}
+    assert len(select(model, caller="the test", head=False)) == 1
+    report = ke.lora(model, rank=1)
+    assert len(report.weights) == 1
+    assert report.trainable == 2 * 4 + sum(w.size for w in head_weights(model))
+    # They are the same with transforms.
+    assert len(head_weights(model)) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("TFBertForPreTraining", ["dense", "seq_relationship"]),
+        ("TFBertForTokenClassification", ["classifier"]),
+        ("TFBertModel", ["dense"]),
+    ],
+)
+def test_heads_of_hugging_face(name, heads):
+    import transformers
+
+    model = getattr(transformers, name)(hf_config(output_hidden_states=True))
+    model(model.dummy_inputs)
+    assert sorted(layer.name for layer in head_layers(model)) == heads
+    assert all("encoder" not in w.path for w in head_weights(model))
+
+
+def test_heads_of_a_model_with_a_cache_of_keys_are_not_in_its_blocks():
+    import transformers
+
+    config = transformers.GPT2Config(
+        vocab_size=20, n_positions=8, n_embd=8, n_layer=2, n_head=2, num_labels=3, pad_token_id=0
+    )
+    model = transformers.TFGPT2ForSequenceClassification(config)
+    model(model.dummy_inputs)
+    assert [layer.name for layer in head_layers(model)] == ["score"]
+
+
+@libraries
+def test_the_head_of_a_model_that_cannot_be_traced_is_its_last_layer(library):
+    keras = keras_of(library)
+
+    class Eager(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = keras.layers.Dense(4), keras.layers.Dense(2)
+
+        def call(self, x):
+            assert tf.executing_eagerly()
+            return self.head(self.body(x))
+
+    model = Eager()
+    model(tf.ones((1, 4)))
+    assert head_layers(model) == [model.head]
 
 
 @models

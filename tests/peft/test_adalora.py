@@ -205,24 +205,30 @@ def test_microbatches_and_replicas_are_one_batch(library, replicas, microbatches
 EITHER = pytest.mark.parametrize(
     "library", [pytest.param("keras", marks=pytest.mark.full), "tf_keras"]
 )
-#: On a CPU without AVX-512, one weight differs by 7e-5 under XLA; the cause is not known yet.
-AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text()
 
 
-def trained(library, specimen, jit):
+def trained(library, specimen, jit, begin_with=None):
     x, y = specimen.batch(12)
     model = specimen.make()
     ke.adalora(model, 2, begin_step=1, end_step=4)
+    rng = np.random.default_rng(0)
+    for delta in transforms(model, AdaLoRADelta) if begin_with else ():
+        delta.lambda_.assign(begin_with * rng.uniform(0.5, 1.5, delta.lambda_.shape))
     compiled(library, model, jit_compile=jit)
     fit(model, x, y, batch_size=4, epochs=2)
     return model
 
 
-@pytest.mark.skipif(not AVX512, reason="XLA differs by 7e-5 on CPUs without AVX-512: see AVX512")
 @EITHER
 def test_xla_computes_the_same(library):
+    """Not from λ = 0: there, rounding alone decides which of the first triplets are kept.
+
+    After an update or two the importances of the weights of queries and keys are so small that a
+    change of 1e-7 of the initial values reorders them, without XLA too. How a CPU rounds then
+    shows in the masks and, by 7e-5, in λ.
+    """
     specimen = specimen_of(library)
-    assert_same(*(trained(library, specimen, jit) for jit in (False, True)))
+    assert_same(*(trained(library, specimen, jit, begin_with=0.3) for jit in (False, True)))
 
 
 @pytest.mark.full
