@@ -4,10 +4,13 @@ import ast
 import functools
 import importlib
 import inspect
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -208,6 +211,7 @@ def test_our_package_before_tf_mot():
     pytest.importorskip("tensorflow_model_optimization")
     out = run(f"""
 import os
+import re
 import keras_efficient as ke
 {TRAIN_BOTH}
 train()
@@ -269,3 +273,47 @@ def test_type_checkers_see_signatures_and_refuse_misspelt_names(tmp_path):
     found = {d["range"]["start"]["line"]: d for d in json.loads(done.stdout)["generalDiagnostics"]}
     assert "final_sparsity: " in found[1]["message"] and "PruneReport" in found[1]["message"]
     assert found[2]["severity"] == "error" and "prnue" in found[2]["message"]
+
+
+#: Distributions that others which are declared cannot do without.
+_TRANSITIVE = {
+    "google": "protobuf, of tensorflow",
+    "h5py": "keras",
+    "markupsafe": "jinja2",
+    "ml_dtypes": "keras",
+}
+_DISTRIBUTIONS = {
+    "official": "tf-models-official",
+    "tensorflow_serving": "tensorflow-serving-api",
+    "tensorflow_model_optimization": "tensorflow-model-optimization",
+}
+
+
+def test_what_code_examples_and_benchmarks_import_is_declared():
+    """TensorFlow 2.21 no longer depends on TensorBoard, which a callback of the libraries needs."""
+    root = PACKAGE.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = {
+        re.split(r"[\[<>=~ ]", requirement)[0].lower().replace("_", "-")
+        for requirement in [*project["dependencies"], *itertools.chain(*extras.values())]
+    }
+    files = [*FILES, *root.glob("examples/*.py"), *root.glob("benchmarks/*.py")]
+    own = {"keras_efficient", *(path.stem for path in files)}
+    missing = {}
+    for path in files:
+        text = path.read_text()
+        modules = {"tensorboard"} if "callbacks.TensorBoard(" in text else set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                modules.add(str(node.module))
+        for module in {module.split(".")[0] for module in modules} - own - set(_TRANSITIVE):
+            distribution = _DISTRIBUTIONS.get(module, module).replace("_", "-")
+            if module not in sys.stdlib_module_names and distribution not in declared:
+                missing.setdefault(distribution, []).append(path.name)
+    assert missing == {}
+    # `make env` installs what the tests and examples need.
+    (everything,) = [text for text in extras["dev"] if text.startswith("keras_efficient[")]
+    assert "tensorboard" in everything

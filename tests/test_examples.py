@@ -1,5 +1,6 @@
 """The scripts in examples/ run, on a tiny model."""
 
+import ast
 import json
 import runpy
 import sys
@@ -54,10 +55,20 @@ def test_several_workers_and_then_again(library, here, monkeypatch, capsys):  # 
     assert "nothing to train" in capsys.readouterr().out
 
 
+def test_the_rehearsal_differs_from_the_tpu_in_the_strategy_alone():
+    """Its precision and `jit_compile` were others, so it did not rehearse what the TPU runs."""
+    uses = [
+        node.lineno
+        for node in ast.walk(ast.parse(EXAMPLES[0].with_name("tpu.py").read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "rehearse"
+    ]
+    assert len(uses) == 1
+
+
 def test_what_a_tpu_would_run(here, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(sys, "argv", ["tpu.py", "--rehearse"])
     words = ["--data", "reviews.csv", "--model", MODEL, "--batch-size", "8", "--length", "16"]
-    sys.argv += [*words, "--steps-per-execution", "3"]
+    sys.argv += [*words, "--steps-per-execution", "3", "--microbatch-size", "4"]
     runpy.run_path(str(EXAMPLES[0].with_name("tpu.py")), run_name="__main__")
     out = capsys.readouterr().out
     assert "every batch: {TensorShape([8, 16])}, 3 steps per call" in out

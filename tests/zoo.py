@@ -4,6 +4,7 @@ Each entry makes a new, built model with fixed weights, and batches for it. Drop
 runs can be compared.
 """
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,9 +143,21 @@ def _hugging_face():
     return _fixed(model)
 
 
-def _model_garden():
-    from official.nlp.modeling import models, networks
+#: Whether Model Garden is installed, which exists for TensorFlow 2.20 only.
+GARDEN = importlib.util.find_spec("official") is not None
 
+
+def model_garden():
+    """Return Model Garden's `nlp.modeling`, or skip the test."""
+    if not GARDEN:
+        pytest.skip("needs Model Garden, for TensorFlow 2.20: pip install tf-models-official")
+    from official.nlp import modeling
+
+    return modeling
+
+
+def _model_garden():
+    networks, models = model_garden().networks, model_garden().models
     encoder = networks.BertEncoder(
         vocab_size=VOCABULARY,
         hidden_size=8,

@@ -13,9 +13,9 @@ from keras_efficient.training import _accumulation_window as accumulation_window
 class AdaptOnPlateau(Callback):
     """Multiply the learning rate and the batch size when a monitored value stops improving.
 
-    After more than `patience` epochs without an improvement by more than `min_delta`, the learning
+    After `patience` epochs in a row without an improvement by more than `min_delta`, the learning
     rate is multiplied by `rate_factor`, and the number of the dataset's batches per update by
-    `batch_factor`. Works on a float rate and on a `ke.schedules` schedule, whose `scale` it
+    `batch_factor`: at the epochs at which `ReduceLROnPlateau` of the libraries acts. Works on a float rate and on a `ke.schedules` schedule, whose `scale` it
     lowers. The training step is not traced again.
 
     Adds `learning_rate_scale` and, if batches grow, `batches_per_update` to the epoch's logs.
@@ -24,7 +24,8 @@ class AdaptOnPlateau(Callback):
         monitor: name in the epoch's logs. Default: "val_loss".
         mode: "min" or "max"; "auto" is "max" for names with "acc", "auc", "f1", "precision" or
             "recall", else "min". Default: "auto".
-        patience: int >= 0, number of epochs to wait for an improvement. Default: 2.
+        patience: int >= 0, number of epochs without an improvement after which to adapt; 0 does as
+            1, as in `ReduceLROnPlateau`. Default: 2.
         rate_factor: float in (0, 1]; 1 does not change the rate. Default: 0.5.
         batch_factor: int >= 1; 1 does not change the batch. Default: 1.
         max_batches: int >= 1, maximum number of batches per update. Default: 64.
@@ -114,7 +115,7 @@ class AdaptOnPlateau(Callback):
             self._best, self._waited = value, 0
         else:
             self._waited += 1
-            if self._waited > self.patience:
+            if self._waited >= self.patience:
                 self._waited = 0
                 self._adapt()
         logs["learning_rate_scale"] = self.scale

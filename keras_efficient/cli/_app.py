@@ -183,6 +183,9 @@ def launch(
     volume_claim: Annotated[
         str | None, typer.Option(help="Kubernetes: volume claim to mount at /checkpoints.")
     ] = None,
+    no_istio: Annotated[
+        bool | None, typer.Option("--no-istio", help="Kubernetes: without Istio's sidecar.")
+    ] = None,
     write: Annotated[
         Path | None, typer.Option(help="Slurm, Kubernetes: file to write; default: print it.")
     ] = None,

@@ -29,6 +29,7 @@ _OPTION_BACKENDS = {
     "name": {"kubernetes"},
     "namespace": {"kubernetes"},
     "volume_claim": {"kubernetes"},
+    "no_istio": {"kubernetes"},
     "write": {"slurm", "kubernetes"},
 }
 #: The option that selects each backend.
@@ -65,6 +66,7 @@ class Settings:
     name: str | None
     namespace: str | None
     volume_claim: str | None
+    no_istio: bool | None
     write: Path | None
     dry_run: bool
 
@@ -142,7 +144,8 @@ def launch(settings: Settings) -> int:
         from keras_efficient.distribute.launcher.kubernetes import tfjob
 
         names = settings.name, settings.namespace, settings.volume_claim
-        text = tfjob(job, str(settings.kubernetes), settings.workers or 0, *names)
+        istio = not settings.no_istio
+        text = tfjob(job, str(settings.kubernetes), settings.workers or 0, *names, istio=istio)
         return _write(text, settings.write)
     if backend == "ray":
         return _submit_to_ray(job, settings)

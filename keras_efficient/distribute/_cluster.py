@@ -1,8 +1,11 @@
 """`Cluster`: the workers that train together, and this process's place among them."""
 
+import itertools
 import json
 import os
+import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,6 +178,26 @@ def _from_tf_config(text: str) -> Cluster | None:
     return Cluster((*chiefs, *workers), index, "TF_CONFIG", has_chief=bool(chiefs))
 
 
+def _expand_hosts(text: str, expand_hostlist: Callable) -> list[str]:
+    """Return the hosts of a list such as "login,r[1-2]n[1-2]", in Slurm's order.
+
+    Args:
+        text: the list.
+        expand_hostlist: TensorFlow's parser, which knows one bracket per name only.
+    """
+    names = re.findall(r"(?:[^,[\]]|\[[^][]+\])+", text)
+    if ",".join(names) != text:
+        raise ValueError(f"Invalid hostlist {text!r}")
+    hosts = []
+    for name in names:
+        parts = [
+            expand_hostlist(part) if part.startswith("[") else [part]
+            for part in re.split(r"(\[[^]]+\])", name)
+        ]
+        hosts += map("".join, itertools.product(*parts))
+    return hosts
+
+
 def _from_slurm() -> Cluster:
     """Read the tasks of a Slurm step, in the order of their ranks.
 
@@ -186,7 +209,7 @@ def _from_slurm() -> Cluster:
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver
     parsing: Any = sys.modules[resolver.__module__]
     try:
-        hosts = parsing.expand_hostlist(os.environ["SLURM_STEP_NODELIST"])
+        hosts = _expand_hosts(os.environ["SLURM_STEP_NODELIST"], parsing.expand_hostlist)
         tasks = parsing.expand_tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])
         rank, count = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
         job = int(os.environ["SLURM_JOB_ID"])

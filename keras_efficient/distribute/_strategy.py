@@ -1,13 +1,11 @@
 """`strategy`, which chooses and sets up the devices and workers to train on."""
 
 import contextlib
-import os
 import random
 import signal
 import socket
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +15,9 @@ from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
 from keras_efficient.distribute._cluster import Cluster
 from keras_efficient.distribute._communication import Communication
+from keras_efficient.distribute._local_tpu import local_tpu, named_tpu, slice_hosts
 from keras_efficient.distribute._rendezvous import rendezvous
 
-#: Exists on a TPU VM.
-_LOCAL_TPU = Path("/dev/accel0")
 #: Seconds to wait for a connection to a TPU.
 _TPU_TIMEOUT = 10.0
 
@@ -67,7 +64,8 @@ def strategy(
         seed: int or None, seed for Python, NumPy, TensorFlow and both Keras libraries. Default:
             None, which means 0 with several workers or with `deterministic`, since several workers
             must shuffle alike, and no seeding otherwise.
-        tpu: name or address of the TPU, as `TPUClusterResolver` takes it. Default: None, the TPU of
+        tpu: name or address of the TPU, as `TPUClusterResolver` takes it, or "local" for the chips
+            of this machine. A slice of several hosts needs its name. Default: None, the TPU of
             TPU_NAME or of this machine.
 
     Returns:
@@ -75,8 +73,9 @@ def strategy(
         an attribute `cluster`.
 
     Raises:
-        InputError: `kind` is unknown or not available, TensorFlow has already started, or the
-            workers are described wrongly, are missing, or differ.
+        InputError: `kind` is unknown or not available, TensorFlow has already started, a TPU slice
+            of several hosts has no name, or the workers are described wrongly, are missing, or
+            differ.
 
     Examples:
         >>> strategy = ke.strategy("one")
@@ -128,7 +127,7 @@ def _choose(kind, cluster, gpus, tpu):
     workers = "" if cluster is None else f"worker {cluster.index} of {len(cluster)}"
     if kind != "auto":
         return kind, f"as requested{f', {workers} in {cluster.source}' if cluster else ''}"
-    if tpu is not None or "TPU_NAME" in os.environ or _LOCAL_TPU.exists():
+    if tpu is not None or named_tpu() or local_tpu():
         return "tpu", "a TPU is named or present"
     if cluster is not None and len(cluster) > 1:
         return "multi_worker", f"{workers} in {cluster.source}"
@@ -198,7 +197,15 @@ def _multi_worker(cluster, communication, start_timeout, gpus, seed):
 
 
 def _tpu(name):
-    if name is None and "TPU_NAME" not in os.environ and _LOCAL_TPU.exists():
+    if name is None and not named_tpu() and local_tpu():
+        hosts = slice_hosts()
+        if len(hosts) > 1:
+            raise InputError(
+                "A TPU slice of several hosts needs its name, since each host would otherwise "
+                f"train alone. Received: {len(hosts)} hosts ({', '.join(hosts)}), and neither "
+                "`tpu` nor TPU_NAME. Start the script on the first host with the slice's name as "
+                "`tpu`, or pass 'local' to use the chips of this host only."
+            )
         name = "local"
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)

@@ -68,7 +68,7 @@ class GradientAccumulator:
             total = replicas.local(self.sums[index])
             if isinstance(gradient, tf.IndexedSlices):
                 values = tf.cast(gradient.values, total.dtype)
-                total.scatter_add(tf.IndexedSlices(values, gradient.indices))
+                replicas.add_rows(total, tf.IndexedSlices(values, gradient.indices))
                 if not self.static:
                     self.sparse.add(index)
                     ones = tf.ones_like(gradient.indices, tf.float32)
@@ -141,11 +141,16 @@ class SingleBatchGradients:
     def read(self):
         gradients = self.gradients
         if self.static:
-            return [g if g is None else tf.convert_to_tensor(g) for g in gradients]
+            return list(map(dense, gradients))
         return list(map(unique_rows, gradients))
 
     def close(self):
         self.gradients = []
+
+
+def dense(gradient):
+    """Return `IndexedSlices` as a tensor; return anything else unchanged."""
+    return tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient
 
 
 def unique_rows(gradient):

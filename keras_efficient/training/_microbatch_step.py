@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_efficient.flavor._flat_logs import flat_logs
 from keras_efficient.flavor._forward import EXAMPLES, SUM
-from keras_efficient.training._gradient_accumulator import unique_rows
+from keras_efficient.training._gradient_accumulator import dense, unique_rows
 from keras_efficient.training._microbatch_loop import batch_size
 
 
@@ -99,7 +99,9 @@ class CompiledLossStep:
         if self._measures:
             # That of the microbatch's mean gradient, without its weight and the loss scale.
             scale = self.flavor.scale_loss(self.model, weight)
-            square = tf.cast(square_norm(gradients), scale.dtype)
+            # Which rows are repeated depends on the data; for XLA the gradient is dense instead.
+            summed = list(map(dense, gradients)) if step.static else gradients
+            square = tf.cast(square_norm(summed), scale.dtype)
             scalars["square_norms"] = tf.math.divide_no_nan(square, scale**2)
 
         def add():

@@ -28,6 +28,12 @@ def trains_distributed(model: Any) -> bool:
     return not isinstance(strategy.extended, _DefaultDistributionExtended)
 
 
+def on_tpu(strategy: tf.distribute.Strategy | None = None) -> bool:
+    """Return whether a strategy, by default the present one, trains on a TPU."""
+    kinds = tf.distribute.TPUStrategy, tf.distribute.experimental.TPUStrategy
+    return isinstance(strategy or tf.distribute.get_strategy(), kinds)
+
+
 def variable(value, dtype=None) -> tf.Variable:
     """Create a variable with a separate value on every replica, read as their sum from outside.
 
@@ -43,13 +49,26 @@ def variable(value, dtype=None) -> tf.Variable:
 
 
 def local(variable: Any) -> Any:
-    """Return this replica's component of `variable`, a `tf.Variable` that takes sparse updates."""
+    """Return this replica's component of `variable`, a `tf.Variable` that takes sparse updates.
+
+    On a TPU it is `variable` itself, which takes none: see `add_rows`.
+    """
     strategy = tf.distribute.get_strategy()
     # The replicas of a TPU are traced once, for all.
-    if not distributed() or isinstance(strategy, tf.distribute.TPUStrategy):
+    if not distributed() or on_tpu(strategy):
         return variable
     parts = strategy.experimental_local_results(variable)
     return parts[index() % len(parts)]
+
+
+def add_rows(variable: Any, rows: tf.IndexedSlices):
+    """Add `IndexedSlices` to a variable that `local` returned."""
+    if isinstance(variable, tf.distribute.DistributedValues):
+        # A TPU's. TensorFlow implements no scatter for it.
+        total = tf.math.unsorted_segment_sum(rows.values, rows.indices, variable.shape[0])
+        variable.assign_add(total, read_value=False)
+    else:
+        variable.scatter_add(rows)
 
 
 def index() -> int:

@@ -167,7 +167,9 @@ class TrainingStep:
 
     @property
     def static(self) -> bool:
-        """Whether XLA compiles the microbatches, and so needs static shapes."""
+        """Whether XLA compiles the microbatches, as always on a TPU, and so needs static shapes."""
+        if replicas.on_tpu(self.model.distribute_strategy):
+            return True
         return bool(getattr(self.model, "jit_compile", False)) if self.jit is None else self.jit
 
     # --- in the graph, on every replica --------------------------------------------------------
@@ -216,7 +218,8 @@ class TrainingStep:
             with tf.control_dependencies([self.accumulator.open(first)]):
                 return sum_over(microbatch, data, size, microbatch.zeros(), static=self.static)
 
-        if self.static and replicas.distributed():
+        # What runs on a TPU is compiled as a whole.
+        if self.static and replicas.distributed() and not replicas.on_tpu():
             run = tf.function(run, jit_compile=True, autograph=False)
         # The unit is not summed over microbatches.
         return {**run(data), "unit": microbatch.unit}

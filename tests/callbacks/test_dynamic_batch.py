@@ -208,10 +208,42 @@ def watched(model, plateau, values, name="val_loss"):
 def test_patience_waits_and_an_improvement_starts_it_again(library):
     model = made(library)
     values = [3, 2, 2, 2.5, 1.9, 1.9, 1.9, 1.9, 1.9]
-    scales, _ = watched(model, Plateau(patience=1), values)
+    scales, _ = watched(model, Plateau(patience=2), values)
     # After two epochs without improvement, and again after two more.
     assert scales == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125]
     assert float(model.optimizer.learning_rate.numpy()) == 0.5 * 0.125
+
+
+@libraries
+def test_it_acts_at_the_epochs_of_reduce_lr_on_plateau(library):
+    """`patience=2` waited three epochs, where the libraries' callback waits two."""
+    model = made(library)
+    falling, stuck = [3, 2, 2.5, 2, 1.9, 1.9, 1.9, 1.8, 1.8, 1.8, 1.8, 1.8], [1.0] * 12
+    for patience, values, mode, delta in [
+        (0, falling, "min", 0.0),
+        (1, falling, "min", 0.0),
+        (2, falling, "min", 0.0),
+        (2, stuck, "min", 0.0),
+        (3, stuck, "min", 0.0),
+        (2, [-value for value in falling], "max", 0.15),
+        (2, [3, float("nan"), float("nan"), 2, 2, 2], "min", 0.0),
+    ]:
+        reduce = keras_of(library).callbacks.ReduceLROnPlateau(
+            "x", factor=0.5, patience=patience, mode=mode, min_delta=delta
+        )
+        plateau = Plateau("x", patience=patience, mode=mode, min_delta=delta)
+        rates = []
+        for callback in (reduce, plateau):
+            model.optimizer.learning_rate.assign(0.5)
+            callback.set_model(model)
+            callback.on_train_begin()
+            taken = []
+            for epoch, value in enumerate(values):
+                callback.on_epoch_end(epoch, {"x": value})
+                taken.append(float(model.optimizer.learning_rate.numpy()))
+            rates.append(taken)
+        assert rates[0] == rates[1], (patience, values)
+        assert rates[1][-1] < 0.5
 
 
 def test_a_small_improvement_is_none():

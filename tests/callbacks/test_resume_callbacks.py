@@ -85,7 +85,7 @@ def test_a_run_stops_early_at_the_same_epoch(library, tmp_path):
 def test_the_rate_is_lowered_at_the_same_epoch(library, tmp_path):
     adapting = [
         lambda: [ke.callbacks.AdaptOnPlateau("val_loss", patience=0, batch_factor=2)],
-        lambda: [ke.callbacks.AdaptOnPlateau("val_accuracy", patience=1, min_delta=1.0)],
+        lambda: [ke.callbacks.AdaptOnPlateau("val_accuracy", patience=2, min_delta=1.0)],
     ]
     for index, callbacks in enumerate(adapting):
         case = Case(library, callbacks=callbacks, validation=held_out, epochs=4)

@@ -7,7 +7,7 @@ from compression_helpers import libraries, mostly, outputs, quick
 from covering import covering, sampled
 from fit_helpers import batches, fit, mirrored
 from in_process_export import in_process as in_process
-from zoo import CLASSES, FEW, LENGTH, VOCABULARY, Specimen, hf_config, keras_of
+from zoo import CLASSES, FEW, LENGTH, VOCABULARY, Specimen, hf_config, keras_of, model_garden
 
 import keras_efficient as ke
 from keras_efficient.parametrize._layer_paths import layer_paths
@@ -94,8 +94,7 @@ def _hugging_face():
 
 
 def _model_garden():
-    from official.nlp.modeling import models, networks
-
+    networks, models = model_garden().networks, model_garden().models
     encoder = networks.BertEncoder(
         vocab_size=VOCABULARY,
         hidden_size=8,

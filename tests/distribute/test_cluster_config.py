@@ -220,6 +220,32 @@ def test_slurm_nodes_in_the_order_of_ranks(slurm):
     assert not is_chief()
 
 
+@pytest.mark.parametrize(
+    ("nodes", "hosts"),
+    [
+        ("r[1-2]n[1-2]", "r1n1 r1n2 r2n1 r2n2"),
+        ("r[1,3]n[09-10]-ib", "r1n09-ib r1n10-ib r3n09-ib r3n10-ib"),
+        ("login,a[1-2],r1n[2,10]", "login a1 a2 r1n2 r1n10"),
+        ("[1-2]x[1-2]y[1-2]", "1x1y1 1x1y2 1x2y1 1x2y2 2x1y1 2x1y2 2x2y1 2x2y2"),
+        ("gpu-a,gpu-b", "gpu-a gpu-b"),
+    ],
+)
+def test_slurm_host_lists_may_have_several_brackets(slurm, nodes, hosts):
+    hosts = hosts.split()
+    cluster = slurm(
+        SLURM_STEP_NODELIST=nodes,
+        SLURM_STEP_TASKS_PER_NODE=f"1(x{len(hosts)})",
+        SLURM_STEP_NUM_TASKS=str(len(hosts)),
+    )
+    assert [worker.split(":")[0] for worker in cluster.workers] == hosts
+
+
+@pytest.mark.parametrize("nodes", ["n[1-2", "n1-2]", "n[[1-2]]", "n[1-x]", "n[]", "n1,,n2", ",n1"])
+def test_slurm_host_lists_that_are_none(slurm, nodes):
+    with pytest.raises(ke.InputError, match="A Slurm step must set SLURM_STEP_NODELIST"):
+        slurm(SLURM_STEP_NODELIST=nodes)
+
+
 def test_slurm_tasks_of_one_node_have_different_ports(slurm):
     cluster = slurm(
         SLURM_STEP_NODELIST="n[1-3]",

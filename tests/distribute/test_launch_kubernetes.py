@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from launching import launch
 
 from keras_efficient.distribute.launcher.job import Job
 from keras_efficient.distribute.launcher.kubernetes import tfjob
@@ -27,7 +28,7 @@ EVERYTHING = {"max_restarts": 3, "gpus_per_worker": 2, "threads_per_worker": 4}
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["least", "most"])
 def test_it_is_a_tfjob(options):
-    names = ("run-1", "research", "checkpoints") if options else ()
+    names = ("run-1", "research", "checkpoints", False) if options else ()
     validate(manifest(names=names, **options))
 
 
@@ -60,10 +61,44 @@ def test_what_the_workers_run():
     assert container["command"] == ["python", "-u", "jobs/my_train.py", "--epochs", "3"]
     assert container["resources"] == {"limits": {"nvidia.com/gpu": "2", "cpu": "4"}}
     assert {"name": "OMP_NUM_THREADS", "value": "4"} in container["env"]
-    (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
-    assert mount == {"name": volume["name"], "mountPath": "/checkpoints"}
-    assert volume["persistentVolumeClaim"] == {"claimName": "claim"}
+    mounts, volumes = container["volumeMounts"], pod["volumes"]
+    assert [mount["name"] for mount in mounts] == [volume["name"] for volume in volumes]
+    assert [mount["mountPath"] for mount in mounts] == ["/checkpoints", "/dev/shm"]
+    assert volumes[0]["persistentVolumeClaim"] == {"claimName": "claim"}
     assert pod["terminationGracePeriodSeconds"] == 30
+
+
+def pod_of(found):
+    return found["spec"]["tfReplicaSpecs"]["Worker"]["template"]
+
+
+def test_a_job_that_failed_gives_up_its_running_pods():
+    """With "None" they kept their GPUs; with "All" the logs would be lost."""
+    assert manifest()["spec"]["runPolicy"]["cleanPodPolicy"] == "Running"
+    assert manifest(max_restarts=2)["spec"]["runPolicy"]["cleanPodPolicy"] == "Running"
+
+
+def test_nccl_has_shared_memory():
+    """A pod's /dev/shm has 64 MB, in which NCCL fails with a bus error."""
+    pod = pod_of(manifest(gpus_per_worker=2))["spec"]
+    assert pod["volumes"] == [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}]
+    mount = {"name": "shared-memory", "mountPath": "/dev/shm"}
+    assert pod["containers"][0]["volumeMounts"] == [mount]
+    for options in ({}, {"gpus_per_worker": 0}):
+        assert "volumes" not in pod_of(manifest(**options))["spec"]
+
+
+def test_without_istios_sidecar_where_asked():
+    assert "metadata" not in pod_of(manifest())
+    found = manifest(names=(None, None, None, False))
+    annotations = {"sidecar.istio.io/inject": "false"}
+    assert pod_of(found)["metadata"] == {"annotations": annotations}
+    validate(found)
+    option = launch("--kubernetes", "image", "--workers", 2, "--no-istio", "train.py")
+    assert pod_of(json.loads(option.out))["metadata"] == {"annotations": annotations}
+    launch("--workers", 2, "--no-istio", "train.py").refused(
+        "--no-istio is an option of --kubernetes. Received: it with --workers"
+    )
 
 
 def test_restarts_are_those_of_all_containers():

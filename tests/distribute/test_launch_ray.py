@@ -74,7 +74,13 @@ def submit(path, *words, workers=2, **options):
     return ray_job.submit(Job(program=(str(path), *words), **options), workers)
 
 
-def test_every_worker_runs_the_program(ray, tmp_path):
+@pytest.mark.parametrize("legacy", [None, "1", "0", ""])
+def test_every_worker_runs_the_program(ray, tmp_path, legacy, monkeypatch):
+    """With the user's TF_USE_LEGACY_KERAS and not with Ray's."""
+    if legacy is None:
+        monkeypatch.delenv("TF_USE_LEGACY_KERAS", raising=False)
+    else:
+        monkeypatch.setenv("TF_USE_LEGACY_KERAS", legacy)
     body = """
 index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 (here / f"{index}").write_text(json.dumps(
@@ -84,7 +90,7 @@ index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
     assert submit(program(tmp_path, body), "--a", "b c", threads_per_worker=3) == 0
     for index in range(2):
         found = json.loads((tmp_path / str(index)).read_text())
-        assert found == [["--a", "b c"], os.getcwd(), None, "3"]
+        assert found == [["--a", "b c"], os.getcwd(), legacy, "3"]
 
 
 def test_what_ray_is_asked_for(ray, tmp_path):
@@ -109,6 +115,7 @@ def test_a_failure_is_said_and_counted(ray, tmp_path, capfd):
 def test_a_worker_killed_by_a_signal_has_the_usual_code(tmp_path):
     path = program(tmp_path, "os.kill(os.getpid(), 9)")
     config = {"program": [str(path)], "folder": str(tmp_path), "variables": {}, "grace": 1}
+    config["legacy_keras"] = None
     with pytest.raises(RuntimeError, match=r"script\.py ended with exit code 137\."):
         ray_job.run_program(config)
 

@@ -1,9 +1,12 @@
 """`ke.strategy`: what it chooses, sets up and prints, without training."""
 
+import http.server
 import json
 import os
 import random
 import subprocess
+import threading
+import types
 from pathlib import Path
 
 import forked_python
@@ -12,12 +15,19 @@ import pytest
 import tensorflow as tf
 
 import keras_efficient as ke
-from keras_efficient.distribute import Communication, _strategy as strategy_module
+from keras_efficient.distribute import (
+    Communication,
+    _local_tpu as local_tpu_module,
+    _strategy as strategy_module,
+)
 from keras_efficient.distribute._cluster import Cluster
 
 ONE = Cluster(("a:1",), 0, "TF_CONFIG")
 TWO = Cluster(("a:1", "b:1"), 1, "TF_CONFIG")
 SLURM = Cluster(("n2:1", "n10:1"), 0, "Slurm job 7")
+TPU_VARIABLES = (
+    "TPU_NAME", "TPU_WORKER_HOSTNAMES", "TPU_SKIP_MDS_QUERY", "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS"
+)  # fmt: skip
 NONE = "no GPU, no TPU, no other workers"
 
 
@@ -27,14 +37,31 @@ def error(message):
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch, tmp_path):
-    for name in ("TF_CONFIG", "SLURM_PROCID", "SLURM_STEP_NODELIST", "TPU_NAME"):
+    for name in ("TF_CONFIG", "SLURM_PROCID", "SLURM_STEP_NODELIST", *TPU_VARIABLES):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(strategy_module, "_LOCAL_TPU", tmp_path / "accel0")
+    monkeypatch.setattr(local_tpu_module, "_ROOT", tmp_path)
+    monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:1")
 
 
 @pytest.fixture
 def local_tpu(tmp_path):
-    (tmp_path / "accel0").touch()
+    write(tmp_path, {"dev/accel0": ""})
+
+
+def write(folder, files):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def vfio(folder, *devices):
+    """Pretend that VFIO has a group for each of these PCI devices, "vendor:device"."""
+    write(folder, {"dev/vfio/vfio": ""})
+    for index, device in enumerate(devices):
+        vendor, number = device.split(":")
+        pci = f"sys/bus/pci/devices/0000:00:0{index}.0"
+        write(folder, {f"dev/vfio/{index}": "", f"{pci}/vendor": f"{vendor}\n"})
+        write(folder, {f"{pci}/device": f"{number}\n"})
 
 
 @pytest.fixture
@@ -72,12 +99,44 @@ def test_auto(cluster, gpus, chosen, reason):
 def test_auto_takes_a_tpu_first(monkeypatch):
     tpu = ("tpu", "a TPU is named or present")
     assert strategy_module._choose("auto", TWO, ["GPU"] * 2, "mine") == tpu
-    monkeypatch.setenv("TPU_NAME", "mine")
-    assert strategy_module._choose("auto", TWO, ["GPU"] * 2, None) == tpu
+    for name in ("TPU_NAME", "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "mine")
+            assert strategy_module._choose("auto", TWO, ["GPU"] * 2, None) == tpu
 
 
 def test_auto_takes_a_tpu_of_this_machine(local_tpu):
     assert strategy_module._choose("auto", None, [], None)[0] == "tpu"
+
+
+def test_newer_tpus_are_behind_vfio_and_other_machines_have_vfio_too(tmp_path):
+    """v5p and v6e have no /dev/accel0."""
+    cases = [
+        (("0x1ae0:0x0062",), True),  # v5p
+        (("0x1ae0:0x0042", "0x1ae0:0x006f"), True),  # Google's network card, v6e
+        (("0x1ae0:0x0063",), True),  # v5e
+        ((), False),  # VFIO without a device
+        (("0x10de:0x20b0",), False),  # NVIDIA's GPU, passed through
+        (("0x1ae0:0x0042",), False),  # a network card alone
+        (("0x8086:0x006f",), False),  # the same number of another vendor
+    ]
+    for index, (devices, expected) in enumerate(cases):
+        folder = tmp_path / str(index)
+        vfio(folder, *devices)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(local_tpu_module, "_ROOT", folder)
+            assert local_tpu_module.local_tpu() is expected, devices
+            kind, _ = strategy_module._choose("auto", None, [], None)
+            assert kind == ("tpu" if expected else "one")
+
+
+def test_a_pci_tpu_without_vfio_or_its_files_is_none(tmp_path):
+    vfio(tmp_path, "0x1ae0:0x0062")
+    (tmp_path / "sys/bus/pci/devices/0000:00:00.0/device").unlink()
+    assert not local_tpu_module.local_tpu()
+    vfio(tmp_path, "0x1ae0:0x0062")
+    (tmp_path / "dev/vfio/0").unlink()
+    assert not local_tpu_module.local_tpu()
 
 
 @pytest.mark.parametrize("kind", ["one", "mirrored", "tpu"])
@@ -393,6 +452,88 @@ def test_a_tpu_of_the_environment_is_left_to_the_resolver(tpu, local_tpu, monkey
 def test_a_tpu_of_this_machine(tpu, local_tpu):
     ke.strategy()
     assert tpu == [("resolve", "local"), *REST]
+
+
+@pytest.fixture
+def metadata(monkeypatch):
+    """Google's metadata server: the attributes of this machine, by path."""
+    attributes, paths = {}, []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            paths.append((self.path, self.headers["Metadata-Flavor"]))
+            name = self.path.rpartition("/")[2]
+            self.send_response(200 if name in attributes else 404)
+            self.end_headers()
+            self.wfile.write(attributes.get(name, "").encode())
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_port}")
+        yield types.SimpleNamespace(attributes=attributes, paths=paths)
+        server.shutdown()
+
+
+ENDPOINTS = "unknown:unknown:10.0.0.1,unknown:unknown:10.0.0.2"
+
+
+@pytest.mark.parametrize("kind", ["auto", "tpu"])
+def test_a_host_of_a_slice_without_a_name_does_not_train_alone(kind, tpu, metadata, tmp_path):
+    """Each of the hosts chose "local"."""
+    vfio(tmp_path, "0x1ae0:0x006f")
+    metadata.attributes["worker-network-endpoints"] = ENDPOINTS
+    with error(
+        r"A TPU slice of several hosts needs its name.* Received: 2 hosts \(10\.0\.0\.1, 10\.0\."
+        r"0\.2\), and neither `tpu` nor TPU_NAME\. Start the script on the first host"
+    ):
+        ke.strategy(kind)
+    assert tpu == []
+    path = "/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+    assert metadata.paths == [(path, "Google")]
+
+
+def test_a_host_of_a_slice_in_kubernetes(tpu, local_tpu, metadata, monkeypatch):
+    metadata.attributes["worker-network-endpoints"] = "unknown:unknown:10.0.0.1"
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "t-0.t, t-1.t")
+    with error(r"Received: 2 hosts \(t-0\.t, t-1\.t\)"):
+        ke.strategy()
+    assert metadata.paths == []
+
+
+def test_a_slice_of_one_host_is_local(tpu, local_tpu, metadata, monkeypatch):
+    for hosts, endpoints in [
+        (None, None),
+        (None, "unknown:unknown:10.0.0.1"),
+        ("localhost", ENDPOINTS),
+        ("", ENDPOINTS),
+    ]:
+        tpu.clear()
+        metadata.attributes.clear()
+        if endpoints is not None:
+            metadata.attributes["worker-network-endpoints"] = endpoints
+        with monkeypatch.context() as patch:
+            if hosts is not None:
+                patch.setenv("TPU_WORKER_HOSTNAMES", hosts)
+            ke.strategy()
+        assert tpu == [("resolve", "local"), *REST], (hosts, endpoints)
+
+
+def test_a_name_or_local_on_a_host_of_a_slice(tpu, local_tpu, metadata, monkeypatch):
+    metadata.attributes["worker-network-endpoints"] = ENDPOINTS
+    for name in ("mine", "local"):
+        tpu.clear()
+        ke.strategy(tpu=name)
+        assert tpu[0] == ("resolve", name)
+    for variable in ("TPU_NAME", "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS"):
+        tpu.clear()
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, "mine")
+            ke.strategy()
+        assert tpu[0] == ("resolve", None)
+    assert metadata.paths == []
 
 
 def test_a_given_name_goes_before_the_tpu_of_this_machine(tpu, local_tpu):

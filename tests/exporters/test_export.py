@@ -20,7 +20,7 @@ from keras_efficient import flavor
 from keras_efficient._errors import InputError, VerificationError
 from keras_efficient.exporters import _export as export
 from keras_efficient.versions._check_manifest import check_manifest
-from tests.zoo import CLASSES, LENGTH, ZOO
+from tests.zoo import CLASSES, LENGTH, ZOO, model_garden
 
 SPECIMENS = {specimen.name: specimen for specimen in ZOO}
 IDS = np.ones((4, LENGTH), "int32")
@@ -152,9 +152,7 @@ def test_zoo(specimen, tmp_path, in_process):
 
 
 def test_model_garden_encoder_with_many_outputs(tmp_path, in_process):
-    from official.nlp.modeling import networks
-
-    encoder = networks.BertEncoder(
+    encoder = model_garden().networks.BertEncoder(
         vocab_size=50,
         hidden_size=8,
         num_layers=2,

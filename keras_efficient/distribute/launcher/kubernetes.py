@@ -19,6 +19,7 @@ def tfjob(
     name: str | None = None,
     namespace: str | None = None,
     volume_claim: str | None = None,
+    istio: bool = True,
 ) -> str:
     """Return the manifest of a TFJob (kubeflow.org/v1), as JSON, which is valid YAML.
 
@@ -34,6 +35,8 @@ def tfjob(
         namespace: Kubernetes namespace. Default: None, that of `kubectl`'s context.
         volume_claim: name of a persistent volume claim that all workers can write to, mounted at
             /checkpoints. Default: None, no volume.
+        istio: whether Istio may add its sidecar where it does so by default. The sidecar never
+            ends, so neither does the pod, and it stands between the workers. Default: True.
 
     Returns:
         The text of the manifest.
@@ -75,13 +78,25 @@ def tfjob(
         "terminationGracePeriodSeconds": max(1, round(job.grace)),
         "containers": [container],
     }
+    volumes: dict[str, tuple[str, dict]] = {}
     if volume_claim:
-        container["volumeMounts"] = [{"name": "checkpoints", "mountPath": "/checkpoints"}]
-        pod["volumes"] = [
-            {"name": "checkpoints", "persistentVolumeClaim": {"claimName": volume_claim}}
+        claim = {"persistentVolumeClaim": {"claimName": volume_claim}}
+        volumes["checkpoints"] = "/checkpoints", claim
+    if job.gpus_per_worker:
+        # NCCL exchanges data of a pod's GPUs there; the default has 64 MB.
+        volumes["shared-memory"] = "/dev/shm", {"emptyDir": {"medium": "Memory"}}
+    if volumes:
+        container["volumeMounts"] = [
+            {"name": volume, "mountPath": path} for volume, (path, _) in volumes.items()
         ]
+        pod["volumes"] = [{"name": volume, **source} for volume, (_, source) in volumes.items()]
+    template: dict[str, Any] = {"spec": pod}
+    if not istio:
+        template["metadata"] = {"annotations": {"sidecar.istio.io/inject": "false"}}
     policy = {"restartPolicy": "Never"}
-    run_policy: dict[str, Any] = {"cleanPodPolicy": "None"}
+    # A job that has failed gives up the pods that still run, with their GPUs, and keeps the others
+    # for their logs.
+    run_policy: dict[str, Any] = {"cleanPodPolicy": "Running"}
     # The operator counts the restarts of all containers, and fails the job at this number.
     if job.max_restarts:
         policy = {"restartPolicy": "OnFailure"}
@@ -94,9 +109,7 @@ def tfjob(
             "runPolicy": run_policy,
             # The default is that the job has succeeded as soon as the first worker has.
             "successPolicy": "AllWorkers",
-            "tfReplicaSpecs": {
-                "Worker": {"replicas": workers, **policy, "template": {"spec": pod}}
-            },
+            "tfReplicaSpecs": {"Worker": {"replicas": workers, **policy, "template": template}},
         },
     }
     return json.dumps(manifest, indent=2) + "\n"

@@ -10,6 +10,8 @@ from keras_efficient._errors import InputError
 from keras_efficient.distribute.launcher.job import Job, check_at_least
 from keras_efficient.distribute.launcher.parent_death import die_with_parent
 
+_LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
+
 
 def submit(job: Job, workers: int) -> int:
     """Run a job through Ray Train's `TensorflowTrainer`, which sets each worker's TF_CONFIG.
@@ -28,6 +30,8 @@ def submit(job: Job, workers: int) -> int:
         InputError: there are no workers, or Ray is not installed.
     """
     check_at_least("--workers", workers, 1)
+    # Ray sets it for scripts that use tf.keras. What the user set is passed on instead.
+    legacy_keras = os.environ.get(_LEGACY_KERAS)
     try:
         import ray  # pyright: ignore[reportMissingImports]
         from ray.train import (  # pyright: ignore[reportMissingImports]
@@ -54,6 +58,7 @@ def submit(job: Job, workers: int) -> int:
             "folder": os.getcwd(),
             "variables": job.thread_variables,
             "grace": job.grace,
+            "legacy_keras": legacy_keras,
         },
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -81,14 +86,16 @@ def run_program(config: dict[str, Any]) -> None:
     also set up TensorFlow from the start.
 
     Args:
-        config: dict with "program", "folder", "variables" and "grace".
+        config: dict with "program", "folder", "variables", "grace" and "legacy_keras", the user's
+            TF_USE_LEGACY_KERAS or None.
 
     Raises:
         RuntimeError: the program ended with a nonzero exit code.
     """
     environment = os.environ | config["variables"]
-    # Ray sets this for scripts that use tf.keras; here the script chooses the library itself.
-    environment.pop("TF_USE_LEGACY_KERAS", None)
+    environment.pop(_LEGACY_KERAS, None)
+    if config["legacy_keras"] is not None:
+        environment[_LEGACY_KERAS] = config["legacy_keras"]
     process = subprocess.Popen(
         [sys.executable, "-u", *config["program"]],
         cwd=config["folder"],

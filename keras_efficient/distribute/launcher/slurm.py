@@ -9,6 +9,9 @@ from keras_efficient.distribute.launcher.job import Job, check_at_least
 
 #: Seconds between the warning and the time limit, enough to finish a step and save.
 _WARNING_SECONDS = 120
+#: A worker that has saved ends so many seconds later, because the first one to end with another
+#: code than 0 ends all the others, which may still be writing.
+_SAVING_SECONDS = 30
 #: A job that ends within so many seconds is not queued again, since it might do so for ever.
 _SHORTEST_SECONDS = 60
 
@@ -24,11 +27,23 @@ export KERAS_EFFICIENT_RESTART="${{SLURM_RESTART_COUNT:-0}}"
 cancelled=
 trap 'cancelled=1' TERM
 
+# Since Slurm 22.05 a step does not inherit the CPUs per task from its job.
+cpus="${{SLURM_CPUS_PER_TASK:-$((${{SLURM_CPUS_ON_NODE:-{tasks}}} / {tasks}))}}"
+
+# 143: the worker was warned, and has saved. The first worker to end this way would end the others,
+# so it leaves them time to save.
+worker='trap : TERM
+{gpus}"$@"
+code=$?
+[ "$code" -ne 143 ] || sleep {saving}
+exit "$code"'
+
 # ke.strategy("auto") reads the workers from Slurm's variables, and expects the block order.
-srun --label --kill-on-bad-exit=1 --distribution=block {step}{program}
+srun --label --kill-on-bad-exit=1 --distribution=block --cpus-per-task="$cpus" {bind}\\
+  bash -c "$worker" worker {program}
 code=$?
 
-# 143: the workers were warned, and have saved. They continue in the next run of this job.
+# Workers that have saved continue in the next run of this job.
 if [ "$code" -eq 143 ] && [ -z "$cancelled" ]; then
   if [ "$SECONDS" -lt {shortest} ]; then
     echo "Not queued again: the job ended within {shortest} s, and would do so again." >&2
@@ -37,6 +52,12 @@ if [ "$code" -eq 143 ] && [ -z "$cancelled" ]; then
   fi
 fi
 exit "$code"
+"""
+
+#: Each of several workers on a machine takes its share of the machine's GPUs.
+_GPUS = """IFS=, read -ra gpus <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 %(last)d)}"
+mine="${gpus[*]:SLURM_LOCALID*%(each)d:%(each)d}"
+export CUDA_VISIBLE_DEVICES="${mine// /,}"
 """
 
 _LIMIT = """  elif [ "${{SLURM_RESTART_COUNT:-0}}" -ge {restarts} ]; then
@@ -55,6 +76,10 @@ def sbatch_script(
 
     The workers get SIGTERM two minutes before the time limit, and the job is queued again after
     they have saved.
+
+    GPUs are not bound to tasks, because a task that is bound to its GPUs cannot see those of the
+    others, so NCCL would copy between them through the host's memory. Several workers on a machine
+    choose theirs with CUDA_VISIBLE_DEVICES.
 
     Args:
         job: `Job`. Its `max_restarts` may be None for no limit.
@@ -84,7 +109,7 @@ def sbatch_script(
         "nodes": nodes,
         "ntasks-per-node": tasks_per_node,
         "cpus-per-task": job.threads_per_worker,
-        "gpus-per-task": job.gpus_per_worker or None,
+        "gpus-per-node": (job.gpus_per_worker or 0) * tasks_per_node or None,
         "time": time,
         "partition": partition,
         "signal": f"TERM@{_WARNING_SECONDS}",
@@ -92,13 +117,20 @@ def sbatch_script(
     }
     lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
     variables = [f"export {name}={value}" for name, value in job.thread_variables.items()]
-    # Since Slurm 22.05 a step does not inherit this option from its job.
-    step = f"--cpus-per-task={job.threads_per_worker} " if job.threads_per_worker else ""
+    gpus, bind = "", ""
+    if job.gpus_per_worker:
+        bind = "--gpu-bind=none "
+        if tasks_per_node > 1:
+            last = job.gpus_per_worker * tasks_per_node - 1
+            gpus = _GPUS % {"last": last, "each": job.gpus_per_worker}
     restarts = job.max_restarts
     return _TEXT.format(
         options="\n".join([*lines, "#SBATCH --requeue"]),
         variables="\n".join([*variables, ""]),
-        step=step,
+        tasks=tasks_per_node,
+        saving=_SAVING_SECONDS,
+        gpus=gpus,
+        bind=bind,
         program=shlex.join(job.command),
         shortest=_SHORTEST_SECONDS,
         limit="" if restarts is None else _LIMIT.format(restarts=restarts),
