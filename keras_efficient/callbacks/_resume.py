@@ -3,6 +3,7 @@
 import signal
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from os import PathLike
 from typing import Any
 
@@ -167,20 +168,11 @@ class Resume(Callback):
         self._position, self._first_epoch, self._logs = Position(), None, {}
         self._next_save, self._replay = self.every_steps or 0, None
         self._saver.open()
-        checkpoint = None if self.overwrite else self.store.latest()
-        self._preemption.check_same_checkpoint(checkpoint, self.store.directory)
-        self._saver.begin(checkpoint)
-        self._compiled = compile_settings(self.model)
-        if checkpoint is not None:
-            check_settings(checkpoint.state["settings"], self.settings)
-            warn_of_changes(checkpoint.state.get("compiled"), self._compiled)
-            self._others.check_found()
-            checksum = self._checksum if self.check_data else None
-            self._replay = Replay(self.model, checkpoint, self.params["epochs"], checksum)
-            self._replay.check_steps(self.params.get("steps"))
-            self.epoch, self.step = checkpoint.state["epoch"], checkpoint.state["step"]
-            if self.verbose:
-                print(self._replay.describe(self.params.get("steps")), flush=True)
+        with ExitStack() as stack:
+            stack.callback(self._saver.close)
+            self._find_checkpoint()
+            # Owned until `fit` ends.
+            stack.pop_all()
         # The others are called before this callback, so that a save includes what they did.
         self._others.begin(paused=self._replay is not None)
         self._preemption.start()
@@ -298,6 +290,22 @@ class Resume(Callback):
             self._exit()
 
     # --- saving and resuming -------------------------------------------------------------------
+
+    def _find_checkpoint(self):
+        checkpoint = None if self.overwrite else self.store.latest()
+        self._preemption.check_same_checkpoint(checkpoint, self.store.directory)
+        self._saver.begin(checkpoint)
+        self._compiled = compile_settings(self.model)
+        if checkpoint is not None:
+            check_settings(checkpoint.state["settings"], self.settings)
+            warn_of_changes(checkpoint.state.get("compiled"), self._compiled)
+            self._others.check_found()
+            checksum = self._checksum if self.check_data else None
+            self._replay = Replay(self.model, checkpoint, self.params["epochs"], checksum)
+            self._replay.check_steps(self.params.get("steps"))
+            self.epoch, self.step = checkpoint.state["epoch"], checkpoint.state["step"]
+            if self.verbose:
+                print(self._replay.describe(self.params.get("steps")), flush=True)
 
     def _prepare(self, spec):
         self._prepared = True

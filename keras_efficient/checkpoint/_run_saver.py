@@ -85,7 +85,7 @@ class RunSaver:
         mine = [n for n, state in states.items() if not state or state.get("run") == run]
         end = mine.index(checkpoint.path.name) + 1
         self._replaced = mine[end:]
-        self._own = {name: states[name].get("finite", True) for name in mine[:end]}
+        self._own = {name: states[name].get("finite", bool(states[name])) for name in mine[:end]}
 
     def prepare(self, spec: Any, *, resumed: bool):
         """Create the variables to save or restore, before the first step.
