@@ -1,7 +1,9 @@
 """Save a training run, and resume it at the exact batch when the script starts again."""
 
 import signal
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from os import PathLike
 from typing import Any
 
@@ -9,6 +11,7 @@ from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
 from keras_efficient.callbacks._validation_wrapper import ValidationWrapper
 from keras_efficient.checkpoint._callback_list import OtherCallbacks
+from keras_efficient.checkpoint._compile_settings import compile_settings, warn_of_changes
 from keras_efficient.checkpoint._position import Position
 from keras_efficient.checkpoint._preemption import Preemption, StopValidation
 from keras_efficient.checkpoint._replay import Replay
@@ -36,7 +39,13 @@ class Resume(Callback):
 
     A save is written completely or not at all. A corrupt one is skipped with a warning. If the
     disk is full, training continues with a warning. A complete run is not trained again, unless
-    `fit` is given more epochs.
+    `fit` is given more epochs. A run whose data ends early is not complete.
+
+    One process at a time uses the folder, also on a file system that machines share: a second one
+    waits for the first to end, for 90 seconds at most. Saves of other runs are never deleted.
+
+    If weights become NaN or infinite, the last save before that is kept and resumed. A change of
+    optimizer or loss since the last start is named in a warning.
 
     On SIGTERM, which schedulers send before they reclaim a machine, the run is saved after the
     current batch and the process exits with code 143 (`ke.checkpoint.EXIT_PREEMPTED`); a second
@@ -55,6 +64,8 @@ class Resume(Callback):
         check_data: bool, whether to verify that the data drawn again is the same. Default: True.
         overwrite: bool, whether to start a new run even if there is one to resume; its first
             save replaces those in the folder. Default: False.
+        stop_on_nan: bool, whether `fit` ends with an error at the first save whose weights are NaN
+            or infinite, instead of a warning. Default: False.
         signals: numbers of the signals on which the run is saved and the process exits, with
             code 128 + number. SIGINT (Ctrl-C) raises KeyboardInterrupt after the save instead.
             Default: `(signal.SIGTERM,)`.
@@ -67,8 +78,10 @@ class Resume(Callback):
 
     Raises:
         ValueError: a number is out of range, or the settings are not JSON values.
-        InputError: in `fit`, if the folder or its disk cannot be used, no save is complete, or
-            the run was started with another model, other settings or other data.
+        InputError: in `fit`, if the folder or its disk cannot be used, another process uses it,
+            no save is complete, the data has no batch, or the run was started with another model,
+            other settings or other data.
+        FloatingPointError: in `fit` with `stop_on_nan`, if weights are NaN or infinite.
 
     Examples:
         >>> resume = ke.callbacks.Resume("runs/a", every_steps=100)
@@ -92,6 +105,7 @@ class Resume(Callback):
         settings: dict[str, Any] | None = None,
         check_data: bool = True,
         overwrite: bool = False,
+        stop_on_nan: bool = False,
         signals: Sequence[int] = (signal.SIGTERM,),
         verbose: int = 1,
     ):
@@ -102,7 +116,8 @@ class Resume(Callback):
                 raise ValueError(f"`{name}` must be an int >= 1. Received: {value!r}.")
         self.settings, self.store = json_settings(settings), CheckpointStore(directory)
         self.every_steps, self.keep, self.check_data = every_steps, keep, check_data
-        self.overwrite, self.signals, self.verbose = overwrite, tuple(signals), verbose
+        self.overwrite, self.stop_on_nan = overwrite, stop_on_nan
+        self.signals, self.verbose = tuple(signals), verbose
         self.epoch = self.step = 0
         self._training = False
 
@@ -136,7 +151,7 @@ class Resume(Callback):
             model,
             self.store,
             keep=self.keep,
-            overwrite=self.overwrite,
+            stop_on_nan=self.stop_on_nan,
             writes=self._preemption.is_chief,
         )
         self._validation = ValidationWrapper(
@@ -148,21 +163,16 @@ class Resume(Callback):
         self._preemption.attach(hook, self)
 
     def on_train_begin(self, logs: dict | None = None):
-        self._training, self._prepared, self._cut_short = True, False, False
+        self._training, self._prepared = True, False
+        self._cut_short = self._warned_of_end = False
         self._position, self._first_epoch, self._logs = Position(), None, {}
         self._next_save, self._replay = self.every_steps or 0, None
-        if self._preemption.is_chief:
-            self.store.check()
-        checkpoint = None if self.overwrite else self.store.latest()
-        self._preemption.check_same_checkpoint(checkpoint, self.store.directory)
-        if checkpoint is not None:
-            check_settings(checkpoint.state["settings"], self.settings)
-            self._others.check_found()
-            checksum = self._checksum if self.check_data else None
-            self._replay = Replay(self.model, checkpoint, self.params["epochs"], checksum)
-            self.epoch, self.step = checkpoint.state["epoch"], checkpoint.state["step"]
-            if self.verbose:
-                print(self._replay.describe(self.params.get("steps")), flush=True)
+        self._saver.open()
+        with ExitStack() as stack:
+            stack.callback(self._saver.close)
+            self._find_checkpoint()
+            # Owned until `fit` ends.
+            stack.pop_all()
         # The others are called before this callback, so that a save includes what they did.
         self._others.begin(paused=self._replay is not None)
         self._preemption.start()
@@ -251,10 +261,14 @@ class Resume(Callback):
             elif epoch >= replay.state["epoch"]:
                 replay.raise_data_ended(position)
             return
-        complete = epoch + 1 >= self.params["epochs"] or bool(self.model.stop_training)
+        stopped = bool(self.model.stop_training)
+        ended_early = not stopped and position.step < (self.params.get("steps") or 1)
+        if ended_early:
+            self._warn_of_end(position)
         # An epoch that was cut short continues where it stopped, if `fit` is given more epochs.
-        if not self._cut_short:
+        if not (self._cut_short or ended_early):
             position = Position(epoch + 1, 0, position.total)
+        complete = stopped or (epoch + 1 >= self.params["epochs"] and not ended_early)
         saved = self._save(position, complete=complete)
         if self._preemption.requested:
             self._exit(saved)
@@ -277,6 +291,22 @@ class Resume(Callback):
 
     # --- saving and resuming -------------------------------------------------------------------
 
+    def _find_checkpoint(self):
+        checkpoint = None if self.overwrite else self.store.latest()
+        self._preemption.check_same_checkpoint(checkpoint, self.store.directory)
+        self._saver.begin(checkpoint)
+        self._compiled = compile_settings(self.model)
+        if checkpoint is not None:
+            check_settings(checkpoint.state["settings"], self.settings)
+            warn_of_changes(checkpoint.state.get("compiled"), self._compiled)
+            self._others.check_found()
+            checksum = self._checksum if self.check_data else None
+            self._replay = Replay(self.model, checkpoint, self.params["epochs"], checksum)
+            self._replay.check_steps(self.params.get("steps"))
+            self.epoch, self.step = checkpoint.state["epoch"], checkpoint.state["step"]
+            if self.verbose:
+                print(self._replay.describe(self.params.get("steps")), flush=True)
+
     def _prepare(self, spec):
         self._prepared = True
         self._saver.prepare(spec, resumed=self._replay is not None)
@@ -291,12 +321,31 @@ class Resume(Callback):
             epochs=self.params["epochs"],
             complete=complete,
             settings=self.settings,
+            steps_per_epoch=self.params.get("steps"),
+            compiled=self._compiled,
             data=self._checksum.read() if self.check_data else None,
             logs=plain_logs(self._logs),
         )
         if saved:
             self.epoch, self.step = position.epoch, position.step
         return saved
+
+    def _warn_of_end(self, position):
+        """Warn that the data ended within an epoch, or refuse data without a batch."""
+        if not position.total:
+            raise InputError(
+                "Data to train on must have at least one batch. Received: data without any. Check "
+                "its path, filters and `take`; nothing was trained or saved."
+            )
+        if not self._warned_of_end:
+            self._warned_of_end = True
+            steps = self.params.get("steps")
+            warnings.warn(
+                f"The data ended at step {position.step}{f' of {steps}' if steps else ''} of epoch "
+                f"{position.epoch + 1}. The run is not complete: with the rest of the data, it "
+                "resumes there.",
+                stacklevel=3,
+            )
 
     def _at_checkpoint(self):
         replay = self._replay
@@ -339,6 +388,7 @@ class Resume(Callback):
     def _close(self):
         self._training = False
         self._preemption.stop()
+        self._saver.close()
         self._validation.remove()
         hook = train_step_hook.attach(self.model)
         hook.leave(self)

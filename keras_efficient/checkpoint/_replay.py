@@ -64,6 +64,24 @@ class Replay:
                 f"{self.state['first_epoch']}. Pass the same value."
             )
 
+    def check_steps(self, steps_per_epoch: int | None):
+        """Refuse to take a run for complete that was trained with shorter or longer epochs.
+
+        Raises:
+            InputError: the data is verified, and its number of batches differs.
+        """
+        saved = self.state.get("steps_per_epoch")
+        if not self.finished or self.checksum is None or None in (saved, steps_per_epoch):
+            return
+        if saved != steps_per_epoch:
+            raise InputError(
+                "A resumed run must see the data it was started with. Received: data of "
+                f"{steps_per_epoch} steps per epoch, where {self.checkpoint.path.parent} is "
+                f"complete after epochs of {saved}. Give `fit` the same data, or start a new run "
+                "in another folder. If the data differs on purpose, use "
+                "Resume(..., check_data=False)."
+            )
+
     def reached(self, position: Position) -> bool:
         """Whether the data has been drawn up to the checkpoint."""
         return (position.epoch, position.step) == (self.state["epoch"], self.state["step"])

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_efficient._errors import InputError
 from keras_efficient.checkpoint._array_file import Specs, read_arrays, write_arrays
+from keras_efficient.checkpoint._run_lock import LOCK
 
 FORMAT = 1
 _ARRAYS, _STATE = "arrays.safetensors", "state.json"
@@ -59,8 +60,6 @@ class CheckpointStore:
     def check(self):
         """Refuse a folder that cannot be written or that holds something else.
 
-        Removes what killed writers left behind.
-
         Raises:
             InputError: the path is refused.
         """
@@ -81,16 +80,18 @@ class CheckpointStore:
         if not self.directory.is_dir():
             return
         present = [path.name for path in self.directory.iterdir()]
-        ours = [n for n in present if _NAME.fullmatch(n) or n.startswith(_PARTIAL)]
+        ours = [n for n in present if _NAME.fullmatch(n) or n.startswith((_PARTIAL, LOCK))]
         if present and not ours:
             raise InputError(
                 "A run is saved in a folder of its own. Received: "
                 f"{str(self.directory)!r}, which holds {sorted(present)[0]!r} and no checkpoint. "
                 "Give an empty folder, or one that does not exist."
             )
-        for name in present:
-            if name.startswith(_PARTIAL):
-                shutil.rmtree(self.directory / name, ignore_errors=True)
+
+    def remove_partial(self):
+        """Remove what killed writers left behind. The caller must own the folder."""
+        for path in self.directory.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def check_free_space(self, needed_bytes: int, keep: int):
         """Refuse a disk without space for `keep` checkpoints and the one being written.
@@ -119,7 +120,7 @@ class CheckpointStore:
     ):
         """Write a checkpoint; when this returns, it survives a crash of the machine.
 
-        A complete checkpoint of that name is kept as it is.
+        A corrupt checkpoint of that name is replaced.
 
         Args:
             name: name of its folder.
@@ -128,13 +129,18 @@ class CheckpointStore:
             state: dict of JSON values.
 
         Raises:
+            InputError: there is a complete checkpoint of that name.
             OSError: it could not be written; nothing of it is left.
         """
         target = self.directory / name
         if target.exists():
             with suppress(CorruptCheckpointError):
                 self.load(name)
-                return
+                raise InputError(
+                    "A step of a run is saved once. Received: "
+                    f"{str(target)!r}, which exists and is not of this run. Another process saves "
+                    "in this folder: stop one of the two, and give each run a folder of its own."
+                )
             shutil.rmtree(target)
         self.directory.mkdir(parents=True, exist_ok=True)
         _flush(self.directory.parent)
@@ -154,36 +160,58 @@ class CheckpointStore:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
-    def prune(self, newest: str, keep: int):
-        """Delete all checkpoints but `newest` and the `keep - 1` before it."""
-        names = self.names()
-        upto = [name for name in names if _key(name) <= _key(newest)]
-        for name in {*names} - {*upto[-keep:]}:
+    def delete(self, names: Iterable[str]):
+        """Delete checkpoints."""
+        for name in names:
             shutil.rmtree(self.directory / name, ignore_errors=True)
 
-    def clear(self):
-        """Delete all checkpoints."""
-        for name in self.names():
-            shutil.rmtree(self.directory / name, ignore_errors=True)
+    def read_state(self, name: str) -> dict[str, Any]:
+        """Return a checkpoint's state without a look at its arrays; {} if it cannot be read."""
+        try:
+            state = json.loads((self.directory / name / _STATE).read_text())
+        except (OSError, ValueError):
+            return {}
+        return state if isinstance(state, dict) else {}
 
     def latest(self) -> StoredCheckpoint | None:
-        """Return the newest complete checkpoint, or None if there is none at all.
+        """Return the newest complete checkpoint with finite weights, or None if there is none.
 
-        Warns of each corrupt one that is newer.
+        Warns of each newer one that is corrupt or whose weights are NaN or infinite. If no
+        checkpoint has finite weights, the newest complete one is returned.
 
         Raises:
             InputError: all checkpoints are corrupt.
         """
-        names = self.names()
+        names, not_finite = self.names(), []
         for name in reversed(names):
             try:
-                return self.load(name)
+                checkpoint = self.load(name)
+                if checkpoint.state.get("finite", True):
+                    break
+                not_finite.append(checkpoint)
             except CorruptCheckpointError as error:
                 warnings.warn(
                     f"The checkpoint {str(self.directory / name)!r} is corrupt ({error}) and is "
                     "skipped: the one before it is used.",
                     stacklevel=3,
                 )
+        else:
+            checkpoint = not_finite[0] if not_finite else None
+        if not_finite:
+            skipped = checkpoint is not not_finite[0]
+            warnings.warn(
+                f"Weights are NaN or infinite in {', '.join(c.path.name for c in not_finite)} of "
+                f"{str(self.directory)!r}. "
+                + (
+                    f"The run resumes from {checkpoint.path.name}, before that. Without a change, "
+                    "such as a lower learning rate, it will probably diverge again."
+                    if skipped and checkpoint
+                    else "No earlier save is finite: start a new run, in another folder."
+                ),
+                stacklevel=3,
+            )
+        if checkpoint is not None:
+            return checkpoint
         if names:
             raise InputError(
                 "A run resumes from a complete checkpoint. Received: "

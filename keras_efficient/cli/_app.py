@@ -166,6 +166,10 @@ def launch(
     log_dir: Annotated[
         Path | None, typer.Option(help="Folder for logs, one file per worker and attempt.")
     ] = None,
+    join_timeout: Annotated[
+        float | None,
+        typer.Option(help="Stop if a worker trains alone for so long; default: only warn."),
+    ] = None,
     port: Annotated[
         int | None, typer.Option(help="Port of the first local worker; default: free ports.")
     ] = None,

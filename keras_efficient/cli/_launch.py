@@ -21,6 +21,7 @@ _OPTION_BACKENDS = {
     "port": {"local"},
     "python": {"local", "hosts", "slurm", "kubernetes"},
     "log_dir": {"local", "hosts"},
+    "join_timeout": {"local", "hosts"},
     "grace": {"local", "hosts", "ray", "kubernetes"},
     "nodes": {"slurm"},
     "tasks_per_node": {"slurm"},
@@ -59,6 +60,7 @@ class Settings:
     gpus_per_worker: int | None
     threads_per_worker: int | None
     log_dir: Path | None
+    join_timeout: float | None
     nodes: int | None
     tasks_per_node: int | None
     time: str | None
@@ -123,6 +125,7 @@ class Settings:
             gpus_per_worker=self.gpus_per_worker,
             threads_per_worker=self.threads_per_worker,
             log_dir=self.log_dir,
+            join_timeout=self.join_timeout,
         )
 
 

@@ -1,7 +1,6 @@
 """Pack a version directory into one reproducible archive file."""
 
 import os
-import secrets
 import shutil
 import tarfile
 import zipfile
@@ -10,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from keras_efficient._errors import InputError
+from keras_efficient.exporters._destination import is_full
 from keras_efficient.exporters._files import regular_files
+from keras_efficient.exporters._partial import partial_path, remove_abandoned
 
 #: Zstandard level: the zeros of pruned weights compress well at every level, and higher levels
 #: only take longer.
@@ -32,7 +33,8 @@ def write_archive(folder: str | os.PathLike) -> tuple[Path, int]:
         `(path, bytes)` of the archive: ".tar.zst", or ".zip" if zstandard is not installed.
 
     Raises:
-        InputError: the archive exists, or the version holds symbolic links or too many files.
+        InputError: the archive exists, the version holds symbolic links or too many files, or the
+            disk is full.
     """
     folder = Path(folder).absolute()
     names = sorted(regular_files(folder))
@@ -45,9 +47,18 @@ def write_archive(folder: str | os.PathLike) -> tuple[Path, int]:
     path = folder.with_name(folder.name + suffix)
     _refuse_existing(path)
     with _hidden(path) as partial:
-        write(partial, folder, names)
-        size = partial.stat().st_size
-        _publish(partial, path)
+        try:
+            write(partial, folder, names)
+            size = partial.stat().st_size
+            _publish(partial, path)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise InputError(
+                f"An archive needs a disk with space for it. Received: {path}, whose disk became "
+                f"full. {folder} itself is complete and kept. Free some space and archive it with "
+                "ke.versions.archive."
+            ) from error
     return path, size
 
 
@@ -69,7 +80,8 @@ def _refuse_existing(path):
 
 @contextmanager
 def _hidden(path):
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+    remove_abandoned(path.parent)
+    partial = partial_path(path)
     try:
         yield partial
     finally:

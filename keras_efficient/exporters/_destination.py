@@ -1,17 +1,23 @@
 """Choose the directory of a new version, and publish it atomically."""
 
+import errno
 import os
-import re
 import secrets
 import shutil
-import socket
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from keras_efficient._errors import InputError
+from keras_efficient.exporters._partial import partial_path, remove_abandoned
 
 #: Required free disk space as a multiple of the weights' size, which leaves space for the graph.
 _HEADROOM = 1.2
+#: Characters that TensorFlow reads as a pattern of names when it loads a SavedModel.
+_PATTERNS = "*?[" + "\\" * (os.sep != "\\")
+#: The largest version that TensorFlow Serving reads.
+_LAST_VERSION = 2**63 - 1
+#: Length of the longest hidden name of TensorFlow's files below a version, with a reserve.
+_INNER_LENGTH = 200
 #: Suffixes of archives of versions.
 ARCHIVES = (".tar.zst", ".zip")
 
@@ -32,8 +38,9 @@ def check_destination(directory: str | os.PathLike, needed_bytes: int = 0) -> Pa
         The absolute path of the version directory.
 
     Raises:
-        InputError: the path is empty, the version exists, a part of the path is a file, the folder
-            is not writable, or there is too little disk space.
+        InputError: the path is empty, too long or has characters that TensorFlow cannot read in a
+            path, the version exists, a part of the path is a file, the folder is not writable, or
+            there is too little disk space.
 
     Examples:
         >>> import tempfile, pathlib
@@ -54,6 +61,7 @@ def check_destination(directory: str | os.PathLike, needed_bytes: int = 0) -> Pa
         )
     path = Path(directory).expanduser().absolute()
     folder = path.parent if is_version(path) else path
+    _check_name(path, folder)
     _check_folder(folder, needed_bytes)
     if not is_version(path):
         return folder / str(next_version(folder))
@@ -78,6 +86,51 @@ def next_version(folder) -> int:
     for suffix in ARCHIVES:
         names = [name.removesuffix(suffix) for name in names]
     return max((int(name) for name in names if is_version(name)), default=0) + 1
+
+
+def _check_name(path, folder):
+    """Refuse what the file system cannot hold, or what TensorFlow could not load."""
+    text = str(path)
+    if found := [c for c in _PATTERNS if c in text]:
+        raise InputError(
+            "An export's path must not hold *, ?, [ or a backslash, which TensorFlow reads as a "
+            f"pattern of names when it loads the model. Received: {text!r}, with {found[0]!r}. "
+            "Choose another name."
+        )
+    try:
+        encoded = text.encode("utf-8")
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise InputError(
+            f"An export's path must be UTF-8 text without a NUL character. Received: {text!r}. "
+            "Choose another name."
+        )
+    if is_version(path) and (len(path.name) > 19 or int(path.name) > _LAST_VERSION):
+        raise InputError(
+            f"A version must be at most {_LAST_VERSION}, the largest that TensorFlow Serving "
+            f"reads. Received: {path.name[:40]!r} of {len(path.name)} digits. Give a smaller one, "
+            f"or just {folder} for the next free version."
+        )
+    longest = max(folder.parts, key=lambda part: len(part.encode()))
+    name_length, path_length = _length_limits(folder)
+    length = len(str(folder).encode()) + _INNER_LENGTH
+    if len(longest.encode()) > name_length or length > path_length:
+        raise InputError(
+            f"An export's path must have names of at most {name_length} bytes, and "
+            f"{path_length - _INNER_LENGTH} bytes in all, because of the files below it. Received: "
+            f"{text[:60]!r}..., whose longest name has {len(longest.encode())} bytes of "
+            f"{len(encoded)}. Choose a shorter one."
+        )
+
+
+def _length_limits(folder):
+    """Return the most bytes of a name and of a path where `folder` is, or will be."""
+    for ancestor in (folder, *folder.parents):
+        # A name that is too long cannot be looked up.
+        with suppress(OSError, AttributeError):
+            return os.pathconf(ancestor, "PC_NAME_MAX"), os.pathconf(ancestor, "PC_PATH_MAX")
+    return 255, 4096
 
 
 def _check_folder(folder, needed_bytes):
@@ -107,18 +160,31 @@ def _check_folder(folder, needed_bytes):
 def staged(directory, version: Path):
     """Create a hidden folder beside `version`, and remove it unless it is published.
 
-    Hidden folders left by killed runs on this machine are removed first.
+    What killed runs on this machine left there is removed first.
 
     Yields:
         A `Staging`.
+
+    Raises:
+        InputError: the disk is full.
     """
     folder = version.parent
     created = _make_folders(folder)
-    _remove_stale(folder)
+    remove_abandoned(folder)
     staging = Staging(version, exact=is_version(directory))
     try:
         staging.path.mkdir()
         yield staging
+    except Exception as error:
+        if not is_full(error):
+            raise
+        shutil.rmtree(staging.path, ignore_errors=True)
+        free = shutil.disk_usage(folder).free
+        raise InputError(
+            f"An export needs a disk with space for it. Received: {version}, whose disk became "
+            f"full, and now has {free / 1e6:,.1f} MB free. Nothing was exported or kept. Free some "
+            "space or choose another disk."
+        ) from error
     finally:
         shutil.rmtree(staging.path, ignore_errors=True)
         for path in created:
@@ -137,8 +203,7 @@ class Staging:
     def __init__(self, version: Path, exact: bool):
         self.version, self.exact = version, exact
         self._token = secrets.token_hex(4)
-        owner = f"{_host()}-{os.getpid()}"
-        self.path = version.parent / f".{version.name}.partial-{owner}-{self._token}"
+        self.path = partial_path(version)
 
     def publish(self) -> Path:
         """Rename the folder to its version, atomically and never onto an existing version."""
@@ -160,11 +225,26 @@ class Staging:
             folder = self.version.parent
             self.version = folder / str(next_version(folder))
 
+    def disk_is_full(self) -> bool:
+        """Return whether so little space is left that files may have been cut short."""
+        return shutil.disk_usage(self.version.parent).free < 4096
+
     def keep_aside(self) -> Path:
         """Keep a refused folder under a name that servers do not take for a version."""
         aside = self.version.parent / f".{self.version.name}.refused-{self._token}"
         os.rename(self.path, aside)
         return aside
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Return whether an error of Python or TensorFlow, or its cause, says that a disk is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _make_folders(folder):
@@ -176,26 +256,3 @@ def _make_folders(folder):
         missing.append(path)
     folder.mkdir(parents=True, exist_ok=True)
     return missing
-
-
-def _host():
-    return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
-
-
-def _remove_stale(folder):
-    # Folders of other machines stay, since their processes cannot be checked.
-    pattern = re.compile(rf"\.\d+\.partial-{re.escape(_host())}-(\d+)-[0-9a-f]+")
-    for path in folder.iterdir():
-        match = pattern.fullmatch(path.name)
-        if match and not _alive(int(match[1])):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime
+import errno
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from keras_efficient._errors import InputError, VerificationError
 from keras_efficient.distribute._cluster import cluster_of
 from keras_efficient.exporters._archive import write_archive
 from keras_efficient.exporters._arguments import validate_arguments
-from keras_efficient.exporters._destination import check_destination, staged
+from keras_efficient.exporters._destination import check_destination, is_full, staged
 from keras_efficient.exporters._evaluation import check_drop, scores_in_memory, scores_of
 from keras_efficient.exporters._export_report import ExportReport
 from keras_efficient.exporters._manifest import write_manifest
@@ -265,6 +266,9 @@ def _keep_refused_files(staging):
     try:
         yield
     except VerificationError as error:
+        if is_full(error) or staging.disk_is_full():
+            # What does not fit on the disk is not worth keeping there.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         aside = staging.keep_aside()
         raise VerificationError(f"{error} Nothing was exported; see {aside}.") from error
 

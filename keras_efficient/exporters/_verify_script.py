@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 from keras_efficient.runtime._bare_process import (
     block_imports,
+    end_with_parent,
     imported,
     load_arrays,
     peak_memory_bytes,
@@ -27,11 +28,12 @@ SECONDS = 3.0
 
 
 def main(folder):
+    folder = Path(folder)
+    end_with_parent(folder)
     block_imports()
     import numpy as np
     import tensorflow as tf
 
-    folder = Path(folder)
     request = json.loads((folder / "request.json").read_text())
     signatures = tf.saved_model.load(request["saved_model"]).signatures
     serve, inputs = None, {}

@@ -3,8 +3,11 @@
 This file is imported inside those processes: it imports the standard library and NumPy only.
 """
 
+import os
 import resource
+import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,25 @@ import numpy as np
 
 #: Libraries that a process serving an exported model must do without.
 LIBRARIES = ("keras", "tf_keras", "keras_efficient", "keras_hub", "transformers", "official")
+
+
+def end_with_parent(folder: Path | None = None, seconds: float = 1.0) -> None:
+    """End this process soon after the one that started it, even if that one was killed.
+
+    Args:
+        folder: temporary folder of the parent to remove then. Default: None.
+        seconds: how often to look. Default: 1.0.
+    """
+    parent = int(os.environ.get("KERAS_EFFICIENT_PARENT", os.getppid()))
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(seconds)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def block_imports(names=LIBRARIES) -> None:

@@ -16,7 +16,9 @@ def bare_environment(log_level: str = "2") -> dict[str, str]:
         log_level: `TF_CPP_MIN_LOG_LEVEL`. Default: "2", errors.
     """
     env = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
-    return env | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": log_level}
+    env |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": log_level}
+    # For `_bare_process.end_with_parent`.
+    return env | {"KERAS_EFFICIENT_PARENT": str(os.getpid())}
 
 
 def python_command(script: str | os.PathLike, *arguments: str) -> list[str]:

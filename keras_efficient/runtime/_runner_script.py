@@ -14,13 +14,19 @@ from pathlib import Path
 
 # At the end of the path, where the folder shadows nothing.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
-from keras_efficient.runtime._bare_process import block_imports, load_arrays, time_calls
+from keras_efficient.runtime._bare_process import (
+    block_imports,
+    end_with_parent,
+    load_arrays,
+    time_calls,
+)
 
 
 def main():
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     # Output of libraries to standard output must not get between the answers.
     os.dup2(2, 1)
+    end_with_parent()
     block_imports()
     model, cases = None, {}
     for line in sys.stdin:

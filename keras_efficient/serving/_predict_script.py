@@ -12,14 +12,15 @@ from pathlib import Path
 
 # At the end of the path, where the folder shadows nothing.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
-from keras_efficient.runtime._bare_process import block_imports
+from keras_efficient.runtime._bare_process import block_imports, end_with_parent
 
 BATCH = 32
 
 
 def main(folder):
-    block_imports(("keras", "tf_keras"))
     folder = Path(folder)
+    end_with_parent(folder)
+    block_imports(("keras", "tf_keras"))
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     result = predict(Path(request["saved_model"]), request["signature"], request["texts"])
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")

@@ -18,6 +18,7 @@ from resumed_runs import IDS, Case, assert_equal, dataset, model_of, stopped_cop
 import keras_efficient as ke
 from keras_efficient._errors import InputError
 from keras_efficient.checkpoint import _callback_list as callback_list, _store as store
+from keras_efficient.checkpoint._compile_settings import compile_settings, warn_of_changes
 from keras_efficient.checkpoint._replica_values import redistribute
 
 #: Without tracing, which does not matter to files.
@@ -52,7 +53,8 @@ def stopped(whole, tmp_path):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    """Without the lock, which a run that ended by an exception holds until its process ends."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def test_what_is_kept(settled, stopped, tmp_path):
@@ -181,10 +183,10 @@ def test_training_goes_on_if_the_disk_is_full(place, whole, tmp_path, monkeypatc
     real, calls = getattr(os, place), []
 
     def full(path, *args, **kwargs):
-        # The first save and the last ones work.
+        # The lock, the first save and the last ones work.
         calls.append(path)
         mine = place == "fsync" or ".partial" in str(path)
-        if mine and 4 < len(calls) < 14:
+        if mine and 5 < len(calls) < 14:
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(path, *args, **kwargs)
 
@@ -382,6 +384,195 @@ def test_sums_are_redistributed():
     parts = redistribute(total, np.array([5, 6]), 3, copies=False)
     assert parts.sum() == 11 and parts.shape == (3,)
     assert redistribute(total, np.array([5, 5]), 3, copies=True).tolist() == [5, 5, 5]
+
+
+# --- saves of other runs, and of weights that are not finite -------------------------------------
+
+
+class Calls(ke.flavor.Callback):
+    """Calls a function of the model after a step, the first of which is 1."""
+
+    def __init__(self, step, function):
+        self.left, self.function = step, function
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.left -= 1
+        if self.left == 0:
+            self.function(self.model)
+
+
+def test_a_run_never_deletes_the_saves_of_another(whole, tmp_path):
+    """As of a process that had taken the lock of a suspended one."""
+    other = "step-00000006"
+    copy = lambda model: shutil.copytree(  # noqa: E731
+        whole.resume.store.directory / other, tmp_path / "a" / other
+    )
+    one = case(callbacks=lambda: [Calls(2, copy)], resume={"keep": 1, "every_steps": 5})
+    one.start(tmp_path / "a")
+    assert names(tmp_path / "a") == [other, "step-00000012-epoch-0002"]
+
+
+def test_a_step_that_another_process_saved_is_an_error(whole, tmp_path):
+    """Which Orbax calls StepAlreadyExistsError."""
+    other = "step-00000006"
+    copy = lambda model: shutil.copytree(  # noqa: E731
+        whole.resume.store.directory / other, tmp_path / "a" / other
+    )
+    with pytest.raises(InputError, match=r"saved once. Received: .*step-00000006', which exists"):
+        case(callbacks=lambda: [Calls(2, copy)]).start(tmp_path / "a")
+
+
+def test_a_run_whose_lock_was_taken_saves_nothing_more(tmp_path):
+    remove = lambda model: (tmp_path / "a/.lock").unlink()  # noqa: E731
+    with pytest.raises(InputError, match="used by one process at a time"):
+        case(callbacks=lambda: [Calls(3, remove)]).start(tmp_path / "a")
+    assert names(tmp_path / "a") == ["step-00000002"]
+
+
+def spoil(value):
+    """Set an entry of the last bias."""
+
+    def function(model):
+        bias = model.trainable_variables[-1]
+        array = np.array(bias)
+        array[0] = value
+        bias.assign(array)
+
+    return function
+
+
+@pytest.mark.parametrize("library, value", [("keras", np.nan), ("tf_keras", np.inf)])
+def test_the_last_finite_save_is_kept_and_resumed(library, value, tmp_path):
+    runs = case(library, callbacks=lambda: [Calls(7, spoil(value))])
+    with pytest.warns(UserWarning, match="NaN or infinite after 8 steps: .* step-00000006-epoch"):
+        runs.start(tmp_path / "a")
+    finite = "step-00000006-epoch-0001"
+    assert names(tmp_path / "a") == [finite, "step-00000012", "step-00000012-epoch-0002"]
+    with pytest.warns(UserWarning, match=f"The run resumes from {finite}, before that"):
+        again = case(library).start(tmp_path / "a")
+    assert min(again.watch.losses) == (1, 0)
+    assert names(tmp_path / "a") == ["step-00000012", "step-00000012-epoch-0002"]
+    assert all(np.isfinite(w).all() for w in again.model.get_weights())
+
+
+def test_a_run_that_was_never_finite_resumes_nevertheless(tmp_path):
+    runs = case(callbacks=lambda: [Calls(1, spoil(np.nan))])
+    with pytest.warns(UserWarning, match="NaN or infinite after 2 steps"):
+        runs.start(tmp_path / "a", (0, 4))
+    with pytest.warns(UserWarning, match="No earlier save is finite: start a new run"):
+        assert min(CASE.start(tmp_path / "a").watch.losses) == (0, 4)
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_a_run_can_stop_on_nan(library, tmp_path):
+    runs = case(library, callbacks=lambda: [Calls(3, spoil(np.nan))], resume={"stop_on_nan": True})
+    with pytest.raises(
+        FloatingPointError, match=r"after 4 steps: .* step-00000002, is kept. Lower"
+    ):
+        runs.start(tmp_path / "a")
+    assert names(tmp_path / "a") == ["step-00000002"]
+
+
+# --- settings that changed -----------------------------------------------------------------------
+
+
+def settings_of(library, optimizer, loss):
+    keras = ke.flavor.get(library).keras
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
+    model.compile(optimizer(keras.optimizers), loss)
+    return compile_settings(model)
+
+
+def own_loss(y, predicted):
+    return 0.0
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_changed_settings_are_named(library):
+    keras = ke.flavor.get(library).keras
+    decay = keras.optimizers.schedules.CosineDecay
+    before = settings_of(library, lambda o: o.Adam(0.001), "mse")
+    changes = {
+        r"settings .* with: optimizer.learning_rate: was 0.001, now 0.01\. ": (
+            lambda o: o.Adam(0.01),
+            "mse",
+        ),
+        r"with: optimizer.learning_rate: was 0.001, now 'CosineDecay'\. ": (
+            lambda o: o.Adam(decay(0.001, 9)),
+            "mse",
+        ),
+        r"with: optimizer: was 'Adam', now 'SGD'": (lambda o: o.SGD(0.001), "mse"),
+        r"with: optimizer.beta_1: was 0.9, now 0.8\. ": (lambda o: o.Adam(0.001, 0.8), "mse"),
+        r"with: loss: was 'mse', now 'own_loss'\. ": (lambda o: o.Adam(0.001), own_loss),
+        r"with: loss: was 'mse', now 'lambda'\. ": (lambda o: o.Adam(0.001), lambda y, p: 0.0),
+    }
+    for message, settings in changes.items():
+        with pytest.warns(UserWarning, match=message):
+            warn_of_changes(before, settings_of(library, *settings))
+    steps = [settings_of(library, lambda o, n=n: o.Adam(decay(0.1, n)), "mse") for n in (5, 6)]
+    with pytest.warns(UserWarning, match=r"learning_rate.decay_steps: was 5, now 6\. "):
+        warn_of_changes(*steps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_changes(before, settings_of(library, lambda o: o.Adam(0.001), "mse"))
+        warn_of_changes(None, before)
+
+
+def test_a_run_names_what_changed_when_it_resumes(stopped):
+    keras = ke.flavor.get("keras").keras
+    other = {**EAGER, "loss": keras.losses.SparseCategoricalCrossentropy()}
+    with pytest.warns(UserWarning, match="loss.from_logits: was True, now False"):
+        case(compile=other).start(stopped, (1, 5))
+
+
+# --- data that ends early ------------------------------------------------------------------------
+
+
+def test_data_without_a_batch_is_refused(tmp_path):
+    """`fit(dataset.take(0), epochs=3)` was recorded as a complete run.
+
+    tf_keras raises itself, and so does Keras 3 with metrics.
+    """
+    plain = {**EAGER, "metrics": None, "weighted_metrics": None}
+    for nothing in (lambda: dataset().take(0), lambda: dataset().filter(lambda *batch: False)):
+        with pytest.raises(InputError, match=r"must have at least one batch. Received: data with"):
+            case(data=nothing, epochs=3, compile=plain).start(tmp_path / "a")
+        assert names(tmp_path / "a") == []
+    assert len(CASE.start(tmp_path / "a").watch.losses) == 12
+
+
+def test_a_run_complete_with_other_numbers_of_steps_is_not_complete(tmp_path):
+    short = case(data=lambda: dataset().take(2))
+    short.start(tmp_path / "a")
+    with pytest.raises(InputError, match=r"data of 6 steps per epoch, where .* epochs of 2"):
+        CASE.start(tmp_path / "a")
+    assert not short.start(tmp_path / "a").watch.losses
+    trusting = case(resume={"check_data": False})
+    assert not trusting.start(tmp_path / "a").watch.losses
+
+
+class Ends:
+    """A generator of some batches, each start of which goes on where the last one stopped."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __call__(self):
+        for seed in range(self.batches):
+            yield tuple(map(tf.constant, IDS.batch(4, seed=seed)))
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_a_run_whose_data_ends_early_resumes_there(library, tmp_path):
+    options = {"steps_per_epoch": 6, "epochs": 2}
+    whole = case(library, data=lambda: Ends(12)(), **options).start(tmp_path / "whole")
+    with pytest.warns(UserWarning, match="data ended at step 3 of 6 of epoch 2. The run is not"):
+        short = case(library, data=lambda: Ends(9)(), **options).start(tmp_path / "a")
+    assert len(short.watch.losses) == 9
+    again = case(library, data=lambda: Ends(12)(), **options).start(tmp_path / "a")
+    assert [*again.watch.losses] == [(1, 3), (1, 4), (1, 5)]
+    for a, b in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_no_warning_in_an_ordinary_run(tmp_path):

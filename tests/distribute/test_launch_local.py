@@ -198,6 +198,18 @@ def test_a_chain_of_exceptions_is_shown_whole():
     assert words("before", *chain) == list(chain)
 
 
+def test_a_flood_is_not_printed_again():
+    """A worker's last output was reprinted as 1.3 MB."""
+    flood = words(HEAD, *("x" * 60_000 for _ in range(5000)), "ValueError: last")
+    assert len(flood) <= 101 and sum(map(len, flood)) < 110_000 and flood[-1] == "ValueError: last"
+    long = words(HEAD, *map(str, range(500)), "Error")
+    assert long[:2] == [HEAD, "0"] and long[20] == "  [402 lines left out]"
+    assert long[21:] == [*map(str, range(421, 500)), "Error"]
+    many = [line for _ in range(60) for line in (HEAD, "  File a", "AError", "", DURING, "")]
+    assert len(words(*many, HEAD, "  File b", "BError")) == 101
+    assert sum(map(len, words(*["y" * 60_000] * 30, stream="stdout"))) < 21_000
+
+
 def test_without_a_traceback_the_last_lines_are_shown():
     assert words(*map(str, range(100)), stream="stdout") == list(map(str, range(80, 100)))
     assert words() == []

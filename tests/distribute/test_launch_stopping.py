@@ -10,7 +10,10 @@ from launching import PATIENCE, alive, finish, launch, pids, script, start, unti
 
 from keras_efficient.distribute.launcher import supervisor, worker_group
 from keras_efficient.distribute.launcher.addresses import free_addresses
+from keras_efficient.distribute.launcher.console import Output
 from keras_efficient.distribute.launcher.job import Job
+from keras_efficient.distribute.launcher.process import Process
+from keras_efficient.distribute.launcher.signals import Signals
 from keras_efficient.distribute.launcher.worker import plan
 
 SLEEP = "ready(); time.sleep(600)"
@@ -67,7 +70,8 @@ def test_a_worker_killed_by_a_signal(tmp_path):
 def test_a_worker_that_is_done_stops_nobody(tmp_path):
     body = "meet()\nif task:\n    time.sleep(0.5)\n    print('later')"
     ended = launch("--workers", 2, script(tmp_path, body))
-    assert (ended.code, ended.lines(1), ended.err) == (0, ["later"], "")
+    assert (ended.code, ended.lines(1)) == (0, ["later"])
+    assert "stopping" not in ended.err
 
 
 def test_a_worker_that_ignores_sigterm_is_killed_after_the_grace(tmp_path):
@@ -185,13 +189,31 @@ def test_nohup_is_respected(tmp_path):
         assert finish(process).code == 0
 
 
-@pytest.mark.skipif("sys.platform != 'linux'", reason="only Linux kills orphans")
 def test_a_launcher_that_is_killed_leaves_nobody_behind(tmp_path):
-    with start("--workers", 2, script(tmp_path, STUBBORN)) as process:
+    """Neither the workers nor what they started or forked, as multiprocessing does."""
+    body = """
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+forked = os.fork() or time.sleep(600)
+(here / f"children{task}").write_text(f"{child.pid} {forked}")
+"""
+    with start("--workers", 2, script(tmp_path, body + STUBBORN)) as process:
         running = pids(tmp_path)
+        for worker in range(2):
+            running += map(int, (tmp_path / f"children{worker}").read_text().split())
         process.kill()
         process.wait()
-        until(lambda: not any(map(alive, running)), "a worker stayed behind")
+        until(lambda: not any(map(alive, running)), "a process stayed behind")
+
+
+def test_a_worker_that_ends_takes_its_guard_with_it(tmp_path):
+    """The guard kills a process group whose number may be used again later."""
+    output = Output(1)
+    (worker,) = plan(Job(program=("-c", "")), ["127.0.0.1:1"])
+    process = Process(worker, 1.0)
+    process.watch(output, worker_group.queue.SimpleQueue())
+    process.join()
+    assert process.code == 0
+    assert process._guard.returncode == -signal.SIGKILL
 
 
 # Restarts.
@@ -247,6 +269,30 @@ def test_a_crash_loop_is_left(tmp_path, monkeypatch, capsys, quick, started):
     assert code == 1
     assert printed.count("[worker 0] KeyError") == started
     assert ("not restarted: twice in a row the same error within" in printed) == bool(quick)
+
+
+def test_a_crash_loop_whose_last_line_changes_is_left_too(tmp_path, monkeypatch, capsys):
+    """It was started 20 times in a second. Later starts wait longer and longer."""
+    waits = []
+    monkeypatch.setattr(supervisor, "_wait", lambda seconds, signals: waits.append(seconds))
+    monkeypatch.setattr(supervisor, "_CRASH_LOOP_SECONDS", PATIENCE)
+    path = script(tmp_path, "raise KeyError(time.time())")
+    job = Job(program=(str(path),), max_restarts=20)
+    assert supervisor.run(job, lambda n: plan(job, free_addresses(1), restart=n)) == 1
+    printed = capsys.readouterr().err
+    assert waits == [0.0, 1.0, 2.0, 4.0]
+    assert "restart 2 of 20, worker 0 exited with 1; waiting 1 s" in printed
+    assert "not restarted: 5 times in a row a failure within" in printed
+    # Failures after a while are not a loop, and nobody waits.
+    assert [supervisor._seconds_to_wait(n) for n in (0, 1, 2, 7, 99)] == [0, 0, 1, 32, 60]
+
+
+def test_a_signal_ends_the_wait_before_a_restart():
+    signals = Signals()
+    signals.received = signal.SIGTERM
+    before = time.monotonic()
+    supervisor._wait(60.0, signals)
+    assert time.monotonic() - before < 30
 
 
 def test_without_restarts_a_failure_says_no_more(tmp_path):

@@ -1,8 +1,10 @@
 """The directory of a new version, which appears complete or not at all."""
 
+import errno
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import namedtuple
@@ -10,7 +12,12 @@ from collections import namedtuple
 import pytest
 
 from keras_efficient._errors import InputError
-from keras_efficient.exporters import _destination as destination, check_destination
+from keras_efficient.exporters import (
+    _archive as archive,
+    _destination as destination,
+    _partial as partial,
+    check_destination,
+)
 
 
 def names(folder):
@@ -139,18 +146,107 @@ def test_failing_rename_is_not_taken_for_a_race(tmp_path, monkeypatch):
 
 
 def test_killed_runs_are_cleaned_up_but_not_running_ones(tmp_path):
+    """Folders of versions, and files of archives that were being compressed."""
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    host = destination._host()
-    dead = f".1.partial-{host}-{child.pid}-0a0b"
-    alive = f".1.partial-{host}-{os.getpid()}-0a0b"
-    elsewhere = f".1.partial-other{host}-{child.pid}-0a0b"
-    refused = ".1.refused-0a0b"
-    for name in (dead, alive, elsewhere, refused):
+    host = partial._host()
+    dead, alive = f"partial-{host}-{child.pid}-0a0b", f"partial-{host}-{os.getpid()}-0a0b"
+    elsewhere = f"partial-other{host}-{child.pid}-0a0b"
+    kept = [".1.refused-0a0b", ".x.partial-a"]
+    for form in (".1.", ".2.tar.zst.", ".3.zip."):
+        for writer in (dead, alive, elsewhere):
+            if form == ".1.":
+                (tmp_path / (form + writer)).mkdir()
+                (tmp_path / (form + writer) / "file").write_text("")
+            else:
+                (tmp_path / (form + writer)).write_text("")
+        kept += [form + alive, form + elsewhere]
+    for name in kept[:2]:
         (tmp_path / name).mkdir()
     with destination.staged(tmp_path, tmp_path / "1"):
         pass
-    assert names(tmp_path) == sorted([alive, elsewhere, refused])
+    assert names(tmp_path) == sorted(kept)
+
+
+def test_a_number_of_a_process_that_is_used_again(tmp_path):
+    """A container that is restarted has its name, and often its process numbers, again."""
+    mine = tmp_path / f".1.partial-{partial._host()}-{os.getpid()}-0a0b"
+    mine.mkdir()
+    os.utime(mine, (1e9, 1e9))
+    partial.remove_abandoned(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_a_killed_compression_is_cleaned_up_by_the_next(tmp_path):
+    """Its file had another form of name, which no export removed."""
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "file").write_bytes(bytes(9))
+    child = os.fork()
+    if child == 0:
+        archive._publish = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+        archive.write_archive(tmp_path / "1")
+    os.waitpid(child, 0)
+    (left,) = set(names(tmp_path)) - {"1"}
+    assert re.fullmatch(r"\.1\.(tar\.zst|zip)\.partial-\w+-\d+-[0-9a-f]+", left)
+    path, _ = archive.write_archive(tmp_path / "1")
+    assert names(tmp_path) == ["1", path.name]
+
+
+HOSTILE = {
+    # TensorFlow loaded no SavedModel from a[1], and several folders' from a*.
+    **dict.fromkeys(("a[1]", "a[", "a*", "a?", "a\\b"), r"must not hold \*, \?, \[ or a backslash"),
+    **dict.fromkeys(("a\0b", "a\udcffb", "\ud800"), "must be UTF-8 text without a NUL"),
+    **dict.fromkeys(("a" * 256, "é" * 128, "a" * 256 + "/m/3"), "names of at most 255 bytes"),
+    "/".join(["a" * 200] * 25): "longest name has 200 bytes of",
+    "m/" + "9" * 19: "must be at most 9223372036854775807",
+    "m/" + "9" * 5000: "of 5000 digits",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_names_that_are_refused_before_any_work(name, tmp_path):
+    with pytest.raises(InputError, match=HOSTILE[name]):
+        check_destination(f"{tmp_path}/{name}")
+    assert names(tmp_path) == []
+
+
+def test_unusual_names_that_are_accepted(tmp_path):
+    for name in ("é" * 127, "a b", "a]", "{a,b}", "a\nb", "%20", "-x", "m/" + "9" * 18):
+        assert check_destination(tmp_path / name).is_relative_to(tmp_path)
+
+
+def test_errors_that_mean_a_full_disk():
+    full = OSError(errno.ENOSPC, "text")
+    outer = RuntimeError("failed")
+    outer.__cause__ = full
+    quota = RuntimeError("UNKNOWN: x; Disk quota exceeded")
+    for error in (full, outer, quota, RuntimeError("a; No space left on device")):
+        assert destination.is_full(error)
+    for error in (None, OSError(errno.EIO, "text"), RuntimeError("failed")):
+        assert not destination.is_full(error)
+
+
+def test_a_disk_that_becomes_full_keeps_nothing(tmp_path):
+    with (
+        pytest.raises(InputError, match=r"whose disk became full, .* Nothing was exported or kept"),
+        destination.staged(tmp_path / "a/m", tmp_path / "a/m/1") as staging,
+    ):
+        (staging.path / "file").write_text("x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert names(tmp_path) == []
+
+
+def test_an_archive_for_which_the_disk_is_too_small(tmp_path, monkeypatch):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "file").write_bytes(bytes(9))
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(archive, "_publish", full)
+    with pytest.raises(InputError, match=r"1 itself is complete and kept. Free some space"):
+        archive.write_archive(tmp_path / "1")
+    assert names(tmp_path) == ["1"]
 
 
 def test_refused_is_kept_aside(tmp_path):

@@ -21,6 +21,8 @@ class Job:
         gpus_per_worker: number of GPUs that each worker sees. Default: None, all of its machine.
         threads_per_worker: number of CPU threads of each worker's operations. Default: None,
             TensorFlow's choice, which is all cores of the machine for each worker.
+        join_timeout: seconds within which every worker on this machine must join the cluster, or
+            the job is stopped. Default: None, a warning after 30 seconds and at the end.
         log_dir: folder for one log file per worker and attempt. Default: None, no files.
 
     Raises:
@@ -34,6 +36,7 @@ class Job:
     gpus_per_worker: int | None = None
     threads_per_worker: int | None = None
     log_dir: Path | None = None
+    join_timeout: float | None = None
 
     def __post_init__(self):
         if not self.program or self.program == ("-m",):
@@ -43,6 +46,7 @@ class Job:
             )
         check_at_least("--max-restarts", self.max_restarts, 0)
         check_at_least("--grace", self.grace, 0)
+        check_at_least("--join-timeout", self.join_timeout, 1)
         check_at_least("--gpus-per-worker", self.gpus_per_worker, 0)
         check_at_least("--threads-per-worker", self.threads_per_worker, 1)
 

@@ -18,6 +18,9 @@ from keras_efficient.distribute.launcher.worker import Worker
 
 #: Longer lines are split, so that a line without an end cannot fill the memory.
 _MAX_LINE_BYTES = 1 << 16
+#: Waits for the end of its input, which comes when the launcher ends, and then kills the process
+#: group given. A killed launcher cannot do it, and the kernel kills the worker alone.
+_GUARD = 'read -r line; kill -s KILL -- "-$1" 2>/dev/null'
 #: Seconds to wait for the remaining output of a worker that has ended. Only a process that left the
 #: worker's process group can keep the output open.
 _DRAIN_SECONDS = 5.0
@@ -26,8 +29,8 @@ _DRAIN_SECONDS = 5.0
 class Process:
     """A running worker, in a session of its own so that its children are stopped with it.
 
-    On Linux the kernel kills the worker if the launcher is killed. On other systems it keeps
-    running.
+    If the launcher is killed, so is the worker, by the kernel on Linux and by a guard process
+    everywhere, which also kills the worker's children.
 
     Args:
         worker: `Worker`.
@@ -66,7 +69,18 @@ class Process:
         except BaseException:
             self._close_log()
             raise
+        try:
+            self._guard = _start_guard(self._process.pid)
+        except BaseException:
+            self._signal_group(signal.SIGKILL)
+            self._close_log()
+            raise
         self._threads = []
+
+    @property
+    def pid(self) -> int:
+        """Number of the worker's process, or of its ssh client."""
+        return self._process.pid
 
     @property
     def running(self) -> bool:
@@ -120,6 +134,8 @@ class Process:
         self.seconds = time.monotonic() - self.started
         # End its children too, so that they close the output.
         self._signal_group(signal.SIGKILL)
+        self._guard.kill()
+        self._guard.communicate()
         self.by_signal = code < 0
         self.code = 128 - code if code < 0 else code
         # Reported immediately: which worker failed first is a matter of milliseconds.
@@ -141,3 +157,14 @@ class Process:
     def _close_log(self):
         if self._log:
             self._log.close()
+
+
+def _start_guard(group):
+    # In a session of its own, so that Ctrl-C does not end it before the launcher.
+    return subprocess.Popen(
+        ["/bin/sh", "-c", _GUARD, "sh", str(group)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )

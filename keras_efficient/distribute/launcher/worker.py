@@ -27,6 +27,12 @@ class Worker:
     host: str | None = None
     cores: tuple[int, ...] | None = None
 
+    @property
+    def port(self) -> int:
+        """The port at which the others reach this worker."""
+        cluster = json.loads(self.variables["TF_CONFIG"])["cluster"]
+        return int(cluster["worker"][self.index].rpartition(":")[2])
+
 
 def plan(
     job: Job, addresses: Sequence[str], hosts: Sequence[str | None] | None = None, restart: int = 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from keras_efficient.distribute.launcher.console import Output
 from keras_efficient.distribute.launcher.job import Job
+from keras_efficient.distribute.launcher.join_watch import NOTICE_SECONDS, JoinWatch
 from keras_efficient.distribute.launcher.process import Process
 from keras_efficient.distribute.launcher.signals import Signals
 from keras_efficient.distribute.launcher.worker import Worker
@@ -25,10 +26,14 @@ class Attempt:
     Attributes:
         processes: each worker's `Process`.
         failed: the first process that ended with a nonzero exit code, or None.
+        alone: indices of the workers that never joined the cluster.
+        stopped: whether the job was stopped because of them.
     """
 
     processes: list[Process] = field(default_factory=list)
     failed: Process | None = None
+    alone: list[int] = field(default_factory=list)
+    stopped: bool = False
 
 
 def log_file(job: Job, index: int, restart: int) -> Path | None:
@@ -69,6 +74,7 @@ def run_attempt(
 
 def _watch(attempt, job, signals, ended, output):
     kill_at = abandon_at = None
+    joining = JoinWatch(attempt.processes, job.join_timeout or NOTICE_SECONDS)
     # Counted as they are taken from the queue, because a process that has ended may have failed.
     awaited = len(attempt.processes)
     while awaited:
@@ -78,7 +84,10 @@ def _watch(attempt, job, signals, ended, output):
         except queue.Empty:
             process = None
         now = time.monotonic()
-        if process is not None and process.code and attempt.failed is None and not signals.received:
+        joining.look()
+        attempt.alone = joining.alone
+        stopping = signals.received or attempt.stopped
+        if process is not None and process.code and attempt.failed is None and not stopping:
             attempt.failed = process
             others = _numbers(p for p in attempt.processes if p.running)
             if others:
@@ -86,7 +95,10 @@ def _watch(attempt, job, signals, ended, output):
                     f"worker {process.worker.index} {describe_end(process)}; stopping {others} "
                     f"({job.grace:g} s until they are killed)"
                 )
-        if kill_at is None and (attempt.failed or signals.received):
+        if kill_at is None and awaited and (overdue := joining.overdue()):
+            attempt.stopped = job.join_timeout is not None
+            output.note(_describe_alone(overdue, joining.seconds, stopped=attempt.stopped))
+        if kill_at is None and (attempt.failed or signals.received or attempt.stopped):
             others = _numbers(p for p in attempt.processes if p.running)
             if signals.received and others:
                 output.note(
@@ -106,6 +118,17 @@ def _watch(attempt, job, signals, ended, output):
             for process in attempt.processes:
                 process.abandon()
             abandon_at = now + _KILL_SECONDS
+
+
+def _describe_alone(indices, seconds, *, stopped):
+    who = f"worker{'s' * (len(indices) > 1)} {', '.join(map(str, indices))}"
+    text = f"{who} {'have' if len(indices) > 1 else 'has'} not joined the cluster for"
+    if stopped:
+        return f"{text} {seconds:g} s, the limit of --join-timeout; stopping all workers"
+    return (
+        f"{text} {seconds:g} s. If the script never does, each worker trains a model of its own, "
+        "and all write the same files: make the model in the scope of ke.strategy('auto')"
+    )
 
 
 def _signal(processes, number):
