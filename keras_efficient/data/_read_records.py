@@ -221,6 +221,15 @@ def _column(name: str, columns: list[str], where: str) -> int:
     folded = {column.strip().lower(): column for column in reversed(columns)}
     near = difflib.get_close_matches(name.lower(), folded, n=1)
     hint = f"Did you mean {folded[near[0]]!r}?" if near else "Pass the name of the right one."
+    others = [delimiter for delimiter in ";\t,|" if delimiter in columns[0]]
+    if len(columns) == 1 and others:
+        # Spreadsheets write semicolons where the comma is the decimal mark.
+        needed = {",": ".csv", "\t": ".tsv"}.get(others[0])
+        rename = f", or rename it to {needed}" if needed else ""
+        hint = (
+            f"The columns seem to be separated by {others[0]!r}. Save the file with the delimiter "
+            f"of its suffix{rename}."
+        )
     raise InputError(
         f"There must be a column {name!r}. Received: {shown} ({where}). {hint} "
         "The arguments are `text_column` and `label_column`."
