@@ -256,7 +256,7 @@ def _warnings(report):
         yield (
             f"The accuracy, {report.accuracy:.2%}, is not above the majority baseline, "
             f"{report.majority_baseline:.2%}: always answering {_short(report.majority_class)!r} "
-            "is as good. Train longer, with another learning rate or with class weights."
+            "is at least as good. Train longer, with another learning rate or with class weights."
         )
 
 
