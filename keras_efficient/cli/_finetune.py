@@ -16,8 +16,8 @@ import keras_efficient as ke
 from keras_efficient._errors import InputError, listed
 from keras_efficient.cli._finetune_display import Plan, result_table, tiles
 
-#: Values of --metric.
-METRICS = ("macro_f1", "accuracy", "loss")
+#: Values of --metric, and their names for readers; the first one is the default.
+METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "loss": "loss"}
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,9 @@ class Settings:
         return self.validation if self.validation < 1 else int(self.validation)
 
     @property
-    def monitor(self) -> str | None:
-        """The value in the epochs' logs by which the best epoch is found; None for the last one."""
-        metric = self.metric or (None if self.patience is None else METRICS[0])
-        return None if metric is None else f"val_{metric}"
+    def selection(self) -> str | None:
+        """The metric by which the best epoch is found; None for the last epoch."""
+        return self.metric or (None if self.patience is None else next(iter(METRICS)))
 
 
 def run(settings: Settings):
@@ -167,7 +166,7 @@ def run(settings: Settings):
             "precision": precision.policy,
             "seed": settings.seed,
             "class_weights": settings.class_weights,
-            "metric": settings.monitor,
+            "metric": settings.selection,
             "patience": settings.patience,
         },
         overwrite=not settings.resume,
@@ -230,7 +229,10 @@ def run(settings: Settings):
                 "precision": precision.policy,
             }
             if best is not None:
-                facts |= {"selected_by": settings.monitor, "best_epoch": best.best_epoch + 1}
+                facts |= {
+                    "selected_by": f"{METRICS[settings.selection]} on the held-out rows",
+                    "best_epoch": best.best_epoch + 1,
+                }
             if settings.quantize is None:
                 facts |= {"accuracy": found.accuracy, "classification": found}
             report = ke.export(
@@ -342,11 +344,11 @@ def _class_weights(settings, train):
 
 def _best_epoch(flavor, settings):
     """Return the library's `EarlyStopping`, which also keeps the best weights, or None."""
-    if settings.monitor is None:
+    if settings.selection is None:
         return None
     return flavor.keras.callbacks.EarlyStopping(
-        monitor=settings.monitor,
-        mode="min" if settings.monitor == "val_loss" else "max",
+        monitor=f"val_{settings.selection}",
+        mode="min" if settings.selection == "loss" else "max",
         patience=settings.patience or settings.epochs,
         restore_best_weights=True,
     )

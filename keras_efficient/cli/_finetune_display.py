@@ -47,8 +47,8 @@ class Plan:
         if cut:
             more = f" (--max-length may be up to {self.longest})"
             rows["cut texts"] = "; ".join(cut) + more * (self.longest > settings.max_length)
-        if settings.monitor is not None:
-            rows["weights"] = f"of the epoch with the best {settings.monitor}"
+        if settings.selection is not None:
+            rows["weights"] = f"of the epoch with the best {settings.selection.replace('_f', '-F')}"
             if settings.patience is not None:
                 epochs = "1 epoch" if settings.patience == 1 else f"{settings.patience} epochs"
                 rows["weights"] += f"; stops after {epochs} without a better one"

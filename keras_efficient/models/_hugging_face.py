@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from keras_efficient._errors import InputError
+from keras_efficient._errors import InputError, shortened
 from keras_efficient.data._tokenizer import HUGGING_FACE, Tokenizer
 from keras_efficient.dtype_policies._keep_float32 import keep_float32
 from keras_efficient.flavor._typing import Model
@@ -33,8 +33,8 @@ def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Mod
     except (ValueError, KeyError, OSError) as error:
         raise InputError(
             f"The model must be one for which transformers has a TensorFlow classifier. Received: "
-            f"{describe(source)}, for which it reports: {str(error).strip()[:400]}. Check the "
-            "spelling of a hub name and the network, or try library='keras'."
+            f"{describe(source)}, for which it reports: {shortened(str(error)).rstrip('.')}. "
+            "Check the spelling of a hub name and the network, or try library='keras'."
         ) from error
     head = model.classifier if hasattr(model, "classifier") else model.score
     head = getattr(head, "out_proj", head)
