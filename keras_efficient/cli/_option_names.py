@@ -47,7 +47,7 @@ def with_option_names(message: str, names: dict[str, str]) -> str:
     argument = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
     message = re.sub(rf"`({argument})`", lambda match: names[match[1]], message)
     return re.sub(
-        rf"(?<![\w`./-])({argument})=('[^']*'|\"[^\"]*\"|[\w.+-]*\w)",
+        rf"(?<![\w`./-])({argument})=(?!None\b)('[^']*'|\"[^\"]*\"|[\w.+-]*\w)",
         lambda match: f"{names[match[1]]} {match[2].strip(chr(39) + chr(34))}",
         message,
     )

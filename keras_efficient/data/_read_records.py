@@ -63,7 +63,8 @@ def read_records(
     if text_column == label_column:
         raise InputError(
             "`text_column` and `label_column` must differ. Received: "
-            f"{text_column!r} for both. Name the column of each, or label_column=None."
+            f"{text_column!r} for both. Name the column of each; in Python, label_column=None "
+            "reads no labels."
         )
     content = _content(path)
     if suffix in _DELIMITERS:

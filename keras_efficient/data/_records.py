@@ -373,7 +373,7 @@ def label_name(label: Any, where: str) -> str:
     if not name:
         raise InputError(
             f"Each text needs a label. Received: {label!r} ({where}). Fill it in, or remove the "
-            "row; for data without labels pass label_column=None."
+            "row; in Python, label_column=None reads no labels."
         )
     return name
 

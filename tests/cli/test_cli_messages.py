@@ -35,6 +35,7 @@ COMMAND = typer.main.get_command(_app.app)
         # What is no argument of this command stays.
         ("predict", "`max_length` and `ke.export`", "`max_length` and `ke.export`"),
         ("finetune", "a file in /a/library=b/data=c", "a file in /a/library=b/data=c"),
+        ("finetune", "in Python, label_column=None reads", "in Python, label_column=None reads"),
         ("no_command", "`data` must", "`data` must"),
     ],
 )
