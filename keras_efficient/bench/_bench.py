@@ -221,8 +221,8 @@ def _evaluation(process, examples, folder):
         with np.load(outputs) as file:
             scores.append(scores_of({name: file[name] for name in file}))
     scores = np.concatenate(scores)
-    classes = max(scores.shape[1], 2, int(labels.max()) + 1)
-    return classification_report(labels, predicted_classes(scores), range(classes))
+    classes = range(max(scores.shape[1], 2, int(labels.max()) + 1))
+    return classification_report(labels, predicted_classes(scores), list(map(str, classes)))
 
 
 def _served_bytes(path):

@@ -230,7 +230,7 @@ def run(settings: Settings):
             }
             if best is not None:
                 facts |= {
-                    "selected_by": f"{METRICS[settings.selection]} on the held-out rows",
+                    "selected_by": f"{METRICS.get(settings.selection)} on the held-out rows",
                     "best_epoch": best.best_epoch + 1,
                 }
             if settings.quantize is None:
@@ -256,7 +256,7 @@ def run(settings: Settings):
         _print_how_to_resume(console, resume)
         raise typer.Exit(ke.checkpoint.EXIT_PREEMPTED) from None
     shutil.rmtree(directory, ignore_errors=True)
-    if settings.quantize is not None:
+    if settings.quantize is not None and report.classification is not None:
         found = ke.metrics.ClassificationReport.from_dict(report.classification)
     page = ke.exporters.write_html_report(
         report.directory / "report.html",

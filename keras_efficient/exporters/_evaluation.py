@@ -132,7 +132,7 @@ def check_drop(in_memory, served, batches, max_drop: float, label_names=None) ->
         classes = [predicted_classes(x) for x in scores]
     count = max(scores[0].shape[1], 2, int(labels.max()) + 1)
     if label_names is None or len(label_names) < count:
-        label_names = range(count)
+        label_names = list(map(str, range(count)))
     memory, report = (
         classification_report(labels, x, label_names, sample_weight=weights) for x in classes
     )

@@ -194,7 +194,7 @@ def check_facts(facts) -> dict:
 
 def _plain(value):
     if isinstance(value, ClassificationReport):
-        value = value.to_dict()
+        return _plain(value.to_dict())
     if hasattr(value, "tolist"):  # NumPy scalars and arrays
         value = value.tolist()
     if isinstance(value, float) and not math.isfinite(value):

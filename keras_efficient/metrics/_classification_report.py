@@ -4,7 +4,7 @@ import dataclasses
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -82,18 +82,17 @@ class ClassificationReport:
         from rich.console import Group
         from rich.text import Text
 
-        lines = [
+        lines: list[Any] = [
             Text(f"Evaluation on {self.examples:,} examples", style="bold"),
             Text(
                 f"  accuracy {self.accuracy:.2%}, majority baseline {self.majority_baseline:.2%} "
                 f"(always {_short(self.majority_class)!r}), macro-F1 {self.macro_f1:.4f}"
             ),
         ]
-        for table in (self._class_table(), self._confusion_table()):
+        for title, table in (self._class_table(), self._confusion_table()):
             if table is not None:
-                # A title of its own would be wrapped to the width of the table.
-                lines += [Text(""), Text(table.caption, style="italic"), table]
-                table.caption = None
+                # Not the table's title, which would be wrapped to its width.
+                lines += [Text(""), Text(title, style="italic"), table]
         lines += [Text(f"Warning: {text}", style="bold yellow") for text in self.warnings]
         return Group(*lines)
 
@@ -109,27 +108,28 @@ class ClassificationReport:
         title = "Per class"
         if len(shown) < len(self.classes):
             title += f" ({len(shown)} of {len(self.classes):,}, lowest F1 first)"
-        table = _table(title, ["class"], ["precision", "recall", "F1", "examples", "predicted"])
+        table = _table(["class"], ["precision", "recall", "F1", "examples", "predicted"])
         for entry in shown:
             scores = (f"{entry[name]:.3f}" for name in ("precision", "recall", "f1"))
             counts = (_count(entry[name]) for name in ("examples", "predicted"))
             table.add_row(_text(entry["label"]), *scores, *counts)
-        return table
+        return title, table
 
     def _confusion_table(self):
         if self.confusion is not None and len(self.classes) <= _COLUMNS:
             names = [c["label"] for c in self.classes]
-            table = _table("Confusion matrix (columns: predicted)", ["true class"], names, 9)
+            table = _table(["true class"], names, 9)
             for name, row in zip(names, self.confusion, strict=True):
                 table.add_row(_text(name), *map(_count, row))
-            return table
+            return "Confusion matrix (columns: predicted)", table
+        title = "Most frequent mistakes"
         if not self.mistakes:
-            return None
-        table = _table("Most frequent mistakes", ["true class", "predicted"], ["examples"])
+            return title, None
+        table = _table(["true class", "predicted"], ["examples"])
         for mistake in self.mistakes[:10]:
             names = (_text(mistake[name]) for name in ("label", "predicted"))
             table.add_row(*names, _count(mistake["count"]))
-        return table
+        return title, table
 
 
 def classification_report(
@@ -167,7 +167,7 @@ def classification_report(
         `sklearn.metrics.classification_report` and `sklearn.dummy.DummyClassifier`, whose strategy
         "most_frequent" is the baseline.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    from sklearn import metrics
 
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     weights = np.ones(len(labels), int) if sample_weight is None else np.asarray(sample_weight)
@@ -186,9 +186,11 @@ def classification_report(
         )
     names = [str(name) for name in (range(count) if label_names is None else label_names)]
     every = list(range(count))
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        labels, predictions, labels=every, sample_weight=weights, zero_division=0
+    options: dict[str, Any] = {"labels": every, "sample_weight": weights}
+    scores: Any = metrics.precision_recall_fscore_support(
+        labels, predictions, **options, zero_division=cast(Any, 0)
     )
+    precision, recall, f1, _ = scores
     present, predicted = (
         np.bincount(x, weights=weights, minlength=count).astype(weights.dtype)
         for x in (labels, predictions)
@@ -198,7 +200,7 @@ def classification_report(
     accuracy = float(weights[labels == predictions].sum() / total)
     confusion = None
     if count <= _MOST_CLASSES:
-        matrix = confusion_matrix(labels, predictions, labels=every, sample_weight=weights)
+        matrix = metrics.confusion_matrix(labels, predictions, **options)
         confusion = tuple(map(tuple, matrix.tolist()))
     occurs = (present > 0) | (predicted > 0)
     report = ClassificationReport(
@@ -260,11 +262,11 @@ def _warnings(report):
         )
 
 
-def _table(title, left, right, width=None):
+def _table(left, right, width=None):
     from rich import box
     from rich.table import Table
 
-    table = Table(caption=title, box=box.SIMPLE_HEAD, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for name in left:
         # Folded, since long names may differ at their ends only.
         table.add_column(name, max_width=_NAME, overflow="fold")
