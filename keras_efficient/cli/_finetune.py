@@ -228,9 +228,9 @@ def run(settings: Settings):
                 "data_fingerprint": train.fingerprint,
                 "precision": precision.policy,
             }
-            if best is not None:
+            if best is not None and settings.selection is not None:
                 facts |= {
-                    "selected_by": f"{METRICS.get(settings.selection)} on the held-out rows",
+                    "selected_by": f"{METRICS[settings.selection]} on the held-out rows",
                     "best_epoch": best.best_epoch + 1,
                 }
             if settings.quantize is None:
