@@ -134,7 +134,7 @@ def run(settings: Settings):
             validation, tokenizer, batch_size=64, max_length=settings.max_length
         )
         in_graph = _runs_in_graph(tokenizer, console)
-        # What the export will need: a run must not fail at its end. The tokenizer was checked above,
+        # What the export will need: a run must not fail at its end. The tokenizer was checked,
         # and tracing its graph once more would take seconds.
         ke.exporters.check_export(
             model,
