@@ -85,8 +85,8 @@ def many(method, wanted, limit, epochs):
 
     precision = ke.mixed_precision("auto")
     records = ke.data.read_records(ke.data.demo_reviews())
-    records, test = ke.data.split(records, validation=TEST)
-    records, validation = ke.data.split(records, validation=VALIDATION)
+    records, test = ke.data.split(records, validation=TEST, stratify=False)
+    records, validation = ke.data.split(records, validation=VALIDATION, stratify=False)
     train = records.take(range(min(limit, len(records))))
     model, tokenizer = ke.models.load(ke.data.demo_model(), library="keras")
     flavor = ke.flavor.of(model)

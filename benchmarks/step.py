@@ -173,7 +173,9 @@ def wire(library, ks):
     tf.config.set_logical_device_configuration(cpu, halves)
     import keras_efficient as ke
 
-    records, _ = ke.data.split(ke.data.read_records(ke.data.demo_reviews()), validation=1605)
+    records, _ = ke.data.split(
+        ke.data.read_records(ke.data.demo_reviews()), validation=1605, stratify=False
+    )
     _, tokenizer = ke.models.load(ke.data.demo_model(), library=library)
     strategy, calls, result = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), [], {}
     # Every all-reduce of this strategy passes here, with a list of (values of the replicas, ...).

@@ -9,6 +9,7 @@ from . import (
     exporters as exporters,
     flavor as flavor,
     layers as layers,
+    metrics as metrics,
     models as models,
     optimizers as optimizers,
     parametrize as parametrize,

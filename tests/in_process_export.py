@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_efficient.exporters import _export as export_module
-from keras_efficient.exporters._evaluation import scores_of
+from keras_efficient.metrics import scores_of
 
 
 def serve_here(monkeypatch):

@@ -46,6 +46,7 @@ LAYERS = {
     "runtime": set(),
     "data": set(),
     "layers": set(),
+    "metrics": set(),
     "distribute": set(),
     "dtype_policies": set(),
     "models": {"data", "dtype_policies"},
@@ -64,6 +65,7 @@ LAYERS = {
         "compression",
         "data",
         "distribute",
+        "metrics",
         "models",
         "parametrize",
         "peft",
@@ -72,7 +74,7 @@ LAYERS = {
     },
     "versions": {"exporters"},
     "serving": {"exporters", "runtime", "versions"},
-    "bench": {"exporters", "runtime", "serving", "versions"},
+    "bench": {"exporters", "metrics", "runtime", "serving", "versions"},
 }
 LAYERS["cli"] = {*LAYERS}
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficient._errors import InputError
+from keras_efficient._errors import InputError, shortened
 from keras_efficient.bench._bench_report import BenchReport
 from keras_efficient.bench._inputs import load_examples, resolve_shapes, synthetic_inputs
 from keras_efficient.exporters._manifest import MANIFEST
+from keras_efficient.metrics import classification_report, predicted_classes, scores_of
 from keras_efficient.runtime._model_process import ModelProcess, ModelProcessError
 from keras_efficient.serving._check_graph import check_graph
 from keras_efficient.versions._check_manifest import check_manifest
@@ -86,7 +87,7 @@ def bench(
     _validate(batches, lengths, threads, seconds, vocabulary)
     found = {name: _find(path) for name, path in _by_name(targets).items()}
     examples = None if data is None else load_examples(data)
-    times, accuracy = {name: {} for name in found}, {}
+    times, evaluations = {name: {} for name in found}, {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="keras_efficient-")))
         processes: dict[str, ModelProcess] = {}
@@ -97,7 +98,7 @@ def bench(
         if examples is not None:
             for name, process in processes.items():
                 with _failure_as_input_error(found[name][0]):
-                    accuracy[name] = _accuracy(process, examples, folder)
+                    evaluations[name] = _evaluation(process, examples, folder).to_dict()
         for turn in range(_ROUNDS):
             for case, files in cases.items():
                 # The order rotates, so that no target always runs after the same one.
@@ -117,7 +118,8 @@ def bench(
                 "path": str(path),
                 "kind": kind,
                 "bytes": _served_bytes(path),
-                "accuracy": accuracy.get(name),
+                "accuracy": evaluations.get(name, {}).get("accuracy"),
+                "evaluation": evaluations.get(name),
                 "cases": {case: _statistics(t, sizes[case]) for case, t in times[name].items()},
             }
             for name, (path, kind) in found.items()
@@ -183,7 +185,7 @@ def _failure_as_input_error(path):
     except ModelProcessError as error:
         raise InputError(
             "A target must load and run in a process without Keras. Received: "
-            f"{path}, whose process said: {str(error)[:500]}"
+            f"{path}, whose process said: {shortened(str(error))}"
         ) from error
 
 
@@ -208,24 +210,19 @@ def _write_inputs(found, processes, batches, lengths, vocabulary, inputs, folder
     return cases
 
 
-def _accuracy(process, examples, folder):
-    """Return the share of examples whose largest score is at their label."""
-    labels, correct = examples["labels"], 0
+def _evaluation(process, examples, folder):
+    """Return the `ClassificationReport` of a target on labelled examples."""
+    labels, scores = examples["labels"], []
     inputs, outputs = folder / "inputs.npz", folder / "outputs.npz"
     for start in range(0, len(labels), _BATCH):
         rows = slice(start, start + _BATCH)
         np.savez(inputs, **{k: v[rows] for k, v in examples.items() if k != "labels"})
         process.ask(run=str(inputs), to=str(outputs))
         with np.load(outputs) as file:
-            names = [n for n in ("logits", "probabilities") if n in file] or list(file)
-            scores = file[names[0]]
-        if len(names) != 1 or scores.ndim != 2:
-            raise InputError(
-                "Accuracy needs one output [examples, classes], or one called logits. Received: "
-                f"{process.outputs}. Leave the data out."
-            )
-        correct += int((scores.argmax(-1) == labels[rows]).sum())
-    return correct / len(labels)
+            scores.append(scores_of({name: file[name] for name in file}))
+    scores = np.concatenate(scores)
+    classes = range(max(scores.shape[1], 2, int(labels.max()) + 1))
+    return classification_report(labels, predicted_classes(scores), list(map(str, classes)))
 
 
 def _served_bytes(path):

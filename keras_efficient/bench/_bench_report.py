@@ -17,9 +17,10 @@ class BenchReport:
         threads: int, threads within one operation.
         targets: {name: facts}, where facts are "path"; "kind" ("saved_model", "litert" or "onnx");
             "bytes", the size of the files that a server loads; "accuracy" from 0 to 1, or None;
-            and "cases", which is {"batch B, length N": figures}. Figures are the latencies
-            "median_ms" and "p95_ms" in milliseconds, "examples_per_second" at the median, and
-            "calls", the number of calls timed.
+            "evaluation", the dict of a `ke.metrics.ClassificationReport`, or None; and "cases",
+            which is {"batch B, length N": figures}. Figures are the latencies "median_ms" and
+            "p95_ms" in milliseconds, "examples_per_second" at the median, and "calls", the number
+            of calls timed.
 
     Examples:
         >>> from keras_efficient.bench import BenchReport
@@ -64,34 +65,71 @@ class BenchReport:
         }
 
     def table(self) -> Any:
-        """Return a `rich.table.Table` with a section for each case and a row for each target."""
+        """Return a rich renderable for 80 columns: latencies by case, and the models.
+
+        The latencies have a section for each case and a row for each target. A second table has
+        size, accuracy and macro-F1, the majority baseline, and warnings of useless predictions.
+        """
+        from rich import box
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         first = next(iter(self.targets))
         ratios = self.speedup(first)
+        shown = _without_common_folder(list(self.targets))
         counts = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        table = Table(title=f"Latency on this machine's CPU, {counts}", title_justify="left")
-        table.add_column("")
+        table = Table(
+            title=f"Latency on this machine's CPU, {counts}",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+        )
         table.add_column("", overflow="fold")
-        for name in ("median ms", "p95 ms", "examples/s", "faster", "MB", "accuracy"):
+        for name in ("median ms", "p95 ms", "examples/s", "faster"):
             table.add_column(name, justify="right", no_wrap=True)
         for case in self.targets[first]["cases"]:
+            table.add_row(Text(case, style="bold"))
             for name, target in self.targets.items():
-                figures, accuracy = target["cases"][case], target["accuracy"]
+                figures = target["cases"][case]
                 table.add_row(
-                    case if name == first else "",
                     # Text does not interpret markup in a name.
-                    Text(name),
+                    Text(f"  {shown[name]}"),
                     f"{figures['median_ms']:.2f}",
                     f"{figures['p95_ms']:.2f}",
                     f"{figures['examples_per_second']:,.1f}",
                     f"{ratios[name][case]:.2f}x",
-                    f"{target['bytes'] / 1e6:,.2f}",
-                    "" if accuracy is None else f"{accuracy:.2%}",
                 )
             table.add_section()
-        return table
+        return Group(table, *self._models(shown))
+
+    def _models(self, shown):
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        reports = {name: target.get("evaluation") for name, target in self.targets.items()}
+        measured = [target["accuracy"] is not None for target in self.targets.values()]
+        columns = ["MB", *(["accuracy", "macro-F1"] if any(measured) else [])]
+        table = Table(title="Models", title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column("", overflow="fold")
+        for name in columns:
+            table.add_column(name, justify="right", no_wrap=True)
+        for name, target in self.targets.items():
+            accuracy, report = target["accuracy"], reports[name]
+            scores = ["" if accuracy is None else f"{accuracy:.2%}"]
+            scores.append("" if report is None else f"{report['macro_f1']:.4f}")
+            cells = [f"{target['bytes'] / 1e6:,.2f}", *scores]
+            table.add_row(Text(shown[name]), *cells[: len(columns)])
+        yield table
+        found = [report for report in reports.values() if report is not None]
+        if found:
+            yield Text(
+                f"Majority baseline on the {found[0]['examples']:,} examples: "
+                f"{found[0]['majority_baseline']:.2%}"
+            )
+        for name, report in reports.items():
+            for warning in () if report is None else report["warnings"]:
+                yield Text(f"Warning, {shown[name]}: {warning}", style="bold yellow")
 
     def plot(self, path: str | os.PathLike) -> None:
         """Draw the latencies into an image file, with a panel for each case.
@@ -161,3 +199,13 @@ class BenchReport:
             ) from error
         finally:
             pyplot.close(figure)
+
+
+def _without_common_folder(names: list[str]) -> dict[str, str]:
+    """Return each name without the folders that all of them begin with."""
+    folders = [os.path.dirname(name) for name in names]
+    try:
+        common = os.path.commonpath(folders) if len(names) > 1 else ""
+    except ValueError:  # Absolute and relative ones.
+        common = ""
+    return {name: os.path.relpath(name, common) if common else name for name in names}

@@ -11,6 +11,7 @@ from ._gradient_norm import GradientNorm as GradientNorm
 from ._gradual_unfreezing import GradualUnfreezing as GradualUnfreezing
 from ._loss_scale import LossScale as LossScale
 from ._progress import Progress as Progress, progress_bar as progress_bar
+from ._progress_lines import ProgressLines as ProgressLines
 from ._resume import Resume as Resume
 from ._run_log import RunLog as RunLog
 from ._throughput import Throughput as Throughput

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from keras_efficient import __version__
 from keras_efficient._errors import InputError, VerificationError
+from keras_efficient.cli._option_names import option_names, with_option_names
 from keras_efficient.cli._passthrough_command import PassthroughCommand
 from keras_efficient.cli._printable import printable
 
@@ -56,6 +57,12 @@ MaxLength = Annotated[int, typer.Option(help="Truncate texts to this many tokens
 Seed = Annotated[int, typer.Option(help="Seed of the split, the shuffling and dropout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything without training.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")]
+Quantize = Annotated[
+    str | None, typer.Option(help="Export as int8, int8-weights or bfloat16; default: float32.")
+]
+LogSeconds = Annotated[
+    float, typer.Option(help="Time between lines of progress if output is not a terminal.")
+]
 
 
 @app.command()
@@ -79,7 +86,22 @@ def finetune(
     learning_rate: LearningRate = 5e-5,
     precision: Precision = "auto",
     max_length: MaxLength = 128,
+    class_weights: Annotated[
+        str | None, typer.Option(help="balanced: rare classes weigh more in the loss.")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep the best epoch by macro_f1, accuracy or loss; default: the last epoch, "
+            "with --patience macro_f1."
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after this many epochs without a better --metric.")
+    ] = None,
+    quantize: Quantize = None,
     seed: Seed = 0,
+    log_seconds: LogSeconds = 30.0,
     dry_run: DryRun = False,
     resume: Resume = False,
 ):
@@ -100,7 +122,9 @@ def demo(
     microbatch_size: MicrobatchSize = None,
     learning_rate: LearningRate = 1e-4,
     precision: Precision = "auto",
+    quantize: Quantize = None,
     seed: Seed = 0,
+    log_seconds: LogSeconds = 30.0,
     dry_run: DryRun = False,
     resume: Resume = False,
 ):
@@ -126,7 +150,12 @@ def demo(
             learning_rate=learning_rate,
             precision=precision,
             max_length=128,
+            class_weights=None,
+            metric=None,
+            patience=None,
+            quantize=quantize,
             seed=seed,
+            log_seconds=log_seconds,
             dry_run=dry_run,
             resume=resume,
         )
@@ -282,9 +311,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = command.main(arguments, standalone_mode=False)
     except (InputError, VerificationError) as error:
+        words = sys.argv[1:] if arguments is None else arguments
         # A message may quote names from a model or a file.
-        message = escape(printable(str(error)))
-        console.print(f"[bold red]Error:[/] {message}", highlight=False, soft_wrap=True)
+        message = printable(with_option_names(str(error), option_names(command, words)))
+        console.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
         code = 2 if isinstance(error, InputError) else 1
     except Exception as error:
         # Usage errors of typer have these attributes; anything else is a bug.

@@ -8,14 +8,16 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 import keras_efficient as ke
-from keras_efficient._errors import InputError
-from keras_efficient.cli._printable import printable
+from keras_efficient._errors import InputError, listed
+from keras_efficient.cli._finetune_display import Plan, result_table, tiles
+
+#: Values of --metric, and their names for readers; the first one is the default.
+METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "loss": "loss"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Settings:
     seed: int
     dry_run: bool
     resume: bool
+    class_weights: str | None = None
+    metric: str | None = None
+    patience: int | None = None
+    quantize: str | None = None
+    log_seconds: float = 30.0
 
     @classmethod
     def names(cls) -> set[str]:
@@ -49,13 +56,28 @@ class Settings:
         from keras_efficient.dtype_policies._mixed_precision import POLICIES
         from keras_efficient.flavor import LIBRARIES
 
-        for name, choices in (("library", LIBRARIES), ("precision", ("auto", *POLICIES))):
+        for name, choices in (
+            ("library", LIBRARIES),
+            ("precision", ("auto", *POLICIES)),
+            ("class_weights", (None, "balanced")),
+            ("metric", (None, *METRICS)),
+            ("quantize", (None, "int8", "int8-weights", "bfloat16")),
+        ):
             value = getattr(self, name)
             if value not in choices:
                 raise InputError(
-                    f"--{name} must be one of {', '.join(choices)}. Received: {value!r}."
+                    f"--{name.replace('_', '-')} must be one of "
+                    f"{', '.join(c for c in choices if c)}. Received: {value!r}."
                 )
-        for name in ("epochs", "batch_size", "microbatch_size", "learning_rate", "validation"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "microbatch_size",
+            "learning_rate",
+            "validation",
+            "patience",
+            "log_seconds",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(
@@ -73,6 +95,11 @@ class Settings:
     def validation_size(self) -> float | int:
         """`validation` as `ke.data.split` takes it: a share below 1, or a number of rows."""
         return self.validation if self.validation < 1 else int(self.validation)
+
+    @property
+    def selection(self) -> str | None:
+        """The metric by which the best epoch is found; None for the last epoch."""
+        return self.metric or (None if self.patience is None else next(iter(METRICS)))
 
 
 def run(settings: Settings):
@@ -107,9 +134,20 @@ def run(settings: Settings):
             validation, tokenizer, batch_size=64, max_length=settings.max_length
         )
         in_graph = _runs_in_graph(tokenizer, console)
-    _plan(console, settings, train, validation, stats, precision, version, weight_bytes)
+        # What the export will need: a run must not fail at its end. The tokenizer was checked,
+        # and tracing its graph once more would take seconds.
+        ke.exporters.check_export(
+            model,
+            settings.output,
+            sample=next(iter(held_out)),
+            quantize=settings.quantize,
+            labels=train.label_names,
+        )
+    class_weights = _class_weights(settings, train)
+    plan = Plan(settings, train, validation, stats, held_out.stats, tokenizer.max_length)
+    plan.show(console, precision, version, weight_bytes, class_weights)
 
-    _compile(model, settings, stats.batches)
+    _compile(model, settings, stats.batches, len(train.label_names))
     if settings.microbatch_size:
         ke.accumulate(model, microbatch_size=settings.microbatch_size)
     resume = ke.callbacks.Resume(
@@ -127,6 +165,9 @@ def run(settings: Settings):
             "max_length": settings.max_length,
             "precision": precision.policy,
             "seed": settings.seed,
+            "class_weights": settings.class_weights,
+            "metric": settings.selection,
+            "patience": settings.patience,
         },
         overwrite=not settings.resume,
         signals=(signal.SIGINT, signal.SIGTERM),
@@ -147,9 +188,15 @@ def run(settings: Settings):
 
     speed = ke.callbacks.Throughput()
     log = ke.callbacks.RunLog(speed)
+    best = _best_epoch(flavor, settings)
+    labels = train.label_names
+    bar = ke.callbacks.progress_bar(console)
+    # A bar is drawn again and again in a terminal; elsewhere there are plain lines.
+    bar.disable = not sys.stderr.isatty()
+    lines = ke.callbacks.ProgressLines(settings.log_seconds, speed)
     try:
-        with ke.callbacks.progress_bar(console) as bar:
-            progress = ke.callbacks.Progress(bar, speed)
+        with bar:
+            progress = lines if bar.disable else ke.callbacks.Progress(bar, speed)
             model.fit(
                 # Without an end: Keras 3 starts a finite dataset twice per epoch, and each start
                 # of a shuffled one takes the next order.
@@ -157,29 +204,46 @@ def run(settings: Settings):
                 epochs=settings.epochs,
                 steps_per_epoch=stats.batches,
                 validation_data=held_out,
-                callbacks=[speed, log, progress, resume],
+                callbacks=[speed, log, progress, *([] if best is None else [best]), resume],
+                class_weight=class_weights,
                 # Keras 3 warns that it does not shuffle a tf.data.Dataset.
                 shuffle=False,
                 verbose=0,
             )
-            results = model.evaluate(held_out, return_dict=True, callbacks=[progress], verbose=0)
+            if best is not None and best.best_weights is not None:
+                # tf_keras restores them only if it stopped early.
+                model.set_weights(best.best_weights)
+            found = ke.metrics.evaluate_classifier(
+                model, _counted(bar, "evaluate", held_out, held_out.stats.batches), labels
+            )
             exporting = bar.add_task("export", total=1, speed="write, reload, compare")
+            if bar.disable:
+                print("export: write, reload, compare", file=sys.stderr, flush=True)
             facts = {
-                "accuracy": float(results["accuracy"]),
                 "examples_per_second": speed.examples_per_second,
                 "tokens_per_second": speed.tokens_per_second,
                 "padding_share": stats.padding_share,
                 "peak_memory_bytes": speed.peak_memory_bytes,
                 "seed": settings.seed,
                 "data_fingerprint": train.fingerprint,
-                "labels": list(train.label_names),
                 "precision": precision.policy,
             }
+            if best is not None and settings.selection is not None:
+                facts |= {
+                    "selected_by": f"{METRICS[settings.selection]} on the held-out rows",
+                    "best_epoch": best.best_epoch + 1,
+                }
+            if settings.quantize is None:
+                facts |= {"accuracy": found.accuracy, "classification": found}
             report = ke.export(
                 model,
                 settings.output,
                 sample=next(iter(held_out)),
+                quantize=settings.quantize,
                 tokenizer=tokenizer if in_graph else None,
+                labels=labels,
+                # What is served differs from the model in memory: report what is served.
+                evaluate=settings.quantize and ke.exporters.Evaluation(held_out, max_drop=1.0),
                 facts=facts,
             )
             bar.update(exporting, completed=1)
@@ -192,15 +256,19 @@ def run(settings: Settings):
         _print_how_to_resume(console, resume)
         raise typer.Exit(ke.checkpoint.EXIT_PREEMPTED) from None
     shutil.rmtree(directory, ignore_errors=True)
+    if settings.quantize is not None and report.classification is not None:
+        found = ke.metrics.ClassificationReport.from_dict(report.classification)
     page = ke.exporters.write_html_report(
         report.directory / "report.html",
         title=f"{Path(settings.model).name} on {settings.data.name}",
         steps=log.steps,
         epochs=log.epochs,
-        facts=_tiles(facts, stats, settings, precision),
+        facts=tiles(found, facts, stats, settings, precision),
         report=report,
     )
-    Console().print(_table(facts, report, page))
+    Console().print(result_table(found, facts, report, page))
+    # Its warnings come last, where they are seen.
+    Console().print(found)
 
 
 def _runs_in_graph(tokenizer, console):
@@ -227,7 +295,7 @@ def _read(settings):
     )
     missing = set(range(len(train.label_names))) - set(train.labels.tolist())
     if missing:
-        names = ", ".join(repr(train.label_names[index]) for index in sorted(missing))
+        names = listed(train.label_names[index] for index in sorted(missing))
         raise InputError(
             f"Every label must occur in the training part. Received: {names} only in the "
             "validation part. Add rows with that label, hold out fewer, or use another --seed."
@@ -246,7 +314,7 @@ def _make(directory):
         ) from error
 
 
-def _compile(model, settings, steps_per_epoch):
+def _compile(model, settings, steps_per_epoch, num_classes):
     import tensorflow as tf
 
     keras = ke.flavor.of(model).keras
@@ -260,9 +328,40 @@ def _compile(model, settings, steps_per_epoch):
     model.compile(
         ke.optimizers.AdamW(rate, exclude=ke.optimizers.NO_DECAY, library=model),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        metrics=["accuracy", ke.metrics.macro_f1(num_classes, library=settings.library)],
         **xla,
     )
+
+
+def _class_weights(settings, train):
+    """Return `{class: weight}` such that all classes weigh the same in the loss, or None."""
+    if settings.class_weights is None:
+        return None
+    counts = np.bincount(train.labels, minlength=len(train.label_names))
+    # Those of scikit-learn's "balanced": their mean over the examples is 1.
+    return dict(enumerate((len(train) / (len(counts) * counts)).tolist()))
+
+
+def _best_epoch(flavor, settings):
+    """Return the library's `EarlyStopping`, which also keeps the best weights, or None."""
+    if settings.selection is None:
+        return None
+    return flavor.keras.callbacks.EarlyStopping(
+        monitor=f"val_{settings.selection}",
+        mode="min" if settings.selection == "loss" else "max",
+        patience=settings.patience or settings.epochs,
+        restore_best_weights=True,
+    )
+
+
+def _counted(bar, description, batches, total):
+    """Yield the batches, and show their number."""
+    task = bar.add_task(description, total=total, speed="")
+    if bar.disable:
+        print(f"{description}: {total} batches", file=sys.stderr, flush=True)
+    for batch in batches:
+        yield batch
+        bar.update(task, advance=1)
 
 
 def _print_how_to_resume(console, resume):
@@ -279,70 +378,3 @@ def _print_how_to_resume(console, resume):
         markup=False,
         soft_wrap=True,
     )
-
-
-def _plan(console, settings, train, validation, stats, precision, version, weight_bytes):
-    free = shutil.disk_usage(next(p for p in version.parents if p.exists())).free
-    rows = {
-        "data": f"{len(train)} to train on, {len(validation)} to evaluate on; "
-        f"labels {', '.join(map(str, train.label_names))}",
-        "batches": f"{stats.batches} per epoch of {stats.batch_size}, {len(stats.shapes)} shapes, "
-        f"{stats.padding_share:.1%} padding",
-        "model": f"{settings.model} ({settings.library}), {weight_bytes / 1e6:.1f} MB of weights",
-        "precision": str(precision),
-        "output": f"{version} ({free / 1e9:.0f} GB free)",
-    }
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows.items():
-        table.add_row(f"[bold]{name}", escape(printable(value)))
-    console.print(table)
-
-
-def _tiles(facts, stats, settings, precision):
-    return {
-        "Accuracy": f"{facts['accuracy']:.2%}",
-        "Examples per second": _number(facts["examples_per_second"], "{:.1f}"),
-        "Tokens per second": _number(facts["tokens_per_second"], "{:.0f}"),
-        "Padding share": stats.padding_share,
-        "Peak memory": f"{facts['peak_memory_bytes'] / 1e9:.2f} GB",
-        "Precision": precision.policy,
-        "Batch size": settings.batch_size,
-        "Epochs": settings.epochs,
-        "Library": settings.library,
-        "Model": settings.model,
-        "Data": str(settings.data),
-        "Learning rate": settings.learning_rate,
-        "Microbatch size": settings.microbatch_size or "(the batch)",
-        "Longest text (tokens)": settings.max_length,
-        "Seed": settings.seed,
-    }
-
-
-def _table(facts, report, page):
-    latency = report.latency_ms or {}
-    rows = {
-        "accuracy": f"{facts['accuracy']:.2%}",
-        "training speed": f"{_number(facts['examples_per_second'], '{:.1f}')} examples/s, "
-        f"{_number(facts['tokens_per_second'], '{:.0f}')} tokens/s",
-        "padding": f"{facts['padding_share']:.1%} of all tokens",
-        "peak memory": f"{facts['peak_memory_bytes'] / 1e9:.2f} GB",
-        "exported size": f"{report.bytes / 1e6:.1f} MB",
-        **{
-            f"serving latency, {batch.replace('_', ' ')}": f"{times['median']:.1f} ms median, "
-            f"{times['p95']:.1f} ms p95"
-            for batch, times in latency.items()
-        },
-        "exported vs in memory": f"{report.max_abs_difference:.1e} largest difference",
-        "SavedModel": str(report.directory),
-        "run report": str(page),
-    }
-    table = Table(title="Result", title_justify="left", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, escape(value))
-    return table
-
-
-def _number(value, form):
-    return "n/a (too few steps)" if value is None else form.format(value)

@@ -71,7 +71,8 @@ def read_records(
     if text_column == label_column:
         raise InputError(
             "`text_column` and `label_column` must differ. Received: "
-            f"{text_column!r} for both. Name the column of each, or label_column=None."
+            f"{text_column!r} for both. Name the column of each; in Python, label_column=None "
+            "reads no labels."
         )
     content = _content(path)
     if suffix in _DELIMITERS:
@@ -292,6 +293,15 @@ def _column(name: str, columns: list[str], where: str) -> int:
     folded = {column.strip().lower(): column for column in reversed(first)}
     near = difflib.get_close_matches(name.lower(), folded, n=1)
     hint = f"Did you mean {folded[near[0]]!r}?" if near else "Pass the name of the right one."
+    others = [delimiter for delimiter in ";\t,|" if delimiter in columns[0]]
+    if len(columns) == 1 and others:
+        # Spreadsheets write semicolons where the comma is the decimal mark.
+        needed = {",": ".csv", "\t": ".tsv"}.get(others[0])
+        rename = f", or rename it to {needed}" if needed else ""
+        hint = (
+            f"The columns seem to be separated by {others[0]!r}. Save the file with the delimiter "
+            f"of its suffix{rename}."
+        )
     raise InputError(
         f"There must be a column {name!r}. Received: {shown} ({where}). {hint} "
         "The arguments are `text_column` and `label_column`."

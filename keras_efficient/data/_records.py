@@ -1,23 +1,25 @@
 """In-memory texts with class indices as labels."""
 
 import dataclasses
+import difflib
 import functools
 import hashlib
 import math
 import numbers
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_efficient._errors import InputError
+from keras_efficient._errors import InputError, listed
 
 # Larger in-memory integers are not class indices, but probably ids.
 _MOST_CLASSES = 1_000_000
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Records:
     """Texts, their labels as class indices, and the names of the classes.
 
@@ -156,6 +158,14 @@ class Records:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def __repr__(self) -> str:
+        # That of a dataclass would print every text.
+        if self.labels is None:
+            classes = "no labels"
+        else:
+            classes = f"{len(self.label_names):,} classes: {listed(self.label_names)}"
+        return f"Records({len(self):,} texts, {classes}, source={self.source!r})"
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Return the hexadecimal SHA-256 of the texts, labels and label names in their order."""
@@ -235,16 +245,23 @@ def require_classes(records: Records, at_least: int = 2) -> Records:
     return records
 
 
-def split(records: Records, *, validation: float | int, seed: int = 0) -> tuple[Records, Records]:
+def split(
+    records: Records, *, validation: float | int, seed: int = 0, stratify: bool = True
+) -> tuple[Records, Records]:
     """Split records into training and validation records by a seeded permutation.
 
-    The permutation is `np.random.default_rng(seed).permutation(len(records))`, whose last records
-    become the validation records. The same records and seed give the same split on every machine.
+    The permutation is `np.random.default_rng(seed).permutation(len(records))`. Each class gives the
+    same share of its records to the validation, rounded to whole records: the last ones in the
+    permutation. So rare classes are evaluated too, and the first record of each class is trained on
+    unless `validation` leaves fewer records than classes. Without labels, or with `stratify=False`,
+    the last records of the permutation become the validation records. The same records and seed
+    give the same split on every machine.
 
     Args:
         records: The records to split.
         validation: Fraction in (0, 1), or number of records.
         seed: Seed of the permutation. Default: 0.
+        stratify: Whether to take the same share of each class. Default: True.
 
     Returns:
         The training records and the validation records.
@@ -257,9 +274,13 @@ def split(records: Records, *, validation: float | int, seed: int = 0) -> tuple[
         >>> train, validation = ke.data.split(records, validation=0.4)
         >>> len(train), len(validation)
         (3, 2)
+        >>> records = ke.data.Records.of(["a", "b"] * 10, [0] * 16 + [1] * 4)
+        >>> ke.data.split(records, validation=0.25)[1].labels.tolist().count(1)
+        1
 
     Reference:
-        `sklearn.model_selection.train_test_split`.
+        `sklearn.model_selection.train_test_split`, whose `stratify` needs two records per class and
+        a validation record for each.
     """
     total = len(records)
     if isinstance(validation, bool) or not isinstance(validation, numbers.Real):
@@ -283,7 +304,27 @@ def split(records: Records, *, validation: float | int, seed: int = 0) -> tuple[
             "there. Change `validation`, or add records."
         )
     order = np.random.default_rng(seed).permutation(total)
-    return records.take(order[: total - count]), records.take(order[total - count :])
+    if stratify and records.labels is not None:
+        held_out = _last_of_each_class(records.labels[order], count)
+    else:
+        held_out = np.arange(total) >= total - count
+    return records.take(order[~held_out]), records.take(order[held_out])
+
+
+def _last_of_each_class(labels, count):
+    """Return a mask of `count` positions: the last of each class, in proportion to its size."""
+    by_class = np.argsort(labels, kind="stable")
+    sizes = np.bincount(labels)
+    starts = np.cumsum(sizes) - sizes
+    rank = np.arange(len(labels)) - np.repeat(starts, sizes)
+    # Record i of n stands for the share (i + 0.5) / n of its class: those above a common threshold
+    # are the nearest whole number to each class's share. The first of each class comes last.
+    place = np.where(rank == 0, -1.0, (rank + 0.5) / np.repeat(sizes, sizes))
+    position = np.empty(len(labels))
+    position[by_class] = place
+    chosen = np.zeros(len(labels), bool)
+    chosen[np.argsort(position, kind="stable")[len(labels) - count :]] = True
+    return chosen
 
 
 def check_text(text: Any, where: str) -> None:
@@ -342,7 +383,7 @@ def label_name(label: Any, where: str) -> str:
     if not name:
         raise InputError(
             f"Each text needs a label. Received: {label!r} ({where}). Fill it in, or remove the "
-            "row; for data without labels pass label_column=None."
+            "row; in Python, label_column=None reads no labels."
         )
     return name
 
@@ -356,14 +397,21 @@ def index_labels(
     else:
         names = tuple(label_name(name, "label_names") for name in label_names)
         if len(set(names)) != len(names):
-            raise InputError(f"`label_names` must differ. Received: {names}. Name each class once.")
+            twice = sorted({name for name, count in Counter(names).items() if count > 1})
+            raise InputError(
+                f"`label_names` must differ. Received more than once: {listed(twice)}. Name each "
+                "class once."
+            )
     index = {name: i for i, name in enumerate(names)}
     labels = np.empty(len(named), np.int32)
     for number, name in enumerate(named):
         if name not in index:
+            near = difflib.get_close_matches(name, names, n=1) if len(names) <= 1000 else []
+            hint = f"Did you mean {near[0]!r}? " if near else ""
             raise InputError(
-                f"Each label must be one of {list(names)}. Received: {name!r}, unseen in training "
-                f"({where(number)}). Correct the row, or train with this class."
+                f"Each label must be one of {len(names):,} classes: {listed(names)}. Received: "
+                f"{name!r:.80}, unseen in training ({where(number)}). {hint}Correct the row, or "
+                "train with this class."
             )
         labels[number] = index[name]
     return labels, names

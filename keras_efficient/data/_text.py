@@ -1,5 +1,6 @@
 """A `tf.data` pipeline of tokenized, length-bucketed and dynamically padded batches."""
 
+import dataclasses
 import os
 from collections import Counter
 from typing import Any
@@ -111,7 +112,7 @@ def text(
             "remainder."
         )
 
-    ids, truncated = tokenizer.encode_and_count(records.texts, max_length)
+    ids, truncated, longest = tokenizer.encode_and_count(records.texts, max_length)
     lengths = np.array([len(row) for row in ids], np.int32)
     if not lengths.all():
         number = int(np.argmin(lengths))
@@ -130,9 +131,8 @@ def text(
             )
     bucket_of = np.searchsorted(buckets, lengths).astype(np.int32)
     kept = _kept(np.bincount(bucket_of, minlength=len(buckets)), batch_size, drop_remainder)
-    stats = _stats(
-        lengths, bucket_of, buckets, kept, batch_size, shuffle, drop_remainder, truncated
-    )
+    stats = _stats(lengths, bucket_of, buckets, kept, batch_size, shuffle)
+    stats = dataclasses.replace(stats, truncated=truncated, longest=longest, max_length=max_length)
 
     # tf.data runs on the CPU; the corpus would otherwise take up memory of a GPU.
     with tf.device("/CPU:0"):
@@ -242,9 +242,7 @@ def _kept(counts, batch_size, drop_remainder) -> np.ndarray:
     return kept
 
 
-def _stats(
-    lengths, bucket_of, buckets, kept, batch_size, shuffle, drop_remainder, truncated
-) -> TextStats:
+def _stats(lengths, bucket_of, buckets, kept, batch_size, shuffle) -> TextStats:
     examples = int(kept.sum())
     if shuffle:
         sequence = np.repeat(np.arange(len(buckets)), kept)
@@ -265,7 +263,6 @@ def _stats(
         tokens=tokens,
         padded_tokens=sum(length * size * count for (length, size), count in shapes.items()),
         shapes=tuple((size, length, count) for (length, size), count in sorted(shapes.items())),
-        truncated=truncated,
     )
 
 

@@ -17,7 +17,10 @@ class TextStats:
         padded_tokens: Number of tokens per epoch with padding, all of which the model computes.
         shapes: Tuples of the number of texts in a batch, the padded length in tokens and the
             number of such batches, in the order of the lengths.
-        truncated: Number of texts that were truncated to `max_length`.
+        truncated: Number of texts that were truncated to `max_length`. Default: 0.
+        longest: Number of tokens of the longest text before truncation; None if the tokenizer does
+            not tell. Default: None.
+        max_length: Number of tokens to which texts are truncated. Default: None.
 
     Examples:
         >>> stats = ke.data.TextStats(5, 2, 4, 30, 40, ((1, 16, 1), (4, 6, 1)), 0)
@@ -31,7 +34,9 @@ class TextStats:
     tokens: int
     padded_tokens: int
     shapes: tuple[tuple[int, int, int], ...]
-    truncated: int
+    truncated: int = 0
+    longest: int | None = None
+    max_length: int | None = None
 
     @property
     def padding_share(self) -> float:
@@ -47,5 +52,16 @@ class TextStats:
             f"{self.tokens} tokens, {self.padded_tokens} with padding "
             f"({self.padding_share:.1%} padding)\n"
             f"batches: {shapes}\n"
-            f"{self.truncated} texts were truncated"
+            f"{self.truncation}"
         )
+
+    @property
+    def truncation(self) -> str:
+        """Return how many texts are cut and where: "3 of 60 texts are cut at 128 tokens, ..."."""
+        if not self.truncated:
+            return "no text is cut"
+        share = self.truncated / max(1, self.examples)
+        verb = "is" if self.truncated == 1 else "are"
+        at = "" if self.max_length is None else f" at {self.max_length:,} tokens"
+        most = "" if self.longest is None else f", the longest has {self.longest:,}"
+        return f"{self.truncated:,} of {self.examples:,} texts ({share:.1%}) {verb} cut{at}{most}"

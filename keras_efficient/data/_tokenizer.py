@@ -197,8 +197,13 @@ class Tokenizer:
 
     def encode_and_count(
         self, texts: Sequence[str], max_length: int | None = None
-    ) -> tuple[list[np.ndarray], int]:
-        """Encode texts as `encode` does, and count the texts that had to be truncated."""
+    ) -> tuple[list[np.ndarray], int, int | None]:
+        """Encode texts as `encode` does, and count what had to be truncated.
+
+        Returns:
+            The ids; the number of truncated texts; and the number of tokens that the longest text
+            has without truncation, None if a function truncated texts, which does not tell.
+        """
         if isinstance(texts, str):
             raise InputError(
                 f"`texts` must be a list of strings. Received one string: {texts[:60]!r}. Put it "
@@ -206,13 +211,14 @@ class Tokenizer:
             )
         max_length = self.check_length(self.max_length if max_length is None else max_length)
         texts = list(texts)
-        ids, cut = [], 0
+        ids, cut, longest = [], 0, 0
         encode = self._chunk_by_copy if self._function is None else self._chunk_by_function
         for start in range(0, len(texts), _CHUNK):
-            more, more_cut = encode(texts[start : start + _CHUNK], max_length)
+            more, lengths = encode(texts[start : start + _CHUNK], max_length)
             ids += more
-            cut += more_cut
-        return ids, cut
+            cut += len(lengths)
+            longest = max([longest, *map(len, more), *lengths])
+        return ids, cut, None if cut and self._function is not None else longest
 
     def check_length(self, max_length: int) -> int:
         """Require a `max_length` that the model accepts; returns it as an int."""
@@ -226,7 +232,14 @@ class Tokenizer:
     def _chunk_by_copy(self, texts, max_length):
         encodings = _batch(self._copy(max_length), texts)
         ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
-        return ids, sum(bool(encoding.overflowing) for encoding in encodings)
+        special = self._copy(max_length).num_special_tokens_to_add(False)
+        # What was cut off stands in further encodings, each with special tokens of its own.
+        lengths = [
+            len(encoding.ids) + sum(len(rest.ids) - special for rest in encoding.overflowing)
+            for encoding in encodings
+            if encoding.overflowing
+        ]
+        return ids, lengths
 
     def _copy(self, max_length):
         # Truncation is a setting of the tokenizer; one copy per length is thread-safe.
@@ -243,7 +256,7 @@ class Tokenizer:
         # A function does not report truncation: encode texts of full length with one token more.
         full = [text for text, row in zip(texts, ids, strict=True) if len(row) == max_length]
         longer = self._call(full, max_length + 1) if full else []
-        return ids, sum(len(row) > max_length for row in longer)
+        return ids, [len(row) for row in longer if len(row) > max_length]
 
     def _call(self, texts, max_length):
         function: Any = self._function

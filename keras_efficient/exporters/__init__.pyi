@@ -1,3 +1,4 @@
+from ._check_export import check_export as check_export
 from ._destination import check_destination as check_destination
 from ._evaluation import Evaluation as Evaluation
 from ._export import export as export

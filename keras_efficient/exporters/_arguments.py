@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_efficient import flavor as flavors
-from keras_efficient._errors import InputError
+from keras_efficient._errors import InputError, listed
 from keras_efficient.compression._activation_quantization import rounds_inputs
 from keras_efficient.compression._fake_quant import FakeQuant
 from keras_efficient.exporters._destination import ARCHIVES, is_version
@@ -50,13 +50,17 @@ def validate_arguments(
     format,
     signatures,
     tokenizer,
+    labels,
     evaluate,
     compress,
     facts,
     tolerance,
     latency,
+    trained=True,
 ) -> ExportArguments:
     """Validate the arguments of `export` and fill in the defaults.
+
+    Before training, `trained=False` leaves out that the quantization of the weights has begun.
 
     Raises:
         InputError: an argument is invalid, or this machine lacks exact int8 products.
@@ -67,7 +71,7 @@ def validate_arguments(
     _check_format(format, quantize, signatures, tokenizer)
     signatures = _check_signatures(signatures, tokenizer)
     if quantize is not None and format == "saved_model":
-        _check_quantizable(model, quantize)
+        _check_quantizable(model, quantize, trained)
     if evaluate is not None and not isinstance(evaluate, Evaluation):
         evaluate = Evaluation(evaluate)
     if evaluate is not None and "tokens" not in signatures:
@@ -81,10 +85,27 @@ def validate_arguments(
         signatures=signatures,
         tokenizer=tokenizer,
         evaluate=evaluate,
-        facts=check_facts(facts),
+        facts=_with_labels(check_facts(facts), labels),
         tolerance=_check_tolerance(tolerance, model, quantize, format),
         latency=latency,
     )
+
+
+def _with_labels(facts, labels):
+    if labels is None:
+        return facts
+    names = [labels] if isinstance(labels, str) else list(labels)
+    if isinstance(labels, str) or not all(isinstance(name, str) for name in names):
+        raise InputError(
+            "`labels` must be strings, one per class in the order of the logits. Received: "
+            f"{labels!r:.200}. Give for example labels=['negative', 'positive']."
+        )
+    if facts.get("labels") not in (None, names):
+        raise InputError(
+            f"Labels must be given once. Received: labels={listed(names)} and facts['labels']="
+            f"{listed(facts['labels'])}. Leave out one of them."
+        )
+    return {**facts, "labels": names}
 
 
 def _check_model(model):
@@ -117,13 +138,13 @@ def _check_tolerance(tolerance, model, quantize, format):
     return float(tolerance)
 
 
-def _check_quantizable(model, quantize):
+def _check_quantizable(model, quantize, trained):
     weights = [weight for weight in all_weights(model) if weight.kind in (KERNEL, EMBEDDING)]
     try:
         check_weights(weights, f"quantize={quantize!r}")
     except ValueError as error:
         raise InputError(str(error)) from error
-    for transform in transforms(model, FakeQuant):
+    for transform in transforms(model, FakeQuant) if trained else ():
         updater = transform.updater
         begun = None if updater is None else updater.begun()
         if updater is not None and begun is not None and not bool(begun):

@@ -1,5 +1,6 @@
 """Compare the accuracy of a served classifier with that of the model in memory."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from keras_efficient._errors import InputError, VerificationError
 from keras_efficient.exporters._signature import Features, call_by_name
+from keras_efficient.metrics import classification_report, predicted_classes, scores_of
 
 #: Default loss of accuracy that an export is allowed: half a point.
 MAX_DROP = 0.005
@@ -96,38 +98,12 @@ class Evaluation:
         return found
 
 
-def scores_of(outputs: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the class scores [batch, classes] among a model's outputs.
-
-    Raises:
-        InputError: there is no single float output [batch, classes].
-    """
-    found = {name: value for name, value in outputs.items() if value.dtype.kind == "f"}
-    logits = found.get("logits", next(iter(found.values())) if len(found) == 1 else None)
-    if logits is None or logits.ndim != 2:
-        raise InputError(
-            "`evaluate` needs a classifier, with logits [batch, classes]. Received: outputs "
-            f"{ {name: value.shape for name, value in outputs.items()} }. Leave it out."
-        )
-    return logits
-
-
 def scores_in_memory(flavor, model, batches) -> list[np.ndarray]:
     """Return the class scores of the model in memory for each batch."""
     return [scores_of(call_by_name(flavor, model, f, f.arrays)) for f, _, _ in batches]
 
 
-def _accuracy(scores, batches, threshold):
-    right = total = 0.0
-    for values, (_, labels, weights) in zip(scores, batches, strict=True):
-        one = values.shape[1] == 1
-        classes = values[:, 0] > threshold if one else values.argmax(-1)
-        right += float(((classes == labels) * weights).sum())
-        total += float(weights.sum())
-    return right / total if total else 0.0
-
-
-def check_drop(in_memory, served, batches, max_drop: float) -> dict:
+def check_drop(in_memory, served, batches, max_drop: float, label_names=None) -> dict:
     """Compare accuracies.
 
     Args:
@@ -135,24 +111,43 @@ def check_drop(in_memory, served, batches, max_drop: float) -> dict:
         served: the same of the served model.
         batches: as returned by `Evaluation.batches`.
         max_drop: how far the served accuracy may be below the accuracy in memory.
+        label_names: name of each class, or None for the indices.
 
     Returns:
-        {"examples", "in_memory", "served"}.
+        {"examples", "in_memory", "served", "classification"}; the last one is the dict of the
+        `ke.metrics.ClassificationReport` of the served model.
 
     Raises:
         VerificationError: the served accuracy is lower by more than `max_drop`.
     """
-    # A single output is taken for a probability if all values lie in [0, 1], else for a logit.
-    values = np.concatenate([scores.reshape(-1) for scores in in_memory])
-    threshold = 0.5 if ((values >= 0) & (values <= 1)).all() else 0.0
-    examples = sum(len(labels) for _, labels, _ in batches)
-    in_memory = _accuracy(in_memory, batches, threshold)
-    served = _accuracy(served, batches, threshold)
-    if served < in_memory - max_drop - 1e-9:
+    labels = np.concatenate([labels for _, labels, _ in batches])
+    weights = np.concatenate([weights for _, _, weights in batches])
+    weights = None if (weights == 1).all() else weights
+    scores = np.concatenate(in_memory), np.concatenate(served)
+    if scores[0].shape[1] == 1:
+        # The served scores may leave [0, 1] by a rounding error: they are read like the others.
+        threshold = 0.5 if ((scores[0] >= 0) & (scores[0] <= 1)).all() else 0.0
+        classes = [(x[:, 0] > threshold).astype("int64") for x in scores]
+    else:
+        classes = [predicted_classes(x) for x in scores]
+    count = max(scores[0].shape[1], 2, int(labels.max()) + 1)
+    if label_names is None or len(label_names) < count:
+        label_names = list(map(str, range(count)))
+    memory, report = (
+        classification_report(labels, x, label_names, sample_weight=weights) for x in classes
+    )
+    if report.accuracy < memory.accuracy - max_drop - 1e-9:
         raise VerificationError(
-            f"The served model is right on {served:.2%} of {examples} examples, the model in "
-            f"memory on {in_memory:.2%}; a drop of {100 * max_drop:g} points is allowed. Train "
-            "with ke.quantize_aware, calibrate on more data, or allow more (`max_drop` of "
-            "ke.exporters.Evaluation)."
+            f"The served model is right on {report.accuracy:.2%} of {report.examples} examples, "
+            f"the model in memory on {memory.accuracy:.2%}; a drop of {100 * max_drop:g} points is "
+            "allowed. Train with ke.quantize_aware, calibrate on more data, or allow more "
+            "(`max_drop` of ke.exporters.Evaluation)."
         )
-    return {"examples": examples, "in_memory": in_memory, "served": served}
+    for text in report.warnings:
+        warnings.warn(text, stacklevel=4)
+    return {
+        "examples": report.examples,
+        "in_memory": memory.accuracy,
+        "served": report.accuracy,
+        "classification": report.to_dict(),
+    }

@@ -25,7 +25,7 @@ from keras_efficient.distribute._cluster import cluster_of
 from keras_efficient.exporters._archive import write_archive
 from keras_efficient.exporters._arguments import validate_arguments
 from keras_efficient.exporters._destination import check_destination, is_full, staged
-from keras_efficient.exporters._evaluation import check_drop, scores_in_memory, scores_of
+from keras_efficient.exporters._evaluation import check_drop, scores_in_memory
 from keras_efficient.exporters._export_report import ExportReport
 from keras_efficient.exporters._manifest import write_manifest
 from keras_efficient.exporters._signature import Features, describe_specs, flat_outputs, trace
@@ -36,6 +36,7 @@ from keras_efficient.exporters.litert.export import export_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
 from keras_efficient.exporters.tokenizer_ops.text_signature import TEXTS, TextSignature
 from keras_efficient.flavor import Model
+from keras_efficient.metrics import scores_of
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transform_chains
 from keras_efficient.parametrize._plain_model import folded_weights
 
@@ -49,6 +50,7 @@ def export(
     format: str = "saved_model",
     signatures: str | Sequence[str] | None = None,
     tokenizer: Any = None,
+    labels: Sequence[str] | None = None,
     evaluate: Any = None,
     compress: bool = False,
     facts: Mapping[str, Any] | None = None,
@@ -99,13 +101,17 @@ def export(
         signatures: "tokens", "text" or a tuple of both. Default: None, which is "tokens", and with
             a tokenizer both.
         tokenizer: the model's `data.Tokenizer`, as `ke.models.load` returns it, for the signature
-            "text". Its labels are `facts["labels"]`. Default: None.
+            "text". Default: None.
+        labels: names of the classes, in the order of the logits. They are written into the version,
+            the signature "text" answers with them, and reports show them. Default: None, which is
+            `facts["labels"]` if given, otherwise the numbers of the classes.
         evaluate: labelled batches `(features, labels)`, or a `ke.exporters.Evaluation` of them: the
             served accuracy may be at most 0.005 below that in memory. Default: None, accuracy is
             not measured.
         compress: bool, whether to also pack the version into an archive beside it. Default: False.
         facts: dict of facts about the training for the report: `accuracy`, `examples_per_second`,
-            `seed`, `data_fingerprint`, `labels`, and any other JSON values. Default: None.
+            `seed`, `data_fingerprint`, `classification` (a `ke.metrics.ClassificationReport`), and
+            any other JSON values. Default: None.
         tolerance: float. Default: None, which is 1e-5; 2e-2 for a model with layers that compute in
             bfloat16 or float16, which round differently in two graphs of the same model; 5e-2 for
             "bfloat16"; 1e-1 for "int8" and for any model that quantizes its activations, where a
@@ -142,6 +148,7 @@ def export(
         format=format,
         signatures=signatures,
         tokenizer=tokenizer,
+        labels=labels,
         evaluate=evaluate,
         compress=compress,
         facts=facts,
@@ -210,7 +217,11 @@ def _write(flavor, model, directory, sample, arguments):
                 evaluation = None
                 if arguments.evaluate is not None:
                     evaluation = check_drop(
-                        in_memory, served["scores"], batches, arguments.evaluate.max_drop
+                        in_memory,
+                        served["scores"],
+                        batches,
+                        arguments.evaluate.max_drop,
+                        arguments.facts.get("labels"),
                     )
             _write_extra_files(staging.path, features, arguments)
             serving = functions["serving_default"]
@@ -226,6 +237,19 @@ def _write(flavor, model, directory, sample, arguments):
             }
             recipe = {"signatures": list(arguments.signatures), "transforms": transforms}
             return _publish(flavor, model, staging, arguments, measurements, evaluation, recipe)
+
+
+def check_graph_export(flavor, model, features, text, arguments) -> None:
+    """Run a model on the sample and trace the graph of its export, without writing anything.
+
+    Raises:
+        InputError: it does not run, does not run as a graph, or reads state that is not saved.
+    """
+    _reference(flavor, model, features)
+    # Weights in floats, since quantization is often attached or calibrated later.
+    arguments = dataclasses.replace(arguments, quantize=None)
+    with folded_weights(model):
+        _module(flavor, model, [], features, text, arguments)
 
 
 def _write_litert(flavor, model, directory, sample, arguments):
@@ -249,7 +273,13 @@ def _write_litert(flavor, model, directory, sample, arguments):
             if arguments.evaluate is not None:
                 served = run_litert(written.file, *(batch.arrays for batch, _, _ in batches))
                 found = list(map(scores_of, served))
-                evaluation = check_drop(in_memory, found, batches, arguments.evaluate.max_drop)
+                evaluation = check_drop(
+                    in_memory,
+                    found,
+                    batches,
+                    arguments.evaluate.max_drop,
+                    arguments.facts.get("labels"),
+                )
         measurements = {
             "weight_bytes": written.bytes,
             "max_abs_difference": written.max_abs_difference,
@@ -276,8 +306,12 @@ def _keep_refused_files(staging):
 def _publish(flavor, model, staging, arguments, measurements, evaluation, recipe):
     """Write the report and the manifest, and rename the folder to its version."""
     facts = dict(arguments.facts)
-    if evaluation is not None and facts.get("accuracy") is None:
-        facts["accuracy"] = evaluation["served"]
+    if evaluation is not None:
+        # The reports of what is served; the accuracy may be one that the caller measured.
+        served = evaluation.pop("classification")
+        facts["classification"] = facts.get("classification") or served
+        if facts.get("accuracy") is None:
+            facts["accuracy"] = evaluation["served"]
     report = ExportReport(
         directory=staging.version,
         bytes=sum(f.stat().st_size for f in staging.path.rglob("*") if f.is_file()),
@@ -356,7 +390,13 @@ def _estimated_bytes(flavor, model, quantize):
     return int(share * sum(map(_bytes, flavor.weights(model))))
 
 
-_KNOWN_FACTS = ("accuracy", "examples_per_second", "seed", "data_fingerprint")
+_KNOWN_FACTS = (
+    "accuracy",
+    "classification",
+    "examples_per_second",
+    "seed",
+    "data_fingerprint",
+)
 
 
 def _served_weights(flavor, model, unread):

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from keras_efficient._errors import InputError
+from keras_efficient._errors import InputError, listed
+from keras_efficient.metrics import ClassificationReport
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class ExportReport:
         quantize: str, the export's `quantize`, or None.
         evaluation: {"examples", "in_memory", "served"}, the number of examples and the accuracies,
             or None.
+        classification: dict of a `ke.metrics.ClassificationReport`, given in the export's `facts`,
+            or else that of the served model if it was evaluated, or None.
         accuracy: float, accuracy given in the export's `facts`, or else the served accuracy if it
             was measured, or None.
         examples_per_second: float, speed of the training, from the export's `facts`, or None.
@@ -52,6 +55,7 @@ class ExportReport:
     max_rss_bytes: int | None = None
     quantize: str | None = None
     evaluation: dict | None = None
+    classification: dict | None = None
     accuracy: float | None = None
     examples_per_second: float | None = None
     seed: Any = None
@@ -74,6 +78,11 @@ class ExportReport:
         ]
         if self.accuracy is not None:
             rows.append(("Accuracy", f"{self.accuracy:.4f}"))
+        if self.classification is not None:
+            found = ClassificationReport.from_dict(self.classification)
+            baseline = f"{found.majority_baseline:.4f} (always {found.majority_class!r:.40})"
+            rows += [("Majority baseline", baseline), ("Macro-F1", f"{found.macro_f1:.4f}")]
+            rows += [("Warning", text) for text in found.warnings]
         if self.examples_per_second is not None:
             rows.append(("Training", f"{self.examples_per_second:,.1f} examples/s"))
         for batch, times in (self.latency_ms or {}).items():
@@ -103,11 +112,7 @@ class ExportReport:
                 shape = ", ".join("any" if n is None else str(n) for n in spec["shape"])
                 rows.append((side.removesuffix("s").title(), f"{name}: {spec['dtype']} [{shape}]"))
         facts = {"seed": self.seed, "data_fingerprint": self.data_fingerprint, **self.facts}
-        rows += [
-            (name.replace("_", " ").capitalize(), str(value))
-            for name, value in facts.items()
-            if value is not None
-        ]
+        rows += [readable(name, value) for name, value in facts.items() if value is not None]
         rows.append(("Versions", ", ".join(f"{k} {v}" for k, v in self.versions.items())))
         rows.append(("Created", self.created))
         return rows
@@ -131,6 +136,33 @@ class ExportReport:
         return buffer.getvalue().rstrip("\n")
 
 
+#: Units of facts, by the end of their names.
+_UNITS = {
+    "_bytes": lambda value: f"{value / 1e6:,.1f} MB",
+    "_share": "{:.1%}".format,
+    "_per_second": "{:,.1f}".format,
+    "_seconds": "{:,.1f} s".format,
+    "_ms": "{:,.2f} ms".format,
+}
+
+
+def readable(name: str, value: Any) -> tuple[str, str]:
+    """Return a fact's name and value for display: "peak_memory_bytes" as "Peak memory", in MB."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    for end, form in _UNITS.items():
+        if number and name.endswith(end):
+            kept = end if end in ("_share", "_per_second") else ""
+            label = name.removesuffix(end) + kept
+            return label.replace("_", " ").capitalize(), form(value)
+    if isinstance(value, list | tuple) and all(isinstance(x, str | int | float) for x in value):
+        value = listed(value).replace("'", "")
+    elif isinstance(value, dict):
+        value = ", ".join(f"{key}: {item}" for key, item in value.items())
+    elif isinstance(value, bool):
+        value = "yes" if value else "no"
+    return name.replace("_", " ").capitalize(), str(value)
+
+
 def check_facts(facts) -> dict:
     """Return `facts` as plain JSON values; NaN and infinities become None.
 
@@ -141,8 +173,11 @@ def check_facts(facts) -> dict:
     try:
         facts = {} if facts is None else {**facts}
         plain = {name: _plain(value) for name, value in facts.items()}
+        if plain.get("classification") is not None:
+            # Raises for anything that is not such a report.
+            ClassificationReport.from_dict(plain["classification"])
         json.dumps(plain, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             "`facts` must be a dict of names to numbers, strings, lists or dicts, since it becomes "
             f"JSON. Received: {facts!r} ({error}). Convert those values first."
@@ -158,6 +193,8 @@ def check_facts(facts) -> dict:
 
 
 def _plain(value):
+    if isinstance(value, ClassificationReport):
+        return _plain(value.to_dict())
     if hasattr(value, "tolist"):  # NumPy scalars and arrays
         value = value.tolist()
     if isinstance(value, float) and not math.isfinite(value):

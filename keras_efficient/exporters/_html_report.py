@@ -11,6 +11,7 @@ from typing import Any
 
 from keras_efficient._errors import InputError
 from keras_efficient.exporters._export_report import ExportReport
+from keras_efficient.metrics import ClassificationReport
 
 #: Colours that are legible on light and dark pages; everything else has the colour of the text.
 _BLUE, _ORANGE, _GREEN = "#3b82f6", "#f08c2e", "#22a06b"
@@ -44,12 +45,13 @@ def write_html_report(
             `learning_rate`, `examples_per_second`, `tokens_per_second`, and the counts `tokens`
             and `padding_tokens`; values may be None.
         epochs: list of dicts, one per epoch, with the key `epoch` and any of `loss`, `accuracy`,
-            `val_loss`, `val_accuracy` and `step`, the last step of the epoch, at which the
-            validation loss is drawn. Without `step` the epochs are spaced evenly.
+            `val_loss`, `val_accuracy`, `val_macro_f1` and `step`, the last step of the epoch, at
+            which the validation loss is drawn. Without `step` the epochs are spaced evenly.
         facts: dict of labels to strings or numbers. The first 8 are shown as tiles, the others in
             a table of settings. "padding_share", from 0 to 1, is drawn as a bar of real tokens and
             padding if the steps do not count them.
-        report: `ExportReport` to show as a table. Default: None, no table.
+        report: `ExportReport` to show as a table, with its `classification` as tables of the
+            scores per class and the confusion matrix. Default: None, no table.
 
     Returns:
         The absolute path of the file.
@@ -97,7 +99,8 @@ def write_html_report(
         charts=_charts(steps, epochs),
         padding=None if share is None else round(100 * share, 1),
         report=report,
-        report_rows=[] if report is None else report.rows(),
+        report_rows=[] if report is None else _report_rows(report),
+        found=None if report is None else _classification(report),
     )
     path = Path(path).expanduser().absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +125,37 @@ def format_value(value) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"
+
+
+#: Classes in the page's table of scores.
+_CLASSES = 200
+#: Classes in the page's confusion matrix, which scrolls in its own frame.
+_MATRIX = 30
+
+
+def _report_rows(report):
+    # The section of the evaluation shows these.
+    names = ("Majority baseline", "Macro-F1", "Warning") if report.classification else ()
+    return [(label, value) for label, value in report.rows() if label not in names]
+
+
+def _classification(report):
+    """Return the values of the page's section about the evaluation, or None."""
+    if report.classification is None:
+        return None
+    found = ClassificationReport.from_dict(report.classification)
+    matrix = found.confusion if len(found.classes) <= _MATRIX else None
+    largest = [max(row) or 1 for row in matrix or ()]
+    return {
+        "report": found,
+        "classes": found.worst_classes(_CLASSES),
+        "labels": [entry["label"] for entry in found.classes],
+        # Shares of the row, as the strength of a cell's colour.
+        "matrix": [
+            [(format_value(n), round(100 * n / most)) for n in row]
+            for row, most in zip(matrix or (), largest, strict=True)
+        ],
+    }
 
 
 def _check_records(name, records):
@@ -187,6 +221,7 @@ def _charts(steps, epochs):
     accuracies = [
         ("training", _series(epochs, "epoch", "accuracy"), _BLUE, "dots"),
         ("validation", _series(epochs, "epoch", "val_accuracy"), _ORANGE, "dots"),
+        ("validation macro-F1", _series(epochs, "epoch", "val_macro_f1"), _GREEN, "dots"),
     ]
     rate = [("learning rate", _series(steps, "step", "learning_rate"), _GREEN, "line")]
     examples = [("examples/s", _series(steps, "step", "examples_per_second"), _BLUE, "line")]
@@ -256,7 +291,7 @@ def _chart(lines, xlabel, from_zero=False):
         if len(lines) > 1:
             # The legend is above the axes, where it hides no line.
             place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
-            axes.legend(frameon=False, labelcolor=_INK, ncols=2, **place)
+            axes.legend(frameon=False, labelcolor=_INK, ncols=3, **place)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return _inline(file.getvalue(), "-".join(label for label, *_ in lines) + xlabel)

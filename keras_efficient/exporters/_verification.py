@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_efficient._errors import InputError, VerificationError
-from keras_efficient.exporters._evaluation import scores_of
+from keras_efficient.metrics import scores_of
 from keras_efficient.runtime._bare_process import load_arrays
 from keras_efficient.runtime._run_script import run_script
 

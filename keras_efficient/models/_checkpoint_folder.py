@@ -1,5 +1,6 @@
 """Locate and check a folder of pretrained weights before a model is built from it."""
 
+import difflib
 import os
 from pathlib import Path
 
@@ -27,9 +28,10 @@ def find_checkpoint(path_or_preset: str | os.PathLike, library: str) -> Path | s
     text = str(path_or_preset)
     path = Path(text).expanduser()
     if not path.exists():
-        if isinstance(path_or_preset, Path) or text.startswith((".", "/", "~")) or "\\" in text:
+        if isinstance(path_or_preset, Path) or _is_path(text, library):
             raise InputError(
-                f"The model folder must exist. Received: {text!r}. Give the path of a folder with "
+                f"The model folder must exist. Received: {text!r}, which does not (working "
+                f"directory: {Path.cwd()}). {_neighbours(path)}Give the path of a folder with "
                 "config.json, model.safetensors and tokenizer.json, or the name of a preset."
             )
         return text
@@ -61,7 +63,29 @@ def find_checkpoint(path_or_preset: str | os.PathLike, library: str) -> Path | s
 
 def describe(source: Path | str) -> str:
     """Return how error messages name a checkpoint."""
-    return str(source) if isinstance(source, Path) else f"{source!r}"
+    if isinstance(source, Path):
+        return str(source)
+    return f"{source!r}, which is no folder in {Path.cwd()}"
+
+
+def _is_path(text: str, library: str) -> bool:
+    """Whether a name that does not exist can only have been meant as a path."""
+    if "://" in text:
+        return False
+    if text.startswith((".", "/", "~")) or "\\" in text or text.endswith("/"):
+        return True
+    # Hugging Face names are OWNER/NAME, those of KerasHub have no slash.
+    most = 1 if library == "tf_keras" else 0
+    return text.count("/") > most or ("/" in text and Path(text).parent.is_dir())
+
+
+def _neighbours(path: Path) -> str:
+    """Return a hint: a folder beside the missing one that has a similar name."""
+    if not path.parent.is_dir():
+        return f"Nor does the folder {str(path.parent)!r}. "
+    names = [p.name for p in path.parent.iterdir() if p.is_dir()]
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"Did you mean {str(path.with_name(near[0]))!r}? " if near else ""
 
 
 def is_kerashub_preset(config: dict) -> bool:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from keras_efficient._errors import InputError
+from keras_efficient._errors import InputError, shortened
 from keras_efficient.data._read_json import read_json
 from keras_efficient.data._tokenizer import HUGGING_FACE, Tokenizer, as_tokenizer
 from keras_efficient.data._tokenizer_limits import check_tokenizer
@@ -55,8 +55,8 @@ def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Mod
             ) from None
         raise InputError(
             f"The model must be one for which transformers has a TensorFlow classifier. Received: "
-            f"{describe(source)}, for which it reports: {str(error).strip()[:400]}. Check the "
-            "spelling of a hub name and the network, or try library='keras'."
+            f"{describe(source)}, for which it reports: {shortened(str(error)).rstrip('.')}. "
+            "Check the spelling of a hub name and the network, or try library='keras'."
         ) from error
     head = model.classifier if hasattr(model, "classifier") else model.score
     head = getattr(head, "out_proj", head)

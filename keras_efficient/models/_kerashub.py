@@ -8,7 +8,7 @@ import keras_hub
 import numpy as np
 from keras_hub.src.utils.keras_utils import gelu_approximate
 
-from keras_efficient._errors import InputError
+from keras_efficient._errors import InputError, shortened
 from keras_efficient.data._read_json import read_json
 from keras_efficient.data._tokenizer import KERASHUB, Tokenizer, as_tokenizer
 from keras_efficient.dtype_policies._keep_float32 import keep_float32
@@ -39,8 +39,8 @@ def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Mod
     except Exception as error:
         raise InputError(
             f"The model must be a text encoder that KerasHub can load. Received: "
-            f"{describe(source)}, for which it reports: {str(error).strip()[:400]}. Check the "
-            "spelling of a preset, or try library='tf_keras'."
+            f"{describe(source)}, for which it reports: {shortened(str(error)).rstrip('.')}. "
+            "Check the spelling of a preset, or try library='tf_keras'."
         ) from error
     if config.get("hidden_act") == "gelu":
         _exact_gelu(model)

@@ -1,6 +1,7 @@
 """A table of a model's weights, their transforms and what they cost to store."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,9 +37,9 @@ class WeightSummary:
     bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
-    """Result of `summary`; prints as a table.
+    """Result of `summary`; prints as a table with a row per weight, `short()` with one per kind.
 
     Attributes:
         weights: tuple of `WeightSummary`, in the order of the model.
@@ -67,6 +68,35 @@ class Summary:
         zeros = sum(w.sparsity * size for w, size in zip(self.weights, sizes, strict=True))
         return zeros / max(1, sum(sizes))
 
+    def short(self) -> str:
+        """Return a table with one row for all weights of the same transforms and bits."""
+        groups: dict = {}
+        for weight in self.weights:
+            groups.setdefault((weight.transforms, weight.bits), []).append(weight)
+        head = ("weights", "transforms", "trainable", "sparsity", "bits", "bytes")
+        rows = []
+        for (transforms, bits), weights in groups.items():
+            part = Summary(tuple(weights), 0, 0, {})
+            trainable = sum(weight.trainable for weight in weights)
+            rows.append(
+                (
+                    f"{len(weights):,}",
+                    " → ".join(transforms) or "–",
+                    f"{trainable:,}" if trainable else "–",
+                    f"{part.sparsity:.1%}" if part.sparsity else "–",
+                    str(bits),
+                    f"{part.bytes:,}",
+                )
+            )
+        total = (f"{self.trainable:,}", f"{self.sparsity:.1%}", "", f"{self.bytes:,}")
+        lines = _table([head, *rows, (f"{len(self.weights):,}", "all", *total)], left=(1,))
+        others = Counter(self.others.values())
+        return "\n".join([*lines, self._share(), *(f"{n} × {text}" for text, n in others.items())])
+
+    def __repr__(self):
+        # That of a dataclass would print every weight.
+        return self.short()
+
     def __str__(self):
         head = ("weight", "shape", "transforms", "trainable", "sparsity", "bits", "bytes")
         rows = [
@@ -81,26 +111,33 @@ class Summary:
             )
             for w in self.weights
         ]
-        share = self.trainable / max(1, self.parameters)
         rows.append(
             ("all", "", "", f"{self.trainable:,}", f"{self.sparsity:.1%}", "", f"{self.bytes:,}")
         )
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+        lines = [*_table([head, *rows], left=(0, 1, 2)), self._share()]
+        lines += [f"{path}: {text}" for path, text in self.others.items()]
+        return "\n".join(lines)
 
-        def line(row):
-            cells = [
-                c.ljust(w) if i < 3 else c.rjust(w)
-                for i, (c, w) in enumerate(zip(row, widths, strict=True))
-            ]
-            return "  ".join(cells).rstrip()
-
-        lines = [line(head), "  ".join("-" * w for w in widths), *map(line, rows)]
-        lines.append(
+    def _share(self):
+        share = self.trainable / max(1, self.parameters)
+        return (
             f"{self.trainable:,} of {self.parameters:,} parameters train ({share:.2%}, those of "
             "transforms counted among the first)"
         )
-        lines += [f"{path}: {text}" for path, text in self.others.items()]
-        return "\n".join(lines)
+
+
+def _table(rows, left):
+    """Return the lines of a table; the columns `left` are aligned to the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+
+    def line(row):
+        cells = [
+            c.ljust(w) if i in left else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  ".join(cells).rstrip()
+
+    return [line(rows[0]), "  ".join("-" * w for w in widths), *map(line, rows[1:])]
 
 
 def summary(model: Model) -> Summary:
@@ -110,7 +147,8 @@ def summary(model: Model) -> Summary:
         model: a built Keras 3 or tf_keras model, with transforms or without.
 
     Returns:
-        A `Summary`, to print as a table.
+        A `Summary`, to print as a table; `summary(model).short()` has one row for all weights that
+        are treated alike.
 
     Raises:
         TypeError: `model` is not a Keras model.

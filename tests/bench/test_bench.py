@@ -64,7 +64,9 @@ def test_every_kind_is_timed(report, models):
 
 
 def test_accuracy_compares_with_the_labels(report):
-    assert {t["accuracy"] for t in report.targets.values()} == {0.75}
+    for target in report.targets.values():
+        assert target["accuracy"] == target["evaluation"]["accuracy"] == 0.75
+        assert target["evaluation"]["examples"] == len(Classifier().labelled()["labels"])
 
 
 def test_bytes_are_those_of_the_files_a_server_loads(report, models):
@@ -370,6 +372,41 @@ def test_table(capsys):
     out = capsys.readouterr().out
     for part in ("[b]slow", *CASES, "9.00", "3.00x", "2.00", "50.00%", "1 thread"):
         assert part in out
+
+
+def test_table_is_readable_at_80_columns(capsys):
+    """It wrapped into nonsense: paths and figures were broken in the middle."""
+    from keras_efficient.metrics import classification_report
+
+    folder = "saved_models/some/deeper/folder"
+    evaluation = classification_report([0, 0, 0, 1], [0, 0, 0, 0]).to_dict()
+    facts = {"path": "p", "kind": "onnx", "bytes": 2_000_000, "accuracy": 0.75}
+    facts |= {"evaluation": evaluation, "cases": {"batch 32, length 128": figures(123456.7)}}
+    names = [f"{folder}/movie_reviews/1", f"{folder}/movie_reviews_int8_weights/1"]
+    Console(width=80).print(BenchReport(1, dict.fromkeys(names, facts)).table())
+    out = capsys.readouterr().out
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert max(map(len, lines)) <= 80 and folder not in out
+    (row,) = [line for line in lines if "movie_reviews/1" in line and "123456.70" in line]
+    assert row.endswith("1.00x")
+    for part in ("batch 32, length 128", "75.00%", "Majority baseline on the 4 examples: 75.00%"):
+        assert part in out
+    assert "movie_reviews/1: The model predicts one class only" in " ".join(out.split())
+
+
+def test_logits_are_enough_beside_probabilities(tmp_path):
+    """`bench(data=...)` refused both outputs, although its message said that logits are enough."""
+
+    class Process:
+        def ask(self, run, to):
+            with np.load(run) as inputs:
+                logits = Classifier().serve(inputs["ids"], inputs["mask"])["logits"].numpy()
+            # Probabilities in another order, so that taking them shows.
+            np.savez(to, probabilities=-logits, logits=logits, label=[b"?"] * len(logits))
+
+    data = Classifier().labelled()
+    report = bench_module._evaluation(Process(), data, tmp_path)
+    assert report.accuracy == 0.75 and report.majority_baseline <= 0.75
 
 
 def test_plot(tmp_path):

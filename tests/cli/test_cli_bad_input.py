@@ -159,15 +159,11 @@ def test_validation_data_is_read_as_strictly(no_model, finetune, reviews, tmp_pa
 
 
 def test_label_only_in_the_validation_part(no_model, finetune, tmp_path, bert, output):
-    # Put the third label into the row that the permutation of `split` holds out with seed 0.
-    import numpy as np
-
-    rows = review_rows(20)
-    held_out = int(np.random.default_rng(0).permutation(21)[-1])
-    rows.insert(held_out, ("so so", "neutral"))
+    # The stratified split trains on every label, unless there are fewer rows than labels.
+    rows = [*review_rows(8), ("so so", "neutral")]
     data = write_reviews(tmp_path / "reviews.csv", rows)
-    outcome = finetune(data, bert, output, validation=1, seed=0)
-    outcome.refused("training part", "'neutral'", "--seed")
+    outcome = finetune(data, bert, output, validation=8, seed=0)
+    outcome.refused("training part", "only in the validation part", "hold out fewer")
 
 
 @pytest.mark.parametrize("validation", [60, 1000, 0.001])
@@ -195,6 +191,11 @@ def test_split_that_leaves_a_side_empty(validation, no_model, finetune, reviews,
         ("validation", -0.1, "must be positive"),
         ("validation", "inf", "must be positive and finite"),
         ("validation", 2.5, "whole number of rows"),
+        ("class_weights", "equal", "must be one of balanced"),
+        ("metric", "f1", "macro_f1, accuracy, loss"),
+        ("patience", 0, "must be positive"),
+        ("quantize", "int4", "int8, int8-weights, bfloat16"),
+        ("log_seconds", 0, "must be positive"),
         ("seed", -1, "from 0 to"),
         ("seed", 2**32, "from 0 to"),
     ],
@@ -220,7 +221,9 @@ def test_missing_or_unknown_words(run, reviews, bert, output):
 @pytest.mark.parametrize("max_length, library", covering([33, 2, 0], LIBRARIES, strength=1))
 def test_max_length_beyond_the_model(max_length, library, finetune, reviews, bert, output):
     outcome = finetune(reviews, bert, output, max_length=max_length, library=library)
-    outcome.refused("max_length", "3 to", "32", max_length)
+    # Not the Python argument `max_length`.
+    outcome.refused("--max-length must be", "3 to", "32", max_length)
+    assert "max_length" not in outcome.err
 
 
 # The output.
@@ -362,6 +365,20 @@ def test_unknown_preset(library, finetune, reviews, output, monkeypatch):
     monkeypatch.setattr(transformers.utils.hub, "_is_offline_mode", True)
     outcome = finetune(reviews, "no_such_preset", output, library=library)
     outcome.refused("'no_such_preset'", "spelling")
+
+
+def test_int8_without_exact_products_is_refused_before_training(
+    finetune, reviews, bert, output, monkeypatch
+):
+    """`no_fit` makes training raise; the message names the option, not the argument."""
+
+    def check_machine():
+        raise ke.InputError("quantize='int8' needs exact products. Use quantize='int8-weights'.")
+
+    monkeypatch.setattr("keras_efficient.exporters._arguments.check_machine", check_machine)
+    outcome = finetune(reviews, bert, output, quantize="int8")
+    outcome.refused("--quantize int8 needs", "Use --quantize int8-weights")
+    assert not output.exists()
 
 
 # --resume.

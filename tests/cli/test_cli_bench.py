@@ -58,8 +58,8 @@ def test_output_files_in_missing_folders(option, saved, tmp_path):
 
 
 def test_numbers_out_of_range(saved):
-    keras_efficient("bench", saved, "--threads", 0).refused("`threads` must be")
-    keras_efficient("bench", saved, "--batch", -1).refused("`batches` must be")
+    keras_efficient("bench", saved, "--threads", 0).refused("--threads must be")
+    keras_efficient("bench", saved, "--batch", -1).refused("--batch must be")
 
 
 DAMAGED = {

@@ -16,6 +16,7 @@ import keras_efficient as ke
 REPORT = {
     "accuracy",
     "bytes",
+    "classification",
     "created",
     "data_fingerprint",
     "evaluation",

@@ -148,7 +148,7 @@ def test_bad_files(tmp_path, name, content, message):
 
 def test_unseen_label_is_named_with_its_line(tmp_path):
     path = write(tmp_path, "a.csv", 'text,label\n"a\nb",0\nc,2\n')
-    with pytest.raises(InputError, match=r"\['0', '1'\].*'2', unseen in training.*a.csv, line 4"):
+    with pytest.raises(InputError, match=r"'0', '1'.*'2', unseen in training.*a.csv, line 4"):
         read_records(path, label_names=("0", "1"))
 
 
@@ -215,3 +215,24 @@ def test_100_000_columns_take_less_than_a_minute(tmp_path):
     with pytest.raises(InputError, match=r"There must be a column 'x'.*and 99,982 others"):
         read_records(tmp_path / "a.jsonl", text_column="x")
     assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("a.csv", "text;label\ngood;1\n", ["separated by ';'", "delimiter of its suffix"]),
+        ("a.csv", "label\ttext\n1\tgood\n", [r"separated by '\t'", "rename it to .tsv"]),
+        ("a.tsv", "text,label\ngood,1\n", ["separated by ','", "rename it to .csv"]),
+        ("a.csv", "text|label\ngood|1\n", ["separated by '|'"]),
+    ],
+)
+def test_another_delimiter_is_named(name, content, parts, tmp_path):
+    """A semicolon CSV, as spreadsheets write it in many countries, got no hint."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError) as raised:
+        read_records(tmp_path / name)
+    assert all(part in str(raised.value) for part in ["column 'text'", "line 1", *parts])
+    # A column that has a semicolon in its name is no hint of another delimiter.
+    (tmp_path / "b.csv").write_text("te;xt,label\ngood,1\n")
+    with pytest.raises(InputError, match="Did you mean 'te;xt'"):
+        read_records(tmp_path / "b.csv")

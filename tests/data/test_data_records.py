@@ -118,6 +118,68 @@ def test_split_is_the_documented_permutation():
     assert split(records, validation=3, seed=6)[1].texts != validation.texts
 
 
+def test_split_takes_the_same_share_of_each_class():
+    """Of 36 rare rows in 1,200 only one was held out."""
+    rng = np.random.default_rng(0)
+    for sizes in ([1164, 36], [36, 1164], [500, 300, 200, 7, 1], [5] * 100 + [500]):
+        labels = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+        records = Records.of([f"t{i}" for i in range(len(labels))], labels)
+        for seed in range(5):
+            train, validation = split(records, validation=0.1, seed=seed)
+            assert len(validation) == round(0.1 * len(labels))
+            assert sorted(train.texts + validation.texts) == sorted(records.texts)
+            held_out = np.bincount(validation.labels, minlength=len(sizes))
+            assert (abs(held_out - 0.1 * np.array(sizes)) < 1).all(), held_out
+            # Every class is trained on.
+            assert set(train.labels) == set(range(len(sizes)))
+
+
+def test_split_without_strata():
+    records = Records.of([f"t{i}" for i in range(100)], [0] * 97 + [1] * 3)
+    order = np.random.default_rng(2).permutation(100)
+    _, plain = split(records, validation=20, seed=2, stratify=False)
+    assert plain.texts == tuple(f"t{i}" for i in order[80:])
+    unlabelled = split(Records.of(records.texts), validation=20, seed=2)[1]
+    assert unlabelled.texts == plain.texts
+    # More validation records than a share of each class can give: some class is not trained on.
+    train, _ = split(records, validation=99, seed=2)
+    assert len(train) == 1
+
+
+def test_printed_records_are_short():
+    """`print(records)` printed 147,731 characters."""
+    texts = ["a long text " * 20] * 1000
+    for records, parts in (
+        (Records.of(texts, [i % 2 for i in range(1000)]), ("1,000 texts", "2 classes: '0', '1'")),
+        (Records.of(texts), ("no labels", "source='memory'")),
+        (Records.of(texts, [f"class {i}" for i in range(1000)]), ("1,000 classes", "990 more")),
+        (Records.of(texts, ["x" * 1000] * 1000), ("1 classes",)),
+    ):
+        for shown in (repr(records), str(records)):
+            assert len(shown) < 300
+            assert all(part in shown for part in parts), shown
+
+
+def test_an_unknown_label_among_many_classes_is_a_short_message():
+    """With 20,000 classes the message had 189 kB."""
+    names = [f"class {i}" for i in range(20_000)]
+    with pytest.raises(
+        InputError,
+        match=r"one of 20,000 classes: 'class 0', .* and 19,990 more"
+        r"\. Received: 'klass 7', unseen in training \(memory, item 0\)",
+    ) as raised:
+        Records.of(["a"], ["klass 7"], names)
+    assert len(str(raised.value)) < 500
+    with pytest.raises(InputError, match="Did you mean 'class 7'"):
+        Records.of(["a"], ["klass 7"], names[:20])
+    with pytest.raises(InputError, match=r"more than once: 'class 5'\. Name") as raised:
+        Records.of(["a"], ["class 5"], [*names, "class 5"])
+    assert len(str(raised.value)) < 500
+    with pytest.raises(InputError) as raised:
+        Records.of(["a"], ["x" * 10_000], names)
+    assert len(str(raised.value)) < 600
+
+
 @pytest.mark.parametrize(
     ("validation", "message"),
     [

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+import tokenizers
 from covering import covering, sampled
 
 import keras_efficient
@@ -244,6 +245,28 @@ def test_truncated_texts_are_counted(tokenizer):
     dataset = text(["w1 w2 w3", "w1 w2 w3 w4", "w1"], tokenizer, batch_size=3, max_length=5)
     assert dataset.stats.truncated == 1
     assert dataset.stats.shapes == ((3, 5, 1),)
+
+
+def test_stats_tell_how_much_is_cut(tokenizer, backend):
+    """Texts cut at `max_length` were not mentioned anywhere before training."""
+    texts = ["w1 " * 40, "w1 w2 w3 w4", "w1"]
+    stats = text(texts, tokenizer, batch_size=3, max_length=5).stats
+    assert stats.longest == 42
+    assert stats.truncation == "2 of 3 texts (66.7%) are cut at 5 tokens, the longest has 42"
+    assert stats.truncation in str(stats)
+    assert text(texts[1:], tokenizer, batch_size=3).stats.truncation == "no text is cut"
+    # Truncation on the left cuts off the beginning, and is counted like the other.
+    left = tokenizers.Tokenizer.from_str(backend.to_str())
+    left.enable_truncation(50, direction="left")
+    stats = text(texts, Tokenizer(left, inputs=KERASHUB), batch_size=3, max_length=6).stats
+    assert (stats.truncated, stats.longest) == (1, 42)
+
+    def function(texts, max_length):
+        return tokenizer.encode(texts, max_length)
+
+    wrapped = Tokenizer(function, inputs=KERASHUB, max_length=64)
+    stats = text(texts, wrapped, batch_size=3, max_length=5).stats
+    assert stats.truncation == "2 of 3 texts (66.7%) are cut at 5 tokens"
 
 
 @pytest.mark.parametrize(

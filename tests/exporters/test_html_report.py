@@ -116,6 +116,52 @@ def test_facts_and_report_are_there(path):
         assert part in text
 
 
+def test_evaluation_is_shown_with_its_warning(report, tmp_path):
+    """Majority baseline, scores per class and confusion matrix; names are not raw keys."""
+    from dataclasses import replace
+
+    from keras_efficient.metrics import classification_report
+
+    found = classification_report([0] * 30 + [1] * 3, [0] * 33, ["ham", EVIL])
+    facts = {
+        "padding_share": 0.25,
+        "peak_memory_bytes": 1_234_567_890,
+        "tokens_per_second": 1234.5678,
+        "labels": ["ham", "spam"],
+        "mixed_precision": True,
+    }
+    shown = replace(report, accuracy=30 / 33, classification=found.to_dict(), facts=facts)
+    page = Page(
+        write_html_report(
+            tmp_path / "a.html", title="a", steps=[], epochs=[], facts={}, report=shown
+        )
+    )
+    text = " ".join(" ".join(page.text).split())
+    assert {"evaluation", "classes", "confusion"} <= set(page.ids) and "script" not in page.tags
+    for part in (
+        "predicts one class only: 'ham'",
+        "Majority baseline 90.91%, by always answering “ham”",
+        "Evaluation on 33 examples",
+        "Padding share 25.0%",
+        "Peak memory 1,234.6 MB",
+        "Tokens per second 1,234.6",
+        "Labels ham, spam",
+        "Mixed precision yes",
+    ):
+        assert part in text, part
+    assert "_" not in text.replace("token_ids", "")
+
+    many = classification_report(range(500), [0] * 500)
+    shown = replace(report, classification=many.to_dict())
+    page = Page(
+        write_html_report(
+            tmp_path / "b.html", title="b", steps=[], epochs=[], facts={}, report=shown
+        )
+    )
+    assert "confusion" not in page.ids and "mistakes" in page.ids
+    assert "The 200 of 500 classes with the lowest F1." in " ".join(page.text)
+
+
 def test_values_are_escaped(path):
     page = Page(path)
     assert "script" not in page.tags

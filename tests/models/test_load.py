@@ -10,6 +10,7 @@ import tensorflow as tf
 from covering import sampled
 
 import keras_efficient as ke
+from keras_efficient.models._checkpoint_folder import describe, find_checkpoint
 
 both = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 
@@ -228,3 +229,28 @@ def test_a_broken_folder(copy, damage, message, library):
 def test_a_file_instead_of_a_folder(folder):
     with pytest.raises(ke.InputError, match=r"A model is a folder\. Received the file"):
         ke.models.load(folder / "model.safetensors")
+
+
+def test_a_missing_folder_is_said_to_be_missing(tmp_path, monkeypatch):
+    """A path without a leading dot was taken for the name of a preset, and looked up as one."""
+    (tmp_path / "models" / "bert_tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for path, library, hint in (
+        ("models/bert_tny", "keras", r"Did you mean 'models/bert_tiny'\?"),
+        ("models/bert_tny", "tf_keras", r"Did you mean 'models/bert_tiny'\?"),
+        ("nowhere/bert", "keras", "Nor does the folder 'nowhere'"),
+        ("no/where/bert", "tf_keras", "Nor does the folder 'no/where'"),
+        ("bert/", "keras", "Received: 'bert/', which does not"),
+        ("~/no_such_bert", "tf_keras", "which does not"),
+    ):
+        with pytest.raises(ke.InputError, match=f"The model folder must exist.*{hint}"):
+            find_checkpoint(path, library)
+    # These can be names, whose loading says that no such folder exists either.
+    for name, library in (
+        ("bert_tiny_en_uncased", "keras"),
+        ("hf://owner/name", "keras"),
+        ("bert-base-uncased", "tf_keras"),
+        ("owner/name", "tf_keras"),
+    ):
+        assert find_checkpoint(name, library) == name
+        assert f"which is no folder in {tmp_path}" in describe(name)

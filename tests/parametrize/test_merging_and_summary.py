@@ -9,6 +9,7 @@ from fit_helpers import mirrored
 from zoo import ZOO
 
 import keras_efficient as ke
+from keras_efficient.parametrize import Summary, WeightSummary
 
 models = pytest.mark.parametrize("specimen", ZOO, ids=str)
 FUNCTIONAL = [s for s in ZOO if s.name.endswith("-functional")]
@@ -117,6 +118,27 @@ def test_summary_of_a_chain(specimen):
     assert found.trainable == trains
     line = next(line for line in str(found).splitlines() if line.startswith(rows[0].path))
     assert "lora r=2 → mask unstructured 50% → int8" in line
+
+
+def test_summary_has_a_short_form():
+    """A summary of a small BERT had 140 lines, and its repr every weight."""
+    kind = {"trainable": 0, "sparsity": 0.5, "bits": 8, "bytes": 100}
+    plain = {"trainable": 10, "sparsity": 0.0, "bits": 32, "bytes": 40}
+    weights = [
+        *(
+            WeightSummary(f"layer/{i}/kernel", (10, 10), ("mask 50%", "int8"), **kind)
+            for i in range(100)
+        ),
+        *(WeightSummary(f"layer/{i}/bias", (10,), (), **plain) for i in range(100)),
+    ]
+    found = Summary(tuple(weights), 1000, 11_000, {f"layer/{i}": "adapter" for i in range(50)})
+    lines = found.short().splitlines()
+    assert repr(found) == found.short() and len(lines) == 7
+    assert lines[2].split() == ["100", "mask", "50%", "→", "int8", "–", "50.0%", "8", "10,000"]
+    assert lines[3].split() == ["100", "–", "1,000", "–", "32", "4,000"]
+    assert lines[4].split() == ["200", "all", "1,000", "45.5%", "14,000"]
+    assert "1,000 of 11,000 parameters" in lines[5] and lines[6] == "50 × adapter"
+    assert len(str(found).splitlines()) > 200
 
 
 def test_summary_needs_a_built_model():

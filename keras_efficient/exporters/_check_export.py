@@ -1,0 +1,100 @@
+"""Check before training everything that an export needs after it."""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_efficient import flavor as flavors
+from keras_efficient._errors import InputError
+from keras_efficient.exporters._arguments import validate_arguments
+from keras_efficient.exporters._destination import check_destination
+from keras_efficient.exporters._evaluation import scores_in_memory
+from keras_efficient.exporters._export import check_graph_export
+from keras_efficient.exporters._signature import Features
+from keras_efficient.exporters.tokenizer_ops.text_signature import TextSignature
+from keras_efficient.flavor import Model
+
+
+def check_export(
+    model: Model,
+    directory: str | os.PathLike,
+    *,
+    sample: Any,
+    quantize: str | None = None,
+    format: str = "saved_model",
+    signatures: str | Sequence[str] | None = None,
+    tokenizer: Any = None,
+    labels: Sequence[str] | None = None,
+    evaluate: Any = None,
+    compress: bool = False,
+) -> Path:
+    """Check before training that `ke.export` with these arguments will be possible after it.
+
+    The arguments, the destination, the disk space, this machine's int8 products, the tokenizer and
+    the runtime of the format are checked. The model is run on the sample and traced as the graph to
+    be exported. Nothing is written, and the model is not changed. What training decides is not
+    checked: the precision of the outputs, and whether `ke.quantize_aware` has begun by then.
+
+    Args:
+        model: the built model.
+        directory: as for `ke.export`.
+        sample: as for `ke.export`: one batch of the training or validation data.
+        quantize: as for `ke.export`. Default: None.
+        format: as for `ke.export`. Default: "saved_model".
+        signatures: as for `ke.export`. Default: None.
+        tokenizer: as for `ke.export`. Default: None.
+        labels: as for `ke.export`. Default: None.
+        evaluate: as for `ke.export`; the first batch is run. Default: None.
+        compress: as for `ke.export`. Default: False.
+
+    Returns:
+        The version directory that the export would write now.
+
+    Raises:
+        InputError: an export would refuse this, for instance `quantize="int8"` on a CPU without
+            exact int8 products.
+
+    Examples:
+        >>> import tempfile, numpy as np
+        >>> folder = tempfile.mkdtemp() + "/reviews"
+        >>> ke.exporters.check_export(model, folder, sample=np.ones((1, 3))).name
+        '1'
+
+    Reference:
+        `ke.export`.
+    """
+    arguments = validate_arguments(
+        model,
+        directory,
+        quantize=quantize,
+        format=format,
+        signatures=signatures,
+        tokenizer=tokenizer,
+        labels=labels,
+        evaluate=evaluate,
+        compress=compress,
+        facts=None,
+        tolerance=None,
+        latency=False,
+        trained=False,
+    )
+    flavor = flavors.of(model)
+    size = sum(weight.shape.num_elements() * weight.dtype.size for weight in flavor.weights(model))
+    version = check_destination(directory, needed_bytes=size)
+    features = Features(model, sample)
+    if arguments.evaluate is not None:
+        scores_in_memory(flavor, model, arguments.evaluate.batches(model)[:1])
+    if format == "litert":
+        if importlib.util.find_spec("ai_edge_litert") is None:
+            raise InputError(
+                "A LiteRT file is verified with ai-edge-litert. Received: a Python without it. "
+                "Install it: pip install 'keras_efficient[litert]'."
+            )
+        return version
+    text = None
+    if "text" in arguments.signatures:
+        text = TextSignature(arguments.tokenizer, arguments.facts.get("labels"), features)
+    check_graph_export(flavor, model, features, text, arguments)
+    return version

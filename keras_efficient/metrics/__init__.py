@@ -1,0 +1,5 @@
+"""Quality of classifiers: confusion matrix, scores per class, and the majority baseline."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

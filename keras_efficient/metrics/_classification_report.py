@@ -1,0 +1,291 @@
+"""Accuracy beside its majority baseline, macro-F1, scores per class, and the confusion matrix."""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from keras_efficient._errors import InputError, listed
+
+#: With more classes the confusion matrix is left out; the most frequent mistakes remain.
+_MOST_CLASSES = 100
+#: Mistakes kept, from the most frequent one.
+_MISTAKES = 20
+#: Classes in the terminal's table of scores and in its confusion matrix, at 80 columns.
+_ROWS, _COLUMNS = 20, 6
+_NAME = 24
+
+
+@dataclass(frozen=True)
+class ClassificationReport:
+    """Quality of a classifier on labelled examples; prints as tables.
+
+    Attributes:
+        examples: int, number of examples.
+        accuracy: float, share of the examples whose class is predicted.
+        majority_baseline: float, accuracy of always predicting `majority_class`. A model whose
+            accuracy is not above it may have learned nothing.
+        majority_class: str, most frequent class among the examples.
+        macro_f1: float, mean of the F1 scores of the classes that occur among the labels or the
+            predictions. Rare classes count as much as frequent ones.
+        classes: tuple of dicts, one per class in the order of the indices, with "label"; the floats
+            "precision", "recall" and "f1", which are 0 where they are undefined; and the counts
+            "examples" and "predicted".
+        confusion: tuple of tuples of counts, a row per true class and a column per predicted class;
+            None with more than 100 classes. With sample weights, counts are sums of weights.
+        mistakes: tuple of dicts with "label", "predicted" and "count": the 20 most frequent
+            confusions.
+        warnings: tuple of str, what makes the accuracy misleading: predictions of one class only,
+            classes that are never predicted, an accuracy not above the baseline.
+
+    Examples:
+        >>> report = ke.metrics.classification_report([0, 0, 0, 1], [0, 0, 0, 0], ["ham", "spam"])
+        >>> report.accuracy, report.majority_baseline, round(report.macro_f1, 3)
+        (0.75, 0.75, 0.429)
+        >>> report.warnings[0]
+        "The model predicts one class only: 'ham', for all 4 examples."
+    """
+
+    examples: int
+    accuracy: float
+    majority_baseline: float
+    majority_class: str
+    macro_f1: float
+    classes: tuple[dict[str, Any], ...]
+    confusion: tuple[tuple[float, ...], ...] | None
+    mistakes: tuple[dict[str, Any], ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ClassificationReport":
+        """Return the report that `to_dict` converted, also after JSON."""
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if values["confusion"] is not None:
+            values["confusion"] = tuple(map(tuple, values["confusion"]))
+        return cls(**values)
+
+    def worst_classes(self, count: int) -> list[dict[str, Any]]:
+        """Return all classes if they are at most `count`, else those of lowest F1 that occur."""
+        if len(self.classes) <= count:
+            return list(self.classes)
+        occurring = [c for c in self.classes if c["examples"] or c["predicted"]]
+        return sorted(occurring, key=lambda c: (c["f1"], -c["examples"]))[:count]
+
+    def __rich__(self):
+        from rich.console import Group
+        from rich.text import Text
+
+        lines: list[Any] = [
+            Text(f"Evaluation on {self.examples:,} examples", style="bold"),
+            Text(
+                f"  accuracy {self.accuracy:.2%}, majority baseline {self.majority_baseline:.2%} "
+                f"(always {_short(self.majority_class)!r}), macro-F1 {self.macro_f1:.4f}"
+            ),
+        ]
+        for title, table in (self._class_table(), self._confusion_table()):
+            if table is not None:
+                # Not the table's title, which would be wrapped to its width.
+                lines += [Text(""), Text(title, style="italic"), table]
+        lines += [Text(f"Warning: {text}", style="bold yellow") for text in self.warnings]
+        return Group(*lines)
+
+    def __str__(self):
+        from rich.console import Console
+
+        file = io.StringIO()
+        Console(file=file, width=80, color_system=None).print(self)
+        return file.getvalue().rstrip("\n")
+
+    def _class_table(self):
+        shown = self.worst_classes(_ROWS)
+        title = "Per class"
+        if len(shown) < len(self.classes):
+            title += f" ({len(shown)} of {len(self.classes):,}, lowest F1 first)"
+        table = _table(["class"], ["precision", "recall", "F1", "examples", "predicted"])
+        for entry in shown:
+            scores = (f"{entry[name]:.3f}" for name in ("precision", "recall", "f1"))
+            counts = (_count(entry[name]) for name in ("examples", "predicted"))
+            table.add_row(_text(entry["label"]), *scores, *counts)
+        return title, table
+
+    def _confusion_table(self):
+        if self.confusion is not None and len(self.classes) <= _COLUMNS:
+            names = [c["label"] for c in self.classes]
+            table = _table(["true class"], names, 9)
+            for name, row in zip(names, self.confusion, strict=True):
+                table.add_row(_text(name), *map(_count, row))
+            return "Confusion matrix (columns: predicted)", table
+        title = "Most frequent mistakes"
+        if not self.mistakes:
+            return title, None
+        table = _table(["true class", "predicted"], ["examples"])
+        for mistake in self.mistakes[:10]:
+            names = (_text(mistake[name]) for name in ("label", "predicted"))
+            table.add_row(*names, _count(mistake["count"]))
+        return title, table
+
+
+def classification_report(
+    labels: Any,
+    predictions: Any,
+    label_names: Sequence[str] | None = None,
+    *,
+    sample_weight: Any = None,
+) -> ClassificationReport:
+    """Compare predicted classes with the labels.
+
+    For a class with TP true positives, P predictions and N examples, precision = TP / P, recall =
+    TP / N and F1 = 2 TP / (P + N).
+
+    Args:
+        labels: int array [examples], true classes.
+        predictions: int array [examples], predicted classes.
+        label_names: name of each class, in the order of the indices. Default: None, the indices.
+        sample_weight: float array [examples] >= 0. Default: None, ones.
+
+    Returns:
+        A `ClassificationReport`.
+
+    Raises:
+        InputError: there are no examples, the shapes differ, or a class has no name.
+
+    Examples:
+        >>> report = ke.metrics.classification_report([0, 1, 1], [0, 1, 0], ["ham", "spam"])
+        >>> report.confusion
+        ((1, 0), (1, 1))
+        >>> report.classes[1]["recall"]
+        0.5
+
+    Reference:
+        `sklearn.metrics.classification_report` and `sklearn.dummy.DummyClassifier`, whose strategy
+        "most_frequent" is the baseline.
+    """
+    from sklearn import metrics
+
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    weights = np.ones(len(labels), int) if sample_weight is None else np.asarray(sample_weight)
+    if not labels.size or not labels.ndim == 1 or not labels.shape == predictions.shape:
+        raise InputError(
+            "A report needs one label and one predicted class per example, at least one. Received: "
+            f"labels of shape {labels.shape}, predictions of shape {predictions.shape}. Give the "
+            "indices of the classes."
+        )
+    least, largest = (int(f([f(labels), f(predictions)])) for f in (np.min, np.max))
+    count = largest + 1 if label_names is None else len(label_names)
+    if least < 0 or largest >= count:
+        raise InputError(
+            f"Classes must be indices into the {count} names. Received: indices from {least} to "
+            f"{largest}. Give a name for each class."
+        )
+    names = [str(name) for name in (range(count) if label_names is None else label_names)]
+    every = list(range(count))
+    options: dict[str, Any] = {"labels": every, "sample_weight": weights}
+    scores: Any = metrics.precision_recall_fscore_support(
+        labels, predictions, **options, zero_division=cast(Any, 0)
+    )
+    precision, recall, f1, _ = scores
+    present, predicted = (
+        np.bincount(x, weights=weights, minlength=count).astype(weights.dtype)
+        for x in (labels, predictions)
+    )
+    total = weights.sum() or 1
+    majority = int(present.argmax())
+    accuracy = float(weights[labels == predictions].sum() / total)
+    confusion = None
+    if count <= _MOST_CLASSES:
+        matrix = metrics.confusion_matrix(labels, predictions, **options)
+        confusion = tuple(map(tuple, matrix.tolist()))
+    occurs = (present > 0) | (predicted > 0)
+    report = ClassificationReport(
+        examples=len(labels),
+        accuracy=accuracy,
+        majority_baseline=float(present[majority] / total),
+        majority_class=names[majority],
+        macro_f1=float(f1[occurs].mean()) if occurs.any() else 0.0,
+        classes=tuple(
+            {
+                "label": names[i],
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+                "examples": present[i].item(),
+                "predicted": predicted[i].item(),
+            }
+            for i in every
+        ),
+        confusion=confusion,
+        mistakes=_mistakes(labels, predictions, weights, names),
+        warnings=(),
+    )
+    return dataclasses.replace(report, warnings=tuple(_warnings(report)))
+
+
+def _mistakes(labels, predictions, weights, names):
+    wrong = labels != predictions
+    pairs = np.stack([labels[wrong], predictions[wrong]], 1)
+    found, where = np.unique(pairs, axis=0, return_inverse=True)
+    counts = np.bincount(where.reshape(-1), weights=weights[wrong], minlength=len(found))
+    counts = counts.astype(weights.dtype)
+    return tuple(
+        {
+            "label": names[found[i, 0]],
+            "predicted": names[found[i, 1]],
+            "count": counts[i].item(),
+        }
+        for i in np.argsort(-counts, kind="stable")[:_MISTAKES]
+    )
+
+
+def _warnings(report):
+    present = [c for c in report.classes if c["examples"]]
+    predicted = [c for c in report.classes if c["predicted"]]
+    never = [c["label"] for c in present if not c["predicted"]]
+    if len(predicted) == 1 and len(present) > 1:
+        yield (
+            f"The model predicts one class only: {_short(predicted[0]['label'])!r}, for all "
+            f"{report.examples:,} examples."
+        )
+    elif never:
+        yield f"Never predicted: {listed(never)}, {len(never)} of {len(present)} classes."
+    if len(present) > 1 and report.accuracy <= report.majority_baseline:
+        yield (
+            f"The accuracy, {report.accuracy:.2%}, is not above the majority baseline, "
+            f"{report.majority_baseline:.2%}: always answering {_short(report.majority_class)!r} "
+            "is at least as good. Train longer, with another learning rate or with class weights."
+        )
+
+
+def _table(left, right, width=None):
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for name in left:
+        # Folded, since long names may differ at their ends only.
+        table.add_column(name, max_width=_NAME, overflow="fold")
+    for name in right:
+        options = {"overflow": "ellipsis", "no_wrap": True, "max_width": width}
+        table.add_column(_text(name), justify="right", **options)
+    return table
+
+
+def _text(name):
+    from rich.text import Text
+
+    # Text does not interpret markup in a name; control characters would reach the terminal.
+    return Text("".join(c if c.isprintable() else "�" for c in name))
+
+
+def _short(name):
+    return name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+
+
+def _count(value):
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
