@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from covering import sampled
 from test_docs import MODEL, here, quick_export, tiny  # noqa: F401 (fixtures)
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
@@ -21,6 +22,7 @@ def test_an_example_is_short_and_says_how_it_ran(path):
         assert part in header
 
 
+@sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_finetune(library, here, quick_export, monkeypatch, capsys):  # noqa: F811
     options = {"data": "reviews.csv", "model": MODEL, "library": library, "limit": 50}
@@ -41,6 +43,7 @@ def script(name, monkeypatch, **options):
     runpy.run_path(str(EXAMPLES[0].with_name(name)), run_name="__main__")
 
 
+@sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_several_workers_and_then_again(library, here, monkeypatch, capsys):  # noqa: F811
     """In one process; tests/distribute has the workers."""

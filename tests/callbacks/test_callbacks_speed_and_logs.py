@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 from fit_helpers import compiled, fit
 from rich.console import Console
 from zoo import CLASSES, LENGTH, VOCABULARY, ZOO, Specimen, _sequential, keras_of
@@ -60,6 +61,7 @@ def batch(specimen, n):
     return x, y, lengths
 
 
+@sampled()
 @pytest.mark.parametrize("specimen, accumulated", MASKED, ids=str)
 def test_examples_tokens_and_padding_are_counted_exactly(specimen, accumulated):
     model = compiled(specimen.library, specimen.make())
@@ -99,6 +101,7 @@ def test_without_a_mask_there_are_no_tokens(library):
     assert speed.examples == 10
 
 
+@sampled()
 @small
 def test_run_log_has_every_step_and_epoch(library):
     rate = ke.schedules.warmup_linear(0.1, warmup_steps=2, total_steps=6)
@@ -128,6 +131,7 @@ def test_run_log_without_throughput_and_with_a_constant_rate():
     assert log.steps[0]["learning_rate"] == 0.5
 
 
+@sampled()
 @small
 def test_progress_draws_fit_and_evaluate(library):
     model = small_model(library)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import batches, mirrored
 from zoo import keras_of
 
@@ -51,6 +51,7 @@ def test_the_norm_is_numpys(library, replicas, setting):
     assert "train_step" not in vars(model)
 
 
+@sampled()
 @libraries
 def test_an_epoch_has_its_mean_and_its_largest(library):
     model, (x, y) = made(library), data(12)
@@ -70,6 +71,7 @@ def test_an_epoch_has_its_mean_and_its_largest(library):
     assert "train_step" not in vars(model)
 
 
+@sampled()
 @libraries
 def test_rows_of_an_embedding_count_summed(library):
     """The gradients of a token that occurs twice are summed in its row."""

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import batches, mirrored, moved
 from zoo import keras_of
 
@@ -37,6 +37,7 @@ def train(model, bad, watch, n=24, **kwargs):
     return model.fit(data, shuffle=False, verbose=0, callbacks=[watch], **kwargs).history
 
 
+@sampled()
 @rotated
 def test_scale_and_overflows_are_logged(library, replicas):
     model, watch = made(library, replicas), ke.callbacks.LossScale()
@@ -48,6 +49,7 @@ def test_scale_and_overflows_are_logged(library, replicas):
     assert "train_step" not in vars(model)
 
 
+@sampled()
 @rotated
 def test_a_run_whose_every_step_overflows_is_stopped(library, replicas):
     """Both libraries continue it for ever (trap 12)."""
@@ -60,6 +62,7 @@ def test_a_run_whose_every_step_overflows_is_stopped(library, replicas):
     assert moved(before, model) == 0
 
 
+@sampled()
 @libraries
 def test_a_good_step_starts_the_count_again(library):
     model, watch = made(library), ke.callbacks.LossScale(patience=3)
@@ -70,6 +73,7 @@ def test_a_good_step_starts_the_count_again(library):
     assert not model.stop_training
 
 
+@sampled()
 @libraries
 def test_the_count_goes_on_in_the_next_fit(library):
     """Also with another split, for which the step is set up again."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 from resumed_runs import IDS, Case, assert_goes_on, dataset, held_out, model_of, plain
 
 import keras_efficient as ke
@@ -100,6 +101,7 @@ ALONE = [
 ]
 
 
+@sampled(4)
 @pytest.mark.parametrize("library, names", [*COMBINED, *ALONE], ids=str)
 def test_goes_on_to_the_last_bit(library, names, tmp_path):
     settings = {"compile": {}}
@@ -112,6 +114,7 @@ def test_goes_on_to_the_last_bit(library, names, tmp_path):
     assert_goes_on(case, tmp_path / "stopped", sorted(whole.watch.losses)[-2], whole)
 
 
+@sampled()
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_goes_on_after_any_step(library, tmp_path):
     """Stopped for real: within the last epoch after its first save, and before it."""

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from command_line import keras_efficient
+from covering import sampled
 
 from tests.bench.bench_models import (
     VOCABULARY,
@@ -83,6 +84,7 @@ def _cut(file):
 SLOW = pytest.param("no weights", marks=pytest.mark.full)
 
 
+@sampled(2)
 @pytest.mark.parametrize("damage", [SLOW if name == "no weights" else name for name in DAMAGED])
 def test_a_damaged_folder(damage, tmp_path):
     folder = tmp_path / "reviews" / "1"

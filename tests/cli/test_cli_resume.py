@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import finetune_arguments, review_rows, versions, write_reviews
+from covering import sampled
 
 import keras_efficient as ke
 from keras_efficient._errors import VerificationError
@@ -157,6 +158,7 @@ def test_a_failed_export_loses_no_training(
         np.testing.assert_array_equal(a, b)
 
 
+@sampled()
 @pytest.mark.parametrize("earlier", [False, True])
 def test_interrupt_before_the_first_update(
     earlier, finetune, reviews, bert, tmp_path, exported, monkeypatch

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from zoo import FEW, ZOO
 
 import keras_efficient as ke
@@ -41,6 +41,7 @@ def test_the_solver_is_the_definition():
         left[i:] -= inverse[:, None] * (left[i] - expected * scales[0]) / inverse[0]
 
 
+@sampled(2)
 @pytest.mark.parametrize("bits, group_size", [(4, None), (4, 8), (4, 20), (8, None)])
 def test_blocks_miss_less_than_rounding(bits, group_size, monkeypatch):
     monkeypatch.setattr(reconstruction, "BLOCK", 12)
@@ -66,6 +67,7 @@ def test_a_generator_of_batches_suffices():
     assert report.batches == 2
 
 
+@sampled(2)
 @pytest.mark.parametrize("specimen, activation_bits", covering(FEW, [8, None], strength=1))
 def test_layers_of_the_zoo_have_a_smaller_error_than_by_rounding(specimen, activation_bits):
     x, y = specimen.batch(24)

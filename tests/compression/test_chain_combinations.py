@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from compression_helpers import SMALL, outputs, ready, small
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import fit
 from zoo import ZOO, keras_of
 
@@ -68,6 +68,7 @@ CASES = [
 ]
 
 
+@sampled(2)
 @pytest.mark.parametrize("specimen, chain", CASES, ids=str)
 def test_every_transform_of_a_chain_holds(specimen, chain, tmp_path):
     x, y = specimen.batch(12)
@@ -98,6 +99,7 @@ def test_every_transform_of_a_chain_holds(specimen, chain, tmp_path):
         check(weight, weight.value.numpy(), chain, masks[weight.path])
 
 
+@sampled()
 @small
 def test_one_scale_for_a_whole_weight_keeps_its_number_of_values(specimen):
     x, y = specimen.batch(12)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from compression_helpers import BOTH, FUNCTIONAL, libraries, mostly, ready
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import assert_same, fit, mirrored
 from test_prune import assert_exact
 from zoo import keras_of
@@ -38,6 +38,7 @@ def gradient(value, x, y):
     return 2 * x.T @ (x @ value - y) / y.size
 
 
+@sampled(2)
 @every_form
 def test_scores_get_the_gradient_times_the_weight(library, form):
     sparsity, criterion = FORMS[form]
@@ -94,6 +95,7 @@ def test_a_soft_mask_gets_sparser_by_its_penalty_alone_and_comes_back(library):
     assert mask.mask.numpy().all()
 
 
+@sampled()
 @libraries
 def test_with_adamw_a_soft_score_moves_by_its_scale(library):
     """About rate times scale per update, whatever the gradient."""
@@ -107,6 +109,7 @@ def test_with_adamw_a_soft_score_moves_by_its_scale(library):
     np.testing.assert_allclose(np.abs(score), 10 * 500 * 5e-5, rtol=0.3)
 
 
+@sampled()
 @pytest.mark.parametrize("library, form", covering(BOTH, FORMS, strength=1))
 def test_k_microbatches_and_two_replicas_are_one_batch(library, form):
     sparsity, criterion = FORMS[form]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from compression_helpers import libraries, ready
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import fit
 from test_prune import Each, assert_exact
 from zoo import FEW_FIRST, ZOO, keras_of
@@ -54,6 +54,7 @@ def trained_upstream():
     return seen
 
 
+@sampled()
 @libraries
 def test_traps_22_and_23_the_last_update_comes_and_weights_are_masked_after_each(library):
     model, each = dense(library), Each()

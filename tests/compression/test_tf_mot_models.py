@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 
 import keras_efficient as ke
 from keras_efficient.compression._tf_mot import tf_mot
@@ -58,6 +59,7 @@ WAYS = {
 }
 
 
+@sampled()
 @pytest.mark.parametrize("way", WAYS)
 def test_tf_mots_models_train_with_our_step_and_export(way, tmp_path):
     import tf_keras
@@ -90,6 +92,7 @@ def test_tf_mots_models_train_with_our_step_and_export(way, tmp_path):
         assert all(len(np.unique(w)) <= 4 for w in kernels)
 
 
+@sampled()
 @pytest.mark.parametrize("way", ["prune", "quantize"])
 def test_tf_mots_models_resume_to_the_last_bit(way, tmp_path):
     make, callbacks, _ = WAYS[way]

@@ -11,7 +11,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import batches, mirrored, moved
 from zoo import CLASSES, keras_of
 
@@ -98,6 +98,7 @@ def assert_equal_to_the_reference(library, optimizer, attends, *setting, atol=1e
     np.testing.assert_allclose(loss, expected_loss, rtol=0, atol=1e-5)
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     "library, optimizer, replicas, k, jit_compile",
     covering(LIBRARIES, OPTIMIZERS, (1, 2), (1, 4), (False, True)),

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from covering import sampled
 from test_docs import MODEL, here, tiny  # noqa: F401 (fixtures)
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "normalisation.py"
 
 
+@sampled()
 @pytest.mark.parametrize(
     ("library", "normalisation", "place"),
     [

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 from formulas import adafactor, lamb
 from test_optimizers_equations import SHAPES, run, variables
 from zoo import keras_of
@@ -41,6 +42,7 @@ def test_lamb_agrees_with_model_garden(library):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
+@sampled()
 @libraries
 def test_adafactor_of_the_libraries_cuts_the_rate_of_a_schedule(library):
     keras = keras_of(library)
@@ -69,6 +71,7 @@ def test_adafactor_of_the_libraries_holds_a_second_moment_of_full_size(library):
     assert sizes == [whole + factored - 4, factored]
 
 
+@sampled()
 @libraries
 def test_adafactor_of_the_libraries_is_nan_at_a_row_and_a_column_of_zeros(library):
     gradient = np.ones((3, 3), "float32")

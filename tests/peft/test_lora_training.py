@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 from fit_helpers import assert_same, compiled, fit, mirrored
 from zoo import FEW, ZOO, keras_of
 
@@ -31,6 +32,7 @@ def adamw(library):
     return keras_of(library).optimizers.AdamW(0.01)
 
 
+@sampled()
 @libraries
 def test_before_and_after_compile_and_after_a_first_fit(library):
     specimen = specimen_of(library)
@@ -57,6 +59,7 @@ def test_before_and_after_compile_and_after_a_first_fit(library):
         assert_same(models[0], other, atol=1e-6)
 
 
+@sampled()
 @libraries
 def test_microbatches_replicas_and_xla_are_one_batch(library):
     specimen = specimen_of(library)
@@ -74,6 +77,7 @@ def test_microbatches_replicas_and_xla_are_one_batch(library):
         assert_same(models[0], other)
 
 
+@sampled()
 @libraries
 def test_in_bfloat16_the_factors_are_float32(library):
     specimen = specimen_of(library)
@@ -93,6 +97,7 @@ def test_in_bfloat16_the_factors_are_float32(library):
     assert outputs(found[1], x).dtype == np.asarray(found[1](x)).dtype
 
 
+@sampled()
 @pytest.mark.parametrize(
     "specimen, first",
     [
@@ -126,6 +131,7 @@ def test_with_remat_in_either_order(specimen, first):
     assert_same(*models, atol=1e-6)
 
 
+@sampled()
 @libraries
 def test_a_model_file_is_the_plain_model_with_the_sum(library, tmp_path):
     specimen, keras = specimen_of(library), keras_of(library)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from covering import sampled
 from fit_helpers import compiled, fit
 from tuned import SPECIMENS
 from zoo import ZOO, full_except
@@ -41,6 +42,7 @@ def two(specimen):
     return model
 
 
+@sampled()
 @specimens
 def test_each_is_what_it_would_be_alone_and_together_they_add_up(specimen):
     model, (x, _) = two(specimen), specimen.batch(3)
@@ -64,6 +66,7 @@ def test_each_is_what_it_would_be_alone_and_together_they_add_up(specimen):
     np.testing.assert_allclose(outputs(model, x), both, rtol=0, atol=1e-6)
 
 
+@sampled()
 @specimens
 def test_only_those_that_are_on_train_in_a_plain_fit_and_in_ours(specimen):
     model, (x, y) = two(specimen), specimen.batch(8)
@@ -86,6 +89,7 @@ def test_only_those_that_are_on_train_in_a_plain_fit_and_in_ours(specimen):
     assert not any(same(before, states(model, "french") + states(model, "german")))
 
 
+@sampled()
 @specimens
 def test_merge_keeps_those_that_are_on_and_leaves_nothing_behind(specimen):
     model, (x, _) = two(specimen), specimen.batch(3)

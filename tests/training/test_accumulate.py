@@ -7,7 +7,7 @@ weighted, and six updates follow each other.
 import functools
 
 import pytest
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import (
     SMALL,
     assert_same,
@@ -54,6 +54,7 @@ MODELS = full_except(
 )
 
 
+@sampled(3)
 @pytest.mark.parametrize("specimen, split", covering(MODELS, SPLITS, strength=1))
 def test_microbatches_equal_one_batch(specimen, split):
     plain, history = plain_run(specimen.name)
@@ -64,6 +65,7 @@ def test_microbatches_equal_one_batch(specimen, split):
     assert int(model.optimizer.iterations) == 6
 
 
+@sampled()
 @pytest.mark.parametrize(
     "name",
     [

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 from fit_helpers import assert_same, assert_same_history, fit, moved
 from zoo import CLASSES, LENGTH, VOCABULARY, hf_config, keras_of
 
@@ -67,6 +68,7 @@ def data(n):
     return x, rng.integers(0, CLASSES, n).astype("int32")
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("library", "step"),
     [

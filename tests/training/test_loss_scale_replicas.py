@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import SMALL, batches, mirrored
 from zoo import keras_of
 
@@ -67,6 +67,7 @@ def assert_bitwise(found, expected):
         np.testing.assert_array_equal(a, b)
 
 
+@sampled()
 @pytest.mark.parametrize(
     "library, place, use_ema",
     covering(LIBRARIES, [(2, FIRST), (2, SECOND), (1, FIRST)], [True, False], strength=1),
@@ -87,6 +88,7 @@ def test_an_overflow_on_one_replica_changes_nothing_anywhere(library, place, use
     assert all(np.isfinite(copy).all() for copy in copies(model))
 
 
+@sampled()
 @rotated
 def test_after_an_overflow_training_goes_on_as_if_it_had_not_been(library, replicas):
     skipping, plain = (ke.accumulate(linear(library, replicas), 2) for _ in range(2))
@@ -97,6 +99,7 @@ def test_after_an_overflow_training_goes_on_as_if_it_had_not_been(library, repli
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+@sampled()
 @rotated
 def test_the_scale_doubles_after_growth_steps(library, replicas):
     model = ke.accumulate(linear(library, replicas, growth_steps=2), 2)
@@ -108,6 +111,7 @@ def test_the_scale_doubles_after_growth_steps(library, replicas):
     assert scales == [1, 2, 2, 1, 1, 2]
 
 
+@sampled()
 @libraries
 def test_scaled_training_is_unscaled_training(library):
     scaled, plain = (linear(library, 2, scaled=scaled) for scaled in (True, False))
@@ -146,6 +150,7 @@ def test_trap_11_tf_keras_counts_a_skipped_update_as_a_step():
     assert counts == {"tf_keras": 2, "keras": 1, "tf_keras, ours": 1, "keras, ours": 1}
 
 
+@sampled()
 @libraries
 def test_trap_12_a_loss_scale_at_its_floor_skips_silently_for_ever(library):
     """Upstream: no update, no word. (Of ours, `ke.callbacks` has the word.)"""
@@ -172,6 +177,7 @@ def float16():
         ke.mixed_precision("float32", library=library)
 
 
+@sampled()
 @rotated
 def test_float16_with_the_loss_scale_of_compile_is_about_float32(library, replicas, float16):
     specimen = SMALL[library]
