@@ -219,6 +219,7 @@ def trained(library, specimen, jit, begin_with=None):
     return model
 
 
+@pytest.mark.full
 @EITHER
 def test_xla_computes_the_same(library):
     """Not from λ = 0: there, rounding alone decides which of the first triplets are kept.
