@@ -188,8 +188,8 @@ def test_options_on_the_pages_exist():
     known |= {"--port", "--rest_api_port"}
     known |= {"--model_config_file", "--model_config_file_poll_wait_seconds"}
     known |= {"--allow_version_labels_for_unavailable_models"}
-    # Those of every command, `hf download` and pytest.
-    known |= {"--version", "--local-dir", "--durations"}
+    # Those of every command, `hf download`, pytest and Slurm.
+    known |= {"--version", "--local-dir", "--durations", "--cpus-per-task"}
     for command in ("finetune", "demo", "launch", "serve", "predict", "bench"):
         shown = command_line.keras_efficient(command, "--help").out
         known |= set(re.findall(r"--[a-z][a-z-]+", shown))
