@@ -1,5 +1,6 @@
 """Record the gradients that a model's own `train_step` applies."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ class GradientRecorder:
     Args:
         flavor: The model's flavor.
         model: The compiled model.
-        weight: Scalar, multiplies the loss or the gradients.
+        weight: Scalar, multiplies the loss or the gradients; or a function that returns it, called
+            once the step has computed its loss.
         penalty: Function without arguments whose scalar result is added to the loss. Default:
             None.
 
@@ -18,15 +20,20 @@ class GradientRecorder:
         gradients: List of gradients, times `weight` and the loss scale.
         variables: List of the variables they belong to.
         loss: Scalar tensor, the loss times `weight`; None if the step did not pass it on.
+        weight: Scalar.
     """
 
     def __init__(
         self, flavor: Any, model: Any, weight: Any, penalty: Callable[[], Any] | None = None
     ):
-        self.flavor, self.model, self.weight, self.penalty = flavor, model, weight, penalty
+        self.flavor, self.model, self._weight, self.penalty = flavor, model, weight, penalty
         self.gradients: list | None = None
         self.variables: list | None = None
         self.loss = None
+
+    @functools.cached_property
+    def weight(self) -> Any:
+        return self._weight() if callable(self._weight) else self._weight
 
     def minimize(self, loss: Any, var_list: Any, tape: Any = None, **kwargs: Any) -> None:
         """Record the gradients of `loss`."""

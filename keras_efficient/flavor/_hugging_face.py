@@ -1,41 +1,7 @@
-"""Properties of Hugging Face's TensorFlow models: token losses and BERT's attention."""
+"""Recognise BERT's attention among the layers of Hugging Face's TensorFlow models."""
 
 import sys
 from typing import Any
-
-import tensorflow as tf
-import tf_keras
-
-from keras_efficient.flavor._forward import EXAMPLES
-from keras_efficient.flavor._typing import Model
-
-_TOKEN_LOSSES = {
-    "TFCausalLanguageModelingLoss",
-    "TFMaskedLanguageModelingLoss",
-    "TFNextSentencePredictionLoss",
-    "TFTokenClassificationLoss",
-}
-
-
-def loss_denominator(model: Model, data: Any) -> Any:
-    """Return the denominator of the loss that a model computes in its own `train_step`.
-
-    Token losses leave out labels of -100 and divide by the number of the others.
-    """
-    mixins = {cls.__name__ for cls in type(model).__mro__}
-    if not getattr(model, "_using_dummy_loss", False) or not mixins & _TOKEN_LOSSES:
-        return EXAMPLES
-    x, y, _ = tf_keras.utils.unpack_x_y_sample_weight(data)
-    labels = x.get("labels") if y is None else y
-    labels = labels.get("labels") if isinstance(labels, dict) else labels
-    if labels is None:
-        return EXAMPLES
-    causal = "TFCausalLanguageModelingLoss" in mixins
-    if causal and not mixins & {"TFMaskedLanguageModelingLoss"}:
-        # Decoders compare with the next token; encoder-decoders receive shifted labels.
-        labels = labels if model.config.is_encoder_decoder else labels[:, 1:]
-    counted = labels >= 0 if "TFTokenClassificationLoss" in mixins else labels != -100
-    return tf.reduce_sum(tf.cast(counted, tf.float32))
 
 
 def is_bert_self_attention(layer_class: type) -> bool:

@@ -20,6 +20,7 @@ from tf_keras.src.saving import saving_api as _saving_api
 
 from keras_efficient.flavor import _hugging_face as hugging_face, _tf_keras_losses as losses
 from keras_efficient.flavor._flavor import Flavor
+from keras_efficient.flavor._hugging_face_loss import own_loss
 from keras_efficient.flavor._loss_scale import LossScale
 from keras_efficient.flavor._patched import patched
 from keras_efficient.flavor._tf_keras_replay import TfKerasReplay
@@ -278,8 +279,8 @@ class TfKeras(Flavor):
                 stack.enter_context(patched(metric, result=lambda: tf.constant(0.0)))
             yield recorder
 
-    def custom_step_weight(self, model, data):
-        return hugging_face.loss_denominator(model, data)
+    def own_loss(self, model):
+        return own_loss(model)
 
     def steps_per_execution(self, model):
         steps = model._steps_per_execution

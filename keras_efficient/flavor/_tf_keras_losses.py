@@ -35,3 +35,16 @@ def recorded_denominators() -> Iterator[list]:
 
     with patched(_losses_utils, apply_valid_mask=record):
         yield denominators
+
+
+@contextmanager
+def recorded_values() -> Iterator[list]:
+    """Yield a list that receives the values of each loss computed inside the block, unreduced."""
+    values, apply_mask = [], _losses_utils.apply_valid_mask
+
+    def record(losses, *args, **kwargs):
+        values.append(losses)
+        return apply_mask(losses, *args, **kwargs)
+
+    with patched(_losses_utils, apply_valid_mask=record):
+        yield values

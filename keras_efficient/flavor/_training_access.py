@@ -261,9 +261,9 @@ class TrainingAccess(ABC):
         """Whether the model's class overrides `train_step`, as Hugging Face's do."""
         return type(model).train_step is not self.keras.Model.train_step
 
-    def custom_step_weight(self, model: Model, data: Any) -> Any:
-        """Return the denominator of the loss of a custom `train_step`; see `Forward.weight`."""
-        return EXAMPLES
+    def own_loss(self, model: Model) -> Any:
+        """Return the `HuggingFaceLoss` of a model that computes its loss itself, else None."""
+        return None
 
     def custom_step_logs(self, model: Model, train_step: Any, data: Any) -> list[str]:
         """Return the names in the logs of a custom `train_step`."""
@@ -284,8 +284,9 @@ class TrainingAccess(ABC):
         """Record the gradients of a custom `train_step` instead of updating anything.
 
         Yields a `GradientRecorder`, whose gradients are multiplied by the scalar `weight` and by
-        the loss scale. This is safe under MirroredStrategy, which runs its replicas' threads one
-        at a time between merge calls: a recorded step makes no merge call.
+        the loss scale. `weight` may be a function, called once the step has computed its loss.
+        This is safe under MirroredStrategy, which runs its replicas' threads one at a time between
+        merge calls: a recorded step makes no merge call.
         """
         optimizer = model.optimizer
         recorder = GradientRecorder(self, model, weight, penalty)

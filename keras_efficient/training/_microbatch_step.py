@@ -1,5 +1,6 @@
 """Forward and backward pass of one microbatch, by the compiled loss or a custom `train_step`."""
 
+import functools
 from contextlib import ExitStack
 from typing import Any
 
@@ -7,6 +8,7 @@ import tensorflow as tf
 
 from keras_efficient.flavor._flat_logs import flat_logs
 from keras_efficient.flavor._forward import EXAMPLES, SUM
+from keras_efficient.training import _replicas as replicas
 from keras_efficient.training._gradient_accumulator import dense, unique_rows
 from keras_efficient.training._microbatch_loop import batch_size
 
@@ -133,7 +135,18 @@ class CustomTrainStep(CompiledLossStep):
         super().__init__(step, data, context, quiet)
         self.train_step = tf.__internal__.autograph.tf_convert(step.hook.original, context)
         given = step.split.weight is not None
-        counted = self.flavor.custom_step_weight(self.model, data) is not EXAMPLES
+        #: The loss that the model computes itself, or None.
+        self.loss = None if given else self.flavor.own_loss(self.model)
+        if self.loss is not None and (
+            self.loss.per_example or not (step.shared or self.loss.known)
+        ):
+            self.loss = None
+        self.counts: list = []
+        if self.loss is not None and self.loss.terms:
+            # The sums of both terms are divided by the counts of the whole update.
+            examples = tf.cast(self.examples, tf.float32)
+            self.counts = replicas.all_sum([*self.loss.counts(data), examples])
+        counted = self.loss is not None and not self.counts
         step.weighting = "given" if given else "counted" if counted else EXAMPLES
         self.names = self.flavor.custom_step_logs(self.model, self.train_step, data)
         metrics = self.flavor.metrics_result(self.model)
@@ -145,11 +158,8 @@ class CustomTrainStep(CompiledLossStep):
 
     def __call__(self, part):
         examples = tf.cast(batch_size(part), self.step.dtype)
-        weight = self.step.split.weight_of(part, examples)
-        if weight is None:
-            weight = self.flavor.custom_step_weight(self.model, part)
-            weight = examples if weight is EXAMPLES else weight
-        weight = tf.cast(weight, self.step.dtype) / self.unit
+        given = self.step.split.weight_of(part, examples)
+        weight: Any = tf.cast(examples if given is None else given, self.step.dtype) / self.unit
         penalty, term = self.step.hook.penalty, None
         with ExitStack() as stack:
             seen = []
@@ -163,8 +173,17 @@ class CustomTrainStep(CompiledLossStep):
             if penalty is not None:
                 doubled = penalty.doubled(part)
                 term = stack.enter_context(penalty.watching(self.flavor, self.model))
+            copies = 1.0 if penalty is None else 2.0
+            if self.counts:
+                *counts, total = self.counts
+                factor = total / copies / tf.cast(examples, total.dtype)
+                stack.enter_context(self.loss.divided_by(counts, factor))
+            elif self.loss is not None:
+                divisor = stack.enter_context(self.loss.recorded(part))
+                weight = functools.partial(self.weigh, divisor, weight, copies)
             recording = stack.enter_context(self.flavor.record_gradients(self.model, weight, term))
             logs = flat_logs(self.train_step(doubled))
+            weight = recording.weight
         by_id = dict(zip(map(id, recording.variables), recording.gradients, strict=True))
         gradients = [by_id.get(id(v)) for v in self.model.trainable_variables]
         scalars = {f"mean {n}": tf.cast(logs[n], weight.dtype) * weight for n in self.means}
@@ -176,16 +195,26 @@ class CustomTrainStep(CompiledLossStep):
             scalars["loss"] = tf.reduce_sum(loss)
         return self.add(gradients, weight, examples, {"loss": 0.0, **scalars})
 
+    def weigh(self, divisor, by_examples, copies):
+        """Return the weight of a microbatch whose loss has been computed."""
+        count = divisor()
+        if count is None:
+            return by_examples
+        return tf.cast(count, self.step.dtype) / copies / self.unit
+
     @property
     def weighted(self) -> bool:
-        """Whether microbatches weigh other than by their examples."""
-        return self.step.weighting is not EXAMPLES
+        """Whether the metric called "loss" is not the mean of the microbatches' losses."""
+        return self.loss is not None or self.step.weighting is not EXAMPLES
 
     def logs(self, totals):
         weight = totals["weight"]
         if self.tracks:
-            # Weight 1, that of a loss of shape [1], which the token losses of transformers have.
-            self.flavor.track_loss(self.model, tf.math.divide_no_nan(totals["loss"], weight), 1)
+            # As the library: a mean of shape [1] has weight 1, a vector of losses its length.
+            vector = self.loss is not None and not self.loss.known
+            length = weight * totals.get("unit", 1.0) if vector else 1
+            loss = tf.math.divide_no_nan(totals["loss"], weight)
+            self.flavor.track_loss(self.model, loss, length)
         logs = self.flavor.metrics_result(self.model)
         if self.flavor.sums_logs:
             weight *= tf.distribute.get_strategy().num_replicas_in_sync

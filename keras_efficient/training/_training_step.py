@@ -80,11 +80,14 @@ class TrainingStep:
     @property
     def single(self) -> bool:
         """Whether a batch is known to be a single, non-empty microbatch."""
-        one = self.split.microbatches == 1 and self.hook.window is None
-        if self.model.distribute_strategy.num_replicas_in_sync > 1:
-            # A replica may receive no example.
-            return False
-        return one and not (self.distributed and self.static)
+        # One of several replicas may receive no example.
+        return not self.shared and not (self.distributed and self.static)
+
+    @property
+    def shared(self) -> bool:
+        """Whether several microbatches, replicas or batches may make an update together."""
+        several = self.split.microbatches != 1 or self.hook.window is not None
+        return several or self.model.distribute_strategy.num_replicas_in_sync > 1
 
     @property
     def dtype(self):
@@ -116,6 +119,14 @@ class TrainingStep:
                 "An update of several batches cannot look at them again. Received: "
                 f"{type(self.hook.window.owner).__name__} with {other}. Give the microbatch size "
                 "as an int, or make the dataset's batches larger and leave the callback out."
+            )
+        own = self.flavor.own_loss(self.model) if self.split.weight is None else None
+        if self.hook.window is not None and own is not None and own.terms:
+            raise ValueError(
+                "An update of several batches needs a loss with one divisor. Received: "
+                f"{type(self.hook.window.owner).__name__} for {type(self.model).__name__}, whose "
+                f"loss is a sum of two means, over {' and '.join(own.terms)}. Make the dataset's "
+                "batches larger, split them by ke.accumulate, and leave the callback out."
             )
         if self.split.auto:
             return auto_microbatch.retrying(self)
