@@ -1,43 +1,33 @@
-"""`check_graph`: refuse a SavedModel whose graph has side effects, before it is loaded."""
+"""`check_graph`: refuse a SavedModel that does more than compute, before it is loaded."""
 
 import os
 import re
 from pathlib import Path
 
 from keras_efficient._errors import InputError
+from keras_efficient.serving._allowed_ops import ALLOWED_OPS
 
 SAVED_MODEL = "saved_model.pb"
 #: Other graph files, which TensorFlow reads where there is no saved_model.pb, or may read one day.
 _OTHER_FILES = ("saved_model.pbtxt", "saved_model.cpb")
-#: Ops that access files, the network, Python or a foreign library. All dataset ops are among them,
-#: because a graph that answers requests has none.
-_FORBIDDEN = re.compile(
-    r"_?(?:"
-    r"ReadFile|WriteFile|MatchingFiles|ImmutableConst|RecordInput|ImportEvent"
-    r"|GenerateVocabRemapping|Skipgram|FixedUnigramCandidateSampler"
-    r"|(?:WholeFile|TextLine|TFRecord|FixedLengthRecord|LMDB|Bigtable)Reader.*"
-    r"|Save|SaveSlices|Restore|RestoreSlice|LoadAndRemapMatrix|DTensorRestore.*|DistributedSave"
-    r"|.*Dataset.*|.*SummaryWriter|Write\w*Summary|CreateSummary\w+|SummaryWriter"
-    r"|Debug\w+|DumpTensor|CalibrationStatisticsSaver|CustomAggregator|PrintV2"
-    r"|\w*PyFunc\w*|NumpyFunction"
-    r"|Rpc\w+|RemoteCall|.*Send(?:V2)?|.*Recv(?:V2)?|FileSystemSetConfiguration"
-    r"|XlaCustomCall.*|XlaCallModule|\w*XlaHostCompute\w*|XlaSendToHost|XlaRecvFromHost"
-    r")"
-)
-#: Ops in the functions that save and restore a SavedModel. Every SavedModel has these functions,
-#: and nothing calls them here.
-_CHECKPOINT = {"SaveV2", "RestoreV2", "MergeV2Checkpoints"}
-_FROM_FILE = {"InitializeTableFromTextFile", "InitializeTableFromTextFileV2"}
+#: Ops that may stand only in the function that saves the variables.
+_SAVE_OPS = frozenset({"SaveV2", "MergeV2Checkpoints", "ShardedFilename"})
+#: Ops that may stand only in the function that restores the variables.
+_RESTORE_OPS = frozenset({"RestoreV2"})
+#: Fills a lookup table from a file, which must be an asset of the model.
+_FROM_FILE = "InitializeTableFromTextFileV2"
 
 
 def check_graph(folder: str | os.PathLike) -> set[str]:
     """Refuse a SavedModel whose graph does more than compute.
 
     A SavedModel is a program. Its manifest shows that it arrived complete, not that its author
-    means well. This function searches all functions of the graph, called or not, for ops that read
-    or write files, open connections or call Python; nothing is loaded or run. A lookup table may be
-    filled from one of the model's own assets. The list names the ops known to be harmful; it does
-    not bound computing time or memory, and is no sandbox.
+    means well. This function compares every op of the file with a list of allowed ones, in all
+    functions and outside of them, whether anything calls them or not; nothing is loaded or run. A
+    checkpoint may be written or read only by the functions that `saver_def` names for it, which
+    nothing else in the file may mention, so that loading the model or calling a signature cannot
+    run them. A lookup table may be filled from one of the model's own assets. The check does not
+    bound computing time or memory, and is no sandbox.
 
     Args:
         folder: path of the SavedModel.
@@ -46,7 +36,8 @@ def check_graph(folder: str | os.PathLike) -> set[str]:
         The names of all ops in the graph.
 
     Raises:
-        InputError: the folder is not a SavedModel of TensorFlow 2, or its graph has such an op.
+        InputError: the folder is not a SavedModel of TensorFlow 2, or its graph has an op that is
+            not allowed where it stands.
 
     Examples:
         >>> "MatMul" in ke.serving.check_graph("saved_models/reviews/1")  # doctest: +SKIP
@@ -67,30 +58,32 @@ def check_graph(folder: str | os.PathLike) -> set[str]:
             "The functions of a graph must have different names. Received: "
             f"{folder}, with two of one name. Do not load it."
         )
-    reachable = _reachable(graph, library)
+    checkpoint_ops = _checkpoint_ops(graph)
     for name, function in library.items():
+        allowed = ALLOWED_OPS | checkpoint_ops.get(name, frozenset())
         for node in function.node_def:
-            own_asset = node.op in _FROM_FILE and _is_asset(graph, library, function, node)
-            if (
-                _FORBIDDEN.fullmatch(node.op)
-                or (node.op in _CHECKPOINT and name in reachable)
-                or (node.op in _FROM_FILE and not own_asset)
-            ):
-                raise _refused(folder, node.op, name)
+            own_asset = node.op == _FROM_FILE and _is_asset(graph, library, function, node)
+            if node.op not in allowed and not own_asset:
+                raise _refused(folder, node.op, f"the function {name[:80]!r}")
     for node in graph.graph_def.node:
-        # Nodes outside functions may be checkpoint ops: TensorFlow's Python loader runs none of
-        # these nodes.
-        if _FORBIDDEN.fullmatch(node.op) or node.op in _FROM_FILE:
-            raise _refused(folder, node.op, node.name)
+        if node.op not in ALLOWED_OPS:
+            raise _refused(folder, node.op, f"the node {node.name[:80]!r}, outside of functions")
     nodes = [*graph.graph_def.node, *(n for f in library.values() for n in f.node_def)]
-    return {node.op for node in nodes} - library.keys()
+    return {node.op for node in nodes}
 
 
 def _refused(folder, op, where):
+    checkpoint = op in _SAVE_OPS | _RESTORE_OPS
+    rule = (
+        "may stand only in the functions that save and restore the variables"
+        if checkpoint
+        else "is not on the list of allowed ones"
+    )
     return InputError(
         "A model that is run here may only compute: no files, no network, no Python. Received: "
-        f"{folder}, whose graph has the op {op} (in {where[:80]!r}). Do not load it, unless you "
-        "know who made it and why."
+        f"{folder}, whose graph has the op {op[:80]} in {where}, which {rule}. Do not load it, "
+        "unless you know who made it and why; then run it in a sandbox, with `tf.saved_model.load` "
+        "or TensorFlow Serving."
     )
 
 
@@ -133,18 +126,58 @@ def _check_asset(folder, name):
         )
 
 
-def _reachable(graph, library):
-    """Return the names of functions that loading the model or calling it can run."""
-    # The grappler may substitute a function by any other that implements the same interface.
-    pending = [name for name, f in library.items() if "api_implements" in f.attr]
-    pending += [name for name in graph.object_graph_def.concrete_functions if name in library]
-    found = set()
-    while pending:
-        name = pending.pop()
-        if name not in found:
-            found.add(name)
-            pending += _references(library[name]) & library.keys()
-    return found
+def _checkpoint_ops(graph):
+    """Return {name of a function: the checkpoint ops it may have}, for the saver's functions.
+
+    Whatever else mentions such a function could run it. So nothing may: no node, attribute, object,
+    gradient or signature. TensorFlow renames functions as it loads them, to a new name with the
+    same stem, so no other part of the file may contain the stem.
+    """
+    saver = graph.saver_def
+    allowed_in = {
+        saver.save_tensor_name.split(":")[0]: _SAVE_OPS,
+        saver.restore_op_name: _RESTORE_OPS,
+    }
+    calls = {
+        node.name: node.attr["f"].func.name
+        for node in graph.graph_def.node
+        if node.name in allowed_in and node.op in ("PartitionedCall", "StatefulPartitionedCall")
+    }
+    # TensorFlow may substitute a function by any other that implements the same interface.
+    functions = graph.graph_def.library.function
+    implementations = {f.signature.name for f in functions if "api_implements" in f.attr}
+    rest = type(graph)()
+    rest.CopyFrom(graph)
+    rest.ClearField("saver_def")
+    _remove(rest.graph_def.node, lambda node: node.name in calls)
+    _remove(rest.graph_def.library.function, lambda f: f.signature.name in calls.values())
+    mentioned, text = _mentioned_nodes(rest), rest.SerializeToString()
+    return {
+        name: allowed_in[node]
+        for node, name in calls.items()
+        if node not in mentioned
+        and _stem(name).encode() not in text
+        and name not in implementations
+    }
+
+
+def _remove(messages, condition):
+    for index in reversed(range(len(messages))):
+        if condition(messages[index]):
+            del messages[index]
+
+
+def _mentioned_nodes(graph):
+    """Return the names of all nodes outside functions that something else in the graph uses."""
+    names = {name for node in graph.graph_def.node for name in node.input}
+    names |= {name for c in graph.collection_def.values() for name in c.node_list.value}
+    for signature in graph.signature_def.values():
+        names |= set(re.findall(r'"([^"]*)"', str(signature)))
+    return {name.lstrip("^").split(":")[0] for name in names}
+
+
+def _stem(name):
+    return re.sub(r"^__inference_|_\d+$", "", name)
 
 
 def _references(function):
@@ -180,4 +213,5 @@ def _is_asset(graph, library, function, node):
     index = arguments.index(node.input[1]) - (len(arguments) - len(bound))
     if not 0 <= index < len(bound) or not 0 <= bound[index] < len(objects.nodes):
         return False
-    return objects.nodes[bound[index]].WhichOneof("kind") == "asset"
+    source = objects.nodes[bound[index]]
+    return source.WhichOneof("kind") == "asset" and not source.registered_name

@@ -1,0 +1,112 @@
+"""`ALLOWED_OPS`: the operations that a SavedModel may consist of to be run here.
+
+They are those of our own exports; of Keras, KerasHub and Hugging Face models; of lookup tables; and
+of the tokenizers of TensorFlow Text. Each computes its outputs from its inputs, or reads or writes
+a variable or a table in memory. None opens a file or a connection, calls Python, loads a library or
+decompresses data. Before adding a name, read what its kernel does with its inputs and attributes.
+"""
+
+ALLOWED_OPS = frozenset(
+    name
+    for line in """
+# Arrays.
+BatchToSpaceND BitwiseAnd BitwiseOr BitwiseXor BroadcastArgs BroadcastGradientArgs BroadcastTo
+CheckNumerics CheckNumericsV2 ConcatOffset ConcatV2 ConjugateTranspose Const DepthToSpace Dequantize
+Diag DiagPart EnsureShape ExpandDims FakeQuantWithMinMaxArgs FakeQuantWithMinMaxVars
+FakeQuantWithMinMaxVarsPerChannel Fill GatherNd GatherV2 Identity IdentityN Invert InvertPermutation
+LeftShift ListDiff LowerBound MatrixBandPart MatrixDiag MatrixDiagPart MatrixDiagPartV2
+MatrixDiagPartV3 MatrixDiagV2 MatrixDiagV3 MatrixSetDiag MatrixSetDiagV2 MatrixSetDiagV3 MirrorPad
+MirrorPadGrad OneHot OnesLike Pack Pad PadV2 Placeholder PlaceholderWithDefault PopulationCount
+PreventGradient QuantizeAndDequantizeV2 QuantizeAndDequantizeV4 QuantizeV2 Rank Reshape
+ReverseSequence ReverseV2 RightShift Roll ScatterNd ScatterNdNonAliasingAdd Shape ShapeN Size Slice
+SpaceToBatchND SpaceToDepth Split SplitV Squeeze StopGradient StridedSlice StridedSliceGrad
+TensorScatterAdd TensorScatterMax TensorScatterMin TensorScatterSub TensorScatterUpdate Tile
+Transpose Unique UniqueV2 UniqueWithCounts UniqueWithCountsV2 Unpack UnravelIndex UpperBound Where
+ZerosLike
+# Arithmetic, comparisons, reductions and products.
+Abs Acos Acosh Add AddN AddV2 All Angle Any ArgMax ArgMin Asin Asinh Atan Atan2 Atanh BatchMatMulV2
+BatchMatMulV3 Bincount Bucketize Cast Ceil Cholesky ClipByValue Complex ComplexAbs Conj Cos Cosh
+Cumprod Cumsum CumulativeLogsumexp DenseBincount Div DivNoNan Einsum Equal Erf Erfc Erfinv
+EuclideanNorm Exp Expm1 Floor FloorDiv FloorMod Greater GreaterEqual Imag IsFinite IsInf IsNan Less
+LessEqual Lgamma LinSpace Log Log1p LogMatrixDeterminant LogicalAnd LogicalNot LogicalOr MatMul
+MatrixDeterminant MatrixInverse MatrixSolve MatrixTriangularSolve Max Maximum Mean Min Minimum Mod
+Mul MulNoNan Neg NotEqual Pow Prod RaggedBincount Range Real RealDiv Reciprocal Rint Round Rsqrt
+RsqrtGrad SegmentMax SegmentMaxV2 SegmentMean SegmentMin SegmentMinV2 SegmentProd SegmentProdV2
+SegmentSum SegmentSumV2 Select SelectV2 Sigmoid SigmoidGrad Sign Sin Sinh SparseBincount
+SparseSegmentMean SparseSegmentMeanWithNumSegments SparseSegmentSqrtN
+SparseSegmentSqrtNWithNumSegments SparseSegmentSum SparseSegmentSumWithNumSegments Sqrt SqrtGrad
+Square SquaredDifference Sub Sum Tan Tanh TanhGrad TruncateDiv TruncateMod UnsortedSegmentMax
+UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum Xdivy Xlog1py Xlogy
+# Layers of neural networks and their gradients.
+AvgPool AvgPool3D AvgPool3DGrad AvgPoolGrad BiasAdd BiasAddGrad Conv Conv2D Conv2DBackpropFilter
+Conv2DBackpropInput Conv3D Conv3DBackpropFilterV2 Conv3DBackpropInputV2 DataFormatDimMap
+DataFormatVecPermute DepthwiseConv2dNative Elu EluGrad FusedBatchNormGradV3 FusedBatchNormV3
+InTopKV2 L2Loss LeakyRelu LeakyReluGrad LogSoftmax MaxPool MaxPool3D MaxPool3DGrad MaxPoolGrad
+MaxPoolGradWithArgmax MaxPoolV2 MaxPoolWithArgmax NthElement Relu Relu6 Relu6Grad ReluGrad Selu
+SeluGrad Softmax SoftmaxCrossEntropyWithLogits Softplus SoftplusGrad Softsign SoftsignGrad
+SparseSoftmaxCrossEntropyWithLogits TopKV2
+# oneDNN, in our own int8 exports.
+_MklLayerNorm _QuantizedMatMul
+# Images, resized but not decoded.
+CropAndResize ResizeArea ResizeBicubic ResizeBilinear ResizeNearestNeighbor ScaleAndTranslate
+# Fourier transforms.
+FFT FFT2D IFFT IFFT2D IRFFT IRFFT2D RFFT RFFT2D
+# Strings, and records that a request holds.
+AsString DecodeBase64 DecodePaddedRaw DecodeRaw EncodeBase64 ParseExample ParseExampleV2
+ParseSequenceExampleV2 ReduceJoin RegexFullMatch RegexReplace StaticRegexFullMatch
+StaticRegexReplace StringFormat StringJoin StringLength StringLower StringNGrams StringSplit
+StringSplitV2 StringStrip StringToHashBucket StringToHashBucketFast StringToNumber StringUpper
+Substr UnicodeDecode UnicodeDecodeWithOffsets UnicodeEncode UnicodeScript UnicodeTranscode
+UnsortedSegmentJoin
+# Ragged and sparse tensors, and sets.
+DenseToDenseSetOperation DenseToSparseSetOperation RaggedFillEmptyRows RaggedFillEmptyRowsGrad
+RaggedGather RaggedRange RaggedTensorFromVariant RaggedTensorToSparse RaggedTensorToTensor
+RaggedTensorToVariant SetSize SparseAdd SparseConcat SparseDenseCwiseAdd SparseDenseCwiseDiv
+SparseDenseCwiseMul SparseFillEmptyRows SparseReduceMax SparseReduceMaxSparse SparseReduceSum
+SparseReduceSumSparse SparseReorder SparseReshape SparseSlice SparseSoftmax SparseSparseMaximum
+SparseSparseMinimum SparseSplit SparseTensorDenseAdd SparseTensorDenseMatMul SparseToDense
+SparseToSparseSetOperation
+# Lists of tensors.
+DynamicPartition DynamicStitch EmptyTensorList ParallelDynamicStitch TensorArrayCloseV3
+TensorArrayConcatV3 TensorArrayGatherV3 TensorArrayGradV3 TensorArrayReadV3 TensorArrayScatterV3
+TensorArraySizeV3 TensorArraySplitV3 TensorArrayV3 TensorArrayWriteV3 TensorListConcatLists
+TensorListConcatV2 TensorListElementShape TensorListFromTensor TensorListGather TensorListGetItem
+TensorListLength TensorListPopBack TensorListPushBack TensorListReserve TensorListResize
+TensorListScatter TensorListScatterIntoExistingList TensorListScatterV2 TensorListSetItem
+TensorListSplit TensorListStack
+# Control flow and calls; the functions that they call are checked too.
+Assert Case DeviceIndex FakeParam If NoOp PartitionedCall StatefulPartitionedCall StatelessCase
+StatelessIf StatelessWhile ToBool While
+# Variables and lookup tables in memory.
+AnonymousHashTable AnonymousMutableDenseHashTable AnonymousMutableHashTable AssignAddVariableOp
+AssignSubVariableOp AssignVariableOp DestroyResourceOp DisableCopyOnRead HashTableV2
+InitializeTableV2 LookupTableExportV2 LookupTableFindV2 LookupTableImportV2 LookupTableInsertV2
+LookupTableRemoveV2 LookupTableSizeV2 MutableDenseHashTableV2 MutableHashTableV2 ReadVariableOp
+ResourceGather ResourceGatherNd ResourceScatterAdd ResourceScatterDiv ResourceScatterMax
+ResourceScatterMin ResourceScatterMul ResourceScatterNdAdd ResourceScatterNdMax ResourceScatterNdMin
+ResourceScatterNdSub ResourceScatterNdUpdate ResourceScatterSub ResourceScatterUpdate VarHandleOp
+VarIsInitializedOp VariableShape
+# Random numbers.
+Multinomial RandomGamma RandomPoissonV2 RandomShuffle RandomStandardNormal RandomUniform
+RandomUniformInt RngReadAndSkip StatefulStandardNormalV2 StatefulTruncatedNormal StatefulUniform
+StatefulUniformFullInt StatefulUniformInt StatelessMultinomial StatelessRandomGammaV3
+StatelessRandomGetAlg StatelessRandomGetKeyCounter StatelessRandomGetKeyCounterAlg
+StatelessRandomNormal StatelessRandomNormalV2 StatelessRandomUniform StatelessRandomUniformFullInt
+StatelessRandomUniformFullIntV2 StatelessRandomUniformInt StatelessRandomUniformIntV2
+StatelessRandomUniformV2 StatelessShuffle StatelessTruncatedNormal StatelessTruncatedNormalV2
+TruncatedNormal
+# Tokenizers of TensorFlow Text.
+CaseFoldUTF8 FastBertNormalize FastWordpieceTokenizeWithOffsets FindSourceOffsets NormalizeUTF8
+NormalizeUTF8WithOffsetsMap PhraseTokenize RegexSplitWithOffsets SentenceFragments
+SentenceFragmentsV2 SentencepieceDetokenizeOp SentencepieceIdToStringOp SentencepieceOp
+SentencepieceStringToIdOp SentencepieceTokenizeOp SentencepieceTokenizeWithOffsetsOp
+SentencepieceVocabSizeOp SplitMergeTokenizeWithOffsets TFText>ByteSplitByOffsets
+TFText>ByteSplitWithOffsets TFText>FastSentencepieceDetokenize TFText>FastSentencepieceTokenize
+TFText>FastWordpieceDetokenize TFText>NgramsStringJoin TFText>PhraseDetokenize
+TFText>RoundRobinGenerateMasks TFText>RoundRobinTrim TFText>Utf8Binarize
+TFText>WhitespaceTokenizeWithOffsetsV2 UnicodeScriptTokenizeWithOffsets
+WhitespaceTokenizeWithOffsets WordpieceTokenizeWithOffsets
+""".splitlines()
+    if not line.startswith("#")
+    for name in line.split()
+)
