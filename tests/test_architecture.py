@@ -285,6 +285,7 @@ _TRANSITIVE = {
     "ml_dtypes": "keras",
 }
 _DISTRIBUTIONS = {
+    "sklearn": "scikit-learn",
     "official": "tf-models-official",
     "tensorflow_serving": "tensorflow-serving-api",
     "tensorflow_model_optimization": "tensorflow-model-optimization",
