@@ -15,8 +15,9 @@ class AdaptOnPlateau(Callback):
 
     After `patience` epochs in a row without an improvement by more than `min_delta`, the learning
     rate is multiplied by `rate_factor`, and the number of the dataset's batches per update by
-    `batch_factor`: at the epochs at which `ReduceLROnPlateau` of the libraries acts. Works on a float rate and on a `ke.schedules` schedule, whose `scale` it
-    lowers. The training step is not traced again.
+    `batch_factor`. These are the epochs at which the libraries' `ReduceLROnPlateau` acts. Works on
+    a float rate and on a `ke.schedules` schedule, whose `scale` it lowers. The training step is not
+    traced again.
 
     Adds `learning_rate_scale` and, if batches grow, `batches_per_update` to the epoch's logs.
 
