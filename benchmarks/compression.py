@@ -14,8 +14,9 @@ Rates: 1e-4, falling to 0 (post-training: none); the pruned and the parameter-ef
 the rates in `ROWS`. A figure is the median over seeds; differences to dense are medians of the
 differences of a seed.
 
-Bytes are of the weights as a file holds them, packed (int8, int4 nibbles, cluster indices; else
-float32) and gzipped. Runs are kept in `--folder` and not repeated: remove it to measure again.
+Bytes are those that the weights need, packed (int8, int4 nibbles, cluster indices; else float32)
+and gzipped; exporters write int8 or float32. Runs are kept in `--folder` and not repeated: remove
+it to measure again.
 """
 
 import argparse

@@ -44,6 +44,11 @@ class GradientNoiseScale(Callback):
     Well below it, a batch of twice the size is worth twice the updates; well above it, more
     examples per update are wasted. The cost is the norm of every microbatch's gradient.
 
+    Where every epoch draws each of N examples once, the examples of a batch are no independent
+    draws, and the estimate of |G|² is too small by tr Σ / N: it is that of the distribution the
+    data comes from. B_noise is then too large by 1 / (1 - B_noise / N) for the N examples
+    themselves, as by half at N = 3 B_noise. `dataset_size` corrects it.
+
     Adds `gradient_noise_scale`, in examples, to the epoch's logs.
 
     Args:
@@ -53,6 +58,9 @@ class GradientNoiseScale(Callback):
             `every_updates` updates, to the number of the dataset's batches per update that comes
             nearest to B_noise, between one and `max_batches`. Default: None, not adapted.
         every_updates: int >= 1, number of updates between adaptations. Default: 50.
+        dataset_size: int >= 1, the number N of examples of which every epoch draws each once. The
+            result is then that of these examples. Default: None, draws are independent, or N is
+            much larger than B_noise.
 
     Attributes:
         value: float, B_noise in examples; nan before the first update, inf where the gradient is
@@ -85,14 +93,16 @@ class GradientNoiseScale(Callback):
         *,
         max_batches: int | None = None,
         every_updates: int = 50,
+        dataset_size: int | None = None,
     ):
         if not 0 <= smoothing < 1:
             raise ValueError(f"`smoothing` must be in [0, 1). Received: {smoothing!r}.")
-        for name, value in (("max_batches", max_batches), ("every_updates", every_updates)):
+        counts = {"max_batches": max_batches, "every_updates": every_updates}
+        for name, value in (counts | {"dataset_size": dataset_size}).items():
             if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(f"`{name}` must be a positive int. Received: {value!r}.")
         self.smoothing, self.max_batches = smoothing, max_batches
-        self.every_updates = every_updates
+        self.every_updates, self.dataset_size = every_updates, dataset_size
         self.batches = 1
         self._state: Any = None
         self._window: Any = None
@@ -148,7 +158,10 @@ class GradientNoiseScale(Callback):
         squared, variance, updates, *_ = self._state.numpy()
         if not updates:
             return float("nan")
-        return float(max(variance, 0.0) / squared) if squared > 0 else float("inf")
+        variance = max(variance, 0.0)
+        if self.dataset_size is not None:
+            squared += variance / self.dataset_size
+        return float(variance / squared) if squared > 0 else float("inf")
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None):
         _, _, updates, microbatches, _ = self._state.numpy()

@@ -95,7 +95,9 @@ def calibrate(
 
             - "minmax": ranges cover all observed numbers.
             - "percentile": ranges exclude `100 - percentile` percent of the numbers at either end.
-            - "mse": ranges of inputs and weights with the least mean squared error.
+            - "mse": ranges of inputs with the least mean squared error, and ranges of weights with
+              the least mean squared error of the layers' outputs on the data, or of the weights
+              themselves where there is no `data` and for embeddings.
             - "smoothquant": "minmax" after outliers were moved from the inputs to the weights of
               dense layers: x_j / s_j and s_j · W_j with s_j = max|X_j|^α / max|W_j|^(1-α).
             - "reconstruction": "minmax" for inputs; weights are rounded such that the layers'
@@ -146,14 +148,14 @@ def calibrate(
     if reconstructs:
         check_plain(weights, f"{caller} with method='reconstruction'")
     grams, batches = {}, []
-    if activation_bits or reconstructs:
+    if activation_bits or reconstructs or (method == "mse" and data is not None):
         if data is None:
             raise ValueError(
                 f"{caller} measures the inputs of layers. Received: no `data`. Give a batch, or "
                 "activation_bits=None and a method of weights alone."
             )
         batches = batches_of(data, caller)
-    if reconstructs:
+    if batches and method in ("mse", "reconstruction"):
         grams = input_grams(model, [w for w in weights if w.kind == KERNEL], batches)
     paths = tuple(w.path for w in weights)
     if not activation_bits:
@@ -233,16 +235,17 @@ def _smooth(model, pairs, quantizers, batches, migration):
 
 
 def _choose_scales(model, pairs, method, grams):
-    """Set the clipping of the weights' scales, and round weights with a gram matrix by GPTQ."""
+    """Set the clipping of the weights' scales; for "reconstruction", round weights by GPTQ."""
     if method not in ("mse", "reconstruction"):
         return
     new = []
     for weight, transform in pairs:
         bits, group_size = transform.bits, transform.group_size
-        if weight not in grams:
-            transform.clip = weight_clip(matrix_of(weight), bits, group_size)
+        gram = grams.pop(weight, None)
+        if gram is None or method == "mse":
+            transform.clip = weight_clip(matrix_of(weight), bits, group_size, gram)
             continue
-        integers, scales = quantize_gptq(matrix_of(weight), grams.pop(weight), bits, group_size)
+        integers, scales = quantize_gptq(matrix_of(weight), gram, bits, group_size)
         new.append((weight, from_integers(integers, scales)))
         # The largest integer of a group may be below the grid's last one.
         most = np.abs(integers.reshape(len(scales), -1, integers.shape[1])).max(1)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_efficient.compression._integers import from_integers, input_grid, to_integers
+from keras_efficient.compression._integers import TINY, from_integers, input_grid, to_integers
 
 
 def percentile_range(stats, percentile: float) -> tuple[float, float]:
@@ -31,25 +31,59 @@ def least_error_range(stats, bits: int = 8) -> tuple[float, float]:
     return float(stats.low * share), float(stats.high * share)
 
 
-def weight_clip(matrix: np.ndarray, bits: int, group_size: int | None) -> np.ndarray:
+def weight_clip(
+    matrix: np.ndarray, bits: int, group_size: int | None, gram: np.ndarray | None = None
+) -> np.ndarray:
     """Return the clipping range of each channel or group, as a share of its largest magnitude.
 
+    Clipping trades an error of the few largest weights, always towards zero, for smaller errors of
+    all others. The squared error of the weights counts both alike, but what matters is the error of
+    the product XW. There, the weights of large inputs count more, and errors of inputs that
+    correlate add up. Without the inputs, a clipped channel can be worse than an unclipped one.
+
     Args:
-        matrix: float32 array [inputs, outputs].
+        matrix: float32 array [inputs, outputs], W.
         bits: 8 or 4.
         group_size: number of consecutive inputs in a group, or None: all inputs.
+        gram: float array [inputs, inputs], XᵀX of some inputs X. Default: None, which measures the
+            error of the weights themselves.
 
     Returns:
         float32 array [groups, outputs]: of 1.0, 0.975, ... 0.5 the share with the least squared
-        error.
+        error. With `gram` no output has a larger error than without clipping.
     """
-    groups = 1 if group_size is None else len(matrix) // group_size
-    best = np.full((groups, matrix.shape[1]), np.inf)
-    clip = np.ones((groups, matrix.shape[1]), np.float32)
+    size = group_size or len(matrix)
+    groups, outputs = len(matrix) // size, matrix.shape[1]
+    if gram is not None:
+        gram = (gram / max(np.trace(gram), TINY)).astype(np.float32)
+
+    def rounding_error(shares):
+        return from_integers(*to_integers(matrix, bits, group_size, clip=shares)) - matrix
+
+    best = np.full((groups, outputs), np.inf)
+    clip = np.ones((groups, outputs), np.float32)
     for share in np.arange(1, 0.49, -0.025, dtype=np.float32):
-        shares = np.full((groups, matrix.shape[1]), share, np.float32)
-        rounded = from_integers(*to_integers(matrix, bits, group_size, clip=shares))
-        error = ((rounded - matrix) ** 2).reshape(groups, -1, matrix.shape[1]).sum(1)
+        difference = rounding_error(np.full((groups, outputs), share, np.float32))
+        difference = difference.reshape(groups, size, outputs)
+        weighted = difference
+        if gram is not None:
+            # With XᵀX of each group's own inputs.
+            starts = range(0, len(matrix), size)
+            weighted = np.stack(
+                [
+                    gram[i : i + size, i : i + size] @ part
+                    for i, part in zip(starts, difference, strict=True)
+                ]
+            )
+        error = (weighted * difference).sum(1)
         clip = np.where(error < best, share, clip)
         best = np.minimum(best, error)
-    return clip.astype(np.float32)
+    clip = clip.astype(np.float32)
+    if gram is not None and groups > 1:
+        # The errors of an output's groups add up, too.
+        clipped, plain = (
+            ((gram @ error) * error).sum(0)
+            for error in (rounding_error(clip), rounding_error(np.ones_like(clip)))
+        )
+        clip[:, clipped > plain] = 1.0
+    return clip

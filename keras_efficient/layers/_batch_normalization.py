@@ -26,9 +26,9 @@ def MaskedBatchNormalization(
         y = γ · (x - mean) / √(variance + ε) + β
 
     In training, `mean` and `variance` are the `masked_moments` of the batch; in inference, their
-    moving averages. Padding does not enter the statistics; its positions are normalized like the
-    others. The mask is the one attached to the input (`Embedding(mask_zero=True)`), or the call
-    argument `mask` of shape `[batch, length]`.
+    moving averages, in which the initial values 0 and 1 have no share. Padding does not enter the
+    statistics; its positions are normalized like the others. The mask is the one attached to the
+    input (`Embedding(mask_zero=True)`), or the call argument `mask` of shape `[batch, length]`.
 
     - Inputs of half precision are normalized in float32.
     - A batch without unmasked tokens is normalized by the moving averages and does not change
@@ -42,16 +42,18 @@ def MaskedBatchNormalization(
       a loop.
 
     `trainable = False` runs the layer in inference mode, as in Keras. The libraries' own
-    BatchNormalization accepts a mask as well, but a batch without unmasked tokens pulls its
-    averages towards zero, Keras 3's ignores `synchronized` if there is a mask, and tf_keras' fails
-    in the loop of an accumulated step on several replicas.
+    BatchNormalization accepts a mask as well, but its averages keep a share of their initial
+    values, a batch without unmasked tokens pulls them towards zero, Keras 3's ignores
+    `synchronized` if there is a mask, and tf_keras' fails in the loop of an accumulated step on
+    several replicas.
 
     Loading a saved model needs `custom_objects=ke.layers.custom_objects(library)`.
 
     Args:
         library: "keras" or "tf_keras", or a model of the library to make the layer for. Default:
             "keras".
-        momentum: Decay of the moving averages, in [0, 1). Default: 0.99.
+        momentum: Decay of the moving averages, in [0, 1). They lag behind the weights by about
+            1 / (1 - momentum) updates. Default: 0.99.
         epsilon: Positive number added to the variance. Default: 1e-3.
         center: Whether to learn β, the weight `beta`. Default: True.
         scale: Whether to learn γ, the weight `gamma`. Default: True.
@@ -137,6 +139,10 @@ def _layer_class(library):
             self.beta: Any = add("beta", "zeros", True) if self.center else None
             self.moving_mean = add("moving_mean", "zeros", False)
             self.moving_variance = add("moving_variance", "ones", False)
+            #: Sum of the weights of the updates so far, 1 - momentum ** updates.
+            self.moving_weight = flavor.add_weight(
+                self, "moving_weight", (), dtype, "zeros", trainable=False
+            )
             super().build(input_shape)
 
         def call(self, inputs, training=None, mask=None):
@@ -153,6 +159,11 @@ def _layer_class(library):
                 mean = tf.where(known, mean, moving[0])
                 variance = tf.where(known, variance, moving[1])
                 rate = 1.0 - self.momentum
+                weight = tf.convert_to_tensor(self.moving_weight)
+                weight += tf.where(known, rate * (1.0 - weight), 0.0)
+                self.moving_weight.assign(weight)
+                # Without the weight of the initial values 0 and 1, of which 100 updates leave 37 %.
+                rate = tf.math.divide_no_nan(tf.cast(rate, weight.dtype), weight)
                 self.moving_mean.assign(moving[0] + rate * (mean - moving[0]))
                 self.moving_variance.assign(moving[1] + rate * (variance - moving[1]))
             factor = tf.math.rsqrt(variance + self.epsilon)

@@ -84,11 +84,71 @@ def test_layer_is_the_formula(library):
     mean, variance = x[mask].mean(0), x[mask].var(0)
     np.testing.assert_allclose(out, (x - mean) / np.sqrt(variance + 1e-3), rtol=1e-4, atol=1e-5)
     moved = weights_of(layer)
-    np.testing.assert_allclose(moved["moving_mean"], 0.1 * mean, rtol=1e-4)
-    np.testing.assert_allclose(moved["moving_variance"], 0.9 + 0.1 * variance, rtol=1e-4)
+    np.testing.assert_allclose(moved["moving_mean"], mean, rtol=1e-4)
+    np.testing.assert_allclose(moved["moving_variance"], variance, rtol=1e-4)
+    np.testing.assert_allclose(moved["moving_weight"], 0.1, rtol=1e-5)
     expected = (x - moved["moving_mean"]) / np.sqrt(moved["moving_variance"] + 1e-3)
     np.testing.assert_allclose(layer(x, mask=mask, training=False), expected, rtol=1e-4, atol=1e-5)
-    assert set(moved) == {"gamma", "beta", "moving_mean", "moving_variance"}
+    names = {"gamma", "beta", "moving_mean", "moving_variance", "moving_weight"}
+    assert set(moved) == names
+
+
+@both
+def test_averages_after_a_few_updates_are_those_of_the_data(library):
+    """They were pulled towards 0 and 1: validation .649 by averages, .952 by batch statistics."""
+    rng = np.random.default_rng(0)
+    x = [rng.normal(5, 3, (16, 6, 2)).astype("float32") for _ in range(10)]
+    layer = ke.layers.MaskedBatchNormalization(library=library)
+    own = keras_of(library).layers.BatchNormalization()
+    for part in x:
+        layer(part, training=True)
+        own(part, training=True)
+    out = np.asarray(layer(np.concatenate(x), training=False))
+    np.testing.assert_allclose(out.mean((0, 1)), 0, atol=0.05)
+    np.testing.assert_allclose(out.std((0, 1)), 1, atol=0.05)
+    # The library's own maps the same numbers to a mean of 3 and a deviation of 2.
+    theirs = np.asarray(own(np.concatenate(x), training=False))
+    assert theirs.mean() > 2 and theirs.std() > 1.5
+
+
+@both
+def test_averages_weigh_updates_by_the_momentum(library):
+    """The last of t updates has the share (1 - μ) / (1 - μᵗ), those before μ times the next."""
+    values = [4.0, -2.0, 7.0]
+    for momentum in (0.0, 0.5, 0.99):
+        layer = ke.layers.MaskedBatchNormalization(library=library, momentum=momentum)
+        for value in values:
+            layer(np.full((1, 2, 1), value, "float32"), training=True)
+            # Without a token: no update.
+            layer(np.ones((1, 2, 1), "float32"), mask=np.zeros((1, 2)), training=True)
+        shares = momentum ** np.arange(len(values))[::-1]
+        expected = (shares * values).sum() / shares.sum()
+        moved = weights_of(layer)
+        np.testing.assert_allclose(moved["moving_mean"], [expected], rtol=1e-4)
+        np.testing.assert_allclose(moved["moving_variance"], [0], atol=1e-6)
+        np.testing.assert_allclose(moved["moving_weight"], 1 - momentum**3, rtol=1e-4)
+
+
+@both
+def test_validation_after_a_short_training_is_that_of_batch_statistics(library):
+    keras = keras_of(library)
+    rng = np.random.default_rng(0)
+    x = rng.normal(4, 2, (640, 3)).astype("float32")
+    y = (x[:, 0] > 4).astype("int32")
+    model = keras.Sequential(
+        [
+            keras.layers.Input((3,)),
+            ke.layers.MaskedBatchNormalization(library=library),
+            keras.layers.Dense(2),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(1.0), loss, metrics=["accuracy"], jit_compile=False)
+    model.fit(x[:320], y[:320], batch_size=32, verbose=0)
+    by_averages = model.evaluate(x[320:], y[320:], verbose=0)[1]
+    answers = np.argmax(np.asarray(model(x[320:], training=True)), -1)
+    assert by_averages > 0.9
+    assert abs(by_averages - np.mean(answers == y[320:])) < 0.02
 
 
 @both
@@ -132,8 +192,15 @@ def test_without_a_mask_it_is_keras_own(library):
             out = layer(value, training=True)
             loss = tf.reduce_sum(out**3)
         results.append([out, tape.gradient(loss, value), layer(value, training=False)])
-        results[-1] += layer.get_weights()
-    for a, b in zip(*results, strict=True):
+        *rest, mean, variance = layer.get_weights()[:4]
+        # Its averages keep 0.8 of 0 and 1.
+        results[-1] += [*rest, mean if layer is ours else mean / 0.2]
+        results[-1] += [variance if layer is ours else (variance - 0.8) / 0.2]
+    # Therefore the libraries' layer answers differently in inference.
+    (out, gradient, inference, *averages), (own_out, own_gradient, own_inference, *theirs) = results
+    assert np.abs(np.asarray(inference) - np.asarray(own_inference)).max() > 0.1
+    pairs = zip([out, gradient, *averages], [own_out, own_gradient, *theirs], strict=True)
+    for a, b in pairs:
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
@@ -198,7 +265,7 @@ def test_frozen_is_inference(library):
     layer.trainable = False
     out = layer(x, mask=mask, training=True)
     np.testing.assert_allclose(out, layer(x, training=False))
-    assert set(weights_of(layer)) == {"moving_mean", "moving_variance"}
+    assert set(weights_of(layer)) == {"moving_mean", "moving_variance", "moving_weight"}
 
 
 @both
@@ -258,7 +325,7 @@ def test_under_accumulation_it_is_ghost_normalization(library):
     """Each microbatch updates the averages once, except one without unmasked tokens."""
     model = model_of(library)
     table = model.layers[1].get_weights()[0]
-    mean, variance = np.zeros(4), np.ones(4)
+    mean, variance = np.zeros(4), np.zeros(4)
     for rows in (IDS[:2], IDS[4:]):
         tokens = table[rows[rows > 0]]
         mean = 0.5 * mean + 0.5 * tokens.mean(0)
@@ -266,8 +333,8 @@ def test_under_accumulation_it_is_ghost_normalization(library):
     ke.accumulate(model, 3)
     history = model.fit(IDS, np.array([0, 1, 0, 1, 0, 1]), batch_size=6, shuffle=False, verbose=0)
     moved = weights_of(model.get_layer("bn"))
-    np.testing.assert_allclose(moved["moving_mean"], mean, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(moved["moving_variance"], variance, rtol=1e-4)
+    np.testing.assert_allclose(moved["moving_mean"], mean / 0.75, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(moved["moving_variance"], variance / 0.75, rtol=1e-4)
     assert np.isfinite(history.history["loss"]).all()
 
 
@@ -369,24 +436,25 @@ def check(library):
     for received, known in zip(averages, averages_of(single)):
         np.testing.assert_allclose(received, known, rtol=1e-3)
     # get_weights, as checkpoints and exports read it.
-    np.testing.assert_allclose(layer.get_weights()[-1], averages[1], rtol=1e-6)
+    np.testing.assert_allclose(layer.get_weights()[-2], averages[1], rtol=1e-6)
 
     # In a loop, each replica normalizes its own microbatches.
     layer = built(make)
     out, _ = step(in_loop, layer)
     means = []
     for half in halves:
-        mean, variance = np.zeros(3), np.ones(3)
+        mean, variance = np.zeros(3), np.zeros(3)
         for i in range(half.start, half.stop):
             tokens = x[i][mask[i]]
             y = (x[i] - tokens.mean(0)) / np.sqrt(tokens.var(0) + 1e-3)
             np.testing.assert_allclose(out[i], y, rtol=1e-3, atol=1e-4)
             mean = 0.5 * mean + 0.5 * tokens.mean(0)
             variance = 0.5 * variance + 0.5 * tokens.var(0)
-        means.append([mean, variance])
+        # Three updates have a weight of 1 - 0.5³.
+        means.append([mean / 0.875, variance / 0.875])
     averages = averages_of(layer)
     np.testing.assert_allclose(averages, np.mean(means, 0), rtol=1e-3)
-    np.testing.assert_allclose(layer.get_weights()[-1], averages[1], rtol=1e-6)
+    np.testing.assert_allclose(layer.get_weights()[-2], averages[1], rtol=1e-6)
 
     # Upstream.
     keras = ke.flavor.get(library).keras
