@@ -226,6 +226,7 @@ print(os.environ.get("TF_USE_LEGACY_KERAS"))
     assert out.split() == ["None", "1"]
 
 
+@pytest.mark.full
 def test_tf_mot_before_our_package():
     pytest.importorskip("tensorflow_model_optimization")
     run(f"""

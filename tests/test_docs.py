@@ -70,7 +70,19 @@ def quick_export(monkeypatch):
 # --- code on the pages ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(), "python")], ids=name)
+#: The pages whose code takes longest; `make test-all` runs it.
+LONG = ("compression.md", "text-signature.md", "batch-normalisation.md", "schedules.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.full) if page.name in LONG else page
+        for page in PAGES
+        if blocks(page.read_text(), "python")
+    ],
+    ids=name,
+)
 def test_python_on_a_page_runs(page, here, quick_export):
     """The blocks of a page run one after the other, in one namespace."""
     if 'quantize="int8"' in "".join(blocks(page.read_text(), "python")) and not INT8_IS_EXACT:

@@ -54,8 +54,8 @@ class GradientRecorder:
 
     def apply_gradients(self, grads_and_vars: Any, *args: Any, **kwargs: Any) -> None:
         """Record pairs of a gradient and a variable."""
-        gradients, variables = zip(*grads_and_vars, strict=True)
-        self.apply(gradients, variables)
+        pairs = list(grads_and_vars)
+        self.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Record gradients, by default those of all trainable variables."""
@@ -73,7 +73,10 @@ class GradientRecorder:
         if not self.flavor.applies_scaled_gradients:
             factor = self.flavor.scale_loss(self.model, tf.cast(factor, tf.float32))
         self._record(
-            [g if g is None else tf.math.scalar_mul(factor, g) for g in grads],
+            [
+                g if g is None or self.flavor.overwrites(v) else tf.math.scalar_mul(factor, g)
+                for g, v in zip(grads, trainable_variables, strict=True)
+            ],
             trainable_variables,
         )
 

@@ -276,7 +276,7 @@ class Keras3(Flavor):
         # `apply` divides by a fixed factor itself.
         return None if factor is None else LossScale(optimizer, factor)
 
-    def apply(self, model, gradients, variables):
+    def apply(self, model, gradients, variables, replacements):
         optimizer = self.optimizer(model)
         factor = optimizer.loss_scale_factor
         if factor is not None:
@@ -285,7 +285,11 @@ class Keras3(Flavor):
         # replica's thread may set and remove the attribute in between, hence `pop` with a default.
         vars(optimizer)["_all_reduce_sum_gradients"] = lambda pairs: pairs
         try:
-            optimizer.apply(gradients, variables)
+            # The optimizer takes the replacements out before it does anything else.
+            optimizer.apply(
+                [*gradients, *(value for _, value in replacements)],
+                [*variables, *(variable for variable, _ in replacements)],
+            )
         finally:
             vars(optimizer).pop("_all_reduce_sum_gradients", None)
 

@@ -256,7 +256,7 @@ class TfKeras(Flavor):
             wrapper.dynamic_growth_steps,
         )
 
-    def apply(self, model, gradients, variables):
+    def apply(self, model, gradients, variables, replacements):
         optimizer, pairs = self.optimizer(model), list(zip(gradients, variables, strict=True))
         if not tf.distribute.has_strategy():
             optimizer.apply_gradients(pairs)

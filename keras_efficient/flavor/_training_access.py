@@ -231,9 +231,22 @@ class TrainingAccess(ABC):
         scaling = self.loss_scale(model)
         return loss if scaling is None else loss * tf.cast(scaling.scale, loss.dtype)
 
+    def overwrites(self, variable: Variable) -> bool:
+        """Whether a variable takes its gradient for its new value, as scales of float8 do."""
+        return getattr(variable, "overwrite_with_gradient", False)
+
     @abstractmethod
-    def apply(self, model: Model, gradients: list, variables: list[Variable]) -> None:
-        """Make one update with gradients already summed over replicas, divided and unscaled."""
+    def apply(
+        self, model: Model, gradients: list, variables: list[Variable], replacements: list
+    ) -> None:
+        """Make one update with gradients already summed over replicas, divided and unscaled.
+
+        Args:
+            model: The model.
+            gradients: One gradient per variable.
+            variables: The variables.
+            replacements: Pairs of a variable and its new value; see `overwrites`.
+        """
 
     # --- `fit` -------------------------------------------------------------------------------
 

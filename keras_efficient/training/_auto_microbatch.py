@@ -163,6 +163,7 @@ def _tensor(value):
     if isinstance(value, tf.experimental.Optional):
         # Keras 3 wraps None.
         return None
-    if value is None or isinstance(value, tf.distribute.DistributedValues | tf.RaggedTensor):
+    kept = tf.distribute.DistributedValues | tf.RaggedTensor | tf.SparseTensor
+    if value is None or isinstance(value, kept):
         return value
     return tf.convert_to_tensor(value)

@@ -22,10 +22,12 @@ class GradientAccumulator:
         variables: the model's trainable `tf.Variable`s.
         static: make every gradient dense, for XLA, which does not support tensors with a
             data-dependent number of rows. Default: False.
+        maxima: indices of variables of whose gradients the maximum is kept, as Keras 3 does for
+            those with `overwrite_with_gradient`. Default: none.
     """
 
-    def __init__(self, variables, *, static=False):
-        self.variables, self.static = list(variables), static
+    def __init__(self, variables, *, static=False, maxima=()):
+        self.variables, self.static, self.maxima = list(variables), static, maxima
         with tf.init_scope():
             self.sums = [_zeros(v.shape, v.dtype) for v in self.variables]
             #: Per variable, 1.0 for each row that a sparse gradient has touched.
@@ -66,7 +68,10 @@ class GradientAccumulator:
         """Add one gradient per variable: a tensor, `IndexedSlices` or None."""
         for index, gradient in enumerate(gradients):
             total = replicas.local(self.sums[index])
-            if isinstance(gradient, tf.IndexedSlices):
+            if index in self.maxima:
+                if gradient is not None:
+                    total.assign(tf.maximum(total, tf.cast(gradient, total.dtype)))
+            elif isinstance(gradient, tf.IndexedSlices):
                 values = tf.cast(gradient.values, total.dtype)
                 replicas.add_rows(total, tf.IndexedSlices(values, gradient.indices))
                 if not self.static:
@@ -126,7 +131,7 @@ class SingleBatchGradients:
     Nothing is summed, so nothing is copied.
     """
 
-    def __init__(self, variables, *, static=False):
+    def __init__(self, variables, *, static=False, maxima=()):
         self.variables, self.static = list(variables), static
         self.gradients: list = []
 

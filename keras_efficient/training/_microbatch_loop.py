@@ -14,6 +14,8 @@ def batch_size(data):
     if isinstance(first, tf.RaggedTensor):
         return tf.cast(first.nrows(), tf.int32)
     known = first.shape[0]
+    if isinstance(first, tf.SparseTensor) and known is None:
+        return tf.cast(first.dense_shape[0], tf.int32)
     return tf.shape(first)[0] if known is None else known
 
 
@@ -24,6 +26,8 @@ def spec_of_any_batch(data):
         spec = tf.type_spec_from_value(value)
         if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
             return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
+        if isinstance(spec, tf.SparseTensorSpec) and spec.shape.rank:
+            return tf.SparseTensorSpec([None, *spec.shape[1:]], spec.dtype)
         return spec
 
     return tf.nest.map_structure(any_batch, data)
@@ -53,6 +57,8 @@ def sum_over(function: Callable, data, size, zeros, *, static: bool = False):
         return tf.nest.map_structure(tf.add, sums, function(part))
 
     def cut(tensor, start, stop):
+        if isinstance(tensor, tf.SparseTensor):
+            return _rows(tensor, start, stop)
         if not static:
             return tensor[start:stop]
         # XLA would treat `start:stop` as a slice of up to the whole batch, and compute all of it.
@@ -80,3 +86,14 @@ def sum_over(function: Callable, data, size, zeros, *, static: bool = False):
     if rest is not None:
         return plus(sums, done, examples)
     return tf.cond(examples > done, lambda: plus(sums, done, examples), lambda: sums)
+
+
+def _rows(tensor, start, stop):
+    """Return `tensor[start:stop]` of a `tf.SparseTensor`."""
+    rest = tensor.dense_shape[1:]
+    begin, size = (tf.cast(tf.reshape(n, [1]), tf.int64) for n in (start, stop - start))
+    part = tf.sparse.slice(
+        tensor, tf.concat([begin, tf.zeros_like(rest)], 0), tf.concat([size, rest], 0)
+    )
+    part.set_shape([None, *tensor.shape[1:]])
+    return part

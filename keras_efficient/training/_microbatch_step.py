@@ -90,6 +90,11 @@ class CompiledLossStep:
         observers = self.step.hook.gradient_observers
         return any(getattr(observer, "square_norms", False) for observer in observers)
 
+    @property
+    def overwritten(self):
+        """Which trainable variables take their gradient for their new value."""
+        return list(map(self.flavor.overwrites, self.model.trainable_variables))
+
     def add(self, gradients, weight, examples, scalars):
         """Add gradients to the accumulator; return the scalars to sum over microbatches."""
         step = self.step
@@ -101,8 +106,12 @@ class CompiledLossStep:
         if self._measures:
             # That of the microbatch's mean gradient, without its weight and the loss scale.
             scale = self.flavor.scale_loss(self.model, weight)
+<<<<<<< HEAD
             # Which rows are repeated depends on the data; for XLA the gradient is dense instead.
             summed = list(map(dense, gradients)) if step.static else gradients
+=======
+            summed = [g for g, new in zip(gradients, self.overwritten, strict=True) if not new]
+>>>>>>> h-losses
             square = tf.cast(square_norm(summed), scale.dtype)
             scalars["square_norms"] = tf.math.divide_no_nan(square, scale**2)
 
@@ -114,7 +123,10 @@ class CompiledLossStep:
             return add()
         # The loss of a microbatch without a single counted token is 0/0.
         if step.single:
-            gradients = [_where(weight > 0, gradient) for gradient in gradients]
+            gradients = [
+                gradient if new else _where(weight > 0, gradient)
+                for gradient, new in zip(gradients, self.overwritten, strict=True)
+            ]
             scalars["loss"] = _where(weight > 0, scalars["loss"])
             return add()
         return tf.cond(weight > 0, add, self.zeros)
@@ -184,7 +196,8 @@ class CustomTrainStep(CompiledLossStep):
             recording = stack.enter_context(self.flavor.record_gradients(self.model, weight, term))
             logs = flat_logs(self.train_step(doubled))
             weight = recording.weight
-        by_id = dict(zip(map(id, recording.variables), recording.gradients, strict=True))
+        recorded = (recording.variables or (), recording.gradients or ())
+        by_id = dict(zip(map(id, recorded[0]), recorded[1], strict=True))
         gradients = [by_id.get(id(v)) for v in self.model.trainable_variables]
         scalars = {f"mean {n}": tf.cast(logs[n], weight.dtype) * weight for n in self.means}
         loss = recording.loss
@@ -232,7 +245,7 @@ def square_norm(gradients):
             gradient = (gradient if unique else unique_rows(gradient)).values
         if gradient is not None:
             squares.append(tf.reduce_sum(tf.square(tf.cast(gradient, tf.float32))))
-    return tf.add_n(squares)
+    return tf.add_n(squares) if squares else tf.constant(0.0)
 
 
 def _where(condition: Any, value: Any) -> Any:

@@ -84,6 +84,12 @@ def all_sum(values: list) -> list:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
+def row(value):
+    """Return `value` as this replica's row of zeros `[replicas, ...]`, whose sum holds all rows."""
+    here = tf.distribute.get_replica_context().replica_id_in_sync_group
+    return tf.tensordot(tf.one_hot(here, count(), dtype=value.dtype), value, 0)
+
+
 def cond(condition, function: Callable, *args):
     """Call `function(*args)`, which may synchronise replicas, where `condition` holds.
 

@@ -8,7 +8,7 @@ replicas; clip and update, by the optimizer; masks and moving averages; metrics.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -38,11 +38,14 @@ class Gradients:
         totals: dict of sums over all microbatches of all replicas: "weight", "loss", "examples",
             "microbatches" and, if an observer needs them, "square_norms", the squared norms of
             the mean gradient of each microbatch.
+        replacements: list of pairs of a variable with `overwrite_with_gradient` and its new value,
+            the maximum of the microbatches' gradients.
     """
 
     values: list
     variables: list
     totals: dict
+    replacements: list = field(default_factory=list)
 
 
 #: Totals that are not multiples of the unit of weights.
@@ -160,7 +163,10 @@ class TrainingStep:
             if type(self.accumulator) is not cls or not self.accumulator.fits(
                 variables, self.static
             ):
-                self.accumulator = cls(variables, static=self.static)
+                maxima = {
+                    i for i, v in enumerate(model.trainable_variables) if flavor.overwrites(v)
+                }
+                self.accumulator = cls(variables, static=self.static, maxima=maxima)
             if self.skipped is None:
                 with tf.init_scope():
                     self.skipped = tf.Variable(tf.constant(0, tf.int64), trainable=False)
@@ -203,7 +209,7 @@ class TrainingStep:
         if hook.window is not None:
             hook.window.add(totals)
             replicas.cond(hook.window.complete(), self.update_window)
-        elif hook.second_pass is not None:
+        elif hook.second_pass is not None and self.model.trainable_variables:
             totals = self.update_twice(totals, data, context)
         else:
             totals = self.update(totals)
@@ -267,21 +273,23 @@ class TrainingStep:
             restore()
             self.accumulator.close()
         combined = second_pass.combine(first.values, second.values)
-        self.apply(Gradients(combined, first.variables, second.totals))
+        self.apply(replace(second, values=combined, variables=first.variables))
         return first.totals
 
     def reduced(self, totals) -> Gradients:
         """Return the accumulated gradients, summed over replicas, divided and unscaled."""
-        variables = self.model.trainable_variables
-        # A variable without a gradient in any microbatch gets no update, as in a plain step.
-        pairs = [
-            (sums, variable)
-            for sums, variable, reached in zip(
-                self.accumulator.read(), variables, self.reached, strict=True
+        variables, read = self.model.trainable_variables, self.accumulator.read()
+        if variables and not any(self.reached):
+            raise ValueError(
+                "The loss does not depend on any weight that trains: no variable has a gradient. "
+                f"Received: {', '.join(self.flavor.path(v) for v in variables[:5])} and their "
+                "like. Compute the loss from the model's outputs, or train other weights."
             )
-            if reached
-        ]
-        sums, variables = map(list, zip(*pairs, strict=True))
+        # A variable without a gradient in any microbatch gets no update, as in a plain step.
+        reached = [i for i, reached in enumerate(self.reached) if reached]
+        maxima = [i for i in reached if self.flavor.overwrites(variables[i])]
+        indices = [i for i in reached if i not in maxima]
+        sums, values = ([read[i] for i in group] for group in (indices, maxima))
         totals, unit, divisor = dict(totals), totals["unit"], None
         del totals["unit"]
         for name in totals:
@@ -292,11 +300,13 @@ class TrainingStep:
                 sums = [tf.math.scalar_mul(tf.cast(unit, s.dtype), s) for s in sums]
             signal, names = self.hook.stop_signal, list(totals)
             flag = [] if signal is None else [signal.local_value(self.dtype)]
-            summed = replicas.all_sum([*sums, *totals.values(), *flag])
+            rows = list(map(replicas.row, values))
+            summed = iter(replicas.all_sum([*sums, *rows, *totals.values(), *flag]))
+            sums = [unique_rows(next(summed)) for _ in sums]
+            values = [tf.reduce_max(next(summed), 0) for _ in values]
+            totals = {name: next(summed) for name in names}
             if signal is not None:
-                signal.receive(summed.pop())
-            sums = [unique_rows(s) for s in summed[: len(sums)]]
-            totals = dict(zip(names, summed[len(sums) :], strict=True))
+                signal.receive(next(summed))
             unit = 1.0
         if self.weighting is not SUM and not self.normalised:
             weight = totals["weight"] if self.split.normalise is True else self.split.normalise
@@ -311,7 +321,12 @@ class TrainingStep:
         for gradient in sums:
             if isinstance(gradient, tf.IndexedSlices):
                 gradient.rows_are_unique = True
-        return Gradients(sums, variables, totals)
+        # Without a microbatch that counts there is no new value.
+        replacements = [
+            (v, tf.where(totals["weight"] > 0, value, self.flavor.value(v)))
+            for v, value in zip([variables[i] for i in maxima], values, strict=True)
+        ]
+        return Gradients(sums, [variables[i] for i in indices], totals, replacements)
 
     @property
     def normalised(self) -> bool:
@@ -321,23 +336,27 @@ class TrainingStep:
 
     def apply(self, gradients):
         """Make one update, unless a gradient overflowed under the loss scale."""
+        if not gradients.variables and not gradients.replacements:
+            # As in a plain step of a model with nothing to train.
+            return
         if self.hook.transform_updater is not None:
             self.hook.transform_updater.watch(gradients)
         for observe in self.hook.gradient_observers:
             observe(gradients)
-        self.variables = gradients.variables
+        self.variables = gradients.variables, [v for v, _ in gradients.replacements]
+        values = gradients.values, [value for _, value in gradients.replacements]
         scaling = self.flavor.loss_scale(self.model)
         if scaling is None or scaling.good_steps is None:
-            self.apply_now(gradients.values)
+            self.apply_now(*values)
             return
         finite = tf.reduce_all(
             [tf.reduce_all(tf.math.is_finite(_values(g))) for g in gradients.values]
         )
-        replicas.cond(finite, self.apply_now, gradients.values)
+        replicas.cond(finite, self.apply_now, *values)
         scaling.update(finite)
         self.skipped.assign(self.skipped + tf.cast(tf.logical_not(finite), tf.int64))
 
-    def apply_now(self, values):
+    def apply_now(self, values, replacements):
         """Run the optimizer and everything that follows an update."""
         if self.split.auto:
             # All microbatches are done. From here on the batch cannot be repeated.
@@ -345,7 +364,9 @@ class TrainingStep:
                 begun = replicas.local(self.applying).assign(1)
             with tf.control_dependencies([begun]):
                 values = tf.nest.map_structure(tf.identity, values, expand_composites=True)
-        self.flavor.apply(self.model, values, self.variables)
+        variables, replaced = self.variables
+        pairs = list(zip(replaced, replacements, strict=True))
+        self.flavor.apply(self.model, values, variables, pairs)
         for follow in self.followers:
             follow()
 
