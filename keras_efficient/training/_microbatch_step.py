@@ -106,12 +106,9 @@ class CompiledLossStep:
         if self._measures:
             # That of the microbatch's mean gradient, without its weight and the loss scale.
             scale = self.flavor.scale_loss(self.model, weight)
-<<<<<<< HEAD
-            # Which rows are repeated depends on the data; for XLA the gradient is dense instead.
-            summed = list(map(dense, gradients)) if step.static else gradients
-=======
             summed = [g for g, new in zip(gradients, self.overwritten, strict=True) if not new]
->>>>>>> h-losses
+            # Which rows are repeated depends on the data; for XLA the gradient is dense instead.
+            summed = list(map(dense, summed)) if step.static else summed
             square = tf.cast(square_norm(summed), scale.dtype)
             scalars["square_norms"] = tf.math.divide_no_nan(square, scale**2)
 
