@@ -211,7 +211,7 @@ def _write_inputs(found, processes, batches, lengths, vocabulary, inputs, folder
 def _accuracy(process, examples, folder):
     """Return the share of examples whose largest score is at their label."""
     labels, correct = examples["labels"], 0
-    inputs, outputs = folder / "inputs.npz", folder / "outputs.npz"
+    inputs, outputs = folder / "inputs.npz", process.folder / "outputs.npz"
     for start in range(0, len(labels), _BATCH):
         rows = slice(start, start + _BATCH)
         np.savez(inputs, **{k: v[rows] for k, v in examples.items() if k != "labels"})
