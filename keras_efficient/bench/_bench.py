@@ -213,7 +213,7 @@ def _write_inputs(found, processes, batches, lengths, vocabulary, inputs, folder
 def _evaluation(process, examples, folder):
     """Return the `ClassificationReport` of a target on labelled examples."""
     labels, scores = examples["labels"], []
-    inputs, outputs = folder / "inputs.npz", folder / "outputs.npz"
+    inputs, outputs = folder / "inputs.npz", process.folder / "outputs.npz"
     for start in range(0, len(labels), _BATCH):
         rows = slice(start, start + _BATCH)
         np.savez(inputs, **{k: v[rows] for k, v in examples.items() if k != "labels"})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_efficient._errors import InputError
-from keras_efficient.runtime._run_script import bare_environment, python_command
+from keras_efficient.runtime._run_script import bare_environment, sandboxed_command
 
 _SCRIPT = Path(__file__).with_name("_runner_script.py")
 #: Module that each kind needs, name of its library, and extra of this package that installs it.
@@ -37,7 +37,7 @@ class ModelProcess:
     """An exported model in a process without Keras, on the CPU, idle between requests.
 
     It is a context manager, which stops the process at its end. The process runs
-    `_runner_script.py`, which describes the requests.
+    `_runner_script.py`, which describes the requests, confined by `_sandbox.py`.
 
     Args:
         path: path of a SavedModel's folder, or of a .tflite or .onnx file.
@@ -49,6 +49,7 @@ class ModelProcess:
     Attributes:
         inputs: {name: {"dtype", "shape"}}; None in a shape stands for any size.
         outputs: list of names.
+        folder: path of the only folder in which the process may write; deleted at the end.
 
     Raises:
         InputError: the runtime is not installed.
@@ -68,8 +69,10 @@ class ModelProcess:
         env["TF_NUM_INTEROP_THREADS"] = "1"
         self._timeout = timeout
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        self._folder = tempfile.TemporaryDirectory(prefix="keras_efficient-")
+        self.folder = Path(self._folder.name)
         self._process = subprocess.Popen(
-            python_command(_SCRIPT),
+            sandboxed_command(self.folder, _SCRIPT),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -115,6 +118,7 @@ class ModelProcess:
             if stream is not None:
                 with suppress(BrokenPipeError):
                     stream.close()
+        self._folder.cleanup()
 
     def _died(self):
         code = self._process.wait()

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+_SANDBOX = Path(__file__).with_name("_sandbox.py")
+
 
 def bare_environment(log_level: str = "2") -> dict[str, str]:
     """Return this process's environment variables, changed for a process that serves a model.
@@ -21,13 +23,18 @@ def bare_environment(log_level: str = "2") -> dict[str, str]:
     return env | {"KERAS_EFFICIENT_PARENT": str(os.getpid())}
 
 
-def python_command(script: str | os.PathLike, *arguments: str) -> list[str]:
-    """Return the command that runs `script` in this interpreter.
+def sandboxed_command(folder: Path, script: str | os.PathLike, *arguments: str) -> list[str]:
+    """Return the command that runs `script` in this interpreter, confined by `_sandbox.py`.
 
     With -P the folder of the script is not on the path, where its files could shadow modules of
     other packages.
+
+    Args:
+        folder: path of the only folder in which the process may write.
+        script: path of a Python file.
+        *arguments: str, arguments of the script.
     """
-    return [sys.executable, "-P", str(script), *arguments]
+    return [sys.executable, "-P", str(_SANDBOX), str(folder), str(script), *arguments]
 
 
 def run_script(
@@ -37,7 +44,9 @@ def run_script(
     log_level: str = "2",
     timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `script` with a folder, through which files are exchanged, as its argument.
+    """Run `script`, confined by `_sandbox.py`, with a folder as its argument.
+
+    Files are exchanged through the folder, the only one in which the script may write.
 
     Args:
         script: path of a Python file.
@@ -52,7 +61,7 @@ def run_script(
         subprocess.TimeoutExpired: it did not finish in time.
     """
     return subprocess.run(
-        python_command(script, str(folder)),
+        sandboxed_command(folder, script, str(folder)),
         env=bare_environment(log_level),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -145,7 +145,7 @@ class CustomTrainStep(CompiledLossStep):
         self.train_step = tf.__internal__.autograph.tf_convert(step.hook.original, context)
         given = step.split.weight is not None
         #: The loss that the model computes itself, or None.
-        self.loss = None if given else self.flavor.own_loss(self.model)
+        self.loss: Any = None if given else self.flavor.own_loss(self.model)
         if self.loss is not None and (
             self.loss.per_example or not (step.shared or self.loss.known)
         ):

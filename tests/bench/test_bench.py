@@ -87,7 +87,8 @@ def test_a_process_answers_requests(kind, models, tmp_path):
         expected = {"dtype": "int32", "shape": [None, None]}
         assert process.inputs == {"ids": expected, "mask": expected}
         assert process.outputs == ["logits"]
-        process.ask(run=str(tmp_path / "in.npz"), to=str(tmp_path / "out.npz"))
+        process.ask(run=str(tmp_path / "in.npz"), to=str(process.folder / "out.npz"))
+        outputs = dict(np.load(process.folder / "out.npz"))
         # After a request that fails the process is still usable.
         with pytest.raises(ModelProcessError, match=r"FileNotFoundError: .*nowhere"):
             process.ask(run=str(tmp_path / "nowhere.npz"), to="")
@@ -98,7 +99,7 @@ def test_a_process_answers_requests(kind, models, tmp_path):
         answer = process.ask(time=str(tmp_path / "in.npz"), calls=3, seconds=60.0)
     assert len(answer["times"]) == 3
     expected = Classifier().serve(data["ids"], data["mask"])["logits"]
-    np.testing.assert_allclose(np.load(tmp_path / "out.npz")["logits"], expected, atol=1e-6)
+    np.testing.assert_allclose(outputs["logits"], expected, atol=1e-6)
 
 
 def test_a_process_that_dies_is_reported(models):

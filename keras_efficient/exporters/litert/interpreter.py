@@ -1,8 +1,6 @@
 """Run a LiteRT file in a separate process without Keras."""
 
 import os
-import tempfile
-from pathlib import Path
 
 import numpy as np
 
@@ -42,19 +40,17 @@ def run_litert(file: str | os.PathLike, *samples: dict, threads: int = 1) -> lis
         https://ai.google.dev/edge/litert/models/signatures
     """
     outputs = []
-    with tempfile.TemporaryDirectory(prefix="keras_efficient-") as folder:
-        inputs, answer = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
-        try:
-            with ModelProcess(file, "litert", threads) as child:
-                for sample in samples:
-                    np.savez(inputs, **sample)
-                    child.ask(run=str(inputs), to=str(answer))
-                    with np.load(answer) as written:
-                        outputs.append(dict(written))
-        except ModelProcessError as error:
-            tail = "\n".join([str(error), *error.lines])
-            raise VerificationError(
-                "A LiteRT file must run in a process that has LiteRT but no Keras. It did not:\n"
-                f"{tail}"
-            ) from error
+    try:
+        with ModelProcess(file, "litert", threads) as child:
+            inputs, answer = child.folder / "inputs.npz", child.folder / "outputs.npz"
+            for sample in samples:
+                np.savez(inputs, **sample)
+                child.ask(run=str(inputs), to=str(answer))
+                with np.load(answer) as written:
+                    outputs.append(dict(written))
+    except ModelProcessError as error:
+        tail = "\n".join([str(error), *error.lines])
+        raise VerificationError(
+            f"A LiteRT file must run in a process that has LiteRT but no Keras. It did not:\n{tail}"
+        ) from error
     return outputs
