@@ -200,8 +200,12 @@ class Keras3(Flavor):
         return model._compute_loss(x, y, y_pred, sample_weight, training=True)
 
     def _added_losses(self, model):
-        added = [model._aggregate_additional_loss(loss) for loss in model.losses]
-        return tf.add_n(added) if added else None
+        return _total(
+            model, [loss for layer in model._flatten_layers() for loss in layer._get_own_losses()]
+        )
+
+    def _regularization(self, model):
+        return _total(model, model._get_regularization_losses())
 
     def _compiled_loss(self, model, x, y, y_pred, sample_weight):
         if model._compile_loss is None:
@@ -278,6 +282,11 @@ class Keras3(Flavor):
             return
         super().enable_multi_worker(strategy_class)
         multi_worker.enable_multi_worker(strategy_class)
+
+
+def _total(model, losses):
+    """Return the sum of parts of `model.losses`, or None."""
+    return tf.add_n([model._aggregate_additional_loss(loss) for loss in losses]) if losses else None
 
 
 def _get_trainable(layer):
