@@ -86,6 +86,7 @@ def restore_snapshot(model: Any, callbacks: list, checkpoint: StoredCheckpoint):
         InputError: the checkpoint is of another model, optimizer or training step.
     """
     state, arrays = checkpoint.state, checkpoint.arrays
+    _restore_sums(model, state["training_step"].get("added"))
     variables = run_variables(model, window_open="step.dirty" in arrays)
     variables |= restore_callback_state(callbacks, state["callbacks"], arrays)
     _check_variables(variables, arrays, checkpoint)
@@ -148,12 +149,25 @@ def _step_state(model):
     if not hook.parts:
         return {}
     step = hook.training_step
+    values = list(map(step.flavor.value, model.trainable_variables))
+    apart = [i for i, v in enumerate(values) if any(v is a for a in step.added or ())]
     return {
+        "added": None if step.added is None else apart,
         "halvings": step.halvings,
         "reached": step.reached,
         "weighting": step.weighting,
         "sparse": sorted(getattr(step.accumulator, "sparse", ())),
     }
+
+
+def _restore_sums(model, added):
+    """Create the gradient sums of added losses that the run had."""
+    hook = hook_of(model)
+    if hook.parts and added is not None:
+        step = hook.training_step
+        step.added = [step.flavor.value(model.trainable_variables[index]) for index in added]
+        with model.distribute_strategy.scope():
+            step.build_accumulator()
 
 
 def _set_step_state(model, state):

@@ -14,18 +14,20 @@ class Forward:
     """One forward pass of a model on a batch or microbatch, as the training step needs it.
 
     Attributes:
-        loss: Scalar tensor, the compiled loss as the library reduces it, without `extra`.
-        extra: Scalar tensor or None: regularizers and `add_loss` terms, which are not divided by
-            the batch size.
+        loss: Scalar tensor, the compiled loss as the library reduces it, without `extra` and
+            `added`; None if there is no loss but `added`.
+        extra: Scalar tensor or None: regularizers of weights, the same for every microbatch.
         weight: The denominator of `loss`: `EXAMPLES`, `SUM`, or a scalar tensor (the number of
             unmasked tokens or the sum of the sample weights).
         y_pred: Outputs of the model.
+        added: Scalar tensor or None: terms of `add_loss` and activity regularizers.
     """
 
     loss: Any
     extra: Any
     weight: Any
     y_pred: Any = None
+    added: Any = None
 
 
 def common_weight(weights: list) -> Any:

@@ -229,8 +229,12 @@ class Keras3(Flavor):
         return model._compute_loss(x, y, y_pred, sample_weight, training=True)
 
     def _added_losses(self, model):
-        added = [model._aggregate_additional_loss(loss) for loss in model.losses]
-        return tf.add_n(added) if added else None
+        return _total(
+            model, [loss for layer in model._flatten_layers() for loss in layer._get_own_losses()]
+        )
+
+    def _regularization(self, model):
+        return _total(model, model._get_regularization_losses())
 
     def _compiled_loss(self, model, x, y, y_pred, sample_weight):
         if model._compile_loss is None:
@@ -320,6 +324,11 @@ def _specs(shape, dtype):
     if all(size is None or isinstance(size, int) for size in shape):
         return tf.TensorSpec(shape, dtype)
     return [_specs(value, dtype) for value in shape]
+
+
+def _total(model, losses):
+    """Return the sum of parts of `model.losses`, or None."""
+    return tf.add_n([model._aggregate_additional_loss(loss) for loss in losses]) if losses else None
 
 
 def _get_trainable(layer):

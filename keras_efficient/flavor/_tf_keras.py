@@ -9,7 +9,7 @@ import tf_keras
 # The generator that Dropout draws from is not public.
 from tf_keras.src.backend import RandomGenerator
 
-# Nor is whether a layer is being called.
+# Nor is whether a layer is being called, nor the mark of losses that a loaded layer has lost.
 from tf_keras.src.engine import base_layer_utils as _base_layer_utils
 
 # Nor is the dtype that a layer's variables are cast to.
@@ -210,7 +210,19 @@ class TfKeras(Flavor):
         return model.compute_loss(x, y, y_pred, sample_weight)
 
     def _added_losses(self, model):
-        return tf.add_n(model.losses) if model.losses else None
+        added = []
+        for layer in model._flatten_layers():
+            eager = layer._eager_losses
+            if not eager:
+                added.extend(layer._losses)
+            elif eager[0] is not _base_layer_utils.REVIVED_LOSS_PLACEHOLDER:
+                added.extend(eager)
+        return tf.add_n(added) if added else None
+
+    def _regularization(self, model):
+        losses = [loss() for layer in model._flatten_layers() for loss in layer._callable_losses]
+        losses = [loss for loss in losses if loss is not None]
+        return tf.add_n(losses) if losses else None
 
     def _compiled_loss(self, model, x, y, y_pred, sample_weight):
         frozen = self.frozen_loss_tracker(model)

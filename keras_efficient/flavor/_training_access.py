@@ -91,16 +91,15 @@ class TrainingAccess(ABC):
             y_pred = self.call(model, x, training=True)
             if self.has_custom_compute_loss(model):
                 loss = self._custom_loss(model, x, y, y_pred, sample_weight)
-                extra, weight = None, EXAMPLES
+                extra, added, weight = None, None, EXAMPLES
             else:
-                extra = self._added_losses(model)
+                extra, added = self._regularization(model), self._added_losses(model)
                 loss, weights = self._compiled_loss(model, x, y, y_pred, sample_weight)
-                if loss is None:
-                    loss, extra, weight = extra, None, EXAMPLES
-                else:
-                    weight = common_weight(weights or [EXAMPLES])
-        self._update_metrics(model, x, y, y_pred, sample_weight, loss)
-        return Forward(loss, extra, weight, y_pred)
+                if loss is None and added is None:
+                    loss, extra = extra, None
+                weight = common_weight(weights or [EXAMPLES])
+        self._update_metrics(model, x, y, y_pred, sample_weight, added if loss is None else loss)
+        return Forward(loss, extra, weight, y_pred, added)
 
     def has_custom_compute_loss(self, model: Model) -> bool:
         """Whether the model's class overrides `compute_loss`."""
@@ -112,7 +111,11 @@ class TrainingAccess(ABC):
 
     @abstractmethod
     def _added_losses(self, model: Model) -> Tensor | None:
-        """Return the sum of regularizers and `add_loss` terms, or None."""
+        """Return the sum of `add_loss` terms and activity regularizers, or None."""
+
+    @abstractmethod
+    def _regularization(self, model: Model) -> Tensor | None:
+        """Return the sum of the regularizers of weights, or None."""
 
     @abstractmethod
     def _compiled_loss(
@@ -158,7 +161,13 @@ class TrainingAccess(ABC):
 
         strategy = model.distribute_strategy
         step = tf.autograph.experimental.do_not_convert(lambda data: model.test_step(data))
-        run = tf.autograph.experimental.do_not_convert(lambda data: strategy.run(step, (data,)))
+
+        @tf.autograph.experimental.do_not_convert
+        def run(data):
+            # The step of the default strategy is in its replica already.
+            inside = not tf.distribute.in_cross_replica_context()
+            return step(data) if inside else strategy.run(step, (data,))
+
         # A tf.function would trace twice, because the first trace creates variables.
         with tf.init_scope():
             func_graph.func_graph_from_py_func("prepare", run, (data_spec,), {})

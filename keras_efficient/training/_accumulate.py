@@ -15,6 +15,7 @@ def accumulate(
     microbatch_size: int | str | None = None,
     weight: str | Callable | None = None,
     normalise: bool | float = True,
+    added_losses: str = "mean",
 ) -> Model:
     """Split each training batch into microbatches and make one update from all of them.
 
@@ -48,6 +49,12 @@ def accumulate(
             or a function `(x, y, sample_weight) -> scalar`. Default: None, the loss's own divisor.
         normalise: True divides by Σᵢ wᵢ; a positive number divides by that number instead, such
             as a fixed token budget, so that fuller batches count more. Default: True.
+        added_losses: what the terms that layers add by `add_loss` are. "mean": means over the
+            examples, weighed by examples whatever the loss is weighed by, as activity regularisers
+            are in both libraries. "sum": sums over the examples, added up over microbatches and
+            replicas. The two cannot be told apart. Regularisers of weights count once. A custom
+            `compute_loss` or `train_step` that adds the terms itself is not affected. Default:
+            "mean".
 
     Returns:
         The model.
@@ -70,7 +77,7 @@ def accumulate(
     flavors.of(model)
     split = None
     if microbatches is not None or microbatch_size is not None:
-        split = BatchSplit(microbatches, microbatch_size, weight, normalise)
+        split = BatchSplit(microbatches, microbatch_size, weight, normalise, added_losses)
     train_step_hook.attach(model).split = split
     train_step_hook.detach_if_idle(model)
     return model

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_efficient.flavor import Model
 from keras_efficient.training import _replicas as replicas, _train_step_hook as train_step_hook
 
-_TOTALS = ("weight", "examples", "microbatches", "square_norms")
+_TOTALS = ("weight", "examples", "microbatches", "square_norms", "added_examples")
 
 
 class AccumulationWindow:

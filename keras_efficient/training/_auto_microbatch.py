@@ -56,7 +56,7 @@ def retrying(step):
             while True:
                 state = _State(step)
                 try:
-                    outputs = run(data)
+                    outputs = step.traced(run, data)
                     break
                 except tf.errors.ResourceExhaustedError as error:
                     state.restore()

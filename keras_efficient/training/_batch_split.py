@@ -21,6 +21,7 @@ class BatchSplit:
     microbatch_size: int | str | None = None
     weight: str | Callable | None = None
     normalise: bool | float = True
+    added_losses: str = "mean"
 
     def __post_init__(self):
         given = [v for v in (self.microbatches, self.microbatch_size) if v is not None]
@@ -49,6 +50,12 @@ class BatchSplit:
             raise ValueError(
                 "`normalise` must be True (divide by the sum of weights) or a positive number to "
                 f"divide by instead. Received: {self.normalise!r}."
+            )
+
+        if self.added_losses not in ("mean", "sum"):
+            raise ValueError(
+                "`added_losses` says whether `add_loss` terms are a 'mean' over the examples or a "
+                f"'sum'. Received: {self.added_losses!r}."
             )
 
     @property

@@ -167,5 +167,16 @@ def unique_rows(gradient):
     return tf.IndexedSlices(values, rows, gradient.dense_shape)
 
 
+def plus(one, other):
+    """Return the sum of two gradients of a variable, each a tensor, `IndexedSlices` or None."""
+    if one is None or other is None:
+        return other if one is None else one
+    if isinstance(one, tf.IndexedSlices) and isinstance(other, tf.IndexedSlices):
+        parts = (one.values, other.values), (one.indices, other.indices)
+        values, indices = (tf.concat(part, 0) for part in parts)
+        return unique_rows(tf.IndexedSlices(values, indices, one.dense_shape))
+    return tf.convert_to_tensor(one) + tf.convert_to_tensor(other)
+
+
 def _zeros(shape, dtype):
     return replicas.variable(tf.zeros(shape, dtype))

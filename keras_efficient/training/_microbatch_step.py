@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_efficient.flavor._flat_logs import flat_logs
 from keras_efficient.flavor._forward import EXAMPLES, SUM
 from keras_efficient.training import _replicas as replicas
-from keras_efficient.training._gradient_accumulator import dense, unique_rows
+from keras_efficient.training._gradient_accumulator import dense, plus, unique_rows
 from keras_efficient.training._microbatch_loop import batch_size
 
 
@@ -41,12 +41,15 @@ class CompiledLossStep:
         if window is not None:
             self.adds = tf.logical_and(self.adds, window.opens())
             self.unit = window.unit(self.unit)
+        #: Whether the totals hold those of added losses, known once the step has been traced.
+        self.adds_apart = step.added is not None or tf.executing_eagerly()
         self.step.reached = [False] * len(self.model.trainable_variables)
 
     def zeros(self) -> dict:
         """Return zeros for the scalars that a call returns."""
         names = ["weight", "loss", "examples", "microbatches"]
         names += ["square_norms"] if self._measures else []
+        names += ["added", "added_examples"] if self.adds_apart else []
         return {name: tf.zeros([], self.step.dtype) for name in names}
 
     def __call__(self, part):
@@ -55,13 +58,18 @@ class CompiledLossStep:
         with ExitStack() as stack:
             if self.quiet:
                 stack.enter_context(self.flavor.frozen_metrics(self.model))
-            tape = stack.enter_context(tf.GradientTape())
+            tape = stack.enter_context(tf.GradientTape(persistent=True))
             with self.context:
                 doubled = part if penalty is None else penalty.doubled(part)
                 forward = self.flavor.forward(self.model, doubled)
             loss, extra, kind = forward.loss, forward.extra, forward.weight
+            added, sums = forward.added, self.step.split.added_losses == "sum"
             term = None if penalty is None else penalty(self.flavor, self.model, forward.y_pred)
             copies = 1.0 if penalty is None else 2.0
+            if added is not None and sums:
+                added /= copies
+            if loss is None:
+                loss, added, kind = added, None, SUM if sums else EXAMPLES
             given = self.step.split.weight_of(part, examples)
             if given is not None:
                 weight = tf.cast(given, self.step.dtype) / self.unit
@@ -71,18 +79,37 @@ class CompiledLossStep:
             else:
                 weight = tf.cast(kind, self.step.dtype) / copies / self.unit
                 self.step.weighting = "counted"
+            # Added losses need sums of their own if their divisor is not that of the loss.
+            alike = self.step.single or self.step.weighting is (SUM if sums else EXAMPLES)
+            apart = None if alike else added
+            added = added if alike else None
             if self.step.weighting is SUM:
                 share = tf.where(self.adds, weight, tf.zeros_like(weight))
-                loss = loss / copies
-                for added, factor in ((term, examples), (extra, share)):
-                    loss = loss if added is None else loss + added * tf.cast(factor, added.dtype)
+                # Terms that are added alone are halved already.
+                loss = loss if forward.loss is None else loss / copies
+                for other, factor in ((term, examples), (extra, share), (added, 1.0)):
+                    loss = loss if other is None else loss + other * tf.cast(factor, other.dtype)
             else:
-                loss = tf.add_n([_as(t, loss) for t in (loss, extra, term) if t is not None])
+                terms = (loss, extra, added, term)
+                loss = tf.add_n([_as(t, loss) for t in terms if t is not None])
                 loss *= tf.cast(weight, loss.dtype)
             scaled = self.flavor.scale_loss(self.model, loss)
+            if apart is not None:
+                share = tf.ones_like(examples) if sums else examples / self.unit
+                weighed = apart * tf.cast(share, apart.dtype)
+                weighed = self.flavor.scale_loss(self.model, weighed)
         variables = list(map(self.flavor.value, self.model.trainable_variables))
         gradients = tape.gradient(scaled, variables)
-        return self.add(gradients, weight, examples, {"loss": loss})
+        if apart is None:
+            self.step.added = None
+            return self.add(gradients, weight, examples, {"loss": loss})
+        pairs = zip(tape.gradient(weighed, variables), self.overwritten, strict=True)
+        others = [None if new else gradient for gradient, new in pairs]
+        # Outside of the condition that leaves out microbatches without weight.
+        self.step.sum_apart(others)
+        totals = self.add(gradients, weight, examples, {"loss": loss}, others, share)
+        amount = tf.cast(apart, self.step.dtype) * (1.0 if sums else examples)
+        return {**totals, "added": amount, "added_examples": examples}
 
     @property
     def _measures(self):
@@ -95,18 +122,33 @@ class CompiledLossStep:
         """Which trainable variables take their gradient for their new value."""
         return list(map(self.flavor.overwrites, self.model.trainable_variables))
 
-    def add(self, gradients, weight, examples, scalars):
-        """Add gradients to the accumulator; return the scalars to sum over microbatches."""
+    def add(self, gradients, weight, examples, scalars, others=None, share=1.0):
+        """Add gradients to the accumulator; return the scalars to sum over microbatches.
+
+        Args:
+            gradients: those of the loss times `weight`.
+            weight: scalar, the weight of the microbatch.
+            examples: scalar, its examples.
+            scalars: dict of further scalars.
+            others: gradients of losses that are summed apart, times `share`. Default: None.
+            share: scalar. Default: 1.
+        """
         step = self.step
         step.reached = [
             reached or gradient is not None
             for reached, gradient in zip(step.reached, gradients, strict=True)
         ]
         scalars = {**scalars, "weight": weight, "examples": examples, "microbatches": 1.0}
+        scalars |= {"added": 0.0, "added_examples": 0.0}
         if self._measures:
             # That of the microbatch's mean gradient, without its weight and the loss scale.
             scale = self.flavor.scale_loss(self.model, weight)
             summed = [g for g, new in zip(gradients, self.overwritten, strict=True) if not new]
+            if others is not None:
+                ratio = tf.cast(weight / share, tf.float32)
+                scaled = [None if g is None else ratio * tf.cast(g, tf.float32) for g in others]
+                kept = [g for g, new in zip(scaled, self.overwritten, strict=True) if not new]
+                summed = list(map(plus, summed, kept))
             # Which rows are repeated depends on the data; for XLA the gradient is dense instead.
             summed = list(map(dense, summed)) if step.static else summed
             square = tf.cast(square_norm(summed), scale.dtype)
@@ -133,6 +175,10 @@ class CompiledLossStep:
         loss = totals["loss"]
         if self.step.weighting is not SUM:
             loss = tf.math.divide_no_nan(loss, totals["weight"])
+        if self.adds_apart:
+            averaged = self.step.split.added_losses == "mean"
+            count = totals["added_examples"] if averaged else 1.0
+            loss += tf.math.divide_no_nan(totals["added"], count)
         self.flavor.track_loss(self.model, loss, self.examples)
         return self.flavor.metrics_result(self.model)
 

@@ -19,6 +19,7 @@ from keras_efficient.training._batch_split import BatchSplit
 from keras_efficient.training._gradient_accumulator import (
     GradientAccumulator,
     SingleBatchGradients,
+    plus,
     unique_rows,
 )
 from keras_efficient.training._microbatch_loop import spec_of_any_batch, sum_over
@@ -49,7 +50,7 @@ class Gradients:
 
 
 #: Totals that are not multiples of the unit of weights.
-_COUNTS = ("examples", "microbatches", "square_norms")
+_COUNTS = ("examples", "microbatches", "square_norms", "added", "added_examples")
 
 
 class TrainingStep:
@@ -62,6 +63,8 @@ class TrainingStep:
         reached: list of bool, which trainable variables get a gradient. Known, like `weighting`,
             once a microbatch has been traced.
         weighting: what the weight of a microbatch is: `EXAMPLES`, `SUM`, "given" or "counted".
+        added: list of the `tf.Variable`s whose gradients of `add_loss` terms are summed apart,
+            because those terms have another divisor than the loss; None if no terms have.
     """
 
     def __init__(self, hook: TrainStepHook):
@@ -72,6 +75,8 @@ class TrainingStep:
         self.halvings = 0
         self.reached: list[bool] = []
         self.weighting: Any = None
+        self.added: list | None = None
+        self._lacks_sums = False
 
     # --- outside of the graph ------------------------------------------------------------------
 
@@ -147,9 +152,47 @@ class TrainingStep:
                 self.prepare(_without_optionals(getattr(iterator, "element_spec", None)))
                 prepared = True
             with scope(self.model):
-                return function(iterator)
+                return self.traced(function, iterator)
 
         return train_function
+
+    def traced(self, function, *args):
+        """Call a function that traces the step, and again if the trace finds that sums are missing.
+
+        Tracing consumes no data and changes no variable.
+        """
+        try:
+            return function(*args)
+        except Exception:
+            if not self._lacks_sums:
+                raise
+            self._lacks_sums = False
+            self.prepare(None)
+            return function(*args)
+
+    def sum_apart(self, gradients):
+        """Add gradients of `add_loss` terms to sums of their own; called in a trace.
+
+        Args:
+            gradients: one per trainable variable, or None.
+        """
+        values = list(map(self.flavor.value, self.model.trainable_variables))
+        reached = [v for v, g in zip(values, gradients, strict=True) if g is not None]
+        if self.added is None or list(map(id, reached)) != list(map(id, self.added)):
+            self.added = reached
+            message = (
+                "Losses that layers add need gradient sums of their own here, which cannot be "
+                "created inside of a step. Received: a step that is run by its own function or, "
+                "under a strategy, eagerly. Train by `fit` without run_eagerly=True."
+            )
+            if tf.inside_function():
+                self._lacks_sums = True
+                raise ValueError(message)
+            if replicas.distributed():
+                raise ValueError(message)
+            self.build_accumulator()
+        apart = [gradient for gradient in gradients if gradient is not None]
+        self.accumulator.add([*[None] * len(values), *apart])
 
     def prepare(self, data_spec):
         """Create all variables; under a strategy, this must happen outside of its replicas."""
@@ -158,15 +201,7 @@ class TrainingStep:
             if not flavor.is_ready(model):
                 flavor.prepare(model, data_spec)
             flavor.build_optimizer(model)
-            variables = list(map(flavor.value, model.trainable_variables))
-            cls = SingleBatchGradients if self.single else GradientAccumulator
-            if type(self.accumulator) is not cls or not self.accumulator.fits(
-                variables, self.static
-            ):
-                maxima = {
-                    i for i, v in enumerate(model.trainable_variables) if flavor.overwrites(v)
-                }
-                self.accumulator = cls(variables, static=self.static, maxima=maxima)
+            self.build_accumulator()
             if self.skipped is None:
                 with tf.init_scope():
                     self.skipped = tf.Variable(tf.constant(0, tf.int64), trainable=False)
@@ -175,6 +210,19 @@ class TrainingStep:
             with tf.init_scope():
                 for part in (*self.hook.gradient_observers, *self.followers):
                     part.build(model)
+
+    def build_accumulator(self):
+        """Create the gradient sums, unless those that exist fit."""
+        trained = self.model.trainable_variables
+        variables = list(map(self.flavor.value, trained))
+        if self.added is not None:
+            self.added = [v for v in self.added if any(v is t for t in variables)]
+            variables += self.added
+        cls = SingleBatchGradients if self.single else GradientAccumulator
+        built = self.accumulator
+        if type(built) is not cls or not built.fits(variables, self.static):
+            maxima = {i for i, v in enumerate(trained) if self.flavor.overwrites(v)}
+            self.accumulator = cls(variables, static=self.static, maxima=maxima)
 
     @property
     def followers(self) -> list:
@@ -279,7 +327,9 @@ class TrainingStep:
     def reduced(self, totals) -> Gradients:
         """Return the accumulated gradients, summed over replicas, divided and unscaled."""
         variables, read = self.model.trainable_variables, self.accumulator.read()
-        if variables and not any(self.reached):
+        places = {id(self.flavor.value(v)): i for i, v in enumerate(variables)}
+        apart = [places[id(v)] for v in self.added or ()]
+        if variables and not any(self.reached) and not apart:
             raise ValueError(
                 "The loss does not depend on any weight that trains: no variable has a gradient. "
                 f"Received: {', '.join(self.flavor.path(v) for v in variables[:5])} and their "
@@ -290,6 +340,8 @@ class TrainingStep:
         maxima = [i for i in reached if self.flavor.overwrites(variables[i])]
         indices = [i for i in reached if i not in maxima]
         sums, values = ([read[i] for i in group] for group in (indices, maxima))
+        added = read[len(variables) :] if apart else []
+        averaged = self.split.added_losses == "mean"
         totals, unit, divisor = dict(totals), totals["unit"], None
         del totals["unit"]
         for name in totals:
@@ -297,12 +349,14 @@ class TrainingStep:
             totals[name] *= unit if in_units else 1.0
         if replicas.count() > 1:
             if self.weighting is not SUM:
-                sums = [tf.math.scalar_mul(tf.cast(unit, s.dtype), s) for s in sums]
+                sums = _times(unit, sums)
+            if averaged:
+                added = _times(unit, added)
             signal, names = self.hook.stop_signal, list(totals)
             flag = [] if signal is None else [signal.local_value(self.dtype)]
             rows = list(map(replicas.row, values))
-            summed = iter(replicas.all_sum([*sums, *rows, *totals.values(), *flag]))
-            sums = [unique_rows(next(summed)) for _ in sums]
+            summed = iter(replicas.all_sum([*sums, *added, *rows, *totals.values(), *flag]))
+            sums, added = ([unique_rows(next(summed)) for _ in group] for group in (sums, added))
             values = [tf.reduce_max(next(summed), 0) for _ in values]
             totals = {name: next(summed) for name in names}
             if signal is not None:
@@ -311,13 +365,24 @@ class TrainingStep:
         if self.weighting is not SUM and not self.normalised:
             weight = totals["weight"] if self.split.normalise is True else self.split.normalise
             divisor = tf.cast(weight, self.dtype) / unit
+        others = totals["added_examples"] / unit if averaged and apart else None
+        if apart and self.weighting is not SUM and self.split.normalise is not True:
+            # A fixed divisor scales the whole update.
+            share = tf.cast(self.split.normalise, self.dtype) / totals["weight"]
+            others = share if others is None else share * others
         scaling = self.flavor.loss_scale(self.model)
         if scaling is not None:
             scale = tf.cast(scaling.scale, self.dtype)
-            divisor = scale if divisor is None else scale * divisor
+            divisor, others = (scale if d is None else scale * d for d in (divisor, others))
         if divisor is not None:
-            factor = tf.math.divide_no_nan(1.0, divisor)
-            sums = [tf.math.scalar_mul(tf.cast(factor, s.dtype), s) for s in sums]
+            sums = _times(tf.math.divide_no_nan(1.0, divisor), sums)
+        if others is not None:
+            added = _times(tf.math.divide_no_nan(1.0, others), added)
+        gradients = dict(zip(indices, sums, strict=True))
+        for index, gradient in zip(apart, added, strict=True):
+            gradients[index] = plus(gradients.get(index), gradient)
+        indices = sorted(gradients)
+        sums = [gradients[index] for index in indices]
         for gradient in sums:
             if isinstance(gradient, tf.IndexedSlices):
                 gradient.rows_are_unique = True
@@ -374,6 +439,10 @@ class TrainingStep:
 def _without_optionals(spec):
     """Return the specs of a batch with None for the optional parts, which Keras 3 leaves empty."""
     return tf.nest.map_structure(lambda s: None if isinstance(s, tf.OptionalSpec) else s, spec)
+
+
+def _times(factor, gradients):
+    return [tf.math.scalar_mul(tf.cast(factor, g.dtype), g) for g in gradients]
 
 
 def _values(gradient):
