@@ -58,8 +58,8 @@ LAYERS = {
     "peft": {"parametrize", "training"},
     "checkpoint": {"data", "distribute", "optimizers", "parametrize", "training"},
     "callbacks": {
-        *("checkpoint", "data", "distribute", "models", "optimizers", "parametrize", "schedules"),
-        "training",
+        *("checkpoint", "data", "distribute", "layers", "models", "optimizers", "parametrize"),
+        *("schedules", "training"),
     },
     "exporters": {
         "compression",

@@ -1,6 +1,7 @@
 from ._adapt_on_plateau import AdaptOnPlateau as AdaptOnPlateau
 from ._adaptive_sparsity import AdaptiveSparsity as AdaptiveSparsity
 from ._batch_size_schedule import BatchSizeSchedule as BatchSizeSchedule
+from ._batch_statistics import BatchStatistics as BatchStatistics
 from ._ema import EMA as EMA
 from ._find_learning_rate import (
     LearningRateReport as LearningRateReport,

@@ -53,7 +53,7 @@ def MaskedBatchNormalization(
         library: "keras" or "tf_keras", or a model of the library to make the layer for. Default:
             "keras".
         momentum: Decay of the moving averages, in [0, 1). They lag behind the weights by about
-            1 / (1 - momentum) updates. Default: 0.99.
+            1 / (1 - momentum) updates; `estimate_batch_statistics` replaces them. Default: 0.99.
         epsilon: Positive number added to the variance. Default: 1e-3.
         center: Whether to learn β, the weight `beta`. Default: True.
         scale: Whether to learn γ, the weight `gamma`. Default: True.
@@ -128,6 +128,8 @@ def _layer_class(library):
             self.momentum, self.epsilon = float(momentum), float(epsilon)
             self.center, self.scale, self.synchronized = center, scale, synchronized
             self.supports_masking = True
+            #: What `estimate_batch_statistics` measures this layer with, while it does.
+            self.observed: Any = None
 
         def build(self, input_shape):
             shape, dtype = (input_shape[-1],), _statistics_dtype(self.variable_dtype)
@@ -150,7 +152,13 @@ def _layer_class(library):
             moving += [tf.convert_to_tensor(self.moving_variance)]
             x = tf.cast(inputs, moving[0].dtype)
             mean, variance = moving
-            if training is not None and training is not False and self.trainable:
+            if self.observed is not None:
+                mean, variance, count = self.observed(x, mask)
+                mean, variance = (
+                    tf.where(count > 0, own, average)
+                    for own, average in zip((mean, variance), moving, strict=True)
+                )
+            elif training is not None and training is not False and self.trainable:
                 mean, variance, count = _moments(x, mask, self.synchronized)
                 known = count > 0
                 if tf.is_tensor(training):

@@ -129,6 +129,114 @@ def test_averages_weigh_updates_by_the_momentum(library):
         np.testing.assert_allclose(moved["moving_weight"], 1 - momentum**3, rtol=1e-4)
 
 
+def normalized(library):
+    """Tokens, a mask and two normalizations with an activation between them."""
+    keras = keras_of(library)
+    ids = keras.layers.Input((None,), dtype="int32")
+    x = keras.layers.Embedding(20, 4, mask_zero=True)(ids)
+    x = ke.layers.MaskedBatchNormalization(library=library, name="first")(x)
+    x = keras.layers.Dropout(0.5)(keras.layers.Dense(4, "relu")(x))
+    x = ke.layers.MaskedBatchNormalization(library=library, name="second")(x)
+    model = keras.Model(ids, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling1D()(x)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.5), loss, metrics=["accuracy"], jit_compile=False)
+    return model
+
+
+def tokens(batches=4):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, 20, (batches, 8, 6)) * (rng.random((batches, 8, 6)) < 0.8)
+    ids[..., 0] = 1
+    return [(part.astype("int32"), (part[:, 0] > 10).astype("int32")) for part in ids]
+
+
+@both
+def test_statistics_estimated_over_data_are_its_moments(library):
+    """Averages that lag behind the weights: .857 by averages, .926 by batch statistics."""
+    model, data = normalized(library), tokens()
+    weight = [
+        w for w in model.trainable_weights if "first" not in w.name and "second" not in w.name
+    ]
+    before = [w.numpy() for w in weight]
+    assert ke.layers.estimate_batch_statistics(model, iter(data), batches=3) == 3
+    table = model.layers[1].get_weights()[0]
+    ids = np.concatenate([x for x, _ in data[:3]])
+    moved = weights_of(model.get_layer("first"))
+    np.testing.assert_allclose(
+        moved["moving_mean"], table[ids[ids > 0]].mean(0), rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(moved["moving_variance"], table[ids[ids > 0]].var(0), rtol=1e-4)
+    # The second layer sees what the first gives in training, without dropout.
+    dense = model.layers[3].get_weights()
+    parts = []
+    for x, _ in data[:3]:
+        real = table[x[x > 0]]
+        y = (real - real.mean(0)) / np.sqrt(real.var(0) + 1e-3)
+        parts.append(np.maximum(y @ dense[0] + dense[1], 0))
+    moved = weights_of(model.get_layer("second"))
+    np.testing.assert_allclose(
+        moved["moving_mean"], np.concatenate(parts).mean(0), rtol=1e-3, atol=1e-5
+    )
+    np.testing.assert_allclose(moved["moving_variance"], np.concatenate(parts).var(0), rtol=1e-3)
+    assert moved["moving_weight"] == 1
+    for a, b in zip(before, weight, strict=True):
+        np.testing.assert_array_equal(a, b.numpy())
+    # Afterwards it is an ordinary layer, and one that is frozen keeps its averages.
+    first = model.get_layer("first")
+    assert first.observed is None
+    first.trainable, kept = False, first.get_weights()
+    assert ke.layers.estimate_batch_statistics(model, data[3:]) == 1
+    for a, b in zip(kept, first.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@both
+def test_statistics_are_estimated_before_validation_and_at_the_end(library):
+    model, data = normalized(library), tokens()
+    x, y = (np.concatenate(part) for part in zip(*data, strict=True))
+    seen = []
+
+    class Spy(ke.flavor.Callback):
+        def on_test_begin(self, logs=None):
+            seen.append(model.get_layer("second").get_weights())
+
+    statistics = ke.callbacks.BatchStatistics(data)
+    callbacks = [statistics, Spy()]
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0, validation_data=(x, y), callbacks=callbacks)
+    assert len(seen) == 2
+    assert {float(weights[-1]) for weights in seen} == {1.0}
+    after = model.get_layer("second").get_weights()
+    for a, b in zip(seen[1], after, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    model.fit(x, y, batch_size=8, verbose=0, callbacks=[statistics])
+    trained = model.get_layer("second").get_weights()
+    ke.layers.estimate_batch_statistics(model, data)
+    for a, b in zip(trained, model.get_layer("second").get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@both
+def test_statistics_that_cannot_be_estimated(library):
+    keras = keras_of(library)
+    model = normalized(library)
+    kept = model.get_layer("first").get_weights()
+    with pytest.raises(ke.InputError, match=r"Batch statistics need data\. Received: no batch"):
+        ke.layers.estimate_batch_statistics(model, [])
+    # Padding alone.
+    ke.layers.estimate_batch_statistics(model, [np.zeros((2, 3), "int32")])
+    for a, b in zip(kept, model.get_layer("first").get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match=r"`batches` must be a positive int\. Received: 0"):
+        ke.layers.estimate_batch_statistics(model, tokens(), 0)
+    with pytest.raises(ValueError, match=r"`batches` must be a positive int\. Received: 1\.5"):
+        ke.callbacks.BatchStatistics(tokens(), 1.5)
+    plain = keras.Sequential([keras.layers.Input((2,)), keras.layers.BatchNormalization()])
+    with pytest.raises(
+        ke.InputError, match=r"MaskedBatchNormalization layers\. Received: .*has none"
+    ):
+        ke.layers.estimate_batch_statistics(plain, [np.ones((2, 2))])
+
+
 @both
 def test_validation_after_a_short_training_is_that_of_batch_statistics(library):
     keras = keras_of(library)
