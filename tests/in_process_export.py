@@ -6,7 +6,12 @@ import pytest
 import tensorflow as tf
 
 from keras_efficient.exporters import _export as export_module
+<<<<<<< HEAD
 from keras_efficient.metrics import scores_of
+=======
+from keras_efficient.exporters._evaluation import scores_of
+from keras_efficient.serving._check_graph import check_graph
+>>>>>>> h-savedmodel
 
 
 def serve_here(monkeypatch):
@@ -14,6 +19,8 @@ def serve_here(monkeypatch):
     answers = []
 
     def served(path, inputs, texts, batches):
+        # `predict` and `bench` refuse a model with another op than those of our own exports.
+        check_graph(path)
         signatures = tf.saved_model.load(str(path)).signatures
         found = {}
         if inputs is not None:

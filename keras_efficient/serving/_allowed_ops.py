@@ -39,11 +39,12 @@ Square SquaredDifference Sub Sum Tan Tanh TanhGrad TruncateDiv TruncateMod Unsor
 UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum Xdivy Xlog1py Xlogy
 # Layers of neural networks and their gradients.
 AvgPool AvgPool3D AvgPool3DGrad AvgPoolGrad BiasAdd BiasAddGrad Conv Conv2D Conv2DBackpropFilter
-Conv2DBackpropInput Conv3D Conv3DBackpropFilterV2 Conv3DBackpropInputV2 DataFormatDimMap
-DataFormatVecPermute DepthwiseConv2dNative Elu EluGrad FusedBatchNormGradV3 FusedBatchNormV3
-InTopKV2 L2Loss LeakyRelu LeakyReluGrad LogSoftmax MaxPool MaxPool3D MaxPool3DGrad MaxPoolGrad
-MaxPoolGradWithArgmax MaxPoolV2 MaxPoolWithArgmax NthElement Relu Relu6 Relu6Grad ReluGrad Selu
-SeluGrad Softmax SoftmaxCrossEntropyWithLogits Softplus SoftplusGrad Softsign SoftsignGrad
+Conv2DBackpropInput Conv3D Conv3DBackpropFilterV2 Conv3DBackpropInputV2 CudnnRNN CudnnRNNBackprop
+CudnnRNNBackpropV2 CudnnRNNBackpropV3 CudnnRNNV2 CudnnRNNV3 DataFormatDimMap DataFormatVecPermute
+DepthwiseConv2dNative Elu EluGrad FusedBatchNormGradV3 FusedBatchNormV3 InTopKV2 L2Loss LeakyRelu
+LeakyReluGrad LogSoftmax MaxPool MaxPool3D MaxPool3DGrad MaxPoolGrad MaxPoolGradWithArgmax MaxPoolV2
+MaxPoolWithArgmax NthElement Relu Relu6 Relu6Grad ReluGrad Selu SeluGrad Softmax
+SoftmaxCrossEntropyWithLogits Softplus SoftplusGrad Softsign SoftsignGrad
 SparseSoftmaxCrossEntropyWithLogits TopKV2
 # oneDNN, in our own int8 exports.
 _MklLayerNorm _QuantizedMatMul
@@ -52,7 +53,7 @@ CropAndResize ResizeArea ResizeBicubic ResizeBilinear ResizeNearestNeighbor Scal
 # Fourier transforms.
 FFT FFT2D IFFT IFFT2D IRFFT IRFFT2D RFFT RFFT2D
 # Strings, and records that a request holds.
-AsString DecodeBase64 DecodePaddedRaw DecodeRaw EncodeBase64 ParseExample ParseExampleV2
+AsString DecodeBase64 DecodePaddedRaw DecodeRaw EncodeBase64 Fingerprint ParseExample ParseExampleV2
 ParseSequenceExampleV2 ReduceJoin RegexFullMatch RegexReplace StaticRegexFullMatch
 StaticRegexReplace StringFormat StringJoin StringLength StringLower StringNGrams StringSplit
 StringSplitV2 StringStrip StringToHashBucket StringToHashBucketFast StringToNumber StringUpper

@@ -144,13 +144,14 @@ class CompiledLossStep:
             # That of the microbatch's mean gradient, without its weight and the loss scale.
             scale = self.flavor.scale_loss(self.model, weight)
             summed = [g for g, new in zip(gradients, self.overwritten, strict=True) if not new]
+            # Which rows are repeated depends on the data; for XLA the gradient is dense instead.
+            flat = dense if step.static else _same
             if others is not None:
                 ratio = tf.cast(weight / share, tf.float32)
                 scaled = [None if g is None else ratio * tf.cast(g, tf.float32) for g in others]
                 kept = [g for g, new in zip(scaled, self.overwritten, strict=True) if not new]
-                summed = list(map(plus, summed, kept))
-            # Which rows are repeated depends on the data; for XLA the gradient is dense instead.
-            summed = list(map(dense, summed)) if step.static else summed
+                summed = list(map(plus, map(flat, summed), map(flat, kept)))
+            summed = list(map(flat, summed))
             square = tf.cast(square_norm(summed), scale.dtype)
             scalars["square_norms"] = tf.math.divide_no_nan(square, scale**2)
 
@@ -297,6 +298,10 @@ def _where(condition: Any, value: Any) -> Any:
         values = _where(condition, value.values)
         return tf.IndexedSlices(values, value.indices, value.dense_shape)
     return value if value is None else tf.where(condition, value, tf.zeros_like(value))
+
+
+def _same(gradient):
+    return gradient
 
 
 def _as(term, like):

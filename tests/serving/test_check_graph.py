@@ -451,6 +451,8 @@ def test_ops_of_models_are_allowed():
         *("RaggedTensorToTensor", "LookupTableFindV2", "StaticRegexReplace", "While", "Assert"),
         *("_MklLayerNorm", "CaseFoldUTF8", "NormalizeUTF8", "TensorArrayReadV3", "Erf", "Erfc"),
         *("SentencepieceOp", "TFText>RoundRobinTrim", "TFText>FastSentencepieceTokenize"),
+        # tf_keras adds those of GPUs to each LSTM and GRU.
+        *("CudnnRNNV3", "CudnnRNNBackpropV3", "Fingerprint"),
         *("Conv2D", "FusedBatchNormV3", "FFT2D", "TensorListStack", "RaggedRange", "Einsum"),
     ]
     assert [op for op in ops if op not in ALLOWED_OPS] == []
