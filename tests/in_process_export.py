@@ -6,12 +6,8 @@ import pytest
 import tensorflow as tf
 
 from keras_efficient.exporters import _export as export_module
-<<<<<<< HEAD
 from keras_efficient.metrics import scores_of
-=======
-from keras_efficient.exporters._evaluation import scores_of
 from keras_efficient.serving._check_graph import check_graph
->>>>>>> h-savedmodel
 
 
 def serve_here(monkeypatch):
