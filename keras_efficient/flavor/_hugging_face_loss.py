@@ -82,7 +82,7 @@ class HuggingFaceLoss:
             ValueError: from that function, if the divisor is not known.
         """
         calls: list = []
-        compute = getattr(self.model, "hf_compute_loss", None)
+        compute: Any = getattr(self.model, "hf_compute_loss", None)
 
         def hf_compute_loss(*args, **kwargs):
             calls.append((args, kwargs))
