@@ -62,12 +62,13 @@ class CompiledLossStep:
             with self.context:
                 doubled = part if penalty is None else penalty.doubled(part)
                 forward = self.flavor.forward(self.model, doubled)
-            loss, extra, kind = forward.loss, forward.extra, forward.weight
-            added, sums = forward.added, self.step.split.added_losses == "sum"
+            loss: Any = forward.loss
+            extra, added, kind = forward.extra, forward.added, forward.weight
+            sums = self.step.split.added_losses == "sum"
             term = None if penalty is None else penalty(self.flavor, self.model, forward.y_pred)
             copies = 1.0 if penalty is None else 2.0
             if added is not None and sums:
-                added /= copies
+                added = added / copies
             if loss is None:
                 loss, added, kind = added, None, SUM if sums else EXAMPLES
             given = self.step.split.weight_of(part, examples)
@@ -122,7 +123,7 @@ class CompiledLossStep:
         """Which trainable variables take their gradient for their new value."""
         return list(map(self.flavor.overwrites, self.model.trainable_variables))
 
-    def add(self, gradients, weight, examples, scalars, others=None, share=1.0):
+    def add(self, gradients, weight, examples, scalars, others=None, share: Any = 1.0):
         """Add gradients to the accumulator; return the scalars to sum over microbatches.
 
         Args:
@@ -148,9 +149,15 @@ class CompiledLossStep:
             flat = dense if step.static else _same
             if others is not None:
                 ratio = tf.cast(weight / share, tf.float32)
-                scaled = [None if g is None else ratio * tf.cast(g, tf.float32) for g in others]
-                kept = [g for g, new in zip(scaled, self.overwritten, strict=True) if not new]
-                summed = list(map(plus, map(flat, summed), map(flat, kept)))
+                kept = [
+                    None if g is None else tf.math.scalar_mul(ratio, tf.cast(flat(g), tf.float32))
+                    for g, new in zip(others, self.overwritten, strict=True)
+                    if not new
+                ]
+                summed = [
+                    plus(None if g is None else tf.cast(flat(g), tf.float32), other)
+                    for g, other in zip(summed, kept, strict=True)
+                ]
             summed = list(map(flat, summed))
             square = tf.cast(square_norm(summed), scale.dtype)
             scalars["square_norms"] = tf.math.divide_no_nan(square, scale**2)

@@ -167,7 +167,8 @@ class TrainingStep:
             if not self._lacks_sums:
                 raise
             self._lacks_sums = False
-            self.prepare(None)
+            with self.model.distribute_strategy.scope():
+                self.build_accumulator()
             return function(*args)
 
     def sum_apart(self, gradients):
@@ -382,10 +383,11 @@ class TrainingStep:
         for index, gradient in zip(apart, added, strict=True):
             gradients[index] = plus(gradients.get(index), gradient)
         indices = sorted(gradients)
-        sums = [gradients[index] for index in indices]
+        sums: list[Any] = [gradients[index] for index in indices]
         for gradient in sums:
             if isinstance(gradient, tf.IndexedSlices):
-                gradient.rows_are_unique = True
+                unique: Any = gradient
+                unique.rows_are_unique = True
         # Without a microbatch that counts there is no new value.
         replacements = [
             (v, tf.where(totals["weight"] > 0, value, self.flavor.value(v)))

@@ -209,6 +209,69 @@ def test_an_added_mean_beside_a_sum_with(case):
     assert_same_history(found, expected)
 
 
+def test_gradient_sums_of_added_losses_are_created_before_a_run_resumes():
+    from keras_efficient.checkpoint._snapshot import _restore_sums, _step_state
+    from keras_efficient.checkpoint._variables import create_variables
+    from keras_efficient.training import _train_step_hook as train_step_hook
+
+    run, resumed = (ke.accumulate(dense("keras", adds="mean", loss="sum"), 2) for _ in range(2))
+    fit(run, X, Y, batch_size=N)
+    specs = tf.TensorSpec([None, 4]), tf.TensorSpec([None], tf.int32)
+    create_variables(resumed, specs)
+    steps = [train_step_hook.of(model).training_step for model in (run, resumed)]
+    assert len(steps[0].accumulator.sums) == 4 + 2
+    assert len(steps[1].accumulator.sums) == 4
+    _restore_sums(resumed, _step_state(run)["added"])
+    shapes = [[v.shape for v in step.accumulator.sums] for step in steps]
+    assert shapes[0] == shapes[1]
+
+
+@sampled()
+@both
+def test_a_replica_without_examples_adds_nothing(library):
+    """Ten texts, then one, whose batch leaves a replica without any."""
+
+    def make(replicas):
+        return dense(library, adds="mean", loss="sum", replicas=replicas)
+
+    def run(replicas, k):
+        model = make(replicas)
+        if k:
+            ke.accumulate(model, k)
+        data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(9)
+        model.fit(data, epochs=1, shuffle=False, verbose=0)
+        return model
+
+    assert_same(run(2, 2), run(1, None))
+
+
+def test_the_noise_scale_sees_both_gradients_of_a_microbatch():
+    """The squared norm of a microbatch's gradient, and that of one of the same examples alone."""
+    from keras_efficient.training import _train_step_hook as train_step_hook
+
+    class Norms:
+        square_norms = True
+
+        def __init__(self):
+            self.seen = tf.Variable(0.0)
+
+        def build(self, model):
+            pass
+
+        def __call__(self, gradients):
+            self.seen.assign(tf.cast(gradients.totals["square_norms"], tf.float32))
+
+    found = []
+    for loss, weights in (("mean_with_sample_weight", np.full(N, 2.0, "float32")), (None, None)):
+        model, norms = ke.accumulate(dense("keras", adds="mean", loss=loss), 2), Norms()
+        hook = train_step_hook.attach(model)
+        hook.join(norms, hook.gradient_observers)
+        fit(model, X, Y, weights, batch_size=N)
+        found.append(float(norms.seen))
+    assert found[0] > 0
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
 def test_gradients_are_added_whether_sparse_or_not():
     dense = tf.constant([[1.0], [2.0], [3.0]])
     sparse = tf.IndexedSlices(tf.constant([[1.0], [4.0]]), [2, 0], dense_shape=[3, 1])
