@@ -27,7 +27,8 @@ def predict(
     """Classify texts with an exported SavedModel, in a separate process without Keras.
 
     Before the version is loaded, `check_manifest` compares its files with the manifest, and
-    `check_graph` searches its graph for ops that do more than compute. Each call starts TensorFlow,
+    `check_graph` compares its ops with those that are allowed. Where the system offers it, the
+    process has no network and writes in one temporary folder only. Each call starts TensorFlow,
     which takes seconds; to answer requests, use TensorFlow Serving (`server_command`).
 
     Args:
