@@ -23,8 +23,14 @@ class BatchStatistics(Callback):
         InputError: in `fit`, if the model has no `MaskedBatchNormalization`, or `data` no batch.
 
     Examples:
-        >>> statistics = ke.callbacks.BatchStatistics(dataset, batches=20)  # doctest: +SKIP
-        >>> model.fit(dataset, callbacks=[statistics])  # doctest: +SKIP
+        >>> import keras, numpy as np
+        >>> norm, x = ke.layers.MaskedBatchNormalization(), np.array([[1.0], [3.0]])
+        >>> model = keras.Sequential([keras.Input((1,)), norm])
+        >>> model.compile("sgd", "mse")
+        >>> statistics = ke.callbacks.BatchStatistics([x])
+        >>> history = model.fit(x, x, verbose=0, callbacks=[statistics])
+        >>> norm.moving_mean.numpy().tolist()
+        [2.0]
 
     Reference:
         Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3 (PreciseBN).
