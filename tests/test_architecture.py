@@ -30,6 +30,7 @@ LIBRARIES = {
 }
 MAY_IMPORT_LIBRARIES = {
     "flavor/_hugging_face.py",
+    "flavor/_hugging_face_loss.py",
     "flavor/_keras3.py",
     "flavor/_keras3_losses.py",
     "flavor/_keras3_multi_worker.py",
