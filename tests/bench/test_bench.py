@@ -399,6 +399,8 @@ def test_logits_are_enough_beside_probabilities(tmp_path):
     """`bench(data=...)` refused both outputs, although its message said that logits are enough."""
 
     class Process:
+        folder = tmp_path
+
         def ask(self, run, to):
             with np.load(run) as inputs:
                 logits = Classifier().serve(inputs["ids"], inputs["mask"])["logits"].numpy()
