@@ -17,6 +17,7 @@ def small(library):
     return next(specimen for specimen in ZOO if specimen.name == SMALL[library])
 
 
+@sampled(2)
 @pytest.mark.parametrize("specimen", ZOO, ids=repr)
 def test_models_of_the_zoo(specimen):
     model = specimen.make()
@@ -139,6 +140,7 @@ def test_one_callback_class_for_both_libraries(trained):
     assert recorder.calls["on_predict_begin"] == recorder.calls["on_predict_end"] == 1
 
 
+@sampled()
 def test_the_base_callback_does_nothing(trained):
     model, specimen = trained
     x, y = specimen.batch(4)

@@ -39,6 +39,7 @@ def updates(model):
 # --- BatchSizeSchedule; for the updates see tests/training/test_accumulation_window.py ----------
 
 
+@sampled()
 @pytest.mark.parametrize("library, as_function", covering(SMALL, (False, True), strength=1))
 def test_batches_per_update_are_logged(library, as_function):
     growth = (lambda update: 1 + (update >= 4)) if as_function else {0: 1, 4: 2}

@@ -157,6 +157,7 @@ def test_after_a_failure_a_fit_without_it_validates_with_the_trained_weights(lib
     np.testing.assert_allclose(found, model.evaluate(data(), verbose=0)[0], rtol=1e-6)
 
 
+@sampled()
 @libraries
 def test_averaged_restores_to_the_last_bit_after_an_error(library):
     model, ema = made(library), EMA(0.5)
@@ -196,6 +197,7 @@ def test_there_must_be_an_average_of_the_same_weights(library):
         pass
 
 
+@sampled()
 @libraries
 def test_methods_that_change_weights_are_refused_inside(library):
     """`ke.merge` inside left neither averaged nor trained weights in the model."""
@@ -225,6 +227,7 @@ def test_methods_that_change_weights_are_refused_inside(library):
     assert len(ke.merge(model).folded) == 1
 
 
+@sampled()
 @libraries
 def test_weights_that_change_inside_are_not_lost_in_silence(library):
     model, ema = made(library), EMA(0.5)

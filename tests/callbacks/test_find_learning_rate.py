@@ -164,6 +164,7 @@ def test_everything_is_restored_after_an_interrupt(library, error):
     assert len(calls) == 8
 
 
+@sampled()
 @libraries
 def test_nothing_need_be_built(library):
     keras = keras_of(library)

@@ -441,6 +441,7 @@ def spoil(value):
     return function
 
 
+@sampled()
 @pytest.mark.parametrize("library, value", [("keras", np.nan), ("tf_keras", np.inf)])
 def test_the_last_finite_save_is_kept_and_resumed(library, value, tmp_path):
     runs = case(library, callbacks=lambda: [Calls(7, spoil(value))])
@@ -562,6 +563,7 @@ class Ends:
             yield tuple(map(tf.constant, IDS.batch(4, seed=seed)))
 
 
+@sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_a_run_whose_data_ends_early_resumes_there(library, tmp_path):
     options = {"steps_per_epoch": 6, "epochs": 2}

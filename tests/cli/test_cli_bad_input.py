@@ -218,6 +218,7 @@ def test_missing_or_unknown_words(run, reviews, bert, output):
     run("finetun").refused("finetun")
 
 
+@sampled()
 @pytest.mark.parametrize("max_length, library", covering([33, 2, 0], LIBRARIES, strength=1))
 def test_max_length_beyond_the_model(max_length, library, finetune, reviews, bert, output):
     outcome = finetune(reviews, bert, output, max_length=max_length, library=library)

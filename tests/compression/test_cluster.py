@@ -272,6 +272,7 @@ def test_mixed_precision(library):
     assert transforms(model, CodebookTransform)[0].centroids.dtype == tf.float32
 
 
+@sampled()
 @small
 def test_centroids_may_stay_where_they_are(specimen):
     x, y = specimen.batch(12)

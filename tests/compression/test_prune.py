@@ -308,6 +308,7 @@ CONTINUED = {
 }
 
 
+@sampled()
 @pytest.mark.parametrize("library, name", covering(BOTH, CONTINUED, strength=1))
 def test_zeros_of_a_checkpoint_stay_zero_from_the_first_update_on(library, name):
     """tensorflow#59868: before `begin_step` all zeros grew back, after it those of one weight."""

@@ -283,6 +283,7 @@ def test_ranges_stay_from_the_freeze_step_on(library):
     np.testing.assert_allclose(first_range(model)[:2], [0, 1])
 
 
+@sampled()
 @libraries
 def test_an_overflow_is_no_range(library):
     x = np.ones((8, 4), "float32")

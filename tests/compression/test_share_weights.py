@@ -310,6 +310,7 @@ def test_a_choice_of_blocks(library):
     assert all(s.startswith("block_1/") for s in report.tied.values())
 
 
+@sampled()
 @libraries
 def test_starts_with_the_mean(library):
     plain, model = stacked(library), stacked(library)
@@ -482,6 +483,7 @@ def test_refuses_projections_of_different_shapes(library):
         ke.share_weights(model, "key_value")
 
 
+@sampled()
 @libraries
 @pytest.mark.parametrize("what", ["layers", "key_value"])
 def test_refuses_what_is_shared_already(library, what):
@@ -499,6 +501,7 @@ def test_refuses_tied_embeddings_once_more(library):
         ke.share_weights(model, "embeddings")
 
 
+@sampled()
 @libraries
 def test_refuses_weights_with_transforms(library):
     model = stacked(library)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import workers
+from covering import sampled
 from tensorflow.python.data.experimental.ops.distribute import _AutoShardDataset
 
 from keras_efficient.distribute import shard
@@ -155,6 +156,7 @@ def flat(batches):
     return sorted(itertools.chain(*batches))
 
 
+@sampled(5)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_workers_shares_of_a_step_are_the_batch_of_one_process(name, seen, alone):
     each = [of_worker[name] for of_worker, _ in seen]

@@ -80,6 +80,7 @@ def test_export_is_whole(exported):
     }
 
 
+@sampled()
 def test_export_answers_for_any_batch_and_length(exported):
     specimen, model, report = exported
     function = tf.saved_model.load(str(report.directory)).signatures["serving_default"]

@@ -117,6 +117,7 @@ class Floats(MatMul):
         return x @ self.weight + self.bias
 
 
+@sampled()
 @pytest.mark.parametrize(
     "specimen",
     [
@@ -384,6 +385,7 @@ def test_subclassed_and_unusual_layers(library):
     _same(model_of(layers.Dense(3), shape=(4,), dtype="int32"), ids)
 
 
+@sampled(2)
 @pytest.mark.parametrize("quantize, atol", SUBSTITUTING)
 @pytest.mark.parametrize("library, dropout", covering(["keras", "tf_keras"], [0.0, 0.1]))
 def test_masks_of_numbers(library, dropout, quantize, atol):

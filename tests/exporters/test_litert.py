@@ -128,6 +128,7 @@ def details(file):
     return interpreter.get_tensor_details()
 
 
+@sampled()
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_weights_of_a_calibrated_model_are_its_integers(library, tmp_path, in_process):
     model = wide(library)

@@ -627,6 +627,7 @@ def test_a_saved_model_in_a_process_without_keras(saved):
     np.testing.assert_allclose(np.sum(outputs["probabilities"], 1), 1, atol=1e-6)
 
 
+@sampled()
 def test_a_saved_model_has_core_operations_only(saved):
     from tensorflow.python.framework import op_def_registry
     from tensorflow.python.saved_model.loader_impl import parse_saved_model

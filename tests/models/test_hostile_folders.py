@@ -9,6 +9,7 @@ import tracemalloc
 import bert_folder
 import numpy as np
 import pytest
+from covering import sampled
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
@@ -263,6 +264,7 @@ def test_both_libraries_check_the_tokenizer_before_they_build_a_model(
                 ke.models.load(copy, library=library)
 
 
+@sampled()
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_weights_that_are_no_numbers(library, folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from formulas import EQUATIONS, adafactor, sgd
 from zoo import keras_of
 
@@ -56,6 +56,7 @@ def run(optimizer, library, dtype):
     return before, [np.array(v) for v in made], list(zip(*dense, strict=True))
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     ("kind", "library", "dtype"), covering(EQUATIONS, LIBRARIES, ["float64", "float32"])
 )

@@ -68,6 +68,7 @@ def test_no_decay_is_biases_and_normalisation(kind, name):
             assert re.search("kernel|embedding", path), path
 
 
+@sampled(2)
 @pytest.mark.parametrize("specimen", ZOO, ids=repr)
 def test_no_decay_leaves_the_matrices_of_the_zoo(specimen):
     model = specimen.make()

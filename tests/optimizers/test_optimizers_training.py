@@ -147,6 +147,7 @@ def test_four_microbatches_are_one_batch(library, kind):
     assert_same(*models, 2e-5)
 
 
+@sampled(3)
 @libraries
 @kinds
 def test_slots_are_float32_under_mixed_precision(library, kind):

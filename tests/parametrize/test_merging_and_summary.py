@@ -88,6 +88,7 @@ def test_inside_the_scope_of_its_own_strategy_of_one_device(specimen):
         ke.prune(plain, 0.5)
 
 
+@sampled(2)
 @models
 def test_summary_of_a_plain_model(specimen):
     model = specimen.make()

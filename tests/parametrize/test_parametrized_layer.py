@@ -171,6 +171,7 @@ def test_a_weights_file_of_the_plain_model_loads_beneath(specimen, tmp_path):
     np.testing.assert_array_equal(outputs(model, x), outputs(source, x))
 
 
+@sampled()
 @models
 def test_folded_and_plain_put_everything_back(specimen):
     model = specimen.make()
@@ -372,6 +373,7 @@ _SEQ2SEQ = {"d_model": 8, "max_position_embeddings": 8, "pad_token_id": 1} | {
 }
 
 
+@sampled()
 @pytest.mark.parametrize(
     ("table", "name", "config", "sizes"),
     [

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 from zoo import ZOO, hf_config, keras_of
 
 import keras_efficient as ke
@@ -24,6 +25,7 @@ def model_of(specimen):
 libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 
 
+@sampled(2)
 @models
 def test_every_weight_once_under_a_path_of_its_own(specimen):
     model = model_of(specimen)
@@ -158,6 +160,7 @@ def _two_heads(library, kind):
     return model
 
 
+@sampled(2)
 @libraries
 @pytest.mark.parametrize("kind", ["functional", "nested", "one of several parts", "subclassed"])
 def test_the_last_layer_of_every_output_is_a_head(library, kind):
@@ -172,6 +175,7 @@ def test_the_last_layer_of_every_output_is_a_head(library, kind):
     assert len(head_weights(model)) == 4
 
 
+@sampled()
 @pytest.mark.parametrize(
     ("name", "heads"),
     [

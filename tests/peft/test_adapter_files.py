@@ -115,6 +115,7 @@ def test_adalora_goes_on_within_its_budget(library, tmp_path):
     assert sum(int(np.count_nonzero(t.lambda_.numpy())) for t in transforms(other)) == 10
 
 
+@sampled()
 @libraries
 def test_other_ways_of_tuning_are_applied_first(library, tmp_path):
     specimen = specimen_of(library)
@@ -146,6 +147,7 @@ def test_biases_that_train_are_in_it(library, tmp_path):
     np.testing.assert_array_equal(outputs(other, x), outputs(model, x))
 
 
+@sampled()
 @libraries
 def test_averages_of_normalisation_are_in_it(library, tmp_path):
     keras = keras_of(library)

@@ -39,6 +39,7 @@ def attends(model):
     return any("ttention" in layer.__class__.__name__ for layer in model._flatten_layers())
 
 
+@sampled()
 @names("specimen", FEW, ids=repr)
 def test_it_computes_what_the_model_did(specimen):
     model = specimen.make()
@@ -181,6 +182,7 @@ def test_the_report_counts():
     assert "adapter 8→3" in str(ke.summary(model))
 
 
+@sampled()
 @names("specimen", TWO, ids=repr)
 def test_remove(specimen):
     x, _ = specimen.batch(4)

@@ -45,6 +45,7 @@ def test_biases_and_the_head_move_alone(specimen):
     )
 
 
+@sampled()
 @names("specimen", full_except("keras-functional", "hugging-face-bert", among=FEW))
 def test_weights_are_saved(specimen, tmp_path):
     assert_saved(specimen, ke.bitfit, tmp_path)

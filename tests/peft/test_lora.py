@@ -71,6 +71,7 @@ def test_at_first_it_is_the_base_model(trained):
     np.testing.assert_array_equal(trained.first, trained.attached)
 
 
+@sampled()
 def test_only_the_factors_and_the_head_train(trained):
     head = {weight.path for weight in head_weights(trained.model)}
     after = values(trained.model)
@@ -95,6 +96,7 @@ def test_the_report_counts_what_trains(trained):
     assert str(report).startswith("lora: ")
 
 
+@sampled()
 def test_by_factors_is_by_deltas(trained):
     """Outputs and gradients."""
     specimen = trained.specimen
@@ -123,6 +125,7 @@ def test_by_factors_is_by_deltas(trained):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
 
 
+@sampled()
 def test_merged_is_unmerged_and_the_old_classes_are_back(trained):
     specimen = trained.specimen
     model, (x, _) = specimen.make(), specimen.batch(3)
@@ -138,6 +141,7 @@ def test_merged_is_unmerged_and_the_old_classes_are_back(trained):
     assert len(model.trainable_variables) == len(specimen.make().trainable_variables)
 
 
+@sampled()
 def test_weights_files_bring_back_all_and_a_plain_model_reads_the_sum(trained, tmp_path):
     path = str(tmp_path / "w.weights.h5")
     trained.model.save_weights(path)

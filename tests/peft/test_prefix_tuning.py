@@ -192,6 +192,7 @@ def test_padding_stays_hidden(name):
     np.testing.assert_allclose(outputs(model, x), before, atol=1e-6)
 
 
+@sampled()
 @names(
     "name",
     [
@@ -307,6 +308,7 @@ def test_the_summary_and_remove():
     assert not parametrized_layers(model)
 
 
+@sampled()
 @names("specimen", TWO, ids=repr)
 def test_with_lora_in_either_order(specimen):
     x, _ = specimen.batch(4)

@@ -64,6 +64,7 @@ def test_more_microbatches_than_examples_are_refused(specimen):
         model.fit(data, verbose=0)
 
 
+@sampled(2)
 @pytest.mark.parametrize("specimen", ZOO, ids=repr)
 def test_none_gives_the_model_its_own_step_back(specimen):
     model = specimen.make()
@@ -144,6 +145,7 @@ def test_other_ways_to_run_a_step(specimen, setting):
     assert_same_history(accumulated, history)
 
 
+@sampled()
 @both
 def test_evaluate_and_predict_are_untouched(specimen):
     model, plain = (compiled(specimen.library, specimen.make()) for _ in range(2))

@@ -102,6 +102,7 @@ def test_weights_are_the_same_in_bfloat16(name, bfloat16):
     assert_same(run(name, True), run(name, False), atol=2e-3)
 
 
+@sampled()
 @pytest.mark.parametrize(
     "name", only("keras-subclassed", "kerashub-bert", "tf_keras-functional", "hugging-face-bert")
 )
