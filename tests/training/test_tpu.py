@@ -8,7 +8,7 @@ import contextlib
 
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import SMALL, assert_same, assert_same_history, compiled, fit
 from zoo import keras_of
 
@@ -83,6 +83,7 @@ def norms():
     return [ke.callbacks.GradientNorm(), ke.callbacks.GradientNoiseScale()]
 
 
+@sampled()
 @pytest.mark.parametrize("specimen, examples", covering(SMALL.values(), (12, 14), strength=1))
 def test_microbatches_on_a_tpu_have_static_shapes_whatever_jit_compile_says(
     specimen, examples, tpu
@@ -104,6 +105,7 @@ CASES = {
 }
 
 
+@sampled()
 @pytest.mark.parametrize("specimen, name", covering(SMALL.values(), list(CASES), strength=1))
 def test_no_shape_on_a_tpu_depends_on_the_data(specimen, name, tpu):
     """Norms of an embedding's gradients, updates of several batches, and a second pass."""
