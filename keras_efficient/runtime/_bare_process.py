@@ -22,7 +22,8 @@ def end_with_parent(folder: Path | None = None, seconds: float = 1.0) -> None:
     """End this process soon after the one that started it, even if that one was killed.
 
     Args:
-        folder: temporary folder of the parent to remove then. Default: None.
+        folder: temporary folder of the parent to remove then; a confined process can only empty
+            it. Default: None.
         seconds: how often to look. Default: 1.0.
     """
     parent = int(os.environ.get("KERAS_EFFICIENT_PARENT", os.getppid()))

@@ -59,7 +59,8 @@ def test_the_checker_of_a_killed_export_ends_and_removes_its_files(late, tmp_pat
     parent.wait()
     gone = lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE  # noqa: E731
     assert wait_for(gone)
-    assert not folder.exists()
+    # Landlock lets the process remove what is in its folder, but not the folder, from another.
+    assert not folder.exists() or not any(folder.iterdir())
 
 
 @pytest.mark.parametrize("script", ["exporters/_verify", "runtime/_runner", "serving/_predict"])
