@@ -163,12 +163,12 @@ def _table_rows(
     # process, so it is restored.
     limit = csv.field_size_limit(2**31 - 1)
     try:
-        rows = _csv_rows(content, path, delimiter, quoted=False)
+        quoted = delimiter != "\t"
+        if not quoted:
+            _, names = next(_csv_rows(content, path, delimiter, quoted=False))
+            quoted = all(map(_is_enclosed, names))
+        rows = _csv_rows(content, path, delimiter, quoted)
         line, header = next(rows)
-        unquoted = delimiter == "\t" and not all(map(_is_enclosed, header))
-        if not unquoted:
-            rows = _csv_rows(content, path, delimiter, quoted=True)
-            line, header = next(rows)
         if len(set(header)) != len(header):
             twice = sorted(name for name, n in collections.Counter(header).items() if n > 1)
             raise InputError(
@@ -183,18 +183,18 @@ def _table_rows(
         for line, row in rows:
             if len(row) != len(header):
                 remedy = "Put fields that hold it in double quotes"
-                if unquoted:
+                if not quoted:
                     remedy = "In .tsv, put all names of the header in double quotes if fields are"
                 raise InputError(
                     f"Each row must have {len(header)} fields, as the header has. Received: "
                     f"{len(row)} in {path}, line {line}. The delimiter is {delimiter!r}. {remedy}."
                 )
-            if unquoted and not warned and _looks_quoted(row[text_at]):
+            if not quoted and not warned and _looks_quoted(row[text_at]):
                 warnings.warn(
                     f"Quotes in a .tsv file are part of the text. Received: {path}, line {line}, "
                     "with a text that looks quoted. If it is, put all names of the header in "
                     "double quotes too, or use .csv.",
-                    stacklevel=4,
+                    stacklevel=3,
                 )
                 warned = True
             yield line, row[text_at], None if label_at is None else row[label_at]
@@ -293,8 +293,8 @@ def _column(name: str, columns: list[str], where: str) -> int:
     folded = {column.strip().lower(): column for column in reversed(first)}
     near = difflib.get_close_matches(name.lower(), folded, n=1)
     hint = f"Did you mean {folded[near[0]]!r}?" if near else "Pass the name of the right one."
-    others = [delimiter for delimiter in ";\t,|" if delimiter in columns[0]]
-    if len(columns) == 1 and others:
+    others = [mark for mark in ";\t,|" if len(columns) == 1 and mark in columns[0]]
+    if others:
         # Spreadsheets write semicolons where the comma is the decimal mark.
         needed = {",": ".csv", "\t": ".tsv"}.get(others[0])
         rename = f", or rename it to {needed}" if needed else ""

@@ -339,15 +339,15 @@ def check_text(text: Any, where: str) -> None:
             f"Each text must have something in it. Received: an empty text {text!r:.20} "
             f"({where}). Correct or remove it."
         )
-    if "\0" in text:
+    _check_string(text, "text", where)
+
+
+def _check_string(string: str, what: str, where: str) -> None:
+    if "\0" in string:
         raise InputError(
-            f"A text must not hold NUL characters. Received: {text!r:.60} ({where}). Remove them; "
-            "if there are many, the file may be UTF-16: save it as UTF-8."
+            f"A {what} must not hold NUL characters. Received: {string!r:.60} ({where}). Remove "
+            "them; if there are many, the file may be UTF-16: save it as UTF-8."
         )
-    _check_unicode(text, "text", where)
-
-
-def _check_unicode(string: str, what: str, where: str) -> None:
     try:
         string.encode()
     except UnicodeEncodeError as error:
@@ -363,7 +363,7 @@ def label_name(label: Any, where: str) -> str:
         label = label.item()
     if isinstance(label, str):
         name = label.strip()
-        _check_unicode(name, "label", where)
+        _check_string(name, "label", where)
     elif isinstance(label, float):
         if math.isinf(label):
             raise InputError(
@@ -431,17 +431,17 @@ def _sorted_classes(named: Sequence[str], where: Callable[[int], str]) -> tuple[
     first: dict[str, int] = {}
     for i, name in enumerate(named):
         first.setdefault(name, i)
-    numbers = {name: number for name in first if (number := _number(name)) is not None}
-    for name, number in numbers.items():
+    values = {name: number for name in first if (number := _number(name)) is not None}
+    for name, number in values.items():
         if math.isnan(number):
             raise InputError(
                 f"Each text needs a label. Received: {name!r}, which stands for a missing one "
                 f"({where(first[name])}). Fill it in, or remove the row; if it is the name of a "
                 "class, pass `label_names`."
             )
-    if len(numbers) < len(first):
+    if len(values) < len(first):
         return tuple(sorted(first))
-    for name, number in numbers.items():
+    for name, number in values.items():
         if not math.isfinite(number):
             raise InputError(
                 f"A label that is a number must be finite. Received: {name!r} "
@@ -454,7 +454,7 @@ def _sorted_classes(named: Sequence[str], where: Callable[[int], str]) -> tuple[
                 "task yet. If each number is a class, pass `label_names`, or give them names such "
                 f"as '{name} stars'."
             )
-    return tuple(sorted(first, key=lambda name: (numbers[name], name)))
+    return tuple(sorted(first, key=lambda name: (values[name], name)))
 
 
 def _number(name: str) -> float | None:

@@ -57,11 +57,11 @@ class TextStats:
 
     @property
     def truncation(self) -> str:
-        """Return how many texts are cut and where: "3 of 60 texts are cut at 128 tokens, ..."."""
+        """Return how many texts are cut: "3 of 60 texts (5.0%) are cut at 128 tokens, ..."."""
         if not self.truncated:
             return "no text is cut"
         share = self.truncated / max(1, self.examples)
-        verb = "is" if self.truncated == 1 else "are"
+        are = "is" if self.truncated == 1 else "are"
         at = "" if self.max_length is None else f" at {self.max_length:,} tokens"
         most = "" if self.longest is None else f", the longest has {self.longest:,}"
-        return f"{self.truncated:,} of {self.examples:,} texts ({share:.1%}) {verb} cut{at}{most}"
+        return f"{self.truncated:,} of {self.examples:,} texts ({share:.1%}) {are} cut{at}{most}"

@@ -162,12 +162,13 @@ class Tokenizer:
                 f"The tokenizer's file must be readable. Received: {file} "
                 f"({type(error).__name__}: {error}). Copy it again from the model's source."
             ) from error
-        # As the library understood the file, not as it is written.
-        check_tokenizer(json.loads(_serialized(backend)), str(file))
         if max_length is None:
             max_length = _limit(config.get("model_max_length"))
         pad_id = _pad_id(backend, padding)
-        return cls(backend, inputs=inputs, pad_id=pad_id, max_length=max_length)
+        tokenizer = cls(backend, inputs=inputs, pad_id=pad_id, max_length=max_length)
+        # As the library understood the file, not as it is written.
+        check_tokenizer(json.loads(tokenizer._serialized), str(file))
+        return tokenizer
 
     @property
     def largest_id(self) -> int | None:

@@ -21,7 +21,8 @@ def check_tokenizer(settings: dict[str, Any], file: str) -> None:
         file: Its path, for error messages.
 
     Raises:
-        InputError: It does, has more than 50 steps in a sequence, or adds more than 100 tokens.
+        InputError: It lengthens a text more, has more than 50 steps in a sequence, or adds more
+            than 100 tokens.
     """
     try:
         steps = [*_steps(settings.get("normalizer"), "normalizers")]

@@ -25,11 +25,20 @@ def safetensors_files(path: Path) -> list[Path]:
     """
     if (path / "model.safetensors").exists():
         return [path / "model.safetensors"]
-    index = path / "model.safetensors.index.json"
+    return _indexed(path / "model.safetensors.index.json")
+
+
+def _indexed(index: Path, *, several: bool = False) -> list[Path]:
+    """Return the files of its folder that an index names; none without an index.
+
+    With `several`, a name may have a list of files, as Keras writes it.
+    """
     if not index.exists():
         return []
     names = read_json(index, "the list of weight files").get("weight_map")
     names = list(names.values()) if isinstance(names, dict) else []
+    if several:
+        names = [name for n in names for name in (n if isinstance(n, list) else [n])]
     if not names or not all(isinstance(name, str) for name in names):
         raise InputError(
             f"{index.name} must map the names of weights to files. Received: {str(index)!r}, which "
@@ -42,7 +51,7 @@ def safetensors_files(path: Path) -> list[Path]:
                 f"{index.name} may only name files of its folder. Received: {name[:200]!r} in "
                 f"{str(index)!r}. Do not use this folder."
             )
-    return [path / name for name in names]
+    return [index.with_name(name) for name in names]
 
 
 def check_weight_files(path: Path) -> int:
@@ -55,7 +64,8 @@ def check_weight_files(path: Path) -> int:
     files = safetensors_files(path)
     for file in files:
         _check_safetensors(file)
-    others = sorted(path.glob("*.h5"))
+    # Keras opens whatever its index names.
+    others = sorted({*path.glob("*.h5"), *_indexed(path / "model.weights.json", several=True)})
     for file in others:
         _check_hdf5(file)
     return sum(file.stat().st_size for file in (*files, *others))

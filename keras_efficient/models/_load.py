@@ -102,6 +102,6 @@ def _check_finite(model, source):
         if values.dtype.kind in "fV" and not np.isfinite(values).all():
             raise InputError(
                 "Weights must be finite numbers. Received: "
-                f"{getattr(variable, 'path', variable.name)!r} of {source}, with values that are "
+                f"{flavor.path(variable)!r} of {source}, with values that are "
                 "NaN or infinite. Download the model again, or use another."
             )

@@ -34,7 +34,7 @@ _METHODS = {
     "Mask": "ke.prune",
 }
 #: dtypes of safetensors: floats, which convert to each other, and integers, which do not.
-_FLOATS = {"F16": "float16", "F32": "float32", "F64": "float64"}
+_FLOATS = ("F16", "F32", "F64")
 _INTEGERS = {"U8": "uint8", "I64": "int64"}
 #: dtypes of the variables of LoRA and AdaLoRA that are not float32.
 _DELTA_DTYPES = {"mask": "uint8", "updates": "int64"}

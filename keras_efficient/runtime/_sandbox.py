@@ -20,7 +20,7 @@ _LARGEST_FILE_BYTES = 2**30
 _PR_SET_NO_NEW_PRIVS = 38
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _CAPABILITY_VERSION_3 = 0x20080522
-_CAP_DAC_READ_SEARCH = 1 << 2
+_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1 << 1, 1 << 2
 
 
 def confine(folder) -> None:
@@ -38,7 +38,11 @@ def confine(folder) -> None:
     # Of root's capabilities, and those in a new user namespace, only the one to read files remains.
     words = ctypes.c_uint32 * 6
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    libc.capset(header, words(_CAP_DAC_READ_SEARCH, _CAP_DAC_READ_SEARCH))
+    held = words()
+    libc.capget(header, held)
+    # Containers often give root the right to override permissions in place of that to read.
+    kept = held[1] & _CAP_DAC_READ_SEARCH or held[1] & _CAP_DAC_OVERRIDE
+    libc.capset(header, words(kept, kept))
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     # landlockpy raises OSError where the kernel has no Landlock, or does not allow it.
     with suppress(ImportError, OSError):

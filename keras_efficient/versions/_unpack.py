@@ -5,6 +5,7 @@ import shutil
 import tarfile
 import zipfile
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,22 @@ def unpack(path: str | os.PathLike, directory: str | os.PathLike) -> Path:
     def members():
         return _checked((_zip if suffix == ".zip" else _tar)(path), number, path.stat().st_size)
 
-    try:
+    with _complete(path):
         total = sum(size for _, size, _ in members())
-        with staged(target, version) as staging:
-            _check_space(staging.path, path, total)
+    with staged(target, version) as staging:
+        _check_space(staging.path, path, total)
+        with _complete(path):
             for parts, _, file in members():
                 _write(staging.path.joinpath(*parts), file)
-            check_manifest(staging.path)
-            return staging.publish()
+        check_manifest(staging.path)
+        return staging.publish()
+
+
+@contextmanager
+def _complete(path):
+    """Report what fails inside the block as damage of the archive."""
+    try:
+        yield
     except InputError:
         raise
     except (*_BROKEN, *_REFUSED, *_zstd_errors()) as error:
@@ -193,16 +202,15 @@ def _tar(path):
 class _Member(tarfile.TarInfo):
     """A member of a tar, of the kinds that `archive` writes; others are refused unread."""
 
-    @classmethod
-    def frombuf(cls, buf, encoding, errors):
-        info = super().frombuf(buf, encoding, errors)
-        if info.type == tarfile.XHDTYPE:
+    # The method that `tarfile` documents for subclasses; newer Pythons do not call `frombuf`.
+    def _proc_member(self, tar):
+        if self.type == tarfile.XHDTYPE:
             # `tarfile` reads a header into memory, whatever its size.
-            if not 0 <= info.size <= _MAX_HEADER:
-                raise _too_large(f"a header of {info.size:,} bytes, which may have {_MAX_HEADER:,}")
-        elif info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.isdir():
-            raise _dangerous(f"{info.name[:200]!r}, which is not a regular file")
-        return info
+            if not 0 <= self.size <= _MAX_HEADER:
+                raise _too_large(f"a header of {self.size:,} bytes, which may have {_MAX_HEADER:,}")
+        elif self.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or self.isdir():
+            raise _dangerous(f"{self.name[:200]!r}, which is not a regular file")
+        return super()._proc_member(tar)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _proc_gnusparse_10(self, *_):
         # The map of this format is read before the member is returned, at any length.

@@ -55,7 +55,7 @@ def test_a_tsv_that_looks_quoted_though_its_header_is_not(tmp_path):
     with pytest.warns(UserWarning, match=r"a\.tsv, line 3, with a text that looks quoted") as seen:
         lines = 'text\tlabel\n""\t1\n"said ""no"""\t0\n"said ""yes"""\t1\n'
         records = read_records(write(tmp_path, "a.tsv", lines))
-    assert len(seen) == 1
+    assert len(seen) == 1 and seen[0].filename == __file__
     assert records.texts == ('""', '"said ""no"""', '"said ""yes"""')
     with pytest.raises(InputError, match=r"2 fields.*3 in .*line 2.*names of the header in double"):
         read_records(write(tmp_path, "b.tsv", 'text\tlabel\n"a\tb"\t1\n'))
@@ -117,6 +117,8 @@ BAD = [
     ("a.jsonl", '{"text": "a", "label": 1}\n["b", 1]\n', "JSON object.*line 2.*Write"),
     ("a.jsonl", '{"txt": "a", "label": 1}', "column 'text'.*line 1.*mean 'txt'"),
     ("a.jsonl", '{"text": "a"}', "column 'label'.*'text'.*line 1"),
+    ("a.jsonl", "{}", "column 'text'.*line 1"),
+    ("a.jsonl", '{"text": "a", "label": "b\\u0000c"}', "label must not hold NUL.*line 1"),
     ("a.jsonl", '{"text": 5, "label": 1}', "must be a string.*type int.*line 1"),
     ("a.jsonl", '{"text": null, "label": 1}', "must be a string.*None.*line 1"),
     ("a.jsonl", '{"text": "", "label": 1}', "empty text.*line 1"),

@@ -370,6 +370,12 @@ def test_presets_of_kerashub(tmp_path):
     def module(folder):
         edit(folder / "tokenizer.json", lambda found: found.update(module="os"))
 
+    def shard(folder):
+        # Keras opens the files that this index names, whatever their suffix.
+        (folder / "model.weights.h5").rename(folder / "shard.bin")
+        names = {"weight_map": {"layer": ["../outside.h5"]}}
+        (folder / "model.weights.json").write_text(json.dumps(names))
+
     def more_words(folder):
         with open(folder / "assets/tokenizer/vocabulary.txt", "a") as file:
             file.write("one\ntwo\n")
@@ -380,6 +386,7 @@ def test_presets_of_kerashub(tmp_path):
         "width": (inner(hidden_dim=8192, num_layers=900), "must fill its model"),
         "module": (module, "only name classes of Keras and KerasHub. Received: 'os'"),
         "weights": (lambda folder: (folder / "model.weights.h5").unlink(), "Received: "),
+        "shard": (shard, "model.weights.json may only name files of its folder"),
         "words": (more_words, "a token of id 22 and a table of 21 rows"),
     }
     for name, (change, message) in cases.items():
