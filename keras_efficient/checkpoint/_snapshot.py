@@ -149,10 +149,8 @@ def _step_state(model):
     if not hook.parts:
         return {}
     step = hook.training_step
-    values = list(map(step.flavor.value, model.trainable_variables))
-    apart = [i for i, v in enumerate(values) if any(v is a for a in step.added or ())]
     return {
-        "added": None if step.added is None else apart,
+        "added": None if step.added is None else step.added_indices,
         "halvings": step.halvings,
         "reached": step.reached,
         "weighting": step.weighting,

@@ -96,8 +96,10 @@ def calibrate(
             - "minmax": ranges cover all observed numbers.
             - "percentile": ranges exclude `100 - percentile` percent of the numbers at either end.
             - "mse": ranges of inputs with the least mean squared error, and ranges of weights with
-              the least mean squared error of the layers' outputs on the data, or of the weights
-              themselves where there is no `data` and for embeddings.
+              the least mean squared error of the layers' outputs on the data. Embeddings, kernels
+              of convolutions, kernels that the data does not reach, and all weights without
+              `data` get the least error of the weights themselves. Memory: 8 · inputs² bytes for
+              every kernel.
             - "smoothquant": "minmax" after outliers were moved from the inputs to the weights of
               dense layers: x_j / s_j and s_j · W_j with s_j = max|X_j|^α / max|W_j|^(1-α).
             - "reconstruction": "minmax" for inputs; weights are rounded such that the layers'

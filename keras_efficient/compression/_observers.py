@@ -193,17 +193,11 @@ def input_grams(model: Model, weights: list[Weight], batches: list) -> dict[Weig
 
 
 def _run(model, quantizers, batches, observer: Callable):
-    flavor = flavors.of(model)
-    # A model that compiles its own call would otherwise not run the observers, or keep them.
-    before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
     for quantizer in quantizers:
         quantizer.observer = functools.partial(_observe, observer, quantizer)
     try:
-        for batch in batches:
-            flavor.call(model, tf.nest.map_structure(tf.convert_to_tensor, batch), training=False)
+        flavors.of(model).run(model, batches)
     finally:
-        tf.config.run_functions_eagerly(before)
         for quantizer in quantizers:
             quantizer.observer = None
 

@@ -84,9 +84,9 @@ def prune(
     Args:
         model: a built Keras 3 or tf_keras model of any kind.
         final_sparsity: final share of zeros of each weight, in [0, 1), where 0 leaves a weight as
-            it is; or a dict of a weight's path
-            to that or a `compression.Sensitivity`, which also select the weights. Default: None,
-            for an N:M pattern, a schedule of TF-MOT and soft movement pruning, which determine it.
+            it is; or a dict of a weight's path to that or a `compression.Sensitivity`, which also
+            select the weights. Default: None, for an N:M pattern, a schedule of TF-MOT and soft
+            movement pruning, which determine it.
         begin_step: the update (>= 0) at which sparsity starts to grow. Default: 0.
         end_step: the update at which the targets are reached, and after which masks are constant.
             Default: 0, pruning at once, before any training.

@@ -152,11 +152,6 @@ class LayerEditing(ABC):
             List of what to try in turn; empty if nothing is known.
         """
 
-    def number_of_outputs(self, model: Model) -> int | None:
-        """Return how many tensors a model returns if it is a graph of layers, or None."""
-        outputs = getattr(model, "outputs", None)
-        return len(outputs) if outputs else None
-
     # --- differences between the layers of the libraries -----------------------------------------
 
     def is_bert_self_attention(self, layer_class: type) -> bool:

@@ -1,6 +1,6 @@
-"""Denominators of tf_keras losses, recorded while they are computed."""
+"""Denominators and values of tf_keras losses, recorded while they are computed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import tensorflow as tf
@@ -18,33 +18,30 @@ def without_replica_scaling() -> AbstractContextManager[None]:
     return patched(_losses_utils, scale_loss_for_distribution=lambda value: value)
 
 
+def recorded_denominators() -> AbstractContextManager[list]:
+    """Return a context with a list that receives the denominator of each loss computed inside."""
+    return _recorded(_denominator)
+
+
+def recorded_values() -> AbstractContextManager[list]:
+    """Return a context with a list that receives each loss computed inside, unreduced."""
+    return _recorded(lambda values, mask, reduction: values)
+
+
 @contextmanager
-def recorded_denominators() -> Iterator[list]:
-    """Yield a list that receives the denominator of each loss computed inside the block."""
-    denominators, apply_mask = [], _losses_utils.apply_valid_mask
-    reductions = tf_keras.losses.Reduction
+def _recorded(what: Callable) -> Iterator[list]:
+    found, apply_mask = [], _losses_utils.apply_valid_mask
 
     def record(losses, sample_weight, mask, reduction):
-        if reduction in (reductions.SUM, reductions.NONE):
-            denominators.append(SUM)
-        elif mask is None:
-            denominators.append(EXAMPLES)
-        else:
-            denominators.append(tf.reduce_sum(tf.cast(mask, tf.float32)))
+        found.append(what(losses, mask, reduction))
         return apply_mask(losses, sample_weight, mask, reduction)
 
     with patched(_losses_utils, apply_valid_mask=record):
-        yield denominators
+        yield found
 
 
-@contextmanager
-def recorded_values() -> Iterator[list]:
-    """Yield a list that receives the values of each loss computed inside the block, unreduced."""
-    values, apply_mask = [], _losses_utils.apply_valid_mask
-
-    def record(losses, *args, **kwargs):
-        values.append(losses)
-        return apply_mask(losses, *args, **kwargs)
-
-    with patched(_losses_utils, apply_valid_mask=record):
-        yield values
+def _denominator(losses, mask, reduction):
+    reductions = tf_keras.losses.Reduction
+    if reduction in (reductions.SUM, reductions.NONE):
+        return SUM
+    return EXAMPLES if mask is None else tf.reduce_sum(tf.cast(mask, tf.float32))

@@ -1,7 +1,7 @@
 """Run the parts of a compiled model's training step: forward pass, metrics, optimizer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -79,6 +79,31 @@ class TrainingAccess(ABC):
         if getattr(model, self._training_flag):
             return model(inputs, training=training)
         return model(inputs)
+
+    def run(self, model: Model, batches: Iterable) -> int:
+        """Call a model in inference mode on batches of features.
+
+        Functions run eagerly: a model that compiles its own call would otherwise not run the
+        Python code of its layers, or keep it.
+
+        Args:
+            model: A built model.
+            batches: Iterable of nests of tensors or arrays.
+
+        Returns:
+            The number of batches.
+        """
+        import tensorflow as tf
+
+        before, count = tf.config.functions_run_eagerly(), 0
+        tf.config.run_functions_eagerly(True)
+        try:
+            for batch in batches:
+                self.call(model, tf.nest.map_structure(tf.convert_to_tensor, batch), training=False)
+                count += 1
+        finally:
+            tf.config.run_functions_eagerly(before)
+        return count
 
     def forward(self, model: Model, data: Any) -> Forward:
         """Run a compiled model on a batch in training mode; reduce its loss, update its metrics.
@@ -241,7 +266,7 @@ class TrainingAccess(ABC):
         return loss if scaling is None else loss * tf.cast(scaling.scale, loss.dtype)
 
     def overwrites(self, variable: Variable) -> bool:
-        """Whether a variable takes its gradient for its new value, as scales of float8 do."""
+        """Whether a variable is set to its gradient, as scales of float8 are in Keras 3."""
         return getattr(variable, "overwrite_with_gradient", False)
 
     @abstractmethod

@@ -5,8 +5,6 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
-import tensorflow as tf
-
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
 from keras_efficient.flavor import Model
@@ -57,28 +55,21 @@ def estimate_batch_statistics(model: Model, data: Iterable, batches: int = 50) -
             "Batch statistics are those of MaskedBatchNormalization layers. Received: "
             f"{model.name!r}, which has none. Leave this out."
         )
-    found = {id(layer): _Moments() for layer in layers if layer.trainable}
-    used = 0
-    eager = tf.config.functions_run_eagerly()
+    found = [(layer, _Moments()) for layer in layers if layer.trainable]
     with ExitStack() as stack:
         stack.enter_context(model.distribute_strategy.scope())
-        stack.callback(tf.config.run_functions_eagerly, eager)
-        tf.config.run_functions_eagerly(True)
-        for layer in layers:
+        for layer, moments in found:
             stack.callback(setattr, layer, "observed", None)
-            layer.observed = found.get(id(layer))
-        for batch in itertools.islice(data, batches):
-            features = batch[0] if isinstance(batch, tuple) else batch
-            flavor.call(model, tf.nest.map_structure(tf.convert_to_tensor, features), False)
-            used += 1
+            layer.observed = moments
+        chosen = itertools.islice(data, batches)
+        used = flavor.run(model, (b[0] if isinstance(b, tuple) else b for b in chosen))
         if not used:
             raise InputError(
                 "Batch statistics need data. Received: no batch. Give some of the training data; "
                 "an iterator that was used up has to be made again."
             )
-        for layer in layers:
-            if id(layer) in found:
-                found[id(layer)].assign_to(layer)
+        for layer, moments in found:
+            moments.assign_to(layer)
     return used
 
 

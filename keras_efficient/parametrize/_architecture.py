@@ -281,7 +281,7 @@ def head_layers(model: Model) -> list[Layer]:
     encoders that also return their hidden states or a cache of keys and values.
     """
     kernels = [w for w in all_weights(model) if w.kind == KERNEL]
-    if flavors.of(model).number_of_outputs(model) == 1:
+    if len(getattr(model, "outputs", None) or ()) == 1:
         before: list[list[Weight]] = []
     else:
         before = [found for found in output_kernels(model, kernels) if found]

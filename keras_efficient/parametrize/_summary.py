@@ -37,7 +37,7 @@ class WeightSummary:
     bytes: int
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Summary:
     """Result of `summary`; prints as a table with a row per weight, `short()` with one per kind.
 

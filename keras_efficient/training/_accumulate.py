@@ -49,12 +49,12 @@ def accumulate(
             or a function `(x, y, sample_weight) -> scalar`. Default: None, the loss's own divisor.
         normalise: True divides by Σᵢ wᵢ; a positive number divides by that number instead, such
             as a fixed token budget, so that fuller batches count more. Default: True.
-        added_losses: what the terms that layers add by `add_loss` are. "mean": means over the
-            examples, weighed by examples whatever the loss is weighed by, as activity regularisers
-            are in both libraries. "sum": sums over the examples, added up over microbatches and
-            replicas. The two cannot be told apart. Regularisers of weights count once. A custom
-            `compute_loss` or `train_step` that adds the terms itself is not affected. Default:
-            "mean".
+        added_losses: whether the terms that layers add by `add_loss` are means or sums over the
+            examples, which the training step cannot tell. "mean", as activity regularisers are in
+            both libraries: they are weighted by examples, whatever weights the loss. "sum": they
+            are added up over microbatches and replicas. In a model without another loss, `weight`
+            applies to them. Regularisers of weights count once. A custom `compute_loss` or
+            `train_step` that adds the terms itself is not affected. Default: "mean".
 
     Returns:
         The model.

@@ -58,7 +58,9 @@ class CompiledLossStep:
         with ExitStack() as stack:
             if self.quiet:
                 stack.enter_context(self.flavor.frozen_metrics(self.model))
-            tape = stack.enter_context(tf.GradientTape(persistent=True))
+            # Only sums apart take two gradients, and functions called under a persistent tape cost
+            # more.
+            tape = stack.enter_context(tf.GradientTape(persistent=self.adds_apart))
             with self.context:
                 doubled = part if penalty is None else penalty.doubled(part)
                 forward = self.flavor.forward(self.model, doubled)
@@ -100,14 +102,15 @@ class CompiledLossStep:
                 weighed = apart * tf.cast(share, apart.dtype)
                 weighed = self.flavor.scale_loss(self.model, weighed)
         variables = list(map(self.flavor.value, self.model.trainable_variables))
-        gradients = tape.gradient(scaled, variables)
         if apart is None:
             self.step.added = None
-            return self.add(gradients, weight, examples, {"loss": loss})
+            return self.add(tape.gradient(scaled, variables), weight, examples, {"loss": loss})
         pairs = zip(tape.gradient(weighed, variables), self.overwritten, strict=True)
         others = [None if new else gradient for gradient, new in pairs]
-        # Outside of the condition that leaves out microbatches without weight.
+        # Outside of the condition that leaves out microbatches without weight. A trace without
+        # these sums ends here.
         self.step.sum_apart(others)
+        gradients = tape.gradient(scaled, variables)
         totals = self.add(gradients, weight, examples, {"loss": loss}, others, share)
         amount = tf.cast(apart, self.step.dtype) * (1.0 if sums else examples)
         return {**totals, "added": amount, "added_examples": examples}
@@ -120,7 +123,7 @@ class CompiledLossStep:
 
     @property
     def overwritten(self):
-        """Which trainable variables take their gradient for their new value."""
+        """Which trainable variables are set to their gradient."""
         return list(map(self.flavor.overwrites, self.model.trainable_variables))
 
     def add(self, gradients, weight, examples, scalars, others=None, share: Any = 1.0):
@@ -142,25 +145,7 @@ class CompiledLossStep:
         scalars = {**scalars, "weight": weight, "examples": examples, "microbatches": 1.0}
         scalars |= {"added": 0.0, "added_examples": 0.0}
         if self._measures:
-            # That of the microbatch's mean gradient, without its weight and the loss scale.
-            scale = self.flavor.scale_loss(self.model, weight)
-            summed = [g for g, new in zip(gradients, self.overwritten, strict=True) if not new]
-            # Which rows are repeated depends on the data; for XLA the gradient is dense instead.
-            flat = dense if step.static else _same
-            if others is not None:
-                ratio = tf.cast(weight / share, tf.float32)
-                kept = [
-                    None if g is None else tf.math.scalar_mul(ratio, tf.cast(flat(g), tf.float32))
-                    for g, new in zip(others, self.overwritten, strict=True)
-                    if not new
-                ]
-                summed = [
-                    plus(None if g is None else tf.cast(flat(g), tf.float32), other)
-                    for g, other in zip(summed, kept, strict=True)
-                ]
-            summed = list(map(flat, summed))
-            square = tf.cast(square_norm(summed), scale.dtype)
-            scalars["square_norms"] = tf.math.divide_no_nan(square, scale**2)
+            scalars["square_norms"] = self.squared_norm(gradients, weight, others, share)
 
         def add():
             step.accumulator.add(gradients)
@@ -177,6 +162,21 @@ class CompiledLossStep:
             scalars["loss"] = _where(weight > 0, scalars["loss"])
             return add()
         return tf.cond(weight > 0, add, self.zeros)
+
+    def squared_norm(self, gradients, weight, others, share):
+        """Return that of the microbatch's mean gradient, without its weight and the loss scale."""
+        # Which rows are repeated depends on the data; for XLA the gradient is dense instead.
+        flat = dense if self.step.static else _same
+        pairs = zip(gradients, self.overwritten, strict=True)
+        parts = [None if new else flat(gradient) for gradient, new in pairs]
+        if others is not None:
+            ratio = tf.cast(weight / share, tf.float32)
+            parts = [
+                plus(_times(1.0, part), _times(ratio, flat(other)))
+                for part, other in zip(parts, others, strict=True)
+            ]
+        scale = self.flavor.scale_loss(self.model, weight)
+        return tf.math.divide_no_nan(tf.cast(square_norm(parts), scale.dtype), scale**2)
 
     def logs(self, totals) -> dict:
         """Return the logs of the step, from the totals over its microbatches."""
@@ -198,8 +198,8 @@ class CustomTrainStep(CompiledLossStep):
         super().__init__(step, data, context, quiet)
         self.train_step = tf.__internal__.autograph.tf_convert(step.hook.original, context)
         given = step.split.weight is not None
-        #: The loss that the model computes itself, or None.
-        self.loss: Any = None if given else self.flavor.own_loss(self.model)
+        #: The loss that the model computes itself and that divides the update, or None.
+        self.loss: Any = step.own_loss
         if self.loss is not None and (
             self.loss.per_example or not (step.shared or self.loss.known)
         ):
@@ -305,6 +305,10 @@ def _where(condition: Any, value: Any) -> Any:
         values = _where(condition, value.values)
         return tf.IndexedSlices(values, value.indices, value.dense_shape)
     return value if value is None else tf.where(condition, value, tf.zeros_like(value))
+
+
+def _times(factor, gradient):
+    return None if gradient is None else tf.math.scalar_mul(factor, tf.cast(gradient, tf.float32))
 
 
 def _same(gradient):

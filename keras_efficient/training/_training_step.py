@@ -114,6 +114,18 @@ class TrainingStep:
         return 0 if self.skipped is None else int(self.skipped.numpy())
 
     @property
+    def own_loss(self) -> Any:
+        """The loss that the model computes itself, if it decides the weights; else None."""
+        return None if self.split.weight is not None else self.flavor.own_loss(self.model)
+
+    @property
+    def added_indices(self) -> list[int]:
+        """Indices of the trainable variables with sums of their own for added losses."""
+        values = map(self.flavor.value, self.model.trainable_variables)
+        places = {id(value): index for index, value in enumerate(values)}
+        return [places[id(v)] for v in self.added or () if id(v) in places]
+
+    @property
     def loss_is_sum(self) -> bool:
         """Whether the loss is a sum over examples; known once a microbatch has been traced."""
         return self.weighting is SUM
@@ -128,7 +140,7 @@ class TrainingStep:
                 f"{type(self.hook.window.owner).__name__} with {other}. Give the microbatch size "
                 "as an int, or make the dataset's batches larger and leave the callback out."
             )
-        own = self.flavor.own_loss(self.model) if self.split.weight is None else None
+        own = self.own_loss
         if self.hook.window is not None and own is not None and own.terms:
             raise ValueError(
                 "An update of several batches needs a loss with one divisor. Received: "
@@ -328,8 +340,7 @@ class TrainingStep:
     def reduced(self, totals) -> Gradients:
         """Return the accumulated gradients, summed over replicas, divided and unscaled."""
         variables, read = self.model.trainable_variables, self.accumulator.read()
-        places = {id(self.flavor.value(v)): i for i, v in enumerate(variables)}
-        apart = [places[id(v)] for v in self.added or ()]
+        apart = self.added_indices
         if variables and not any(self.reached) and not apart:
             raise ValueError(
                 "The loss does not depend on any weight that trains: no variable has a gradient. "
