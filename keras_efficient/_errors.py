@@ -17,10 +17,11 @@ class VerificationError(RuntimeError):
     """An exported model that does not load, or whose outputs differ from the model in memory."""
 
 
-def listed(names: Iterable[Any], most: int = 10) -> str:
-    """Return names for a message, quoted and joined; beyond `most` only their number."""
+def listed(names: Iterable[Any], most: int = 10, *, quoted: bool = True) -> str:
+    """Return names for a message, joined; beyond `most` only their number."""
     names = [f"{name!s:.60}" for name in names]
-    shown = ", ".join(map(repr, names[:most]))
+    # `repr` also escapes control characters.
+    shown = ", ".join(repr(name) if quoted else repr(name)[1:-1] for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
 
 

@@ -14,6 +14,7 @@ from keras_efficient.bench._bench_report import BenchReport
 from keras_efficient.bench._inputs import load_examples, resolve_shapes, synthetic_inputs
 from keras_efficient.exporters._manifest import MANIFEST
 from keras_efficient.metrics import classification_report, predicted_classes, scores_of
+from keras_efficient.metrics._scores import class_numbers
 from keras_efficient.runtime._model_process import ModelProcess, ModelProcessError
 from keras_efficient.serving._check_graph import check_graph
 from keras_efficient.versions._check_manifest import check_manifest
@@ -221,8 +222,7 @@ def _evaluation(process, examples, folder):
         with np.load(outputs) as file:
             scores.append(scores_of({name: file[name] for name in file}))
     scores = np.concatenate(scores)
-    classes = range(max(scores.shape[1], 2, int(labels.max()) + 1))
-    return classification_report(labels, predicted_classes(scores), list(map(str, classes)))
+    return classification_report(labels, predicted_classes(scores), class_numbers(scores, labels))
 
 
 def _served_bytes(path):

@@ -42,7 +42,8 @@ class Resume(Callback):
     `fit` is given more epochs. A run whose data ends early is not complete.
 
     One process at a time uses the folder, also on a file system that machines share: a second one
-    waits for the first to end, for 90 seconds at most. Saves of other runs are never deleted.
+    waits for the first to end, for 90 seconds at most. Saves of other runs are deleted only with
+    `overwrite=True`.
 
     If weights become NaN or infinite, the last save before that is kept and resumed. A change of
     optimizer or loss since the last start is named in a warning.

@@ -185,7 +185,7 @@ class RunLock:
 
 
 def _identity() -> dict[str, Any]:
-    """Return what identifies this process, also among containers that share names and numbers."""
+    """Return what identifies this process, also in containers that share host names and ids."""
     machine = [socket.gethostname()]
     with suppress(OSError):
         machine.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -204,7 +204,7 @@ def _is_alive(owner: dict[str, Any]) -> bool:
         return False
     except (psutil.Error, KeyError, TypeError, ValueError):
         return True
-    # Numbers of processes are used again. The clock may have been set meanwhile.
+    # Process ids are reused. The clock may have been set meanwhile.
     return abs(started - owner.get("started", started)) < 5
 
 

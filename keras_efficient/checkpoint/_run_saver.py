@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import keras_efficient
 from keras_efficient import flavor as flavors
+from keras_efficient._errors import listed
 from keras_efficient.checkpoint._array_file import check_dtypes
 from keras_efficient.checkpoint._position import Position
 from keras_efficient.checkpoint._replica_values import ReplicaValues
@@ -66,7 +67,7 @@ class RunSaver:
             self._lock = None
 
     def begin(self, checkpoint: StoredCheckpoint | None):
-        """Distinguish this run's checkpoints from others, which are never deleted.
+        """Distinguish this run's checkpoints from others, deleted only by `overwrite=True`.
 
         Args:
             checkpoint: where the run resumes, whose checkpoints become this run's. The first save
@@ -169,11 +170,10 @@ class RunSaver:
 
     def _check_finite(self, position):
         """Return whether the weights are finite; warn or raise if they are not."""
-        wrong = not_finite(self.model)
+        wrong = _not_finite(self.model)
         if not wrong:
             return True
-        listed = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        text = f"Weights are NaN or infinite after {position.total} steps: {listed}."
+        text = f"Weights are NaN or infinite after {position.total} steps: {listed(wrong, 3)}."
         good = next((name for name in reversed(self._own) if self._own[name]), None)
         text += f" The last save before that, {good}, is kept." if good else ""
         if self.stop_on_nan:
@@ -208,7 +208,7 @@ class RunSaver:
             )
 
 
-def not_finite(model: Any) -> list[str]:
+def _not_finite(model: Any) -> list[str]:
     """Return the names of the trainable weights that hold NaN or infinity."""
     value = flavors.of(model).value
     weights = [v for v in map(value, model.trainable_variables) if v.dtype.is_floating]

@@ -7,6 +7,7 @@ import signal
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import typer
@@ -14,10 +15,7 @@ from rich.console import Console
 
 import keras_efficient as ke
 from keras_efficient._errors import InputError, listed
-from keras_efficient.cli._finetune_display import Plan, result_table, tiles
-
-#: Values of --metric, and their names for readers; the first one is the default.
-METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "loss": "loss"}
+from keras_efficient.cli._finetune_display import METRICS, Plan, result_table, tiles
 
 
 @dataclass(frozen=True)
@@ -213,9 +211,11 @@ def run(settings: Settings):
             if best is not None and best.best_weights is not None:
                 # tf_keras restores them only if it stopped early.
                 model.set_weights(best.best_weights)
-            found = ke.metrics.evaluate_classifier(
-                model, _counted(bar, "evaluate", held_out, held_out.stats.batches), labels
-            )
+            found: Any = None
+            if settings.quantize is None:
+                found = ke.metrics.evaluate_classifier(
+                    model, _counted(bar, "evaluate", held_out, held_out.stats.batches), labels
+                )
             exporting = bar.add_task("export", total=1, speed="write, reload, compare")
             if bar.disable:
                 print("export: write, reload, compare", file=sys.stderr, flush=True)
@@ -233,7 +233,7 @@ def run(settings: Settings):
                     "selected_by": f"{METRICS[settings.selection]} on the held-out rows",
                     "best_epoch": best.best_epoch + 1,
                 }
-            if settings.quantize is None:
+            if found is not None:
                 facts |= {"accuracy": found.accuracy, "classification": found}
             report = ke.export(
                 model,
@@ -256,7 +256,7 @@ def run(settings: Settings):
         _print_how_to_resume(console, resume)
         raise typer.Exit(ke.checkpoint.EXIT_PREEMPTED) from None
     shutil.rmtree(directory, ignore_errors=True)
-    if settings.quantize is not None and report.classification is not None:
+    if found is None and report.classification is not None:
         found = ke.metrics.ClassificationReport.from_dict(report.classification)
     page = ke.exporters.write_html_report(
         report.directory / "report.html",

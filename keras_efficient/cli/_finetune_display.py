@@ -11,6 +11,9 @@ from rich.table import Table
 from keras_efficient._errors import listed
 from keras_efficient.cli._printable import printable
 
+#: Values of --metric, and their names for readers; the first one is the default.
+METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "loss": "loss"}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -35,7 +38,7 @@ class Plan:
     def rows(self) -> dict[str, str]:
         """Return what follows from the data and the options."""
         train, settings, stats = self.train, self.settings, self.stats
-        names = listed(train.label_names).replace("'", "")
+        names = listed(train.label_names, quoted=False)
         rows = {
             "data": f"{len(train)} to train on, {len(self.validation)} to evaluate on; "
             f"labels {names}",
@@ -49,7 +52,7 @@ class Plan:
             more = f" (--max-length may be up to {self.longest})"
             rows["cut texts"] = "; ".join(cut) + more * (self.longest > settings.max_length)
         if settings.selection is not None:
-            rows["weights"] = f"of the epoch with the best {settings.selection.replace('_f', '-F')}"
+            rows["weights"] = f"of the epoch with the best {METRICS[settings.selection]}"
             if settings.patience is not None:
                 epochs = "1 epoch" if settings.patience == 1 else f"{settings.patience} epochs"
                 rows["weights"] += f"; stops after {epochs} without a better one"

@@ -53,9 +53,9 @@ def validate_arguments(
     labels,
     evaluate,
     compress,
-    facts,
-    tolerance,
-    latency,
+    facts=None,
+    tolerance=None,
+    latency=True,
     trained=True,
 ) -> ExportArguments:
     """Validate the arguments of `export` and fill in the defaults.

@@ -9,11 +9,9 @@ from typing import Any
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
 from keras_efficient.exporters._arguments import validate_arguments
-from keras_efficient.exporters._destination import check_destination
 from keras_efficient.exporters._evaluation import scores_in_memory
-from keras_efficient.exporters._export import check_graph_export
-from keras_efficient.exporters._signature import Features
-from keras_efficient.exporters.tokenizer_ops.text_signature import TextSignature
+from keras_efficient.exporters._export import check_graph_export, prepare
+from keras_efficient.exporters.litert.export import check_litert
 from keras_efficient.flavor import Model
 
 
@@ -35,7 +33,8 @@ def check_export(
     The arguments, the destination, the disk space, this machine's int8 products, the tokenizer and
     the runtime of the format are checked. The model is run on the sample and traced as the graph to
     be exported. Nothing is written, and the model is not changed. What training decides is not
-    checked: the precision of the outputs, and whether `ke.quantize_aware` has begun by then.
+    checked: whether the served outputs agree with those in memory, and whether `ke.quantize_aware`
+    has begun by then.
 
     Args:
         model: the built model.
@@ -75,26 +74,19 @@ def check_export(
         labels=labels,
         evaluate=evaluate,
         compress=compress,
-        facts=None,
-        tolerance=None,
-        latency=False,
         trained=False,
     )
     flavor = flavors.of(model)
-    size = sum(weight.shape.num_elements() * weight.dtype.size for weight in flavor.weights(model))
-    version = check_destination(directory, needed_bytes=size)
-    features = Features(model, sample)
-    if arguments.evaluate is not None:
-        scores_in_memory(flavor, model, arguments.evaluate.batches(model)[:1])
-    if format == "litert":
-        if importlib.util.find_spec("ai_edge_litert") is None:
-            raise InputError(
-                "A LiteRT file is verified with ai-edge-litert. Received: a Python without it. "
-                "Install it: pip install 'keras_efficient[litert]'."
-            )
+    # Room for floats, since quantization is often attached or calibrated later.
+    version, features, batches, text = prepare(flavor, model, directory, sample, arguments, None)
+    scores_in_memory(flavor, model, batches[:1])
+    if format == "saved_model":
+        check_graph_export(flavor, model, features, text, arguments)
         return version
-    text = None
-    if "text" in arguments.signatures:
-        text = TextSignature(arguments.tokenizer, arguments.facts.get("labels"), features)
-    check_graph_export(flavor, model, features, text, arguments)
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        raise InputError(
+            "A LiteRT file is verified with ai-edge-litert. Received: a Python without it. "
+            "Install it: pip install 'keras_efficient[litert]'."
+        )
+    check_litert(model, flavor, features)
     return version

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from keras_efficient._errors import InputError, VerificationError
 from keras_efficient.exporters._signature import Features, call_by_name
 from keras_efficient.metrics import classification_report, predicted_classes, scores_of
+from keras_efficient.metrics._labelled_batches import labelled_batches, unless_ones
+from keras_efficient.metrics._scores import class_numbers
 
 #: Default loss of accuracy that an export is allowed: half a point.
 MAX_DROP = 0.005
@@ -60,42 +61,10 @@ class Evaluation:
         Raises:
             InputError: there are no batches, or they lack one label per example.
         """
-        data = [self.data] if isinstance(self.data, tuple) else self.data
-        if isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY:
-            raise InputError(
-                "`evaluate` must end. Received: an endless dataset. Give `dataset.take(100)`."
-            )
-        found = []
-        for batch in data:
-            if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-                raise InputError(
-                    "`evaluate` must be batches (features, labels). Received: "
-                    f"{type(batch).__name__}. Give them as `fit` takes them."
-                )
-            labels = np.asarray(batch[1])
-            if labels.ndim == 2 and labels.shape[1] > 1:
-                if not np.allclose(labels.sum(-1), 1):
-                    raise InputError(
-                        "`evaluate` takes one class per example. Received: rows of labels that do "
-                        "not sum to 1. Leave it out where an example has several."
-                    )
-                labels = labels.argmax(-1)
-            if labels.size != len(labels) or labels.size == 0:
-                raise InputError(
-                    "`evaluate` compares classes, one per example. Received: labels of shape "
-                    f"{labels.shape}. Leave `evaluate` out for other tasks."
-                )
-            features = Features(model, tuple(batch)[:1], max_examples=len(labels))
-            weights = np.asarray(batch[2]) if len(batch) == 3 else np.ones(len(labels))
-            if weights.shape != (len(labels),):
-                raise InputError(
-                    "`evaluate` takes one weight per example. Received: weights of shape "
-                    f"{weights.shape} for {len(labels)} examples. Leave them out."
-                )
-            found.append((features, labels.reshape(-1).astype("int64"), weights))
-        if not found:
-            raise InputError("`evaluate` must hold examples. Received: none. Give some batches.")
-        return found
+        return [
+            (Features(model, (features,), max_examples=len(classes)), classes, weights)
+            for features, classes, weights in labelled_batches(self.data, "evaluate")
+        ]
 
 
 def scores_in_memory(flavor, model, batches) -> list[np.ndarray]:
@@ -121,18 +90,13 @@ def check_drop(in_memory, served, batches, max_drop: float, label_names=None) ->
         VerificationError: the served accuracy is lower by more than `max_drop`.
     """
     labels = np.concatenate([labels for _, labels, _ in batches])
-    weights = np.concatenate([weights for _, _, weights in batches])
-    weights = None if (weights == 1).all() else weights
+    weights = unless_ones([weights for _, _, weights in batches])
     scores = np.concatenate(in_memory), np.concatenate(served)
-    if scores[0].shape[1] == 1:
-        # The served scores may leave [0, 1] by a rounding error: they are read like the others.
-        threshold = 0.5 if ((scores[0] >= 0) & (scores[0] <= 1)).all() else 0.0
-        classes = [(x[:, 0] > threshold).astype("int64") for x in scores]
-    else:
-        classes = [predicted_classes(x) for x in scores]
-    count = max(scores[0].shape[1], 2, int(labels.max()) + 1)
-    if label_names is None or len(label_names) < count:
-        label_names = list(map(str, range(count)))
+    # The served scores may leave [0, 1] by a rounding error: they are read like the others.
+    classes = [predicted_classes(x, like=scores[0]) for x in scores]
+    numbers = class_numbers(scores[0], labels)
+    if label_names is None or len(label_names) < len(numbers):
+        label_names = numbers
     memory, report = (
         classification_report(labels, x, label_names, sample_weight=weights) for x in classes
     )

@@ -168,17 +168,34 @@ def export(
     return report
 
 
-def _write(flavor, model, directory, sample, arguments):
-    version = check_destination(
-        directory, needed_bytes=_estimated_bytes(flavor, model, arguments.quantize)
-    )
+def prepare(flavor, model, directory, sample, arguments, quantize):
+    """Check what an export needs, in the order in which it needs it.
+
+    The space on the disk is estimated for weights stored by `quantize`.
+
+    Returns:
+        `(version, features, batches, text)`: the directory to write, the `Features` of the sample,
+        the labelled batches, and the `TextSignature` or None.
+
+    Raises:
+        InputError: the destination, the sample, a batch or the tokenizer is refused.
+    """
+    needed = _estimated_bytes(flavor, model, quantize)
+    version = check_destination(directory, needed_bytes=needed)
     features = Features(model, sample)
-    batches = arguments.evaluate.batches(model) if arguments.evaluate is not None else []
+    batches = [] if arguments.evaluate is None else arguments.evaluate.batches(model)
     text = None
     if "text" in arguments.signatures:
         text = TextSignature(arguments.tokenizer, arguments.facts.get("labels"), features)
+    return version, features, batches, text
+
+
+def _write(flavor, model, directory, sample, arguments):
+    version, features, batches, text = prepare(
+        flavor, model, directory, sample, arguments, arguments.quantize
+    )
     with contextlib.ExitStack() as stack:
-        in_memory = scores_in_memory(flavor, model, batches) if batches else None
+        in_memory = scores_in_memory(flavor, model, batches)
         transforms = _describe_transforms(model)
         # The export is compared with a model in memory that has the same integer weights.
         stack.enter_context(rounded(model, arguments.quantize))
@@ -253,12 +270,11 @@ def check_graph_export(flavor, model, features, text, arguments) -> None:
 
 
 def _write_litert(flavor, model, directory, sample, arguments):
-    version = check_destination(
-        directory, needed_bytes=_estimated_bytes(flavor, model, arguments.quantize)
+    # A LiteRT file has no signature "text".
+    version, features, batches, _ = prepare(
+        flavor, model, directory, sample, arguments, arguments.quantize
     )
-    features = Features(model, sample)
-    batches = arguments.evaluate.batches(model) if arguments.evaluate is not None else []
-    in_memory = scores_in_memory(flavor, model, batches) if batches else None
+    in_memory = scores_in_memory(flavor, model, batches)
     with staged(directory, version) as staging:
         with _keep_refused_files(staging):
             written = export_litert(
@@ -307,7 +323,7 @@ def _publish(flavor, model, staging, arguments, measurements, evaluation, recipe
     """Write the report and the manifest, and rename the folder to its version."""
     facts = dict(arguments.facts)
     if evaluation is not None:
-        # The reports of what is served; the accuracy may be one that the caller measured.
+        # The caller's own figures come first, then those of what is served.
         served = evaluation.pop("classification")
         facts["classification"] = facts.get("classification") or served
         if facts.get("accuracy") is None:

@@ -155,7 +155,7 @@ def readable(name: str, value: Any) -> tuple[str, str]:
             label = name.removesuffix(end) + kept
             return label.replace("_", " ").capitalize(), form(value)
     if isinstance(value, list | tuple) and all(isinstance(x, str | int | float) for x in value):
-        value = listed(value).replace("'", "")
+        value = listed(value, quoted=False)
     elif isinstance(value, dict):
         value = ", ".join(f"{key}: {item}" for key, item in value.items())
     elif isinstance(value, bool):

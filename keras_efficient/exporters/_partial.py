@@ -54,7 +54,7 @@ def _is_abandoned(pid, path):
         return True
     except (psutil.Error, ValueError, OverflowError):
         return False
-    # Numbers of processes are used again, in a container that was restarted even at once.
+    # Process ids are reused, in a restarted container even at once.
     with suppress(OSError):
         return started > path.stat().st_mtime + _CLOCK_SECONDS
     return False

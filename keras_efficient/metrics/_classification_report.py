@@ -170,12 +170,13 @@ def classification_report(
     from sklearn import metrics
 
     labels, predictions = np.asarray(labels), np.asarray(predictions)
-    weights = np.ones(len(labels), int) if sample_weight is None else np.asarray(sample_weight)
-    if not labels.size or not labels.ndim == 1 or not labels.shape == predictions.shape:
+    weights = np.ones(labels.shape, int) if sample_weight is None else np.asarray(sample_weight)
+    shapes = {labels.shape, predictions.shape, weights.shape}
+    if not labels.size or labels.ndim != 1 or len(shapes) > 1:
         raise InputError(
             "A report needs one label and one predicted class per example, at least one. Received: "
-            f"labels of shape {labels.shape}, predictions of shape {predictions.shape}. Give the "
-            "indices of the classes."
+            f"labels of shape {labels.shape}, predictions of shape {predictions.shape}, weights of "
+            f"shape {weights.shape}. Give the indices of the classes."
         )
     least, largest = (int(f([f(labels), f(predictions)])) for f in (np.min, np.max))
     count = largest + 1 if label_names is None else len(label_names)

@@ -114,6 +114,9 @@ def test_evaluation_of_a_model_in_memory(library):
     data = tf.data.Dataset.from_tensor_slices((tf.one_hot(PREDICTIONS, 5), LABELS)).batch(64)
     found = ke.metrics.evaluate_classifier(model, data, NAMES)
     assert found == classification_report(LABELS, PREDICTIONS, NAMES)
+    # Labels of binary losses are floats.
+    floats = data.map(lambda x, y: (x, tf.cast(y, tf.float32)))
+    assert ke.metrics.evaluate_classifier(model, floats, NAMES) == found
     # Each iteration of a shuffled dataset has another order; labels must belong to their scores.
     again = ke.metrics.evaluate_classifier(model, data.unbatch().shuffle(200).batch(9), NAMES)
     assert again.confusion == found.confusion

@@ -84,7 +84,7 @@ def write_litert(
     """
     if mode not in MODES:
         raise InputError(f"`mode` must be one of {', '.join(MODES)}. Received: {mode!r}.")
-    _check_precision(model)
+    check_precision(model)
     if representative is not None and mode != "int8":
         raise InputError(
             "`representative` is for mode='int8', whose ranges are measured on it. Received: mode="
@@ -111,7 +111,8 @@ def write_litert(
     }
 
 
-def _check_precision(model):
+def check_precision(model):
+    """Require a model whose layers compute in float32."""
     low = {str(getattr(x, "compute_dtype", None)) for x in model._flatten_layers()}
     if low := sorted(low & {"bfloat16", "float16"}):
         raise InputError(

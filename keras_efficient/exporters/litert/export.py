@@ -13,7 +13,7 @@ from keras_efficient._errors import VerificationError
 from keras_efficient.compression._activation_quantization import rounds_inputs
 from keras_efficient.exporters._signature import Features, call_by_name
 from keras_efficient.exporters._verification import check_reference, compare
-from keras_efficient.exporters.litert.converter import write_litert
+from keras_efficient.exporters.litert.converter import check_precision, write_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
 from keras_efficient.flavor import Model
 
@@ -45,6 +45,16 @@ class LiteRTFile:
     signature: dict
     max_abs_difference: float
     tolerance: float
+
+
+def check_litert(model: Model, flavor: Any, features: Features) -> None:
+    """Check before training that a model computes in float32 and runs on the sample.
+
+    Raises:
+        InputError: it does not.
+    """
+    check_precision(model)
+    _reference(model, flavor, features, features.arrays)
 
 
 def export_litert(
