@@ -264,7 +264,7 @@ def main():
                 print(f"{name}, seed {seed}: {result['accuracy']:.2%}", file=sys.stderr)
     table = tabulate(folder, names, arguments.seeds)
     print(
-        f"{'':<24} {'accuracy':>8} {'to dense':>8} {'zeros':>6} {'trains':>7} {'bytes':>6} "
+        f"{'':<24} {'accuracy':>8} {'to dense':>8} {'zeros':>6} {'trains':>7} {'packed':>6} "
         f"{'gzipped':>7} {'memory':>6}"
     )
     for name, row in table.items():

@@ -71,11 +71,11 @@ def sample(items):
     for item in items:
         marker = item.get_closest_marker("sampled")
         if marker is not None and item.get_closest_marker("full") is None:
-            cases.setdefault((item.fspath, item.originalname), []).append((item, marker.args[0]))
-    for (path, _), found in cases.items():
+            cases.setdefault((item.fspath, item.originalname, marker.args[0]), []).append(item)
+    for (path, _, wanted), found in cases.items():
         first = positions[path] = positions.get(path, -1) + 1
-        kept = {(first + i * len(found) // found[0][1]) % len(found) for i in range(found[0][1])}
-        for index, (item, _) in enumerate(found):
+        kept = {(first + i * len(found) // wanted) % len(found) for i in range(wanted)}
+        for index, item in enumerate(found):
             if index not in kept:
                 item.add_marker(pytest.mark.full)
 

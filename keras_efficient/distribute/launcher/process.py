@@ -79,7 +79,7 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Number of the worker's process, or of its ssh client."""
+        """Process id of the worker, or of its ssh client."""
         return self._process.pid
 
     @property
