@@ -1,4 +1,5 @@
 from . import (
+    architecture as architecture,
     bench as bench,
     callbacks as callbacks,
     checkpoint as checkpoint,
@@ -47,6 +48,7 @@ from .training import (
     adversarial as adversarial,
     remat as remat,
     sam as sam,
+    unpad as unpad,
 )
 
 __version__: str

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -93,7 +94,7 @@ def remat(
     inside = dict(layer_paths(model))
     chosen = _outermost(_choose(model, inside, layers))
     for layer in inside.values():
-        if recomputed := _recomputed(layer):
+        if recomputed := recomputed_call(layer):
             recomputed.detach()
     for layer in chosen.values():
         # Bypasses the library's __setattr__, which would track the attribute.
@@ -183,7 +184,8 @@ class _Recomputed:
             object.__setattr__(self.layer, "call", self.own)
 
 
-def _recomputed(layer):
+def recomputed_call(layer: Layer) -> "_Recomputed | None":
+    """Return the holder of the `call` of a layer that is recomputed, or None."""
     own = getattr(vars(layer).get("call"), "__self__", None)
     return own if isinstance(own, _Recomputed) else None
 
@@ -212,6 +214,7 @@ def recompute(call: Callable, run: Any, args: tuple, kwargs: dict) -> Any:
             filled[place] = tensor
         return tf.nest.pack_sequence_as((args, kwargs), filled, expand_composites=True)
 
+    surroundings = copy_context()
     with record.stop_recording(), record.VariableWatcher() as watcher, run.first(), _watching():
         result = call(*args, **kwargs)
     results = tf.nest.flatten(result, expand_composites=True)
@@ -229,7 +232,8 @@ def recompute(call: Callable, run: Any, args: tuple, kwargs: dict) -> Any:
                 tape.watch([*late, *variables])
                 passed, named = arguments(late)
                 with run.again():
-                    second = tf.nest.flatten(call(*passed, **named), expand_composites=True)
+                    repeated = surroundings.copy().run(call, *passed, **named)
+                    second = tf.nest.flatten(repeated, expand_composites=True)
             differentiate: Any = tape.gradient
             return differentiate(
                 [second[i] for i in given],

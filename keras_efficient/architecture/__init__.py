@@ -1,0 +1,5 @@
+"""Description of a model's Transformer blocks, and pure functions that compute with it."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,123 @@
+"""Description of a Transformer block: its layers, and how its `call` reads its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from keras_efficient.flavor import Layer, Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SelfAttention:
+    """Multi-head self-attention with a softmax over scaled dot products.
+
+    Attributes:
+        query: layer that projects the queries, a Dense or EinsumDense.
+        key: layer that projects the keys.
+        value: layer that projects the values.
+        output: layer that joins the heads.
+        heads: number of heads.
+        scale: factor of the dot products, 1/√d.
+        dropout: Dropout layer of the probabilities, or None.
+        overwrites: whether the scores of padding are replaced, so that they have no gradient, and
+            not added to. It makes a difference only for an example without any real token.
+    """
+
+    query: Layer
+    key: Layer
+    value: Layer
+    output: Layer
+    heads: int
+    scale: float
+    dropout: Layer | None = None
+    overwrites: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class FeedForward:
+    """Two dense layers with an activation in between.
+
+    Attributes:
+        intermediate: the first Dense or EinsumDense layer.
+        output: the second one.
+        activation: function applied between them, besides the activation of `intermediate`
+            itself; None if there is none.
+        dropout: Dropout layer between the activation and `output`, or None.
+    """
+
+    intermediate: Layer
+    output: Layer
+    activation: Callable | None = None
+    dropout: Layer | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class BlockInputs:
+    """What a block computes with, as tensors of one form for all libraries.
+
+    Attributes:
+        hidden: hidden states `[batch, length, width]`.
+        mask: the tensor that says which tokens are real, in the library's form; None if all are.
+            Blocks that receive the same tensor share one index of real tokens.
+        added: function of `mask` that returns what is added to the scores of each token as a key,
+            float `[batch, length]`: 0 for real tokens, a large negative number for padding.
+        training: the argument `training` of the call, None if the library knows it by itself.
+    """
+
+    hidden: Tensor
+    mask: Tensor | None
+    added: Callable[[Tensor], Tensor]
+    training: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A Transformer block: self-attention and a feed-forward part, each with a residual connection.
+
+    With `norm_first` false, as in BERT, each part ends in a normalization of its sum; with true,
+    as in GPT-2, each part begins with one.
+
+    Attributes:
+        path: path of the block in the model.
+        layer: the layer whose `call` computes the block.
+        attention: its `SelfAttention`.
+        attention_dropout: Dropout layer of the attention's output, or None.
+        attention_norm: LayerNormalization of the attention part.
+        feed_forward: its `FeedForward`.
+        feed_forward_dropout: Dropout layer of the feed-forward part's output, or None.
+        feed_forward_norm: LayerNormalization of the feed-forward part.
+        norm_first: whether the parts begin with their normalization.
+        inner: layers whose own `call` the description replaces, besides `layer`.
+        inputs: function of the arguments of `call`, `(args, kwargs)`, that returns `BlockInputs`,
+            or None if the call asks for something else than the description computes.
+        outputs: function of the new hidden states that returns what `call` returns.
+    """
+
+    path: str
+    layer: Layer
+    attention: SelfAttention
+    attention_norm: Layer
+    feed_forward: FeedForward
+    feed_forward_norm: Layer
+    attention_dropout: Layer | None
+    feed_forward_dropout: Layer | None
+    norm_first: bool
+    inner: tuple[Layer, ...]
+    inputs: Callable[[tuple, dict], BlockInputs | None]
+    outputs: Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The Transformer blocks of a model, as far as they are known.
+
+    Attributes:
+        blocks: tuple of the `Block`s, in the order of the model.
+        unknown: dict from the path of each other layer that looks like a Transformer block to the
+            reason why it is not described.
+    """
+
+    blocks: tuple[Block, ...]
+    unknown: dict[str, str]

@@ -1,0 +1,238 @@
+"""Functions of rows `[tokens, width]`, with gradients that need few operations.
+
+The rules of TensorFlow would give the same gradients by more and slower operations.
+"""
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_efficient.flavor import Tensor
+
+
+def dense(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """Return `x · kernel + bias` for rows `[rows, inputs]` and a kernel `[inputs, outputs]`."""
+    y = tf.matmul(x, kernel)
+    return y if bias is None else tf.nn.bias_add(y, bias)
+
+
+def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor:
+    """Normalize rows to mean 0 and variance 1, times `gamma`, plus `beta`."""
+
+    @tf.custom_gradient
+    def normalized(x, gamma, beta):
+        centred = x - tf.reduce_mean(x, -1, keepdims=True)
+        variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
+        factor = tf.math.rsqrt(variance + epsilon)
+        unit = centred * factor
+
+        def gradient(dy):
+            d = dy * gamma
+            along = tf.reduce_mean(d * unit, -1, keepdims=True)
+            dx = factor * (d - tf.reduce_mean(d, -1, keepdims=True) - unit * along)
+            return dx, tf.reduce_sum(dy * unit, 0), tf.reduce_sum(dy, 0)
+
+        return unit * gamma + beta, gradient
+
+    return normalized(x, gamma, beta)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Return `x · Φ(x)`, the exact GELU."""
+
+    @tf.custom_gradient
+    def activated(x):
+        below = 0.5 * tf.math.erfc(x * -math.sqrt(0.5))
+
+        def gradient(dy):
+            density = tf.exp(-0.5 * tf.square(x)) * (1 / math.sqrt(2 * math.pi))
+            return dy * (below + x * density)
+
+        return x * below, gradient
+
+    return activated(x)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """Return the approximation of the GELU by the hyperbolic tangent."""
+    slope, cubic = math.sqrt(2 / math.pi), 0.044715
+
+    @tf.custom_gradient
+    def activated(x):
+        square = tf.square(x)
+        half = 0.5 + 0.5 * tf.tanh(x * (slope + slope * cubic * square))
+
+        def gradient(dy):
+            inner = slope + 3 * slope * cubic * square
+            return dy * (half + 2 * x * half * (1 - half) * inner)
+
+        return x * half, gradient
+
+    return activated(x)
+
+
+def attend(
+    query,
+    key,
+    value,
+    scale: float,
+    bias: Tensor | None,
+    keep: Tensor | None,
+    constant: bool = False,
+) -> Tensor:
+    """Return the attention's context `[batch, heads, queries, size]`.
+
+    Args:
+        query: `[batch, heads, queries, size]`.
+        key: `[batch, heads, keys, size]`.
+        value: like `key`.
+        scale: factor of the scores.
+        bias: tensor added to the scores, broadcast to `[batch, heads, queries, keys]`, or None.
+        keep: dropout mask of the probabilities, 0 or 1/(1-rate), in the shape of the scores, or
+            None.
+        constant: whether scores with a bias do not depend on queries and keys. Default: False.
+    """
+
+    @tf.custom_gradient
+    def attended(query, key, value):
+        scaled = query * tf.cast(scale, query.dtype)
+        scores = tf.matmul(scaled, key, transpose_b=True)
+        probabilities = tf.nn.softmax(scores if bias is None else scores + bias)
+        kept = probabilities if keep is None else probabilities * keep
+        context = tf.matmul(kept, value)
+
+        def gradient(d_context):
+            d_value = tf.matmul(kept, d_context, transpose_a=True)
+            d_kept = tf.matmul(d_context, value, transpose_b=True)
+            total = tf.reduce_sum(d_context * context, -1, keepdims=True)
+            d_scores = kept * d_kept - probabilities * total
+            if constant and bias is not None:
+                d_scores *= tf.cast(bias > -1, d_scores.dtype)
+            d_query = tf.matmul(d_scores, key) * tf.cast(scale, query.dtype)
+            return d_query, tf.matmul(d_scores, scaled, transpose_a=True), d_value
+
+        return context, gradient
+
+    return attended(query, key, value)
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Return the rows of `x` at distinct indices; the gradient is a scatter."""
+
+    @tf.custom_gradient
+    def taken(x):
+        shape = tf.shape(x)
+
+        def gradient(dy):
+            return tf.scatter_nd(index[:, None], dy, shape)
+
+        return tf.gather(x, index), gradient
+
+    return taken(x)
+
+
+def put_rows(rows: Tensor, index: Tensor, size: Tensor) -> Tensor:
+    """Return `size` rows that are zero except for `rows` at distinct indices."""
+
+    @tf.custom_gradient
+    def put(rows):
+        shape = tf.stack([size, tf.shape(rows)[1]])
+        return tf.scatter_nd(index[:, None], rows, shape), lambda dy: tf.gather(dy, index)
+
+    return put(rows)
+
+
+def split_heads(rows: Tensor, parts: int, heads: int, place: Tensor, back: Tensor) -> Any:
+    """Divide the products of queries, keys and values into heads, each example padded.
+
+    Args:
+        rows: `[tokens, parts · heads · size]`.
+        parts: number of tensors to return.
+        heads: number of heads.
+        place: int `[batch, places]`, the row at each place of the padded layout, which may be any
+            row where there is no token. The gradient must be zero there.
+        back: int `[tokens · heads]`, the index in `[batch · heads · places]` of each head of each
+            row.
+
+    Returns:
+        List of `parts` tensors `[batch, heads, places, size]`.
+    """
+    size = rows.shape[1] // (parts * heads)
+    head = tf.range(heads)[:, None]
+
+    @tf.custom_gradient
+    def divided(rows):
+        pieces = tf.reshape(rows, [-1, size])
+        outputs = [
+            tf.gather(pieces, place[:, None, :] * (parts * heads) + head + heads * part)
+            for part in range(parts)
+        ]
+
+        def gradient(*upstream):
+            found = [
+                tf.reshape(tf.gather(tf.reshape(d, [-1, size]), back), [-1, heads * size])
+                for d in upstream
+            ]
+            return found[0] if parts == 1 else tf.concat(found, 1)
+
+        return outputs, gradient
+
+    return divided(rows)
+
+
+def join_heads(context: Tensor, place: Tensor, back: Tensor, used: Tensor | None) -> Tensor:
+    """Return the rows `[tokens, heads · size]` of a context `[batch, heads, places, size]`.
+
+    Args:
+        context: the padded layout.
+        place: as in `split_heads`.
+        back: as in `split_heads`.
+        used: `[batch, 1, places, 1]`, 1 where there is a token and 0 elsewhere, or None if there
+            is one everywhere.
+    """
+    heads, size = context.shape[1], context.shape[3]
+
+    @tf.custom_gradient
+    def joined(context):
+        shape = tf.shape(context)
+        head = tf.range(heads)[:, None]
+
+        def gradient(dy):
+            pieces = tf.gather(tf.reshape(dy, [-1, size]), place[:, None, :] * heads + head)
+            return tf.reshape(pieces if used is None else pieces * used, shape)
+
+        rows = tf.gather(tf.reshape(context, [-1, size]), back)
+        return tf.reshape(rows, [-1, heads * size]), gradient
+
+    return joined(context)
+
+
+#: Functions with the values of activations that libraries wrap and rename.
+_KNOWN = {
+    gelu: lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    gelu_tanh: lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
+
+
+@functools.lru_cache(maxsize=256)
+def faster_activation(function: Any) -> Any:
+    """Return an equal function from this file, or else the function itself.
+
+    Args:
+        function: an activation. Libraries wrap and rename theirs, so values are compared.
+    """
+    grid = np.concatenate([np.linspace(-6, 6, 241), [-50.0, -11.0, 11.0, 50.0]]).astype("float32")
+    with tf.init_scope():
+        try:
+            values = np.asarray(function(tf.constant(grid)))
+        except Exception:  # A function of other arguments remains what it is.
+            return function
+    for known, reference in _KNOWN.items():
+        if values.shape == grid.shape and np.allclose(
+            values, reference(grid.astype("float64")), rtol=1e-5, atol=1e-6
+        ):
+            return known
+    return function

@@ -1,0 +1,176 @@
+"""Compute a described Transformer block on rows of tokens."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from keras_efficient.architecture import _row_functions as functions
+from keras_efficient.architecture._description import Block
+from keras_efficient.architecture._token_rows import TokenRows
+from keras_efficient.flavor import Layer, Tensor
+from keras_efficient.parametrize._parametrized_layer import parametrized_layer
+
+_HALF = (tf.float16, tf.bfloat16)
+
+
+def is_changed(layer: Layer) -> bool:
+    """Whether something besides its class decides what a layer computes."""
+    parametrized = parametrized_layer(layer)
+    wrapped = parametrized is not None and bool(parametrized.call_wrappers)
+    return wrapped or "call" in vars(layer) or getattr(layer, "activity_regularizer", None)
+
+
+def run_block(block: Block, x: Tensor, rows: TokenRows, training: Any, first: bool) -> Tensor:
+    """Return the hidden states after a block.
+
+    Weights are read through their transforms. Layers inside the block that something was attached
+    to, such as adapters, are called themselves, on one long example of all tokens.
+
+    Args:
+        block: the `Block`.
+        x: rows `[tokens, width]`.
+        rows: the `TokenRows` of `x`.
+        training: as in `BlockInputs`.
+        first: whether to compute the first token of each example only.
+
+    Returns:
+        Rows `[tokens, width]`, or `[batch, width]` for first tokens.
+    """
+    read = x
+    if block.norm_first:
+        x = _norm(block.attention_norm, x)
+    context = _attention(block, x, rows, training, first)
+    if first:
+        read = functions.take_rows(read, rows.first)
+    x = _dropout(block.attention_dropout, _dense(block.attention.output, context), training)
+    x = _add(x, read)
+    if not block.norm_first:
+        x = _norm(block.attention_norm, x)
+    read = x
+    if block.norm_first:
+        x = _norm(block.feed_forward_norm, x)
+    part = block.feed_forward
+    x = _dense(part.intermediate, x, part.activation)
+    x = _dropout(part.dropout, x, training)
+    x = _dropout(block.feed_forward_dropout, _dense(part.output, x), training)
+    x = _add(x, read)
+    return x if block.norm_first else _norm(block.feed_forward_norm, x)
+
+
+def _attention(block, x, rows, training, first):
+    part = block.attention
+    back = rows.back(part.heads)
+    used = rows.used if rows.used is None else tf.cast(rows.used, _compute_dtype(part.key))
+    projections = [part.key, part.value] if first else [part.query, part.key, part.value]
+    found = functions.split_heads(
+        _joined(projections, x), len(projections), part.heads, rows.place, back
+    )
+    if first:
+        query = _dense(part.query, functions.take_rows(x, rows.first))
+        size = query.shape[-1] // part.heads
+        query = tf.reshape(query, [-1, part.heads, 1, size])
+        key, value = found
+    else:
+        query, key, value = found
+    bias = rows.bias
+    if bias is not None:
+        bias = tf.cast(tf.maximum(bias, query.dtype.min), query.dtype)
+    keep = None
+    if getattr(part.dropout, "rate", 0):
+        shape = tf.concat([tf.shape(query)[:3], tf.shape(key)[2:3]], 0)
+        keep = _dropout(part.dropout, tf.ones(shape, query.dtype), training)
+    context = functions.attend(query, key, value, part.scale, bias, keep, part.overwrites)
+    if first:
+        return tf.reshape(context, [-1, part.heads * context.shape[-1]])
+    return functions.join_heads(context, rows.place, back, used)
+
+
+def _joined(layers, x):
+    """The outputs of layers side by side, `[tokens, outputs]`, by one product if possible."""
+    if any(map(is_changed, layers)) or len({layer.bias is None for layer in layers}) > 1:
+        return tf.concat([_dense(layer, x) for layer in layers], 1)
+    read = [_kernel_and_bias(layer, x) for layer in layers]
+    kernel = tf.concat([kernel for kernel, _ in read], 1)
+    bias = None if read[0][1] is None else tf.concat([bias for _, bias in read], 0)
+    return functions.dense(tf.cast(x, kernel.dtype), kernel, bias)
+
+
+def _dense(layer, x, activation=None):
+    """The outputs of a Dense or EinsumDense layer, its last axes joined."""
+    if is_changed(layer):
+        y = _call_on_rows(layer, x)
+    else:
+        kernel, bias = _kernel_and_bias(layer, x)
+        y = functions.dense(tf.cast(x, kernel.dtype), kernel, bias)
+        if layer.activation is not None:
+            y = _activated(layer.activation, y)
+    return y if activation is None else _activated(activation, y)
+
+
+def _kernel_and_bias(layer, x):
+    dtype = _compute_dtype(layer)
+    kernel = tf.cast(tf.convert_to_tensor(layer.kernel), dtype)
+    kernel = tf.reshape(kernel, [x.shape[-1], -1])
+    if layer.bias is None:
+        return kernel, None
+    return kernel, tf.reshape(tf.cast(tf.convert_to_tensor(layer.bias), dtype), [-1])
+
+
+def _activated(activation, x):
+    # A library's layer may cast its input.
+    return functions.faster_activation(activation)(x)
+
+
+def _norm(layer, x):
+    if is_changed(layer):
+        return _call_on_rows(layer, x)
+    dtype = _compute_dtype(layer)
+    inner = tf.float32 if dtype in _HALF else dtype
+    gamma, beta = (tf.cast(tf.convert_to_tensor(v), inner) for v in (layer.gamma, layer.beta))
+    return tf.cast(functions.layer_norm(tf.cast(x, inner), gamma, beta, layer.epsilon), dtype)
+
+
+def _dropout(layer, x, training):
+    if layer is None or not layer.rate:
+        return x
+    return layer(x) if training is None else layer(x, training=training)
+
+
+def _add(x, read):
+    """The sum of a part's output and its input, which a norm may have left in float32."""
+    if x.dtype == read.dtype:
+        return x + read
+    wider = x.dtype if read.dtype in _HALF else read.dtype
+    return tf.cast(x, wider) + tf.cast(read, wider)
+
+
+def _call_on_rows(layer, x):
+    """Call a layer itself, on rows as one example of all tokens."""
+    if _inputs_rank(layer) == 2:
+        heads, size = layer.kernel.shape[0], layer.kernel.shape[1]
+        x = tf.reshape(x, [1, -1, heads, size])
+    else:
+        x = x[None]
+    y = layer(x)
+    return tf.reshape(y, [-1, _size(y.shape[2:])])
+
+
+def _inputs_rank(layer):
+    """Number of axes that a layer sums over."""
+    equation = getattr(layer, "equation", None)
+    if equation is None:
+        return 1
+    left, output = equation.replace(" ", "").split("->")
+    _, kernel = left.split(",")
+    return sum(letter not in output for letter in kernel)
+
+
+def _size(shape):
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def _compute_dtype(layer):
+    return tf.as_dtype(layer.compute_dtype)

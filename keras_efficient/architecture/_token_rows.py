@@ -1,0 +1,89 @@
+"""Index of the tokens of a batch that are computed: the rows of `[tokens, width]` tensors."""
+
+import tensorflow as tf
+
+from keras_efficient.architecture import _row_functions as functions
+from keras_efficient.flavor import Tensor
+
+
+class TokenRows:
+    """Which tokens of a padded batch have rows, and where attention finds them.
+
+    Rows exist for real tokens; for the first token of each example, which classifiers read; and
+    for all tokens of an example without any real one, whose attention is uniform in the padded
+    model. Only real tokens are attended to.
+
+    In attention, the rows of an example stand one after the other, however its padding is
+    arranged, and examples are as long as the one with the most rows.
+
+    Args:
+        added: float `[batch, length]`, what is added to the scores of each token as a key: 0 for
+            real tokens, a large negative number for padding. None: all tokens are real.
+        batch: number of examples, a tensor; needed if `added` is None.
+        length: number of tokens of each, a tensor; likewise.
+    """
+
+    def __init__(self, added: Tensor | None, batch: Tensor = None, length: Tensor = None):
+        if added is not None:
+            batch, length = tf.unstack(tf.shape(added))
+        self.batch, self.length = batch, length
+        self.size = batch * length
+        if added is None:
+            self.index = None
+            self.place = tf.reshape(tf.range(self.size), [batch, length])
+            self.counts = tf.fill([batch], length)
+            self.bias = self.used = None
+            self.example = tf.repeat(tf.range(batch), length)
+            self.rank = tf.tile(tf.range(length), [batch])
+        else:
+            real = added > -1
+            empty = tf.logical_not(tf.reduce_any(real, 1, keepdims=True))
+            first = tf.range(length)[None] < 1
+            kept = real | first | empty
+            self.index = tf.cast(tf.where(tf.reshape(kept, [-1]))[:, 0], tf.int32)
+            self.counts = tf.reduce_sum(tf.cast(kept, tf.int32), 1)
+            starts = tf.cumsum(self.counts, exclusive=True)
+            places = tf.range(tf.reduce_max(self.counts))
+            present = places[None] < self.counts[:, None]
+            self.place = starts[:, None] + tf.minimum(places[None], self.counts[:, None] - 1)
+            bias = tf.gather(tf.reshape(added, [-1]), tf.gather(self.index, self.place))
+            # Less than anything added, so that nothing beyond an example's end is attended to.
+            self.bias = tf.where(present, bias, bias.dtype.min)[:, None, None, :]
+            self.used = tf.cast(present, tf.float32)[:, None, :, None]
+            self.example = self.index // length
+            self.rank = tf.range(tf.size(self.index)) - tf.gather(starts, self.example)
+        self.first = self.place[:, 0]
+        self._back = {}
+
+    def back(self, heads: int) -> Tensor:
+        """Return the index in `[batch · heads · places]` of each head of each row."""
+        if heads not in self._back:
+            places = tf.shape(self.place)[1]
+            start = self.example * (heads * places) + self.rank
+            self._back[heads] = tf.reshape(start[:, None] + tf.range(heads) * places, [-1])
+        return self._back[heads]
+
+    def take(self, padded: Tensor) -> Tensor:
+        """Return the rows `[tokens, width]` of `[batch, length, width]`."""
+        rows = tf.reshape(padded, [-1, padded.shape[-1]])
+        return rows if self.index is None else functions.take_rows(rows, self.index)
+
+    def put(self, rows: Tensor, fill: Tensor | None = None) -> Tensor:
+        """Return `[batch, length, width]`, zero or `fill` where there is no row."""
+        shape = tf.stack([self.batch, self.length, tf.shape(rows)[1]])
+        if self.index is not None:
+            rows = functions.put_rows(rows, self.index, self.size)
+        padded = tf.reshape(rows, shape)
+        padded.set_shape([None, None, rows.shape[-1]])
+        if fill is not None and self.index is not None:
+            ones = tf.ones_like(self.index)[:, None]
+            present = tf.scatter_nd(self.index[:, None], ones, [self.size, 1])
+            present = tf.reshape(present, [self.batch, self.length, 1])
+            padded = tf.where(present > 0, padded, fill)
+        return padded
+
+    def put_first(self, rows: Tensor, fill: Tensor | None = None) -> Tensor:
+        """Return `[batch, length, width]` with the first tokens' rows `[batch, width]`."""
+        rest = [self.batch, self.length - 1, rows.shape[-1]]
+        others = tf.zeros(rest, rows.dtype) if fill is None else fill[:, 1:]
+        return tf.concat([rows[:, None], others], 1)

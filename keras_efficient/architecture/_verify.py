@@ -1,0 +1,168 @@
+"""Compare a model with itself, computed another way, on a few examples."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_efficient import flavor as flavors
+from keras_efficient.flavor import Model
+from keras_efficient.parametrize._architecture import embedding_tables
+
+#: Lengths of the made-up examples; one has no real token.
+_LENGTHS = (7, 3, 1, 0, 5)
+#: Largest difference, relative to the largest number.
+_TOLERANCE = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
+
+
+class Comparison:
+    """Outputs and gradients of a model on one batch, to be compared with later ones.
+
+    Args:
+        model: a built model.
+        sample: features that the model accepts, or None to make some up.
+        ignore_padding: whether outputs `[batch, length, ...]` are compared for real tokens only.
+
+    Raises:
+        ValueError: the inputs of the model are unknown and there is no sample.
+    """
+
+    def __init__(self, model: Model, sample: Any, ignore_padding: bool):
+        self.model, self.ignore_padding = model, ignore_padding
+        self.features = (
+            made_up(model)
+            if sample is None
+            else tf.nest.map_structure(tf.convert_to_tensor, sample)
+        )
+        dtypes = {layer.compute_dtype for layer in model._flatten_layers()} - {None}
+        self.tolerance = max(_TOLERANCE.get(str(dtype), 0.0) for dtype in dtypes)
+        self.variables = list(map(flavors.of(model).value, model.trainable_variables))
+
+    def begin(self) -> None:
+        """Compute the outputs and gradients that later ones are compared with."""
+        self.weights = None
+        self.reference = self._compute(True)
+
+    def difference(self, gradients: bool = True) -> str | None:
+        """Return what differs now, for a message; None if nothing does."""
+        outputs, found = self._compute(gradients)
+        for name, value in outputs.items():
+            if reason := self._differs(value, self.reference[0][name], 0.0):
+                return f"{name} differs by {reason}"
+        if not gradients:
+            return None
+        # The gradient of a key's bias is zero but for rounding.
+        largest = max((float(np.max(np.abs(g), initial=0)) for g in self.reference[1]), default=0)
+        for variable, value, known in zip(self.variables, found, self.reference[1], strict=True):
+            if reason := self._differs(value, known, 0.01 * largest):
+                return f"the gradient of {variable.name} differs by {reason}"
+        return None
+
+    def _differs(self, value, reference, least):
+        if value.shape != reference.shape or not value.size:
+            return None if value.shape == reference.shape else "shape"
+        scale = max(float(np.max(np.abs(reference))), least, 1e-30)
+        difference = float(np.max(np.abs(value - reference))) / scale
+        return f"{difference:.1e} of its size" if not difference <= self.tolerance else None
+
+    def _compute(self, gradients):
+        with tf.GradientTape() as tape:
+            result = self.model(self.features, training=False)
+            outputs = {
+                f"output {number}": tensor
+                for number, tensor in enumerate(tf.nest.flatten(_as_nest(result)))
+                if isinstance(tensor, tf.Tensor) and tensor.dtype.is_floating
+            }
+            kept = {name: self._kept(tensor) for name, tensor in outputs.items()}
+            if self.weights is None:
+                rng = np.random.default_rng(0)
+                self.weights = {
+                    name: rng.normal(size=tensor.shape).astype("float32")
+                    for name, tensor in kept.items()
+                }
+            total = tf.add_n(
+                [
+                    tf.reduce_sum(tf.cast(tensor, tf.float32) * self.weights[name])
+                    for name, tensor in kept.items()
+                ]
+            )
+        values = {name: tf.cast(t, tf.float64).numpy() for name, t in kept.items()}
+        if not gradients:
+            return values, None
+        found: Any = tape.gradient(total, self.variables)
+        return values, [
+            np.zeros(()) if g is None else tf.convert_to_tensor(g).numpy().astype("float64")
+            for g in found
+        ]
+
+    def _kept(self, tensor):
+        """An output without its values at padding, if those are to be ignored."""
+        mask = _mask(self.features)
+        if not self.ignore_padding or mask is None or len(tensor.shape) < 3:
+            return tensor
+        if tensor.shape[:2] != mask.shape:
+            return tensor
+        return tf.boolean_mask(tensor, mask > 0)
+
+
+def _as_nest(result):
+    return dict(result) if hasattr(result, "to_tuple") else result
+
+
+def _mask(features):
+    if not isinstance(features, dict):
+        return None
+    return next((value for name, value in features.items() if "mask" in name), None)
+
+
+def made_up(model: Model) -> Any:
+    """Return features for a text model, of unequal lengths, from the names of its inputs."""
+    rows = [weight.shape[0] for weight in embedding_tables(model)]
+    vocabulary = min([n for n in rows if n >= 2 * max(_LENGTHS)], default=0)
+    problem = "its inputs are unknown"
+    for args, kwargs in flavors.of(model).call_specs(model):
+        if len(args) != 1 or kwargs:
+            continue
+        specs = args[0]
+        if isinstance(specs, dict):
+            # A model may have been built on token ids alone, and accept a mask.
+            accepted = inspect.signature(model.call).parameters
+            ids = next((spec for name, spec in specs.items() if name == "input_ids"), None)
+            if ids is not None and "attention_mask" in accepted:
+                specs = {**specs, "attention_mask": ids}
+            named = [(name, specs[name]) for name in specs]
+        else:
+            named = [(spec.name or "", spec) for spec in tf.nest.flatten(specs)]
+        values = [_made_up(name, spec, vocabulary) for name, spec in named]
+        if all(value is not None for value in values):
+            return (
+                dict(zip(specs, values, strict=True))
+                if isinstance(specs, dict)
+                else tf.nest.pack_sequence_as(specs, values)
+            )
+        problem = "its inputs are " + ", ".join(
+            f"{name or 'unnamed'} {spec.dtype.name}{list(spec.shape)}" for name, spec in named
+        )
+    raise ValueError(
+        "Examples can be made up for inputs of token ids, masks and segments. Received: "
+        f"{type(model).__name__} {model.name!r}; {problem}. Pass a batch of features as `sample`."
+    )
+
+
+def _made_up(name, spec, vocabulary):
+    rank = len(spec.shape) if spec.shape is not None and spec.shape.rank is not None else None
+    if rank != 2 or not (spec.dtype.is_integer or "mask" in name or spec.dtype == tf.bool):
+        return None
+    fixed = spec.shape[1]
+    length = max(_LENGTHS) if fixed is None else fixed
+    lengths = np.minimum(_LENGTHS, length)
+    if "mask" in name:
+        values = np.arange(length)[None] < lengths[:, None]
+    elif "segment" in name or "type" in name:
+        values = np.zeros((len(lengths), length))
+    elif vocabulary:
+        values = np.random.default_rng(0).integers(1, vocabulary, (len(lengths), length))
+    else:
+        return None
+    return tf.cast(tf.constant(values), spec.dtype)

@@ -1,0 +1,360 @@
+"""Padding removal: compute the Transformer blocks of a model on real tokens only."""
+
+import functools
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+
+from keras_efficient import flavor as flavors
+from keras_efficient.architecture._describe import describe
+from keras_efficient.architecture._run_block import is_changed, run_block
+from keras_efficient.architecture._token_rows import TokenRows
+from keras_efficient.architecture._verify import Comparison
+from keras_efficient.flavor import Model
+from keras_efficient.parametrize._parametrized_layer import parametrized_layer
+from keras_efficient.training._remat import recomputed_call
+
+_ATTRIBUTE = "_keras_efficient_unpadded"
+#: The call of a model that is running, for its blocks.
+_CURRENT: ContextVar[Any] = ContextVar("keras_efficient_unpadded_call", default=None)
+
+
+@dataclass(frozen=True)
+class UnpadReport:
+    """What `ke.unpad` computes without padding; `print` shows it.
+
+    Attributes:
+        blocks: tuple of str, paths of the Transformer blocks that compute real tokens only.
+        unchanged: dict of str, from the path of each other block to the reason why it computes as
+            before.
+        first_token_only: bool, whether the last block computes only the first token of each
+            example, because nothing else of its output is read.
+        masked: bool, whether the blocks receive a padding mask. Without one there is no padding
+            to remove; the blocks still need fewer operations.
+    """
+
+    blocks: tuple[str, ...]
+    unchanged: dict[str, str]
+    first_token_only: bool
+    masked: bool
+    _holder: Any = field(default=None, repr=False, compare=False)
+
+    def remove(self) -> None:
+        """Let the model compute as before `ke.unpad`."""
+        self._holder.remove()
+
+    def __str__(self):
+        number = len(self.blocks)
+        what = "real tokens only" if self.masked else "all tokens, since it receives no mask"
+        lines = [f"unpad: {number} Transformer block{'s' * (number > 1)}: {what}"]
+        if self.first_token_only:
+            lines.append("  in the last block the first token of each example only")
+        lines += [f"  as before: {path} ({reason})" for path, reason in self.unchanged.items()]
+        return "\n".join(lines)
+
+
+def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = False) -> UnpadReport:
+    """Compute the Transformer blocks of a model on real tokens only.
+
+    A batch of texts is padded to its longest one, and a model computes the padding like text. With
+    `ke.unpad`, its Transformer blocks compute rows `[tokens, width]` of the real tokens, and only
+    attention sees a padded layout. The product for queries, keys and values is one; and if the
+    model reads nothing but the first token of the last block, as classifiers do, that block
+    computes nothing else.
+
+    Outputs and gradients are the same up to rounding; this is checked before anything is changed:
+    the model runs forward and backward on five short examples, as it was and without padding, with
+    other numbers in place of the padding, and every output and gradient must agree to 1e-5 of its
+    size in float32. Blocks that disagree, and blocks of unknown classes, compute as before, and the
+    report says why. With dropout, other elements are dropped than in the padded model, as many.
+
+    It works in `fit`, `evaluate` and `predict`, with `ke.accumulate`, LoRA, pruning, quantization,
+    `ke.remat`, mixed precision and strategies; ranges of activations that quantization learns are
+    those of real tokens. XLA compiles static shapes, so with `jit_compile=True` and on TPUs the
+    model computes as before. The setting belongs to the model in memory: saving and exporting
+    leave it out.
+
+    Args:
+        model: a built Keras 3 or tf_keras model.
+        sample: features to check the model on, a batch as `model(sample)` accepts it, of unequal
+            lengths. Default: None, made up from the model's input names and shapes.
+        ignore_padding_outputs: whether the training ignores what the model returns for padding,
+            as token classifiers' losses do with labels of -100 or sample weights of zero. Outputs
+            `[batch, length, ...]` are then compared for real tokens only. Default: False.
+
+    Returns:
+        An `UnpadReport`; `print(ke.unpad(model))` shows the blocks. Its `remove()` undoes it.
+
+    Raises:
+        TypeError: `model` is not a Keras model.
+        ValueError: the model is not built; no block is known, or none agrees with the model; the
+            model reads the outputs of padding, such as a mean over all positions; or its inputs
+            are not known and there is no `sample`.
+
+    Examples:
+        >>> import keras_hub
+        >>> backbone = keras_hub.models.BertBackbone(
+        ...     vocabulary_size=100, num_layers=2, num_heads=2, hidden_dim=8, intermediate_dim=16
+        ... )
+        >>> classifier = keras_hub.models.BertTextClassifier(backbone, num_classes=2)
+        >>> print(ke.unpad(classifier))
+        unpad: 2 Transformer blocks: real tokens only
+          in the last block the first token of each example only
+
+    Reference:
+        Zeng et al. 2022, "Boosting Distributed Training Performance of the Unpadded BERT Model";
+        the padding-free collators of Hugging Face are similar.
+    """
+    architecture = describe(model)
+    if (present := vars(model).get(_ATTRIBUTE)) is not None:
+        present.remove()
+    unchanged = dict(architecture.unknown)
+    if not architecture.blocks:
+        found = "; ".join(f"{path} ({reason})" for path, reason in unchanged.items())
+        raise ValueError(
+            "ke.unpad needs Transformer blocks of a known class. Received: "
+            f"{type(model).__name__} {model.name!r}, with "
+            f"{found or 'no Transformer block at all'}. Known are the encoders of KerasHub, "
+            "Hugging Face and Model Garden that ke.architecture.describe lists; train other "
+            "models without ke.unpad."
+        )
+    holder = _UnpaddedModel(model, architecture.blocks)
+    compare = Comparison(model, sample, ignore_padding_outputs)
+    holder.install()
+    try:
+        with holder.off():
+            compare.begin()
+        unchanged |= _verify(holder, compare)
+    except BaseException:
+        holder.remove()
+        raise
+    for name in ("train_function", "test_function", "predict_function"):
+        setattr(model, name, None)
+    return UnpadReport(
+        blocks=tuple(block.block.path for block in holder.blocks),
+        unchanged=unchanged,
+        first_token_only=holder.first_token_only,
+        masked=holder.masked,
+        _holder=holder,
+    )
+
+
+def _verify(holder, compare):
+    """Leave the blocks in `holder` that agree with the model; return the others, and why."""
+    wrong = {}
+    difference = compare.difference()
+    if difference:
+        for block in holder.blocks:
+            with holder.only(block):
+                if reason := compare.difference():
+                    wrong[block.block.path] = f"does not agree with the model: {reason}"
+        holder.keep([b for b in holder.blocks if b.block.path not in wrong])
+        difference = compare.difference() if holder.blocks else difference
+    if difference:
+        raise ValueError(
+            "ke.unpad must not change what a model computes. Received: "
+            f"{type(holder.model).__name__} {holder.model.name!r}, for which {difference}. It may "
+            "read the outputs of padding, such as a mean over all positions; let it use the mask, "
+            "or train it without ke.unpad. If only its outputs for padding differ, and your loss "
+            "ignores them, pass ignore_padding_outputs=True."
+        )
+    with holder.noise("padding"):
+        if reason := compare.difference(gradients=False):
+            raise ValueError(
+                "ke.unpad computes nothing for padding. Received: "
+                f"{type(holder.model).__name__} {holder.model.name!r}, which reads the outputs of "
+                f"padding: with other numbers there, {reason}. Let it use the mask, or train it "
+                "without ke.unpad."
+            )
+    if holder.blocks and holder.calls(holder.blocks[-1]) == 1:
+        with holder.noise("all but the first token"):
+            holder.first_token_only = not compare.difference(gradients=False)
+        if holder.first_token_only and compare.difference():
+            holder.first_token_only = False
+    return wrong
+
+
+# --- the model and its blocks --------------------------------------------------------------------
+
+
+class _UnpaddedModel:
+    """Holder of the methods that replace `call` of a model and of its blocks."""
+
+    def __init__(self, model, blocks):
+        self.model, self.flavor = model, flavors.of(model)
+        self.blocks = [_UnpaddedBlock(self, block) for block in blocks]
+        self.first_token_only, self.masked = False, False
+        self.filled = None
+        self.active = True
+        self.counts = {}
+
+    def install(self):
+        plain = self.model.call
+
+        @functools.wraps(plain)
+        def call(*args, **kwargs):
+            if not self.active:
+                return self.flavor.converted(self.model, plain)(*args, **kwargs)
+            token = _CURRENT.set(_Call(self))
+            try:
+                return self.flavor.converted(self.model, plain)(*args, **kwargs)
+            finally:
+                _CURRENT.reset(token)
+
+        # AutoGraph must not convert this function; `converted` converts the model's own.
+        call.autograph_info__ = None  # pyright: ignore[reportFunctionMemberAccess]
+        self.own = vars(self.model).get("call")
+        object.__setattr__(self.model, "call", call)
+        object.__setattr__(self.model, _ATTRIBUTE, self)
+        for block in self.blocks:
+            block.install()
+
+    def remove(self):
+        if vars(self.model).get(_ATTRIBUTE) is not self:
+            return
+        for block in self.blocks:
+            block.remove()
+        object.__delattr__(self.model, "call")
+        object.__delattr__(self.model, _ATTRIBUTE)
+        if self.own is not None:
+            object.__setattr__(self.model, "call", self.own)
+        for name in ("train_function", "test_function", "predict_function"):
+            setattr(self.model, name, None)
+
+    def keep(self, blocks):
+        for block in self.blocks:
+            if block not in blocks:
+                block.remove()
+        self.blocks = blocks
+
+    def calls(self, block):
+        """How often a block was computed in the last call of the model."""
+        return self.counts.get(id(block), 0)
+
+    @property
+    def static(self):
+        """Whether XLA compiles the model, which takes no shapes that depend on data."""
+        return bool(getattr(self.model, "jit_compile", False)) or on_tpu()
+
+    @contextmanager
+    def off(self):
+        self.active = False
+        try:
+            yield
+        finally:
+            self.active = True
+
+    @contextmanager
+    def only(self, block):
+        blocks, self.blocks = self.blocks, [block]
+        try:
+            yield
+        finally:
+            self.blocks = blocks
+
+    @contextmanager
+    def noise(self, where):
+        """Put large random numbers where no number should be read."""
+        self.filled = where
+        try:
+            yield
+        finally:
+            self.filled = None
+
+
+class _Call:
+    """One call of the model: the rows of its masks, and of the hidden states between blocks."""
+
+    def __init__(self, owner):
+        self.owner, self.rows, self.hidden = owner, {}, {}
+        owner.counts = {}
+
+    def rows_of(self, inputs):
+        mask = inputs.mask
+        key = id(inputs.hidden) if mask is None else id(mask)
+        if key not in self.rows:
+            if mask is None:
+                rows = TokenRows(None, *tf.unstack(tf.shape(inputs.hidden)[:2]))
+            else:
+                rows = TokenRows(inputs.added(mask))
+                self.owner.masked = True
+            # The tensor is kept, so that no other gets its id.
+            self.rows[key] = (mask, rows)
+        return self.rows[key][1]
+
+    def take(self, padded, rows):
+        _, known, found = self.hidden.get(id(padded), (None, None, None))
+        return found if known is rows else rows.take(padded)
+
+
+class _UnpaddedBlock:
+    """Holder of the method that replaces the `call` of a block's layer."""
+
+    def __init__(self, owner, block):
+        self.owner, self.block, self.layer = owner, block, block.layer
+
+    def install(self):
+        holder = recomputed_call(self.layer)
+        self.own = vars(self.layer).get("call") if holder is None else holder.own
+        self._set(self.call)
+
+    def remove(self):
+        self._set(self.own)
+
+    def _set(self, call):
+        # What is recomputed is computed without padding, too.
+        if (holder := recomputed_call(self.layer)) is not None:
+            holder.own = call
+        elif call is not None:
+            object.__setattr__(self.layer, "call", call)
+        else:
+            object.__delattr__(self.layer, "call")
+
+    @property
+    def plain(self):
+        return type(self.layer).call.__get__(self.layer) if self.own is None else self.own
+
+    def call(self, *args, **kwargs):
+        result = self._unpadded(_CURRENT.get(), args, kwargs)
+        if result is None:
+            return self.owner.flavor.converted(self.layer, self.plain)(*args, **kwargs)
+        return result
+
+    call.autograph_info__ = None  # pyright: ignore[reportFunctionMemberAccess]
+
+    def _unpadded(self, current, args, kwargs):
+        """The result of the block, or None if it cannot be computed without padding here."""
+        owner, block = self.owner, self.block
+        if current is None or current.owner is not owner or self not in owner.blocks:
+            return None
+        wrapped = parametrized_layer(self.layer)
+        if owner.static or (wrapped is not None and wrapped.call_wrappers):
+            return None
+        inputs = None if any(map(is_changed, block.inner)) else block.inputs(args, kwargs)
+        if inputs is None or not isinstance(inputs.hidden, tf.Tensor):
+            return None
+        owner.counts[id(self)] = owner.counts.get(id(self), 0) + 1
+        rows = current.rows_of(inputs)
+        last = self is owner.blocks[-1]
+        first = last and owner.first_token_only
+        x = run_block(block, current.take(inputs.hidden, rows), rows, inputs.training, first)
+        fill = None
+        if owner.filled is not None:
+            fill = 100 * tf.random.normal(tf.shape(inputs.hidden), dtype=x.dtype)
+        if first:
+            padded = rows.put_first(x, fill)
+        elif last and owner.filled == "all but the first token":
+            padded = rows.put_first(tf.gather(x, rows.first), fill)
+        else:
+            padded = rows.put(x, fill)
+            current.hidden[id(padded)] = (padded, rows, x)
+        padded.set_shape(inputs.hidden.shape)
+        return block.outputs(padded)
+
+
+def on_tpu() -> bool:
+    """Whether the strategy of the present scope is one of TPUs."""
+    return isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
