@@ -21,8 +21,9 @@ class SelfAttention:
         heads: number of heads.
         scale: factor of the dot products, 1/√d.
         dropout: Dropout layer of the probabilities, or None.
-        overwrites: whether the scores of padding are replaced, so that they have no gradient, and
-            not added to. It makes a difference only for an example without any real token.
+        masked: what happens to padding, which makes a difference only for an example without any
+            real token. "added": a large negative number is added to its scores. "overwritten": its
+            scores are replaced by such a number. "zeroed": and its probabilities become zero.
     """
 
     query: Layer
@@ -32,7 +33,7 @@ class SelfAttention:
     heads: int
     scale: float
     dropout: Layer | None = None
-    overwrites: bool = False
+    masked: str = "added"
 
 
 @dataclass(frozen=True, eq=False)

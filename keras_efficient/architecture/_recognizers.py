@@ -79,6 +79,10 @@ def _keras_attention(layer: Layer) -> SelfAttention | str:
         return "its attention has a gate, a window or another computation"
     if layer._key_dim != layer._value_dim or len(layer._attention_axes or ()) != 1:
         return "its attention has values of another size than keys, or several axes"
+    masked = "added"
+    if hasattr(layer, "_flash_attention"):
+        # Keras 3 computes attention without dropout by another function than with it.
+        masked = "zeroed" if layer._dropout else "overwritten"
     return SelfAttention(
         query=layer._query_dense,
         key=layer._key_dense,
@@ -87,8 +91,7 @@ def _keras_attention(layer: Layer) -> SelfAttention | str:
         heads=layer._num_heads,
         scale=1 / math.sqrt(layer._key_dim),
         dropout=layer._dropout_layer,
-        # Keras 3 computes attention without dropout by `ops.dot_product_attention`.
-        overwrites=hasattr(layer, "_flash_attention") and not layer._dropout,
+        masked=masked,
     )
 
 

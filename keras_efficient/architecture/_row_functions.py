@@ -75,13 +75,13 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 
 def attend(
-    query,
-    key,
-    value,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     scale: float,
     bias: Tensor | None,
     keep: Tensor | None,
-    constant: bool = False,
+    masked: str = "added",
 ) -> Tensor:
     """Return the attention's context `[batch, heads, queries, size]`.
 
@@ -90,17 +90,23 @@ def attend(
         key: `[batch, heads, keys, size]`.
         value: like `key`.
         scale: factor of the scores.
-        bias: tensor added to the scores, broadcast to `[batch, heads, queries, keys]`, or None.
+        bias: `[batch, 1, 1, keys]`, added to the scores: 0 for real tokens, a large negative
+            number for others; or None.
         keep: dropout mask of the probabilities, 0 or 1/(1-rate), in the shape of the scores, or
             None.
-        constant: whether scores with a bias do not depend on queries and keys. Default: False.
+        masked: as in `SelfAttention`.
     """
+    real = None
+    if bias is not None and masked != "added":
+        real = tf.cast(bias > -1, query.dtype)
 
     @tf.custom_gradient
     def attended(query, key, value):
         scaled = query * tf.cast(scale, query.dtype)
         scores = tf.matmul(scaled, key, transpose_b=True)
         probabilities = tf.nn.softmax(scores if bias is None else scores + bias)
+        if real is not None and masked == "zeroed":
+            probabilities *= real
         kept = probabilities if keep is None else probabilities * keep
         context = tf.matmul(kept, value)
 
@@ -109,8 +115,8 @@ def attend(
             d_kept = tf.matmul(d_context, value, transpose_b=True)
             total = tf.reduce_sum(d_context * context, -1, keepdims=True)
             d_scores = kept * d_kept - probabilities * total
-            if constant and bias is not None:
-                d_scores *= tf.cast(bias > -1, d_scores.dtype)
+            if real is not None:
+                d_scores *= real
             d_query = tf.matmul(d_scores, key) * tf.cast(scale, query.dtype)
             return d_query, tf.matmul(d_scores, scaled, transpose_a=True), d_value
 

@@ -79,7 +79,7 @@ def _attention(block, x, rows, training, first):
     if getattr(part.dropout, "rate", 0):
         shape = tf.concat([tf.shape(query)[:3], tf.shape(key)[2:3]], 0)
         keep = _dropout(part.dropout, tf.ones(shape, query.dtype), training)
-    context = functions.attend(query, key, value, part.scale, bias, keep, part.overwrites)
+    context = functions.attend(query, key, value, part.scale, bias, keep, part.masked)
     if first:
         return tf.reshape(context, [-1, part.heads * context.shape[-1]])
     return functions.join_heads(context, rows.place, back, used)

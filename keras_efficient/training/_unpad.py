@@ -189,7 +189,7 @@ class _UnpaddedModel:
         self.first_token_only, self.masked = False, False
         self.filled = None
         self.active = True
-        self.counts = {}
+        self.latest = None
 
     def install(self):
         plain = self.model.call
@@ -232,7 +232,7 @@ class _UnpaddedModel:
 
     def calls(self, block):
         """How often a block was computed in the last call of the model."""
-        return self.counts.get(id(block), 0)
+        return self.latest.counts.get(id(block), 0)
 
     @property
     def static(self):
@@ -270,7 +270,8 @@ class _Call:
 
     def __init__(self, owner):
         self.owner, self.rows, self.hidden = owner, {}, {}
-        owner.counts = {}
+        self.counts = {}
+        owner.latest = self
 
     def rows_of(self, inputs):
         mask = inputs.mask
@@ -336,7 +337,7 @@ class _UnpaddedBlock:
         inputs = None if any(map(is_changed, block.inner)) else block.inputs(args, kwargs)
         if inputs is None or not isinstance(inputs.hidden, tf.Tensor):
             return None
-        owner.counts[id(self)] = owner.counts.get(id(self), 0) + 1
+        current.counts[id(self)] = current.counts.get(id(self), 0) + 1
         rows = current.rows_of(inputs)
         last = self is owner.blocks[-1]
         first = last and owner.first_token_only

@@ -1,0 +1,311 @@
+"""`ke.unpad` changes neither losses nor gradients, and says where it does nothing."""
+
+import contextlib
+import functools
+
+import numpy as np
+import padded_models
+import pytest
+import tensorflow as tf
+from covering import covering, sampled
+from fit_helpers import assert_same, assert_same_history, batches, compiled, mirrored
+from zoo import CLASSES, VOCABULARY, ZOO, keras_of
+
+import keras_efficient as ke
+from keras_efficient.architecture import _recognizers
+
+METHODS = {
+    "plain": lambda model: None,
+    "accumulate": lambda model: ke.accumulate(model, 4),
+    "lora": lambda model: ke.lora(model, rank=2),
+    "adapters": lambda model: ke.adapters(model, 2),
+    "prune": lambda model: ke.prune(model, 0.5),
+    "quantize_aware": lambda model: ke.quantize_aware(model, activation_bits=None),
+    "remat": ke.remat,
+    "two replicas": lambda model: None,
+    "one replica": lambda model: None,
+    "bfloat16": lambda model: None,
+    "jit_compile": lambda model: None,
+}
+STRATEGIES = {
+    "two replicas": mirrored,
+    "one replica": lambda: tf.distribute.OneDeviceStrategy("CPU:0"),
+}
+every_model = pytest.mark.parametrize("name", padded_models.MODELS)
+
+
+@contextlib.contextmanager
+def precision(library, method):
+    policy = "mixed_bfloat16" if method == "bfloat16" else "float32"
+    ke.mixed_precision(policy, library=library)
+    yield
+    ke.mixed_precision("float32", library=library)
+
+
+def run(name, method, unpad, *, before=True):
+    """Train for five updates; return the model, the history and the report of `ke.unpad`."""
+    library, make, _ = padded_models.MODELS[name]
+    strategy = STRATEGIES.get(method, tf.distribute.get_strategy)()
+    report = None
+    with precision(library, method), strategy.scope():
+        model = make()
+        if unpad and before:
+            report = ke.unpad(model)
+        METHODS[method](model)
+        if unpad and not before:
+            report = ke.unpad(model)
+        settings = {"metrics": None, "weighted_metrics": None}
+        compiled(library, model, jit_compile=method == "jit_compile", **settings)
+    pairs = [padded_models.batch(name, seed=seed) for seed in range(4)]
+    # No padding, and only single tokens.
+    pairs.append(padded_models.batch(name, lengths=[9] * 8))
+    pairs.append(padded_models.batch(name, lengths=[1] * 8))
+    x = {key: np.concatenate([x[key] for x, _ in pairs]) for key in pairs[0][0]}
+    y = np.concatenate([y for _, y in pairs])
+    data = batches(x, y, batch_size=8)
+    history = model.fit(data, shuffle=False, verbose=0).history
+    return model, history | {"evaluated": model.evaluate(data, verbose=0)}, report
+
+
+@functools.cache
+def padded(name, method):
+    return run(name, method, False)
+
+
+@pytest.mark.parametrize(
+    "name, method, before",
+    covering(padded_models.MODELS, METHODS, [True, False], strength=1),
+)
+def test_trains_like_the_padded_model(name, method, before):
+    expected, expected_history, _ = padded(name, method)
+    model, history, report = run(name, method, True, before=before)
+    tolerance = 3e-2 if method == "bfloat16" else 2e-6
+    assert_same(model, expected, atol=tolerance)
+    assert_same_history(history, expected_history, atol=max(tolerance, 1e-5))
+    assert len(report.blocks) == 2 and report.first_token_only and report.masked
+    assert not report.unchanged
+
+
+@every_model
+@sampled(2)
+def test_dropout_drops_as_many(name):
+    """The masks differ from those of the padded model, so their mean effect is compared."""
+    _, make, _ = padded_models.MODELS[name]
+    model, plain = make(dropout=0.3), make(dropout=0.3)
+    ke.unpad(model)
+    x, _ = padded_models.batch(name, lengths=[9] * 200)
+    for key in x:
+        x[key] = np.repeat(x[key][:1], 200, axis=0)
+
+    def spread(model):
+        result = model(x, training=True)
+        return np.std(getattr(result, "logits", result), axis=0)
+
+    np.testing.assert_allclose(spread(model), spread(plain), rtol=0.35)
+    assert np.ptp(np.asarray(getattr(model(x), "logits", model(x))), axis=0).max() < 1e-5
+
+
+@every_model
+@sampled(1)
+def test_left_padding_and_gaps(name):
+    _, make, _ = padded_models.MODELS[name]
+    model, plain = make(), make()
+    ke.unpad(model)
+    x, _ = padded_models.batch(name)
+    mask = next(key for key in x if "mask" in key)
+    x[mask] = np.random.default_rng(1).integers(0, 2, x[mask].shape).astype("int32")
+    for output, expected in zip(*(tf.nest.flatten(m(x)) for m in (model, plain)), strict=True):
+        np.testing.assert_allclose(output, expected, atol=1e-5)
+
+
+def test_remove_restores_the_model():
+    model = padded_models.kerashub()
+    report = ke.unpad(model)
+    assert "call" in vars(model)
+    report.remove()
+    assert "call" not in vars(model)
+    assert all("call" not in vars(layer) for layer in model._flatten_layers())
+    report.remove()
+
+
+def test_a_second_call_replaces_the_first_and_remat_survives():
+    model = padded_models.kerashub()
+    ke.remat(model)
+    first = ke.unpad(model)
+    second = ke.unpad(model)
+    first.remove()
+    assert second.blocks == first.blocks and "call" in vars(model)
+    second.remove()
+    blocks = [layer for layer in model._flatten_layers() if "transformer_layer" in layer.name]
+    assert all("call" in vars(block) for block in blocks)
+    ke.remat(model, False)
+    assert all("call" not in vars(block) for block in blocks)
+
+
+def test_another_model_of_the_same_blocks_computes_all_tokens():
+    model = padded_models.kerashub()
+    x, _ = padded_models.batch("kerashub")
+    expected = model.backbone(x)["sequence_output"]
+    assert ke.unpad(model).first_token_only
+    np.testing.assert_array_equal(model.backbone(x)["sequence_output"], expected)
+
+
+def test_an_export_and_a_file_are_those_of_the_padded_model(tmp_path):
+    model = padded_models.kerashub()
+    x, _ = padded_models.batch("kerashub")
+    expected = model(x)
+    ke.unpad(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras_of("keras").models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded(x), expected, atol=1e-5)
+
+
+# --- what is not computed without padding --------------------------------------------------------
+
+
+def test_swapped_keys_and_values_are_found(monkeypatch):
+    """A recogniser that is wrong changes nothing but the report."""
+    import dataclasses
+
+    def wrong(path, layer):
+        block = _recognizers._keras_hub(path, layer)
+        if not isinstance(block, ke.architecture.Block) or not path.endswith("layer_0"):
+            return block
+        attention = block.attention
+        swapped = dataclasses.replace(attention, key=attention.value, value=attention.key)
+        return dataclasses.replace(block, attention=swapped)
+
+    monkeypatch.setattr(_recognizers, "RECOGNIZERS", [wrong])
+    model, plain = padded_models.kerashub(), padded_models.kerashub()
+    report = ke.unpad(model)
+    (path,) = report.unchanged
+    assert path.endswith("layer_0") and "does not agree" in report.unchanged[path]
+    assert len(report.blocks) == 1
+    x, _ = padded_models.batch("kerashub")
+    np.testing.assert_allclose(model(x), plain(x), atol=1e-5)
+
+
+def _with_unknown_block():
+    import keras_hub
+
+    keras = keras_of("keras")
+
+    class OddEncoder(keras_hub.layers.TransformerEncoder):
+        def call(self, inputs, padding_mask=None, **kwargs):
+            return super().call(inputs, padding_mask=padding_mask, **kwargs) * 0.5
+
+    ids = keras.Input((None,), dtype="int32", name="token_ids")
+    mask = keras.Input((None,), dtype="int32", name="padding_mask")
+    x = keras.layers.Embedding(VOCABULARY, 8)(ids)
+    for number, cls in enumerate(
+        [keras_hub.layers.TransformerEncoder, OddEncoder, keras_hub.layers.TransformerEncoder]
+    ):
+        x = cls(16, 2, name=f"block_{number}")(x, padding_mask=mask)
+    outputs = keras.layers.Dense(CLASSES)(x[:, 0])
+    return keras.Model({"token_ids": ids, "padding_mask": mask}, outputs)
+
+
+def test_an_unknown_block_in_the_middle_computes_as_before():
+    model = _with_unknown_block()
+    x = {k: v for k, v in padded_models.batch("kerashub")[0].items() if k != "segment_ids"}
+    expected = model(x)
+    report = ke.unpad(model)
+    assert report.blocks == ("block_0", "block_2")
+    assert list(report.unchanged) == ["block_1"] and "OddEncoder" in str(report)
+    np.testing.assert_allclose(model(x), expected, atol=1e-5)
+
+
+def _mean_over_positions(masked=False):
+    import keras_hub
+
+    keras = keras_of("keras")
+    ids = keras.Input((None,), dtype="int32", name="token_ids")
+    mask = keras.Input((None,), dtype="int32", name="padding_mask")
+    x = keras.layers.Embedding(VOCABULARY, 8)(ids)
+    x = keras_hub.layers.TransformerEncoder(16, 2)(x, padding_mask=mask)
+    pool = keras.layers.GlobalAveragePooling1D()
+    x = pool(x, mask=keras.ops.cast(mask, "bool")) if masked else pool(x)
+    return keras.Model({"token_ids": ids, "padding_mask": mask}, keras.layers.Dense(3)(x))
+
+
+def test_a_model_that_reads_padding_is_refused():
+    model = _mean_over_positions()
+    with pytest.raises(ValueError, match=r"must not change what a model computes.*use the mask"):
+        ke.unpad(model)
+    assert "call" not in vars(model)
+
+
+def test_a_mean_over_real_positions_reads_them_all():
+    report = ke.unpad(_mean_over_positions(masked=True))
+    assert len(report.blocks) == 1 and not report.first_token_only
+
+
+def test_outputs_for_each_token_need_a_loss_that_ignores_padding():
+    import keras_hub
+
+    backbone = padded_models.kerashub().backbone
+    with pytest.raises(ValueError, match="ignore_padding_outputs=True"):
+        ke.unpad(backbone)
+    report = ke.unpad(backbone, ignore_padding_outputs=True)
+    assert len(report.blocks) == 2 and not report.first_token_only
+    assert isinstance(backbone, keras_hub.models.BertBackbone)
+
+
+def test_without_a_mask_there_is_nothing_to_remove():
+    import keras_hub
+
+    keras = keras_of("keras")
+    ids = keras.Input((None,), dtype="int32")
+    x = keras_hub.layers.TransformerEncoder(16, 2)(keras.layers.Embedding(VOCABULARY, 8)(ids))
+    model = keras.Model(ids, keras.layers.Dense(3)(x[:, 0]))
+    report = ke.unpad(model)
+    assert not report.masked and "receives no mask" in str(report) and report.first_token_only
+
+
+@pytest.mark.parametrize("specimen", [s for s in ZOO if "bert" not in s.name], ids=str)
+@sampled(2)
+def test_models_without_known_blocks_are_refused(specimen):
+    with pytest.raises(ValueError, match="Transformer blocks of a known class"):
+        ke.unpad(specimen.make())
+
+
+def test_inputs_that_cannot_be_made_up_need_a_sample():
+    import keras_hub
+
+    keras = keras_of("keras")
+    x = keras.Input((None, 8))
+    y = keras_hub.layers.TransformerEncoder(16, 2)(x)
+    model = keras.Model(x, keras.layers.Dense(3)(y[:, 0]))
+    with pytest.raises(ValueError, match=r"Pass a batch of features as `sample`"):
+        ke.unpad(model)
+    sample = np.random.default_rng(0).normal(size=(3, 5, 8)).astype("float32")
+    assert ke.unpad(model, sample=sample).first_token_only
+
+
+def test_two_encoders_with_masks_of_their_own():
+    import keras_hub
+
+    keras = keras_of("keras")
+    inputs, states = {}, []
+    for side in ("left", "right"):
+        ids = inputs[f"{side}_ids"] = keras.Input((None,), dtype="int32", name=f"{side}_ids")
+        mask = inputs[f"{side}_mask"] = keras.Input((None,), dtype="int32", name=f"{side}_mask")
+        x = keras.layers.Embedding(VOCABULARY, 8)(ids)
+        states.append(keras_hub.layers.TransformerEncoder(16, 2)(x, padding_mask=mask)[:, 0])
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.add(states)))
+    left, right = padded_models.batch("kerashub"), padded_models.batch("kerashub", seed=1)
+    right[0]["padding_mask"] = right[0]["padding_mask"][::-1]
+    x = {
+        f"{side}_{new}": features[old]
+        for side, (features, _) in (("left", left), ("right", right))
+        for new, old in (("ids", "token_ids"), ("mask", "padding_mask"))
+    }
+    expected = model(x)
+    assert len(ke.unpad(model).blocks) == 2
+    np.testing.assert_allclose(model(x), expected, atol=1e-5)
+
+
+def test_an_unbuilt_model_is_refused():
+    keras = keras_of("keras")
+    with pytest.raises(ValueError, match="needs a built model"):
+        ke.unpad(keras.Sequential([keras.layers.Dense(3)]))
