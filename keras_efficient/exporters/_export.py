@@ -39,6 +39,7 @@ from keras_efficient.flavor import Model
 from keras_efficient.metrics import scores_of
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transform_chains
 from keras_efficient.parametrize._plain_model import folded_weights
+from keras_efficient.training._unpad import padded
 
 
 def export(
@@ -203,6 +204,7 @@ def _write(flavor, model, directory, sample, arguments):
         if text is not None:
             reference["text"] = text.reference(flavor, model)
         unread = stack.enter_context(substituted_layers(model, arguments.quantize))
+        stack.enter_context(padded(model))
         stack.enter_context(folded_weights(model))
         module, functions, tokens = _module(flavor, model, unread, features, text, arguments)
         with staged(directory, version) as staging:

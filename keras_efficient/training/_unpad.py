@@ -1,6 +1,7 @@
 """Padding removal: compute the Transformer blocks of a model on real tokens only."""
 
 import functools
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -140,6 +141,17 @@ def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = Fa
         masked=holder.masked,
         _holder=holder,
     )
+
+
+@contextmanager
+def padded(model: Model) -> Iterator[None]:
+    """Let a model compute padding as before `ke.unpad`, for the time of a block."""
+    holder = vars(model).get(_ATTRIBUTE)
+    if holder is None:
+        yield
+        return
+    with holder.flavor.untraced(model), holder.off():
+        yield
 
 
 def _verify(holder, compare):
