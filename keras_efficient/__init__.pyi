@@ -14,6 +14,7 @@ from . import (
     optimizers as optimizers,
     parametrize as parametrize,
     peft as peft,
+    runtime as runtime,
     schedules as schedules,
     serving as serving,
     training as training,
@@ -42,6 +43,7 @@ from .peft import (
     save_adapters as save_adapters,
     switch_adapters as switch_adapters,
 )
+from .runtime import tune_process as tune_process
 from .training import (
     accumulate as accumulate,
     adversarial as adversarial,
