@@ -15,6 +15,7 @@ from . import (
     optimizers as optimizers,
     parametrize as parametrize,
     peft as peft,
+    runtime as runtime,
     schedules as schedules,
     serving as serving,
     training as training,
@@ -43,6 +44,7 @@ from .peft import (
     save_adapters as save_adapters,
     switch_adapters as switch_adapters,
 )
+from .runtime import tune_process as tune_process
 from .training import (
     accumulate as accumulate,
     adversarial as adversarial,

@@ -54,7 +54,7 @@ LAYERS = {
     "schedules": set(),
     "optimizers": {"schedules"},
     "parametrize": set(),
-    "training": {"data", "distribute", "parametrize"},
+    "training": {"data", "distribute", "optimizers", "parametrize"},
     "compression": {"parametrize", "training"},
     "peft": {"parametrize", "training"},
     "checkpoint": {"data", "distribute", "optimizers", "parametrize", "training"},

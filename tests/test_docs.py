@@ -154,10 +154,14 @@ def test_docstring_examples(path, here, quick_export):
         runner = doctest.DocTestRunner(OutputChecker(), verbose=False)
         result = runner.run(example, out=printed.append)
         assert not result.failed, f"{example.name}: " + "".join(printed)
-        # Examples are skipped only if they name a file, data made from one, or a download.
+        # Examples are skipped only if they name a file, data made from one, or a download, or if
+        # they change the settings of the process.
         skipped = [e for e in example.examples if e.options.get(doctest.SKIP)]
         assert len(skipped) in (0, len(example.examples)), example.name
-        assert all(re.search(r'"\w|folder|train|tokenizer|demo_', e.source) for e in skipped[:1])
+        assert all(
+            re.search(r'"\w|folder|train|tokenizer|demo_|tune_process', e.source)
+            for e in skipped[:1]
+        )
 
 
 def test_generated_pages_are_current():

@@ -1,8 +1,10 @@
 """AdamW with rules per variable, for both libraries."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from keras_efficient.flavor import Flavor, Model, Optimizer
+from keras_efficient.optimizers._fused_adam import FusedAdamMixin
 from keras_efficient.optimizers._mixins import make_optimizer, make_optimizer_class
 from keras_efficient.optimizers._param_groups import Groups
 from keras_efficient.optimizers._validation import LearningRate, check_adam
@@ -26,8 +28,8 @@ def AdamW(
         m ← β₁ m + (1-β₁) g,  v ← β₂ v + (1-β₂) g²
         θ ← θ - η λ θ - η √(1-β₂ᵗ) / (1-β₁ᵗ) · m / (√v + ε)
 
-    The update is the library's own. Keras adds ε before it corrects the bias of v, so the paper's ε
-    corresponds to ε / √(1-β₂ᵗ) here.
+    The update and its slots are the library's own, computed by one operation of TensorFlow. Keras
+    adds ε before it corrects the bias of v, so the paper's ε corresponds to ε / √(1-β₂ᵗ) here.
 
     Args:
         learning_rate: float >= 0, a `ke.schedules` schedule, or the library's own schedule: η.
@@ -84,4 +86,5 @@ def AdamW(
 
 def optimizer_class(flavor: Flavor) -> type:
     """Return the AdamW class of a library."""
-    return make_optimizer_class(flavor, "AdamW", "AdamW", None)
+    update: Any = FusedAdamMixin
+    return make_optimizer_class(flavor, "AdamW", "AdamW", update)

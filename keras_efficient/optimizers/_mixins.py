@@ -56,8 +56,8 @@ def make_optimizer_class(flavor: Flavor, name: str, base: str, update: type | No
         flavor: the library.
         name: name of the class.
         base: name of the library's optimizer class to derive it from.
-        update: subclass of `CustomUpdateMixin` with an update rule that replaces the library's, or
-            None.
+        update: mixin with an update rule that replaces the library's, such as a subclass of
+            `CustomUpdateMixin`, or None.
 
     Returns:
         The class: the library's, with the arguments `exclude`, `groups` and `layerwise_decay`.
@@ -166,12 +166,17 @@ class PathRulesMixin(_OptimizerBase):
     def update_step(self, gradient, variable, *learning_rate):
         """Decay and update a variable; `learning_rate` is empty in tf_keras."""
         _, rule = self._rule(variable)
-        gradient = densify(gradient, variable)
         rate = self._step_rate(learning_rate, variable.dtype) * rule.multiplier
         if decay := self._decay(variable):
             variable.assign_sub(rate * decay * variable)
+        self._library_update(gradient, variable, rate, *learning_rate)
+
+    def _library_update(self, gradient, variable, rate, *learning_rate):
+        """Update a variable at its own rate, a scalar tensor, by the library's `update_step`."""
+        gradient = densify(gradient, variable)
         if learning_rate:
             return super().update_step(gradient, variable, rate)
+        _, rule = self._rule(variable)
         self._multiplier = rule.multiplier
         try:
             return super().update_step(gradient, variable)

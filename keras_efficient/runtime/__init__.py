@@ -1,1 +1,5 @@
-"""Separate processes that run exported models without Keras."""
+"""Process settings for training, and separate processes that run exported models without Keras."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

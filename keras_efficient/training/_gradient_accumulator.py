@@ -4,6 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_efficient.optimizers._sparse_gradients import unique_rows
 from keras_efficient.training import _replicas as replicas
 
 
@@ -156,15 +157,6 @@ class SingleBatchGradients:
 def dense(gradient):
     """Return `IndexedSlices` as a tensor; return anything else unchanged."""
     return tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient
-
-
-def unique_rows(gradient):
-    """Sum repeated rows of `IndexedSlices`; return anything else unchanged."""
-    if not isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    rows, places = tf.unique(gradient.indices)
-    values = tf.math.unsorted_segment_sum(gradient.values, places, tf.shape(rows)[0])
-    return tf.IndexedSlices(values, rows, gradient.dense_shape)
 
 
 def plus(one, other):
