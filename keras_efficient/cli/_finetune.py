@@ -142,8 +142,9 @@ def run(settings: Settings):
             quantize=settings.quantize,
             labels=train.label_names,
         )
+        blocks = _without_padding(model)
     class_weights = _class_weights(settings, train)
-    plan = Plan(settings, train, validation, stats, held_out.stats, tokenizer.max_length)
+    plan = Plan(settings, train, validation, stats, held_out.stats, tokenizer.max_length, blocks)
     plan.show(console, precision, version, weight_bytes, class_weights)
 
     _compile(model, settings, stats.batches, len(train.label_names))
@@ -337,6 +338,17 @@ def _on_cpu():
     import tensorflow as tf
 
     return not tf.config.list_logical_devices("GPU")
+
+
+def _without_padding(model):
+    """Apply `ke.unpad`; return what it does, for the plan."""
+    if not _on_cpu():
+        return "padding is computed, since XLA compiles fixed shapes"
+    try:
+        return ", ".join(str(ke.unpad(model)).splitlines()).removeprefix("unpad: ")
+    except ValueError as error:
+        # The checks say why; the run itself does not need it.
+        return f"padding is computed: {str(error).partition('Received: ')[2] or error}"
 
 
 def _class_weights(settings, train):

@@ -26,6 +26,7 @@ class Plan:
         stats: `TextStats` of the training data.
         held_out: `TextStats` of the data to evaluate on.
         longest: int, most tokens that the model takes.
+        blocks: str, what the model's Transformer blocks compute.
     """
 
     settings: Any
@@ -34,6 +35,7 @@ class Plan:
     stats: Any
     held_out: Any
     longest: int
+    blocks: str
 
     def rows(self) -> dict[str, str]:
         """Return what follows from the data and the options."""
@@ -45,6 +47,7 @@ class Plan:
             "baseline": self._baseline(),
             "batches": f"{stats.batches} per epoch of {stats.batch_size}, {len(stats.shapes)} "
             f"shapes, {stats.padding_share:.1%} padding",
+            "computed": self.blocks,
         }
         parts = (("to train on", stats), ("to evaluate on", self.held_out))
         cut = [f"{which}: {part.truncation}" for which, part in parts if part.truncated]

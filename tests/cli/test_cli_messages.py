@@ -84,7 +84,7 @@ def plan(truncated=0, names=("ham", "spam"), **options):
     records = ke.data.Records(("text",) * 10, labels, names)
     stats = ke.data.TextStats(10, 2, 8, 30, 40, ((8, 16, 1), (2, 16, 1)), truncated, 733, 128)
     whole = ke.data.TextStats(10, 2, 8, 30, 40, ((8, 16, 1), (2, 16, 1)))
-    return Plan(settings(**options), records, records, stats, whole, 512).rows()
+    return Plan(settings(**options), records, records, stats, whole, 512, "6 blocks").rows()
 
 
 def test_plan_tells_of_cut_texts():
