@@ -17,7 +17,8 @@ def is_changed(layer: Layer) -> bool:
     """Whether something besides its class decides what a layer computes."""
     parametrized = parametrized_layer(layer)
     wrapped = parametrized is not None and bool(parametrized.call_wrappers)
-    return wrapped or "call" in vars(layer) or getattr(layer, "activity_regularizer", None)
+    regularized = getattr(layer, "activity_regularizer", None) is not None
+    return wrapped or "call" in vars(layer) or regularized
 
 
 def run_block(block: Block, x: Tensor, rows: TokenRows, training: Any, first: bool) -> Tensor:
@@ -91,7 +92,8 @@ def _joined(layers, x):
         return tf.concat([_dense(layer, x) for layer in layers], 1)
     read = [_kernel_and_bias(layer, x) for layer in layers]
     kernel = tf.concat([kernel for kernel, _ in read], 1)
-    bias = None if read[0][1] is None else tf.concat([bias for _, bias in read], 0)
+    biases = [bias for _, bias in read if bias is not None]
+    bias = tf.concat(biases, 0) if biases else None
     return functions.dense(tf.cast(x, kernel.dtype), kernel, bias)
 
 

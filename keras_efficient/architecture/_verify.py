@@ -93,7 +93,7 @@ class Comparison:
             total = tf.constant(0.0)
             for tensor in outputs.values():
                 # Any weights will do that are the same each time.
-                weights = np.random.default_rng(0).normal(size=tensor.shape)
+                weights = np.random.default_rng(0).normal(size=tensor.shape.as_list())
                 total += tf.reduce_sum(tf.cast(tensor, tf.float32) * weights.astype("float32"))
         if not gradients:
             return outputs, []
@@ -154,11 +154,11 @@ def made_up(model: Model, lengths: Sequence[int] = _LENGTHS) -> Any:
     )
 
 
-def _made_up(name, spec, vocabulary, lengths):
+def _made_up(name, spec: Any, vocabulary, lengths):
     rank = len(spec.shape) if spec.shape is not None and spec.shape.rank is not None else None
     if rank != 2 or not (spec.dtype.is_integer or "mask" in name or spec.dtype == tf.bool):
         return None
-    fixed = spec.shape[1]
+    fixed: Any = spec.shape[1]
     length = max(lengths) if fixed is None else fixed
     lengths = np.minimum(lengths, length)
     if "mask" in name:

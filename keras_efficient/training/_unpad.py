@@ -1,6 +1,7 @@
 """Padding removal: compute the Transformer blocks of a model on real tokens only."""
 
 import functools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -200,8 +201,8 @@ class _UnpaddedModel:
         self.blocks = [_UnpaddedBlock(self, block) for block in blocks]
         self.first_token_only, self.masked = False, False
         self.filled = None
-        self.active = True
-        self.latest = None
+        self.active, self.warned = True, False
+        self.latest: Any = None
 
     def install(self):
         plain = self.model.call
@@ -217,7 +218,7 @@ class _UnpaddedModel:
                 _CURRENT.reset(token)
 
         # AutoGraph must not convert this function; `converted` converts the model's own.
-        call.autograph_info__ = None  # pyright: ignore[reportFunctionMemberAccess]
+        vars(call)["autograph_info__"] = None
         self.own = vars(self.model).get("call")
         object.__setattr__(self.model, "call", call)
         object.__setattr__(self.model, _ATTRIBUTE, self)
@@ -250,6 +251,17 @@ class _UnpaddedModel:
     def static(self):
         """Whether XLA compiles the model, which takes no shapes that depend on data."""
         return bool(getattr(self.model, "jit_compile", False)) or on_tpu()
+
+    def warn_static(self):
+        """Say once that XLA keeps the padding."""
+        if not self.warned:
+            self.warned = True
+            warnings.warn(
+                "XLA compiles fixed shapes, so it computes padding in spite of ke.unpad. Received: "
+                f"{self.model.name!r} with jit_compile=True, which Keras 3 also chooses by "
+                "itself, or on a TPU. Pass jit_compile=False to `compile`.",
+                stacklevel=2,
+            )
 
     @contextmanager
     def off(self):
@@ -344,7 +356,10 @@ class _UnpaddedBlock:
         if current is None or current.owner is not owner or self not in owner.blocks:
             return None
         wrapped = parametrized_layer(self.layer)
-        if owner.static or (wrapped is not None and wrapped.call_wrappers):
+        if owner.static:
+            owner.warn_static()
+            return None
+        if wrapped is not None and wrapped.call_wrappers:
             return None
         inputs = None if any(map(is_changed, block.inner)) else block.inputs(args, kwargs)
         if inputs is None or not isinstance(inputs.hidden, tf.Tensor):

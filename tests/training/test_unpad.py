@@ -309,3 +309,13 @@ def test_an_unbuilt_model_is_refused():
     keras = keras_of("keras")
     with pytest.raises(ValueError, match="needs a built model"):
         ke.unpad(keras.Sequential([keras.layers.Dense(3)]))
+
+
+def test_xla_is_told_of():
+    """Keras 3 may choose XLA by itself, and then nothing would be gained without a word."""
+    model = padded_models.kerashub()
+    ke.unpad(model)
+    compiled("keras", model, jit_compile=True)
+    x, y = padded_models.batch("kerashub")
+    with pytest.warns(UserWarning, match=r"computes padding in spite of ke\.unpad"):
+        model.fit(batches(x, y, batch_size=8), verbose=0)
