@@ -217,7 +217,7 @@ import os
 import re
 import keras_efficient as ke
 {TRAIN_BOTH}
-train()
+ke.prune, ke.accumulate
 print(os.environ.get("TF_USE_LEGACY_KERAS"))
 import tensorflow_model_optimization
 train()

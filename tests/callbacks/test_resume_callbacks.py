@@ -176,6 +176,7 @@ def test_other_callbacks_are_named(plain_run, tmp_path):
         case.start(tmp_path / "a")
 
 
+@sampled()
 @libraries
 def test_the_list_of_callbacks_is_found(library):
     """Both libraries' `CallbackList` calls `set_model` with itself as `self`, in `callbacks`.

@@ -464,6 +464,7 @@ def test_a_run_that_was_never_finite_resumes_nevertheless(tmp_path):
         assert min(CASE.start(tmp_path / "a").watch.losses) == (0, 4)
 
 
+@sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_a_run_can_stop_on_nan(library, tmp_path):
     runs = case(library, callbacks=lambda: [Calls(3, spoil(np.nan))], resume={"stop_on_nan": True})

@@ -119,6 +119,7 @@ def test_the_weight_that_matters_stays_denser_and_the_model_as_it_is(library):
     assert report.targets[unused] > report.targets[used]
 
 
+@sampled()
 @libraries
 def test_low_rank_deltas_are_included_in_the_measurement(library):
     model, batch = lopsided(library)
@@ -130,6 +131,7 @@ def test_low_rank_deltas_are_included_in_the_measurement(library):
     assert found.targets["unused/kernel"] > found.targets["used/kernel"]
 
 
+@sampled()
 @libraries
 def test_bad_arguments_of_sensitivity_are_refused(library):
     model, batch = lopsided(library)
@@ -259,6 +261,7 @@ def test_a_resumed_run_stops_and_holds_as_the_uninterrupted_one(library, at, tmp
     assert again.others[1].stopped_epoch == 2
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize(
     "library, criterion", covering(BOTH, ["magnitude", "movement"], strength=1)

@@ -80,6 +80,7 @@ def test_the_layer_looks_like_one_of_its_class(library):
     assert parametrized.store.named == {}
 
 
+@sampled()
 @libraries
 def test_variables_of_transforms_train_with_the_model(library):
     model, weight = dense(library)
@@ -407,6 +408,7 @@ def test_tied_output_tables_are_seen_through_their_transforms(table, name, confi
     assert np.abs(rounded - plain).max() > 1e-3 * np.abs(plain).max()
 
 
+@sampled()
 @libraries
 def test_code_of_a_call_that_reads_weights_of_layers_gets_transformed_ones(library):
     keras = keras_of(library)

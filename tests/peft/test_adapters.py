@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from covering import sampled
+from covering import contract, sampled
 from fit_helpers import mirrored
 from tuned import (
     SPECIMENS,
@@ -64,17 +64,20 @@ def test_weights_are_saved(specimen, tmp_path):
     assert_saved(specimen, adapted, tmp_path)
 
 
+@contract("export")
 @sampled()
 @names("specimen", TWO, ids=repr)
 def test_export(specimen, tmp_path, monkeypatch):
     assert_exported(specimen, adapted, tmp_path, monkeypatch)
 
 
+@contract("replicas")
 @names("specimen", full_except("keras-functional", among=FEW))
 def test_two_replicas_are_one(specimen):
     assert_replicas_agree(specimen, adapted)
 
 
+@contract("xla")
 @names("specimen", full_except("tf_keras-subclassed", among=FEW))
 def test_xla(specimen):
     assert_compiles(specimen, adapted)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import sampled
+from covering import contract, sampled
 from fit_helpers import assert_same, compiled, fit, mirrored
 from zoo import FEW, ZOO, keras_of
 
@@ -59,6 +59,7 @@ def test_before_and_after_compile_and_after_a_first_fit(library):
         assert_same(models[0], other, atol=1e-6)
 
 
+@contract("microbatches", "replicas", "xla")
 @sampled()
 @libraries
 def test_microbatches_replicas_and_xla_are_one_batch(library):
@@ -147,6 +148,7 @@ def test_a_model_file_is_the_plain_model_with_the_sum(library, tmp_path):
     assert loaded.count_params() == specimen.make().count_params()
 
 
+@contract("resume")
 @pytest.mark.parametrize("library", ["keras", pytest.param("tf_keras", marks=pytest.mark.full)])
 def test_resumes_to_the_last_bit(library, tmp_path):
     from resumed_runs import Case, assert_goes_on

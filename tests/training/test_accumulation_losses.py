@@ -210,6 +210,7 @@ def test_several_losses_averaged_alike(library, split):
     )
 
 
+@sampled()
 @both
 def test_losses_averaged_differently_are_refused(library):
     model = ke.accumulate(two_outputs(library), 2)

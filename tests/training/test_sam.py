@@ -227,6 +227,7 @@ def test_anything_but_a_keras_model_is_refused():
         ke.sam(tf.Module())
 
 
+@sampled()
 @libraries
 def test_a_pattern_that_matches_nothing_is_refused(library):
     model = ke.adversarial(made(library), variables="^nothing$")
@@ -245,6 +246,7 @@ def test_an_update_of_several_batches_is_refused(library, method):
         model.fit(data, callbacks=[growth], shuffle=False, verbose=0)
 
 
+@sampled()
 @sampled(2)
 @pytest.mark.parametrize("specimen", ZOO, ids=repr)
 def test_fgm_finds_the_table_of_words_and_no_other(specimen):
