@@ -182,6 +182,7 @@ def test_xla(specimen):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("specimen", SMALL, ids=repr)
 def test_with_an_average_a_window_and_validation(specimen):

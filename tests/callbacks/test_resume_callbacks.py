@@ -234,16 +234,15 @@ MOMENTS = {
     "in the second validation": ("on_test_batch_begin", 2, 0),
     "at the end": ("on_train_end", 1, 0),
 }
-#: In `make test`, one process's worth of them for each library.
+#: Several of them in one run, the second validation among them, are for `make test-all`.
+CHAINS = {
+    "keras": ("within an epoch", "in validation", "at the end"),
+    "tf_keras": ("at an epoch's last batch", "at an epoch's end", "in the second validation"),
+}
 STOPPED = [
-    ("keras", ("within an epoch", "in validation", "at the end")),
-    ("tf_keras", ("at an epoch's last batch", "at an epoch's end", "in the second validation")),
-    *(
-        pytest.param(library, (moment,), marks=pytest.mark.full)
-        for library in LIBRARIES
-        for moment in MOMENTS
-        if moment != "in the second validation"
-    ),
+    pytest.param(library, moments, marks=() if moments == chain[1:2] else pytest.mark.full)
+    for library, chain in CHAINS.items()
+    for moments in (chain, *((m,) for m in MOMENTS if m != "in the second validation"))
 ]
 
 

@@ -564,8 +564,7 @@ class Ends:
             yield tuple(map(tf.constant, IDS.batch(4, seed=seed)))
 
 
-@sampled()
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@pytest.mark.parametrize("library", ["keras", pytest.param("tf_keras", marks=pytest.mark.full)])
 def test_a_run_whose_data_ends_early_resumes_there(library, tmp_path):
     options = {"steps_per_epoch": 6, "epochs": 2}
     whole = case(library, data=lambda: Ends(12)(), **options).start(tmp_path / "whole")

@@ -202,8 +202,7 @@ def test_an_update_that_overflows_does_not_count(library):
     assert 0 < step_of(model) < 40
 
 
-@sampled()
-@libraries
+@mostly("tf_keras")
 def test_before_compile_and_after_are_the_same_and_fits_go_on(library):
     specimen = BOTH[library]
     features, labels = specimen.batch(12)

@@ -114,6 +114,7 @@ def test_trap_24_n_of_m_is_chosen_anew_at_every_move(library):
     assert not (mask.mask.numpy() == first).all()
 
 
+@pytest.mark.full
 def test_trap_24_upstream_chooses_n_of_m_once_and_forgets_it():
     import tf_keras
 
@@ -150,6 +151,7 @@ def test_trap_25_rank_3_kernels_take_groups_and_blocks(specimen, pattern):
     assert_exact(model)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kwargs", [{"sparsity_m_by_n": (2, 4)}, {"block_size": (1, 4)}])
 def test_trap_25_upstream_refuses_them(kwargs):
     import tf_keras
@@ -161,6 +163,7 @@ def test_trap_25_upstream_refuses_them(kwargs):
         wrapped(tf_keras.layers.EinsumDense("abc,cde->abde", (None, 2, 4)), **kwargs)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("specimen", FEW_FIRST, ids=repr)
 def test_trap_26_upstream_refuses_what_we_prune(specimen):
     """test_prune.py shows that we prune it."""

@@ -8,6 +8,7 @@ import tensorflow as tf
 from contract import outputs
 from covering import sampled
 from fit_helpers import compiled, fit
+from in_process_export import in_process as in_process
 from zoo import FEW_FIRST, ZOO, keras_of
 
 import keras_efficient as ke
@@ -238,6 +239,7 @@ def test_a_whole_model_is_saved_in_fit(library, tmp_path):
 
 
 @sampled()
+@pytest.mark.usefixtures("in_process")
 @libraries
 def test_an_export_in_fit(library, tmp_path):
     keras = keras_of(library)
