@@ -15,7 +15,7 @@ CONTRACTS = {
     "compression/test_quantize_training.py": {"files"},
     "compression/test_share_weights.py": {"files"},
     "optimizers/test_optimizers_training.py": {"replicas", "microbatches"},
-    "peft/test_adalora.py": {"resume"},
+    "peft/test_adalora.py": {"files"},
     "peft/test_adapters.py": {"replicas"},
     "peft/test_bitfit.py": {"export"},
     "peft/test_lora_training.py": {"resume"},

@@ -210,6 +210,7 @@ def train():
 """
 
 
+@pytest.mark.full
 def test_our_package_before_tf_mot():
     pytest.importorskip("tensorflow_model_optimization")
     out = run(f"""

@@ -352,6 +352,7 @@ def test_the_mode():
         assert plateau.scale == (0.5 if falls else 1), (name, mode)
 
 
+@sampled()
 @libraries
 def test_what_is_monitored_must_be_in_the_logs(library):
     with pytest.raises(InputError, match=r"Received: 'val_loss' with logs of \['accuracy', 'loss'"):

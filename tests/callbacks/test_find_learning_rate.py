@@ -377,6 +377,7 @@ def test_a_loss_that_is_no_number_at_first_is_refused(library):
         ke.find_learning_rate(model, data)
 
 
+@sampled()
 @libraries
 def test_a_loss_that_becomes_no_number_ends_the_test(library):
     model, data, _ = regression(library)
@@ -390,6 +391,7 @@ def test_a_loss_that_becomes_no_number_ends_the_test(library):
     assert np.isfinite(found.losses).all()
 
 
+@sampled()
 @libraries
 def test_a_step_without_a_loss_in_its_logs_is_refused(library):
     class Silent(keras_of(library).Model):

@@ -175,6 +175,7 @@ def test_validation_may_be_a_number_of_rows(finetune, reviews, bert, tmp_path):
     assert "53 to train on, 7 to evaluate on" in outcome.err
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("library", "whole"), [("keras", 8), pytest.param("tf_keras", None, marks=pytest.mark.full)]
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from compression_helpers import BOTH, libraries, mostly, ready
-from covering import covering, sampled
+from covering import contract, covering, sampled
 from fit_helpers import fit
 from test_prune import step_of
 from zoo import CLASSES, LENGTH, VOCABULARY, keras_of
@@ -227,6 +227,7 @@ def test_a_baseline_makes_the_first_weights_good_and_a_loss_may_not_rise():
     del model
 
 
+@contract("resume")
 @sampled()
 @pytest.mark.parametrize("library, at", covering(BOTH, [(2, 1), (3, 3)], strength=1))
 def test_a_resumed_run_stops_and_holds_as_the_uninterrupted_one(library, at, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from compression_helpers import BOTH, FUNCTIONAL, libraries, mostly, ready
-from covering import covering, sampled
+from covering import contract, covering, sampled
 from fit_helpers import assert_same, fit, mirrored
 from test_prune import assert_exact
 from zoo import keras_of
@@ -39,7 +39,6 @@ def gradient(value, x, y):
 
 
 @sampled()
-@sampled(2)
 @every_form
 def test_scores_get_the_gradient_times_the_weight(library, form):
     sparsity, criterion = FORMS[form]
@@ -110,6 +109,7 @@ def test_with_adamw_a_soft_score_moves_by_its_scale(library):
     np.testing.assert_allclose(np.abs(score), 10 * 500 * 5e-5, rtol=0.3)
 
 
+@contract("microbatches", "replicas")
 @sampled()
 @pytest.mark.parametrize(
     "library, form, parts", covering(BOTH, FORMS, [(2, 1), (1, 2)], strength=1)

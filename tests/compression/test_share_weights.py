@@ -254,7 +254,6 @@ def test_is_exported_as_it_computes(specimen, what, tmp_path):
 
 
 @sampled()
-@sampled(2)
 @pytest.mark.parametrize("specimen, what", OWN, ids=str)
 def test_a_model_file_holds_copies(specimen, what, tmp_path):
     x, _ = specimen.batch(4)
@@ -269,7 +268,6 @@ def test_a_model_file_holds_copies(specimen, what, tmp_path):
 
 
 @sampled()
-@sampled(2)
 @some_cases(
     CASES,
     "keras-blocks-layers",

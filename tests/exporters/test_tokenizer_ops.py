@@ -231,7 +231,6 @@ def random_texts(count, seed=0):
 
 
 @sampled()
-@sampled(2)
 @normalizers
 def test_odd_strings(name):
     check(*wordpiece(name), ODD)

@@ -150,6 +150,7 @@ def tokens(batches=4):
     return [(part.astype("int32"), (part[:, 0] > 10).astype("int32")) for part in ids]
 
 
+@sampled()
 @both
 def test_statistics_estimated_over_data_are_its_moments(library):
     """Averages that lag behind the weights: .857 by averages, .926 by batch statistics."""

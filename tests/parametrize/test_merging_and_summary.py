@@ -105,7 +105,6 @@ def test_summary_of_a_plain_model(specimen):
 
 
 @sampled()
-@sampled(2)
 @models
 def test_summary_of_a_chain(specimen):
     model = specimen.make()

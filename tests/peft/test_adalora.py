@@ -35,6 +35,7 @@ def ranks(model):
     return [int(np.count_nonzero(t.lambda_.numpy())) for t in transforms(model, AdaLoRADelta)]
 
 
+@contract("files")
 @sampled()
 @pytest.mark.parametrize(
     "specimen", full_except("keras-functional", "tf_keras-subclassed", among=FEW)

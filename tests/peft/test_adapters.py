@@ -291,6 +291,7 @@ def test_outputs_that_are_not_last():
         ke.adapters(model, 3, layers="einsum")
 
 
+@sampled()
 @names("library", ["keras", "tf_keras"])
 def test_no_plain_form(library, tmp_path):
     model = SPECIMENS[f"{library}-functional"].make()
@@ -319,6 +320,7 @@ def test_under_another_strategy():
         report.remove()
 
 
+@sampled()
 @names("library", ["keras", "tf_keras"])
 def test_an_activation_of_ones_own(library):
     import tensorflow as tf

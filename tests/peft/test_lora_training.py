@@ -174,6 +174,7 @@ def test_resumes_to_the_last_bit(library, tmp_path):
     assert_goes_on(case, tmp_path / "a", sorted(whole.watch.losses)[-4], whole)
 
 
+@sampled()
 @libraries
 def test_factors_start_the_same_whatever_else_a_process_has_made(library):
     values = []

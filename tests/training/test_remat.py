@@ -156,6 +156,7 @@ def test_arguments_of_every_kind_and_outputs_of_every_kind():
             )
 
 
+@sampled()
 @both
 def test_masks_go_through(library):
     layers = keras_of(library).layers
