@@ -10,16 +10,16 @@ from allpairspy import AllPairs
 #: they take turns. All contracts of a file that is not listed are checked.
 CONTRACTS = {
     "callbacks/test_gradual_unfreezing.py": {"xla"},
-    "compression/test_cluster.py": {"xla", "files"},
-    "compression/test_prune.py": {"replicas"},
-    "compression/test_quantize_training.py": {"files"},
+    "compression/test_cluster.py": {"files", "mixed_precision"},
+    "compression/test_prune.py": {"replicas", "mixed_precision"},
+    "compression/test_quantize_training.py": {"files", "mixed_precision"},
     "compression/test_share_weights.py": {"files"},
     "optimizers/test_optimizers_training.py": {"replicas", "microbatches"},
     "peft/test_adalora.py": {"files"},
-    "peft/test_adapters.py": {"replicas"},
-    "peft/test_bitfit.py": {"export"},
+    "peft/test_adapters.py": {"xla"},
+    "peft/test_bitfit.py": {"export", "mixed_precision"},
     "peft/test_lora_training.py": {"resume"},
-    "peft/test_prefix_tuning.py": {"xla", "export"},
+    "peft/test_prefix_tuning.py": {"export"},
     "training/test_remat.py": {"xla", "microbatches"},
 }
 
@@ -90,8 +90,8 @@ def contract(*names):
 
     Args:
         names: among "replicas" (two are one device), "xla" (it computes the same), "microbatches"
-            (they are one batch), "resume" (to the last bit), "export" and "files" (a trained model
-            is saved, loaded and merged).
+            (they are one batch), "mixed_precision", "resume" (to the last bit), "export" and
+            "files" (a trained model is saved, loaded and merged).
     """
     return pytest.mark.contract(*names)
 

@@ -109,5 +109,10 @@ def test_every_method_has_a_contract_checked_and_every_contract_is_checked():
         assert chosen and chosen <= there[file], file
     for file, names in there.items():
         times.update(CONTRACTS.get(file, names))
-    assert set(times) == {"replicas", "xla", "microbatches", "resume", "export", "files"}
+    named = set.union(*there.values())
+    assert (
+        set(times)
+        == named
+        == {"replicas", "xla", "microbatches", "mixed_precision", "resume", "export", "files"}
+    )
     assert min(times.values()) >= 2, times

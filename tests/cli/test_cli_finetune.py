@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import review_rows, versions, write_bert, write_reviews
-from covering import covering
+from covering import covering, sampled
 
 import keras_efficient as ke
 
@@ -134,6 +134,7 @@ def test_one_exact_version_at_home(finetune, bert, tmp_path, exported, monkeypat
     finetune(missing, bert, tmp_path / "out").refused(missing)
 
 
+@sampled()
 @pytest.mark.parametrize(
     "library, suffix",
     covering(("keras", "tf_keras"), (".csv", ".tsv", ".jsonl"), strength=1),

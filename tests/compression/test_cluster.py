@@ -259,6 +259,7 @@ def test_two_replicas_train_as_one(specimen):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@contract("mixed_precision")
 @sampled()
 @libraries
 def test_mixed_precision(library):

@@ -173,6 +173,7 @@ def test_xla_prunes_the_same(library):
     assert_exact(models[1])
 
 
+@contract("mixed_precision")
 @sampled()
 @libraries
 def test_in_bfloat16_the_zeros_are_exact(library):
@@ -394,6 +395,7 @@ def test_reports_print():
     assert "mask unstructured by scores" in str(ke.summary(model))
 
 
+@pytest.mark.full
 @mostly("keras")
 def test_schedules_of_tf_mot_have_their_own_end(library):
     from keras_efficient.compression._tf_mot import tf_mot

@@ -193,6 +193,7 @@ def test_rematerialised_layers_have_the_same_ranges(specimen):
     np.testing.assert_allclose(twice.get_weights()[0], plain.get_weights()[0], atol=1e-4)
 
 
+@contract("mixed_precision")
 @sampled()
 @pytest.mark.parametrize(
     "specimen, policy",

@@ -414,6 +414,7 @@ def test_two_replicas_or_xla_train_as_one_replica(library, variant):
             np.testing.assert_allclose(value, other[path], atol=1e-5, err_msg=path)
 
 
+@contract("mixed_precision")
 @sampled()
 @pytest.mark.parametrize("library, what", covering(BLOCKS, ["layers", "embeddings"], strength=1))
 def test_mixed_precision(library, what):

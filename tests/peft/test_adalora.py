@@ -238,6 +238,7 @@ def test_xla_computes_the_same(library):
     assert_same(*(trained(library, specimen, jit, begin_with=0.3) for jit in (False, True)))
 
 
+@contract("mixed_precision")
 @pytest.mark.full
 @EITHER
 def test_bfloat16(library):

@@ -83,6 +83,7 @@ def test_xla(specimen):
     assert_compiles(specimen, adapted)
 
 
+@contract("mixed_precision")
 @sampled()
 @names("specimen", full_except("keras-functional", "tf_keras-subclassed", among=FEW))
 def test_mixed_precision(specimen):
@@ -214,6 +215,7 @@ def test_two_of_different_names():
     assert len(added(model)) == 16
 
 
+@pytest.mark.full
 def test_on_lora():
     specimen = SPECIMENS["tf_keras-functional"]
 

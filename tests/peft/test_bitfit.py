@@ -69,6 +69,7 @@ def test_xla(specimen):
     assert_compiles(specimen, ke.bitfit)
 
 
+@contract("mixed_precision")
 @names("specimen", full_except("tf_keras-subclassed", among=FEW))
 def test_mixed_precision(specimen):
     assert_mixed(specimen, ke.bitfit)
@@ -128,6 +129,7 @@ def test_freeze_some(specimen):
     assert {key for key in before if key.endswith("kernel")} <= moved
 
 
+@pytest.mark.full
 @sampled()
 @names("specimen", FUNCTIONAL, ids=repr)
 def test_the_optimizer_keeps_what_it_knows(specimen):

@@ -78,6 +78,7 @@ def test_microbatches_replicas_and_xla_are_one_batch(library):
         assert_same(models[0], other)
 
 
+@contract("mixed_precision")
 @sampled()
 @libraries
 def test_in_bfloat16_the_factors_are_float32(library):

@@ -64,6 +64,7 @@ def test_xla(specimen):
     assert_compiles(specimen, prefixed)
 
 
+@contract("mixed_precision")
 @sampled()
 @names("specimen", full_except("keras-functional", "tf_keras-subclassed", among=FEW))
 def test_mixed_precision(specimen):

@@ -98,6 +98,7 @@ def test_weights_are_the_same_under_xla(name):
 TWO = ("keras-functional", "tf_keras-functional")
 
 
+@contract("mixed_precision")
 @sampled()
 @pytest.mark.parametrize("name", only(*TWO, among=[*BERTS, *TWO]))
 def test_weights_are_the_same_in_bfloat16(name, bfloat16):

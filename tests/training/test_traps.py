@@ -251,6 +251,7 @@ def test_trap_14_variables_are_excluded_from_weight_decay_before_build(library):
     np.testing.assert_array_equal(layer.get_weights()[0], 1)
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("n", [1, 3])
 def test_trap_15_a_ragged_batch_of_tf_keras_on_two_replicas(n):
