@@ -5,6 +5,24 @@ import itertools
 import pytest
 from allpairspy import AllPairs
 
+#: Which contracts of a method `make test` checks; `make test-all` checks all of them. The code
+#: behind a contract (replicas, XLA, microbatches and so on) is largely shared by the methods, so
+#: they take turns. All contracts of a file that is not listed are checked.
+CONTRACTS = {
+    "callbacks/test_gradual_unfreezing.py": {"xla"},
+    "compression/test_cluster.py": {"files", "mixed_precision"},
+    "compression/test_prune.py": {"replicas", "mixed_precision"},
+    "compression/test_quantize_training.py": {"files", "mixed_precision"},
+    "compression/test_share_weights.py": {"files"},
+    "optimizers/test_optimizers_training.py": {"replicas", "microbatches"},
+    "peft/test_adalora.py": {"files"},
+    "peft/test_adapters.py": {"xla"},
+    "peft/test_bitfit.py": {"export", "mixed_precision"},
+    "peft/test_lora_training.py": {"resume"},
+    "peft/test_prefix_tuning.py": {"export"},
+    "training/test_remat.py": {"xla", "microbatches"},
+}
+
 
 def covering(*factors, strength=2, keep=lambda *levels: True):
     """Return the full product of `factors` as parameters; `make test` runs a covering array of it.
@@ -65,8 +83,26 @@ def sampled(cases: int = 1):
     return pytest.mark.sampled(cases)
 
 
+def contract(*names):
+    """Return a marker: the test checks these contracts, any of which may be shared by methods.
+
+    `make test` runs it if `CONTRACTS` lists one of `names` for its file, `make test-all` always.
+
+    Args:
+        names: among "replicas" (two are one device), "xla" (it computes the same), "microbatches"
+            (they are one batch), "mixed_precision", "resume" (to the last bit), "export" and
+            "files" (a trained model is saved, loaded and merged).
+    """
+    return pytest.mark.contract(*names)
+
+
 def sample(items):
-    """Add the marker `full` to the cases that `sampled` leaves out; called on collection."""
+    """Mark as `full` what `contract` and `sampled` leave out; called on collection."""
+    for item in items:
+        marker = item.get_closest_marker("contract")
+        file = "/".join(item.path.parts[-2:])
+        if marker is not None and not CONTRACTS.get(file, set(marker.args)) & set(marker.args):
+            item.add_marker(pytest.mark.full)
     cases, positions = {}, {}
     for item in items:
         marker = item.get_closest_marker("sampled")

@@ -211,6 +211,7 @@ def train():
 """
 
 
+@pytest.mark.full
 def test_our_package_before_tf_mot():
     pytest.importorskip("tensorflow_model_optimization")
     out = run(f"""
@@ -218,7 +219,7 @@ import os
 import re
 import keras_efficient as ke
 {TRAIN_BOTH}
-train()
+ke.prune, ke.accumulate
 print(os.environ.get("TF_USE_LEGACY_KERAS"))
 import tensorflow_model_optimization
 train()

@@ -150,6 +150,7 @@ def test_the_base_callback_does_nothing(trained):
     assert np.isfinite(history["loss"]).all()
 
 
+@pytest.mark.full
 def test_trap_36_a_keras_3_callback_still_fails_in_tf_keras():
     specimen = small("tf_keras")
     model = compiled("tf_keras", specimen.make())

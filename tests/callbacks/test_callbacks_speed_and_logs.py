@@ -85,6 +85,7 @@ def test_examples_tokens_and_padding_are_counted_exactly(specimen, accumulated):
     assert ("train_step" in vars(model)) is accumulated
 
 
+@sampled()
 @small
 def test_without_a_mask_there_are_no_tokens(library):
     model = small_model(library)

@@ -260,6 +260,7 @@ def watched(model, plateau, values, name="val_loss"):
     return history["learning_rate_scale"], history
 
 
+@sampled()
 @libraries
 def test_patience_waits_and_an_improvement_starts_it_again(library):
     model = made(library)
@@ -307,6 +308,7 @@ def test_a_small_improvement_is_none():
     assert scales == [1, 0.5, 0.5]
 
 
+@sampled()
 @libraries
 def test_schedules_are_scaled_down_to_the_least(library):
     schedule = ke.schedules.linear(0.5, total_steps=100).wrap(library)
@@ -350,6 +352,7 @@ def test_the_mode():
         assert plateau.scale == (0.5 if falls else 1), (name, mode)
 
 
+@sampled()
 @libraries
 def test_what_is_monitored_must_be_in_the_logs(library):
     with pytest.raises(InputError, match=r"Received: 'val_loss' with logs of \['accuracy', 'loss'"):

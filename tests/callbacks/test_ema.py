@@ -185,6 +185,7 @@ def test_decay_is_between_0_and_1(decay):
         EMA(decay)
 
 
+@sampled()
 @libraries
 def test_there_must_be_an_average_of_the_same_weights(library):
     model, ema = made(library), EMA()

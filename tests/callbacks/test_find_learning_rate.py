@@ -255,6 +255,7 @@ def test_the_suggestion_is_below_the_stable_limit_and_divergence_above(library, 
     assert found.smoothed.min() < 0.5 * found.losses[0]
 
 
+@sampled()
 @libraries
 def test_the_loss_is_that_of_each_batch(library):
     """Not the mean since the epoch began, and not the last batch's of a smaller size."""
@@ -358,6 +359,7 @@ def test_an_unbuilt_model_needs_shapes(library):
         ke.find_learning_rate(model, (batch for batch in ()))
 
 
+@sampled()
 @libraries
 def test_an_empty_dataset_is_refused(library):
     model, data, _ = regression(library)
@@ -375,6 +377,7 @@ def test_a_loss_that_is_no_number_at_first_is_refused(library):
         ke.find_learning_rate(model, data)
 
 
+@sampled()
 @libraries
 def test_a_loss_that_becomes_no_number_ends_the_test(library):
     model, data, _ = regression(library)
@@ -388,6 +391,7 @@ def test_a_loss_that_becomes_no_number_ends_the_test(library):
     assert np.isfinite(found.losses).all()
 
 
+@sampled()
 @libraries
 def test_a_step_without_a_loss_in_its_logs_is_refused(library):
     class Silent(keras_of(library).Model):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from covering import sampled
+from covering import contract, sampled
 from fit_helpers import compiled, fit, mirrored
 from resumed_runs import Case, assert_goes_on
 from zoo import CLASSES, LENGTH, VOCABULARY, ZOO, Specimen, _fixed, keras_of
@@ -159,6 +159,7 @@ def test_the_optimizer_keeps_its_state(specimen):
     assert len(slots(model)) == number
 
 
+@contract("replicas")
 @sampled()
 @pytest.mark.parametrize("specimen", [*SMALL, *TWO], ids=repr)
 def test_two_replicas_are_one(specimen):
@@ -169,6 +170,7 @@ def test_two_replicas_are_one(specimen):
     assert len(moved.epochs[0]) < len(moved.epochs[2])
 
 
+@contract("xla")
 @sampled()
 @pytest.mark.parametrize("specimen", SMALL, ids=repr)
 def test_xla(specimen):
@@ -180,6 +182,7 @@ def test_xla(specimen):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("specimen", SMALL, ids=repr)
 def test_with_an_average_a_window_and_validation(specimen):
@@ -258,6 +261,7 @@ def normalised(library, dropout=0.3):
     return keras_of(library).Model(ids, layers.Dense(3, name="logits", dtype="float32")(x))
 
 
+@contract("resume")
 @sampled()
 @pytest.mark.parametrize(
     "library, at, how",

@@ -464,6 +464,7 @@ def test_a_run_that_was_never_finite_resumes_nevertheless(tmp_path):
         assert min(CASE.start(tmp_path / "a").watch.losses) == (0, 4)
 
 
+@sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_a_run_can_stop_on_nan(library, tmp_path):
     runs = case(library, callbacks=lambda: [Calls(3, spoil(np.nan))], resume={"stop_on_nan": True})
@@ -563,8 +564,7 @@ class Ends:
             yield tuple(map(tf.constant, IDS.batch(4, seed=seed)))
 
 
-@sampled()
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@pytest.mark.parametrize("library", ["keras", pytest.param("tf_keras", marks=pytest.mark.full)])
 def test_a_run_whose_data_ends_early_resumes_there(library, tmp_path):
     options = {"steps_per_epoch": 6, "epochs": 2}
     whole = case(library, data=lambda: Ends(12)(), **options).start(tmp_path / "whole")

@@ -54,6 +54,7 @@ def output(tmp_path):
     assert not path.parent.exists()
 
 
+@pytest.mark.full
 @sampled()
 @BOTH_LIBRARIES
 def test_good_input_would_train(library, finetune, reviews, bert, tmp_path):

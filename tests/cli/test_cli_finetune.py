@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import review_rows, versions, write_bert, write_reviews
-from covering import covering
+from covering import covering, sampled
 
 import keras_efficient as ke
 
@@ -134,6 +134,7 @@ def test_one_exact_version_at_home(finetune, bert, tmp_path, exported, monkeypat
     finetune(missing, bert, tmp_path / "out").refused(missing)
 
 
+@sampled()
 @pytest.mark.parametrize(
     "library, suffix",
     covering(("keras", "tf_keras"), (".csv", ".tsv", ".jsonl"), strength=1),
@@ -175,6 +176,7 @@ def test_validation_may_be_a_number_of_rows(finetune, reviews, bert, tmp_path):
     assert "53 to train on, 7 to evaluate on" in outcome.err
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("library", "whole"), [("keras", 8), pytest.param("tf_keras", None, marks=pytest.mark.full)]
 )

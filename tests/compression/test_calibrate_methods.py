@@ -244,7 +244,7 @@ def test_ranges_stay_when_the_model_trains_on(specimen):
         np.testing.assert_array_equal(part.range.numpy(), value)
 
 
-SOME = {("keras-sequential", "int8"), ("kerashub-bert", "int4")}
+SOME = {("keras-sequential", "int8"), ("keras-functional", "int4")}
 KERAS = [
     pytest.param(s, method, marks=() if (s.name, method) in SOME else pytest.mark.full)
     for s in ZOO

@@ -15,7 +15,7 @@ from compression_helpers import (
     ready,
     small,
 )
-from covering import sampled
+from covering import contract, sampled
 from fit_helpers import batches, fit, mirrored
 from zoo import ZOO, full_except, keras_of
 
@@ -121,6 +121,7 @@ def test_few_distinct_values_are_all_found():
 # --- on models -----------------------------------------------------------------------------------
 
 
+@contract("files")
 @sampled()
 @pytest.mark.parametrize("specimen", full_except("keras-functional", "tf_keras-subclassed"))
 def test_trains_saves_and_merges_with_so_many_values(specimen, tmp_path):
@@ -155,6 +156,7 @@ def test_trains_saves_and_merges_with_so_many_values(specimen, tmp_path):
     np.testing.assert_allclose(outputs(model, x), expected, atol=1e-6)
 
 
+@sampled()
 @functional
 def test_a_whole_model_file_holds_the_clustered_values(specimen, tmp_path):
     model = specimen.make()
@@ -191,6 +193,7 @@ def test_zeros_stay_zero(specimen):
         assert len(np.unique(weight.value.numpy())) <= 5
 
 
+@contract("xla")
 @sampled()
 @libraries
 def test_xla_computes_the_same(library):
@@ -215,6 +218,7 @@ def large(library):
     return keras.Sequential([keras.layers.Input((6,)), *layers])
 
 
+@pytest.mark.full
 @sampled()
 @libraries
 def test_a_large_weight_trains_compiled_and_on_two_replicas(library, monkeypatch):
@@ -239,6 +243,7 @@ def test_a_large_weight_trains_compiled_and_on_two_replicas(library, monkeypatch
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@contract("replicas")
 @sampled()
 @small
 def test_two_replicas_train_as_one(specimen):
@@ -254,6 +259,7 @@ def test_two_replicas_train_as_one(specimen):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@contract("mixed_precision")
 @sampled()
 @libraries
 def test_mixed_precision(library):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from compression_helpers import BOTH, FUNCTIONAL, functional, libraries, mostly, quick, ready
-from covering import covering, sampled
+from covering import contract, covering, sampled
 from fit_helpers import assert_same, fit, mirrored, sample_weights
 from in_process_export import in_process as in_process
 from zoo import ZOO, full_except, keras_of
@@ -96,6 +96,7 @@ def test_sparsity_is_the_target_after_every_update_from_the_end_step_on(specimen
     assert type(model.layers[-1]) is plain_class
 
 
+@contract("export")
 @sampled()
 @pytest.mark.usefixtures("in_process")
 @functional
@@ -118,6 +119,7 @@ def test_an_export_has_the_zeros(specimen, tmp_path):
     assert_exact(model)
 
 
+@contract("microbatches")
 @sampled()
 @pytest.mark.parametrize("library, scope", covering(BOTH, ["layer", "global"], strength=1))
 def test_k_microbatches_are_one_batch(library, scope):
@@ -134,6 +136,7 @@ def test_k_microbatches_are_one_batch(library, scope):
     assert_same(*models)
 
 
+@contract("replicas")
 @sampled()
 @libraries
 def test_two_replicas_are_one(library):
@@ -154,6 +157,7 @@ def test_two_replicas_are_one(library):
         np.testing.assert_array_equal(*(part.numpy() for part in parts))
 
 
+@contract("xla")
 @sampled()
 @libraries
 def test_xla_prunes_the_same(library):
@@ -169,6 +173,7 @@ def test_xla_prunes_the_same(library):
     assert_exact(models[1])
 
 
+@contract("mixed_precision")
 @sampled()
 @libraries
 def test_in_bfloat16_the_zeros_are_exact(library):
@@ -198,8 +203,7 @@ def test_an_update_that_overflows_does_not_count(library):
     assert 0 < step_of(model) < 40
 
 
-@sampled()
-@libraries
+@mostly("tf_keras")
 def test_before_compile_and_after_are_the_same_and_fits_go_on(library):
     specimen = BOTH[library]
     features, labels = specimen.batch(12)
@@ -391,6 +395,7 @@ def test_reports_print():
     assert "mask unstructured by scores" in str(ke.summary(model))
 
 
+@pytest.mark.full
 @mostly("keras")
 def test_schedules_of_tf_mot_have_their_own_end(library):
     from keras_efficient.compression._tf_mot import tf_mot

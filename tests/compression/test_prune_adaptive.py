@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from compression_helpers import BOTH, libraries, mostly, ready
-from covering import covering, sampled
+from covering import contract, covering, sampled
 from fit_helpers import fit
 from test_prune import step_of
 from zoo import CLASSES, LENGTH, VOCABULARY, keras_of
@@ -119,6 +119,7 @@ def test_the_weight_that_matters_stays_denser_and_the_model_as_it_is(library):
     assert report.targets[unused] > report.targets[used]
 
 
+@sampled()
 @libraries
 def test_low_rank_deltas_are_included_in_the_measurement(library):
     model, batch = lopsided(library)
@@ -130,6 +131,7 @@ def test_low_rank_deltas_are_included_in_the_measurement(library):
     assert found.targets["unused/kernel"] > found.targets["used/kernel"]
 
 
+@sampled()
 @libraries
 def test_bad_arguments_of_sensitivity_are_refused(library):
     model, batch = lopsided(library)
@@ -225,6 +227,7 @@ def test_a_baseline_makes_the_first_weights_good_and_a_loss_may_not_rise():
     del model
 
 
+@contract("resume")
 @sampled()
 @pytest.mark.parametrize("library, at", covering(BOTH, [(2, 1), (3, 3)], strength=1))
 def test_a_resumed_run_stops_and_holds_as_the_uninterrupted_one(library, at, tmp_path):
@@ -259,6 +262,7 @@ def test_a_resumed_run_stops_and_holds_as_the_uninterrupted_one(library, at, tmp
     assert again.others[1].stopped_epoch == 2
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize(
     "library, criterion", covering(BOTH, ["magnitude", "movement"], strength=1)

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 from fit_helpers import compiled, mirrored
 from zoo import ZOO, keras_of
 
@@ -107,6 +108,7 @@ CASES = {
 }
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", [ZOO[0], ZOO[4]], ids=repr)
 def test_bad_arguments_are_refused(specimen):
     model = specimen.make()
@@ -129,6 +131,7 @@ def test_bad_arguments_are_refused(specimen):
         ke.prune(model, sparsity=0.5)
 
 
+@sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_unsuitable_models_are_refused(library):
     keras = keras_of(library)
@@ -160,6 +163,7 @@ def test_a_target_below_the_sparsity_of_now_is_refused(scope):
     ke.prune(model, 0.75, scope=scope)
 
 
+@sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_a_target_of_0_changes_nothing_as_in_tf_mot(library):
     model = {"keras": ZOO[0], "tf_keras": ZOO[4]}[library].make()

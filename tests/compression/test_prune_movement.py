@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from compression_helpers import BOTH, FUNCTIONAL, libraries, mostly, ready
-from covering import covering, sampled
+from covering import contract, covering, sampled
 from fit_helpers import assert_same, fit, mirrored
 from test_prune import assert_exact
 from zoo import keras_of
@@ -38,7 +38,7 @@ def gradient(value, x, y):
     return 2 * x.T @ (x @ value - y) / y.size
 
 
-@sampled(2)
+@sampled()
 @every_form
 def test_scores_get_the_gradient_times_the_weight(library, form):
     sparsity, criterion = FORMS[form]
@@ -109,24 +109,27 @@ def test_with_adamw_a_soft_score_moves_by_its_scale(library):
     np.testing.assert_allclose(np.abs(score), 10 * 500 * 5e-5, rtol=0.3)
 
 
+@contract("microbatches", "replicas")
 @sampled()
-@pytest.mark.parametrize("library, form", covering(BOTH, FORMS, strength=1))
-def test_k_microbatches_and_two_replicas_are_one_batch(library, form):
+@pytest.mark.parametrize(
+    "library, form, parts", covering(BOTH, FORMS, [(2, 1), (1, 2)], strength=1)
+)
+def test_k_microbatches_or_two_replicas_are_one_batch(library, form, parts):
     sparsity, criterion = FORMS[form]
     specimen = BOTH[library]
     features, labels = specimen.batch(12)
     models = []
-    for microbatches, replicas in ((1, 1), (2, 1), (1, 2)):
+    for microbatches, replicas in ((1, 1), parts):
         with mirrored(replicas).scope():
             model = ready(specimen)
         ke.prune(model, sparsity, criterion=criterion, end_step=3, frequency=1)
         ke.accumulate(model, microbatches=microbatches)
         fit(model, features, labels, batch_size=4)
         models.append(model)
-    assert_same(models[0], models[1])
-    assert_same(models[0], models[2])
+    assert_same(*models)
 
 
+@sampled()
 @libraries
 def test_scores_of_several_weights_are_compared_as_they_are(library):
     model = ready(next(s for s in FUNCTIONAL if s.library == library))

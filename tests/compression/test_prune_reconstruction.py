@@ -245,6 +245,7 @@ def test_too_little_damping_is_named():
         ke.prune(model, 0.5, layers="dense", criterion=Reconstruction(x, damping=1e-300))
 
 
+@sampled()
 @libraries
 def test_models_that_compile_their_call_are_measured_and_left_as_they_are(library):
     keras = keras_of(library)

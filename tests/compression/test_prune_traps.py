@@ -54,24 +54,34 @@ def trained_upstream():
     return seen
 
 
-@sampled()
-@libraries
-def test_traps_22_and_23_the_last_update_comes_and_weights_are_masked_after_each(library):
+def zeros_of_ours(library):
+    """The zeros after each of 12 steps of `ke.prune`: 80% at step 10, every 4."""
     model, each = dense(library), Each()
     model.compile(keras_of(library).optimizers.SGD(0.1), "mse", jit_compile=False)
     ke.prune(model, 0.8, end_step=10, frequency=4, layers="kernel")
     model.fit(*data(), batch_size=4, shuffle=False, verbose=0, callbacks=[each])
-    counts = [next(iter(step.values()))[0] for step in each.zeros]
+    return [next(iter(step.values()))[0] for step in each.zeros]
+
+
+@sampled()
+@libraries
+def test_the_last_update_comes_and_weights_are_masked_after_each(library):
+    counts = zeros_of_ours(library)
     # Zeros at updates 4 and 8, and at 10, which 4 does not hit.
     assert len(counts) == 12 and counts[2] == 0 < counts[3] < counts[7] < counts[9]
     assert counts[9:] == [512 - round(512 * 0.2)] * 3
     assert counts[3] == counts[6] and counts[7] == counts[8]
+
+
+@pytest.mark.full
+def test_traps_22_and_23_the_last_update_never_comes_and_no_weight_is_masked_upstream():
+    """Update 10 never comes (trap 22), and no weight is zero at the end of a step (23)."""
     theirs = trained_upstream()
-    # Upstream: update 10 never comes (trap 22), and no weight is zero at the end of a step (23).
-    assert theirs[-1][0] == theirs[8][0] == counts[8]
+    assert theirs[-1][0] == theirs[8][0] == zeros_of_ours("tf_keras")[8]
     assert all(zeros == 0 for _, zeros in theirs)
 
 
+@pytest.mark.full
 def test_trap_22_upstream_never_prunes_at_step_0():
     """TF-MOT increments the counter before it checks it."""
     import tf_keras
@@ -104,6 +114,7 @@ def test_trap_24_n_of_m_is_chosen_anew_at_every_move(library):
     assert not (mask.mask.numpy() == first).all()
 
 
+@pytest.mark.full
 def test_trap_24_upstream_chooses_n_of_m_once_and_forgets_it():
     import tf_keras
 
@@ -125,6 +136,7 @@ def test_trap_24_upstream_chooses_n_of_m_once_and_forgets_it():
         assert np.count_nonzero(mask.numpy()) == (2 if asked else 4)
 
 
+@sampled()
 @pytest.mark.parametrize(
     "specimen, pattern", covering([ZOO[0], ZOO[4]], ["2:4", "block:1x4"], strength=1)
 )
@@ -139,6 +151,7 @@ def test_trap_25_rank_3_kernels_take_groups_and_blocks(specimen, pattern):
     assert_exact(model)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kwargs", [{"sparsity_m_by_n": (2, 4)}, {"block_size": (1, 4)}])
 def test_trap_25_upstream_refuses_them(kwargs):
     import tf_keras
@@ -150,6 +163,7 @@ def test_trap_25_upstream_refuses_them(kwargs):
         wrapped(tf_keras.layers.EinsumDense("abc,cde->abde", (None, 2, 4)), **kwargs)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("specimen", FEW_FIRST, ids=repr)
 def test_trap_26_upstream_refuses_what_we_prune(specimen):
     """test_prune.py shows that we prune it."""

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from covering import contract
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "callbacks"))
 
 from compression_helpers import mostly
@@ -17,6 +19,7 @@ def quantized(model):
     return model
 
 
+@contract("resume")
 @mostly("tf_keras")
 def test_a_resumed_run_has_its_ranges_and_its_count_again(library, tmp_path):
     case = Case(library, quantized)

@@ -14,7 +14,7 @@ from compression_helpers import (
     ready,
     small,
 )
-from covering import covering, sampled
+from covering import contract, covering, sampled
 from fit_helpers import batches, fit, mirrored
 from zoo import ZOO, full_except, keras_of
 
@@ -49,6 +49,7 @@ def int8(model, **kwargs):
 # --- over the zoo --------------------------------------------------------------------------------
 
 
+@contract("files")
 @sampled()
 @pytest.mark.parametrize("specimen", full_except("keras-functional", "tf_keras-subclassed"))
 def test_train_save_load_and_merge(specimen, tmp_path):
@@ -168,6 +169,7 @@ def test_lora_is_rounded_with_its_base(specimen, order):
             np.testing.assert_allclose(matrix, expected[weight.path], rtol=1e-5, atol=1e-7)
 
 
+@contract("xla")
 @sampled()
 @small
 def test_xla_gives_the_same(specimen):
@@ -180,6 +182,7 @@ def test_xla_gives_the_same(specimen):
     np.testing.assert_allclose(ranges(compiled_)[:, 2], 1 - DECAY**3, rtol=1e-5)
 
 
+@pytest.mark.full
 @sampled()
 @small
 def test_rematerialised_layers_have_the_same_ranges(specimen):
@@ -190,6 +193,7 @@ def test_rematerialised_layers_have_the_same_ranges(specimen):
     np.testing.assert_allclose(twice.get_weights()[0], plain.get_weights()[0], atol=1e-4)
 
 
+@contract("mixed_precision")
 @sampled()
 @pytest.mark.parametrize(
     "specimen, policy",
@@ -274,6 +278,7 @@ def test_ranges_are_debiased_averages_of_what_updates_saw(library):
     np.testing.assert_array_equal(ranges(model), before)
 
 
+@sampled()
 @libraries
 def test_ranges_stay_from_the_freeze_step_on(library):
     x = np.ones((8, 4), "float32")
@@ -312,6 +317,7 @@ def test_nothing_is_rounded_before_the_begin_step(library):
     assert np.abs(outputs(late, x) - outputs(plain, x)).max() > 1e-4
 
 
+@sampled()
 @libraries
 def test_calibrating_takes_batches_as_fit_yields_them(library):
     x = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
@@ -350,6 +356,7 @@ def test_trap_28_ranges_of_tf_mot_still_differ_between_replicas():
     assert [float(v) for v in strategy.experimental_local_results(high)] == [1, 100]
 
 
+@contract("replicas")
 @sampled()
 @small
 def test_two_replicas_are_one(specimen):
@@ -392,6 +399,7 @@ def test_replicas_see_each_others_extremes(library, jit):
         assert int(local) == 3
 
 
+@pytest.mark.full
 def test_replicas_agree_though_a_loss_scale_skips_updates():
     ke.mixed_precision("mixed_float16", library="keras")
     keras = keras_of("keras")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from compression_helpers import libraries, mostly, outputs, quick
-from covering import covering, sampled
+from covering import contract, covering, sampled
 from fit_helpers import batches, fit, mirrored
 from in_process_export import in_process as in_process
 from zoo import CLASSES, FEW, LENGTH, VOCABULARY, Specimen, hf_config, keras_of, model_garden
@@ -188,6 +188,7 @@ def test_one_variable_with_the_sum_of_the_gradients(specimen, what):
         np.testing.assert_allclose(after[path] - start[path], delta, atol=1e-5, err_msg=path)
 
 
+@contract("files")
 @sampled()
 @some_cases(
     CASES,
@@ -252,7 +253,7 @@ def test_is_exported_as_it_computes(specimen, what, tmp_path):
     assert report.directory.exists()
 
 
-@sampled(2)
+@sampled()
 @pytest.mark.parametrize("specimen, what", OWN, ids=str)
 def test_a_model_file_holds_copies(specimen, what, tmp_path):
     x, _ = specimen.batch(4)
@@ -266,7 +267,7 @@ def test_a_model_file_holds_copies(specimen, what, tmp_path):
     np.testing.assert_allclose(outputs(loaded, x), outputs(model, x), atol=1e-6)
 
 
-@sampled(2)
+@sampled()
 @some_cases(
     CASES,
     "keras-blocks-layers",
@@ -392,6 +393,7 @@ def test_clustered_embeddings_are_read_by_the_tied_output_too(library):
     np.testing.assert_allclose(outputs(model, x), expected, atol=1e-6)
 
 
+@contract("replicas", "xla")
 @sampled()
 @pytest.mark.parametrize("library, variant", covering(BLOCKS, [(2, False), (1, True)], strength=1))
 def test_two_replicas_or_xla_train_as_one_replica(library, variant):
@@ -412,6 +414,7 @@ def test_two_replicas_or_xla_train_as_one_replica(library, variant):
             np.testing.assert_allclose(value, other[path], atol=1e-5, err_msg=path)
 
 
+@contract("mixed_precision")
 @sampled()
 @pytest.mark.parametrize("library, what", covering(BLOCKS, ["layers", "embeddings"], strength=1))
 def test_mixed_precision(library, what):
@@ -465,6 +468,7 @@ def test_refuses(library, arguments, message):
     assert not ties(model)
 
 
+@sampled()
 @libraries
 def test_refuses_blocks_that_differ(library):
     model = stacked(library, (16, 24, 16))

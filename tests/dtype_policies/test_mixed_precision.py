@@ -86,6 +86,7 @@ def test_unknown_names_are_refused():
     assert policy("keras") == policy("tf_keras") == "float32"
 
 
+@sampled()
 @both
 def test_bert_in_bfloat16_has_float32_logits_loss_and_softmax(library, tmp_path):
     folder = bert_folder.write(tmp_path / "bert")
@@ -133,6 +134,7 @@ def test_tensorflows_bfloat16_softmax_is_float32s_rounded():
     np.testing.assert_allclose(found, tf.cast(rounded, tf.float32), rtol=2**-7)
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("name", ["keras-functional", "tf_keras-functional"])
 def test_float16_with_accumulation_and_loss_scaling(name):

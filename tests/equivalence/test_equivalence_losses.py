@@ -6,7 +6,7 @@ Eleven texts in batches of ten: the last batch has one, and leaves a replica wit
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import assert_same, assert_same_history, batches, mirrored, moved, sample_weights
 from training.test_accumulation_losses import labels, ragged_ids, tokens_to_logits, two_outputs
 from training.test_accumulation_own_steps import (
@@ -136,6 +136,7 @@ def test_keras_3_weighted_means():
     check("keras", make, texts(), labels(TEXTS), sample_weights(TEXTS), loss=loss, history=False)
 
 
+@sampled()
 @pytest.mark.parametrize("library, masked", covering(LIBRARIES, [False, True], strength=1))
 def test_ignored_classes(library, masked):
     """Both libraries make a mask of `ignore_class`, and divide by the labels that are left."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 from zoo import ZOO
 
 import keras_efficient as ke
@@ -40,6 +41,7 @@ def test_int8_is_refused_before_training(specimen, no_vnni, tmp_path):
         check(model, tmp_path / "m" / "1", sample=x)
 
 
+@sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_a_model_that_is_no_graph_is_refused_before_training(library, tmp_path):
     keras = ke.flavor.get(library).keras

@@ -103,6 +103,7 @@ def test_export_holds_variables_only(exported):
     assert not (report.directory / "keras_metadata.pb").exists()
 
 
+@sampled()
 @pytest.mark.slow
 def test_saved_model_cli(exported, tmp_path):
     script = importlib.util.find_spec("tensorflow.python.tools.saved_model_cli").origin

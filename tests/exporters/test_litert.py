@@ -85,6 +85,7 @@ def test_zoo_in_int8(specimen, quantize, tmp_path, in_process):
     assert (made.max_abs_difference > 1e-6) == (quantize == "int8")
 
 
+@sampled()
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_in_a_separate_process(library, tmp_path):
     model = wide(library)
@@ -224,6 +225,7 @@ def test_transforms(library, transform, quantize, tmp_path, in_process):
     np.testing.assert_array_equal(before[1], answer(model, ids(16)))
 
 
+@sampled()
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_model_of_several_replicas(library, tmp_path, in_process):
     with mirrored().scope():

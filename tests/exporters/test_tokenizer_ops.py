@@ -230,7 +230,7 @@ def random_texts(count, seed=0):
     return texts
 
 
-@sampled(2)
+@sampled()
 @normalizers
 def test_odd_strings(name):
     check(*wordpiece(name), ODD)
@@ -643,6 +643,7 @@ def test_a_saved_model_has_core_operations_only(saved):
     assert 2 <= len(large) == len(set(large))
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_saved_model_cli_shows_and_runs_it(saved):
     script = importlib.util.find_spec("tensorflow.python.tools.saved_model_cli").origin

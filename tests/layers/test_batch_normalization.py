@@ -150,6 +150,7 @@ def tokens(batches=4):
     return [(part.astype("int32"), (part[:, 0] > 10).astype("int32")) for part in ids]
 
 
+@sampled()
 @both
 def test_statistics_estimated_over_data_are_its_moments(library):
     """Averages that lag behind the weights: .857 by averages, .926 by batch statistics."""
@@ -190,6 +191,7 @@ def test_statistics_estimated_over_data_are_its_moments(library):
         np.testing.assert_array_equal(a, b)
 
 
+@sampled()
 @both
 def test_statistics_are_estimated_before_validation_and_at_the_end(library):
     model, data = normalized(library), tokens()
@@ -237,6 +239,7 @@ def test_statistics_that_cannot_be_estimated(library):
         ke.layers.estimate_batch_statistics(plain, [np.ones((2, 2))])
 
 
+@sampled()
 @both
 def test_validation_after_a_short_training_is_that_of_batch_statistics(library):
     keras = keras_of(library)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 
 import keras_efficient as ke
 from keras_efficient._errors import InputError
@@ -93,6 +94,7 @@ def test_bad_arguments():
             classification_report(*arguments)
 
 
+@sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_macro_f1_counts_over_batches(library):
     metric = ke.metrics.macro_f1(5, library=library)
@@ -107,6 +109,7 @@ def test_macro_f1_counts_over_batches(library):
     assert metric.get_config()["num_classes"] == 5
 
 
+@sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_evaluation_of_a_model_in_memory(library):
     keras = ke.flavor.get(library).keras

@@ -75,6 +75,7 @@ def test_the_head_is_the_seeds(folder, loaded, library):
     assert np.abs(logits(other) - logits(again)).max() > 1e-3
 
 
+@sampled()
 @both
 def test_path_as_text_and_number_of_labels(folder, library):
     model, tokenizer = ke.models.load(str(folder), num_labels=5, library=library)
@@ -94,6 +95,7 @@ def test_bfloat16_weights(copy, loaded):
     assert 1e-5 < np.abs(found[0] - logits(loaded["keras"])).max() < 0.1
 
 
+@sampled()
 @both
 def test_sharded_weights(copy, loaded, library):
     from safetensors.numpy import save_file

@@ -8,7 +8,7 @@ import forked_python
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering, sampled
+from covering import contract, covering, sampled
 from fit_helpers import assert_same, compiled, fit, mirrored, moved
 from formulas import EQUATIONS
 from zoo import CLASSES, LENGTH, VOCABULARY, keras_of
@@ -116,6 +116,7 @@ def test_a_pickled_optimizer_keeps_its_settings(library, kind):
     assert copy.get_config() == optimizer.get_config()
 
 
+@contract("xla")
 @sampled()
 @libraries
 def test_xla_changes_nothing(library):
@@ -128,6 +129,7 @@ def test_xla_changes_nothing(library):
     assert_same(*models, 1e-5)
 
 
+@contract("microbatches")
 @sampled()
 @pytest.mark.parametrize(
     ("library", "kind"),
@@ -166,6 +168,7 @@ def test_slots_are_float32_under_mixed_precision(library, kind):
     assert np.isfinite(model.get_weights()[1]).all()
 
 
+@contract("replicas")
 @sampled()
 @pytest.mark.parametrize(
     ("library", "kind"), covering(LIBRARIES, ["LAMB", "Adafactor"], strength=1)

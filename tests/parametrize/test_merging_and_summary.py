@@ -16,6 +16,7 @@ FUNCTIONAL = [s for s in ZOO if s.name.endswith("-functional")]
 functional = pytest.mark.parametrize("specimen", FUNCTIONAL, ids=str)
 
 
+@sampled()
 @functional
 def test_what_was_folded_is_listed(specimen):
     model = specimen.make()
@@ -50,6 +51,7 @@ def test_adapters_are_not_folded(specimen, tmp_path):
         model.save(tmp_path / "a.keras")
 
 
+@sampled()
 @functional
 def test_under_another_strategy(specimen):
     model = specimen.make()
@@ -63,6 +65,7 @@ def test_under_another_strategy(specimen):
         act()
 
 
+@sampled()
 @functional
 def test_under_its_own_strategy(specimen):
     with mirrored().scope():
@@ -72,6 +75,7 @@ def test_under_its_own_strategy(specimen):
         assert len(ke.merge(model).folded) == 5
 
 
+@sampled()
 @functional
 def test_inside_the_scope_of_its_own_strategy_of_one_device(specimen):
     """Its variables are plain, which was taken for "a model of no strategy"."""
@@ -100,7 +104,7 @@ def test_summary_of_a_plain_model(specimen):
     assert f"{found.trainable:,} of {found.parameters:,} parameters train" in str(found)
 
 
-@sampled(2)
+@sampled()
 @models
 def test_summary_of_a_chain(specimen):
     model = specimen.make()

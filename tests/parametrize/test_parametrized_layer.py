@@ -8,6 +8,7 @@ import tensorflow as tf
 from contract import outputs
 from covering import sampled
 from fit_helpers import compiled, fit
+from in_process_export import in_process as in_process
 from zoo import FEW_FIRST, ZOO, keras_of
 
 import keras_efficient as ke
@@ -80,6 +81,7 @@ def test_the_layer_looks_like_one_of_its_class(library):
     assert parametrized.store.named == {}
 
 
+@sampled()
 @libraries
 def test_variables_of_transforms_train_with_the_model(library):
     model, weight = dense(library)
@@ -237,6 +239,7 @@ def test_a_whole_model_is_saved_in_fit(library, tmp_path):
 
 
 @sampled()
+@pytest.mark.usefixtures("in_process")
 @libraries
 def test_an_export_in_fit(library, tmp_path):
     keras = keras_of(library)
@@ -407,6 +410,7 @@ def test_tied_output_tables_are_seen_through_their_transforms(table, name, confi
     assert np.abs(rounded - plain).max() > 1e-3 * np.abs(plain).max()
 
 
+@sampled()
 @libraries
 def test_code_of_a_call_that_reads_weights_of_layers_gets_transformed_ones(library):
     keras = keras_of(library)

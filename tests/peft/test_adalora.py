@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import sampled
+from covering import contract, sampled
 from fit_helpers import assert_same, compiled, fit, mirrored
 from zoo import FEW, ZOO, full_except, keras_of
 
@@ -35,8 +35,11 @@ def ranks(model):
     return [int(np.count_nonzero(t.lambda_.numpy())) for t in transforms(model, AdaLoRADelta)]
 
 
+@contract("files")
 @sampled()
-@pytest.mark.parametrize("specimen", full_except("kerashub-bert", "tf_keras-subclassed", among=FEW))
+@pytest.mark.parametrize(
+    "specimen", full_except("keras-functional", "tf_keras-subclassed", among=FEW)
+)
 def test_trains_and_ends_within_its_budget(specimen):
     model, (x, y) = specimen.make(), specimen.batch(12)
     first = outputs(model, x)
@@ -75,6 +78,7 @@ def by_hand(triplets, gradients, averages):
     return middle + p.mean(0) + q.mean(1)
 
 
+@sampled()
 @libraries
 def test_importance_is_the_papers(library):
     model = specimen_of(library).make()
@@ -163,6 +167,7 @@ def test_the_penalty_joins_the_loss_and_is_zero_at_first(library):
     np.testing.assert_allclose([a, a, b, d], [c, b, a, a + 0.5 * total], rtol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("library", ["keras", pytest.param("tf_keras", marks=pytest.mark.full)])
 def test_the_penalty_keeps_factors_orthonormal(library):
     specimen = specimen_of(library)
@@ -183,6 +188,7 @@ def test_the_penalty_keeps_factors_orthonormal(library):
     assert off[1] < 0.3 * off[0]
 
 
+@contract("microbatches", "replicas")
 @sampled()
 @pytest.mark.parametrize("replicas, microbatches", [(1, 3), (2, 1)])
 @libraries
@@ -232,6 +238,7 @@ def test_xla_computes_the_same(library):
     assert_same(*(trained(library, specimen, jit, begin_with=0.3) for jit in (False, True)))
 
 
+@contract("mixed_precision")
 @pytest.mark.full
 @EITHER
 def test_bfloat16(library):
@@ -254,6 +261,7 @@ def test_bfloat16(library):
     assert np.abs(outputs(plain, x) - wanted).max() > 0
 
 
+@contract("resume")
 @pytest.mark.parametrize("library", [pytest.param("keras", marks=pytest.mark.full), "tf_keras"])
 def test_resumes_to_the_last_bit(library, tmp_path):
     from resumed_runs import Case, assert_goes_on

@@ -134,6 +134,7 @@ def test_other_ways_of_tuning_are_applied_first(library, tmp_path):
     np.testing.assert_array_equal(outputs(other, x), outputs(model, x))
 
 
+@sampled()
 @libraries
 def test_biases_that_train_are_in_it(library, tmp_path):
     specimen = specimen_of(library)
@@ -168,6 +169,7 @@ def test_averages_of_normalisation_are_in_it(library, tmp_path):
     np.testing.assert_array_equal(np.asarray(model(x)), np.asarray(other(x)))
 
 
+@sampled()
 @libraries
 def test_one_of_two_under_another_name_and_without_the_head(library, tmp_path):
     specimen = specimen_of(library)

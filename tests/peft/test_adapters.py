@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from covering import sampled
+from covering import contract, sampled
 from fit_helpers import mirrored
 from tuned import (
     SPECIMENS,
@@ -64,22 +64,26 @@ def test_weights_are_saved(specimen, tmp_path):
     assert_saved(specimen, adapted, tmp_path)
 
 
+@contract("export")
 @sampled()
 @names("specimen", TWO, ids=repr)
 def test_export(specimen, tmp_path, monkeypatch):
     assert_exported(specimen, adapted, tmp_path, monkeypatch)
 
 
+@contract("replicas")
 @names("specimen", full_except("keras-functional", among=FEW))
 def test_two_replicas_are_one(specimen):
     assert_replicas_agree(specimen, adapted)
 
 
+@contract("xla")
 @names("specimen", full_except("tf_keras-subclassed", among=FEW))
 def test_xla(specimen):
     assert_compiles(specimen, adapted)
 
 
+@contract("mixed_precision")
 @sampled()
 @names("specimen", full_except("keras-functional", "tf_keras-subclassed", among=FEW))
 def test_mixed_precision(specimen):
@@ -211,6 +215,7 @@ def test_two_of_different_names():
     assert len(added(model)) == 16
 
 
+@pytest.mark.full
 def test_on_lora():
     specimen = SPECIMENS["tf_keras-functional"]
 
@@ -288,6 +293,7 @@ def test_outputs_that_are_not_last():
         ke.adapters(model, 3, layers="einsum")
 
 
+@sampled()
 @names("library", ["keras", "tf_keras"])
 def test_no_plain_form(library, tmp_path):
     model = SPECIMENS[f"{library}-functional"].make()
@@ -316,6 +322,7 @@ def test_under_another_strategy():
         report.remove()
 
 
+@sampled()
 @names("library", ["keras", "tf_keras"])
 def test_an_activation_of_ones_own(library):
     import tensorflow as tf

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from covering import sampled
+from covering import contract, sampled
 from fit_helpers import compiled
 from tuned import (
     SPECIMENS,
@@ -51,26 +51,31 @@ def test_weights_are_saved(specimen, tmp_path):
     assert_saved(specimen, ke.bitfit, tmp_path)
 
 
+@contract("export")
 @names("specimen", full_except("hugging-face-bert", among=TWO))
 def test_export(specimen, tmp_path, monkeypatch):
     assert_exported(specimen, ke.bitfit, tmp_path, monkeypatch)
 
 
+@contract("replicas")
 @names("specimen", full_except("tf_keras-subclassed", among=FEW))
 def test_two_replicas_are_one(specimen):
     assert_replicas_agree(specimen, ke.bitfit)
 
 
+@contract("xla")
 @names("specimen", full_except("keras-functional", among=FEW))
 def test_xla(specimen):
     assert_compiles(specimen, ke.bitfit)
 
 
+@contract("mixed_precision")
 @names("specimen", full_except("tf_keras-subclassed", among=FEW))
 def test_mixed_precision(specimen):
     assert_mixed(specimen, ke.bitfit)
 
 
+@sampled()
 @names("specimen", TWO, ids=repr)
 def test_the_report(specimen):
     model = specimen.make()
@@ -124,6 +129,7 @@ def test_freeze_some(specimen):
     assert {key for key in before if key.endswith("kernel")} <= moved
 
 
+@pytest.mark.full
 @sampled()
 @names("specimen", FUNCTIONAL, ids=repr)
 def test_the_optimizer_keeps_what_it_knows(specimen):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import sampled
+from covering import contract, sampled
 from fit_helpers import assert_same, compiled, fit, mirrored
 from zoo import FEW, ZOO, keras_of
 
@@ -59,6 +59,7 @@ def test_before_and_after_compile_and_after_a_first_fit(library):
         assert_same(models[0], other, atol=1e-6)
 
 
+@contract("microbatches", "replicas", "xla")
 @sampled()
 @libraries
 def test_microbatches_replicas_and_xla_are_one_batch(library):
@@ -77,6 +78,7 @@ def test_microbatches_replicas_and_xla_are_one_batch(library):
         assert_same(models[0], other)
 
 
+@contract("mixed_precision")
 @sampled()
 @libraries
 def test_in_bfloat16_the_factors_are_float32(library):
@@ -147,6 +149,7 @@ def test_a_model_file_is_the_plain_model_with_the_sum(library, tmp_path):
     assert loaded.count_params() == specimen.make().count_params()
 
 
+@contract("resume")
 @pytest.mark.parametrize("library", ["keras", pytest.param("tf_keras", marks=pytest.mark.full)])
 def test_resumes_to_the_last_bit(library, tmp_path):
     from resumed_runs import Case, assert_goes_on
@@ -172,6 +175,7 @@ def test_resumes_to_the_last_bit(library, tmp_path):
     assert_goes_on(case, tmp_path / "a", sorted(whole.watch.losses)[-4], whole)
 
 
+@sampled()
 @libraries
 def test_factors_start_the_same_whatever_else_a_process_has_made(library):
     values = []

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering, sampled
+from covering import contract, covering, sampled
 from tuned import (
     SPECIMENS,
     TWO,
@@ -45,22 +45,26 @@ def test_weights_are_saved(specimen, tmp_path):
     assert_saved(specimen, prefixed, tmp_path)
 
 
+@contract("export")
 @sampled()
 @names("specimen", TWO, ids=repr)
 def test_export(specimen, tmp_path, monkeypatch):
     assert_exported(specimen, prefixed, tmp_path, monkeypatch)
 
 
+@contract("replicas")
 @names("specimen", full_except("tf_keras-subclassed", among=FEW))
 def test_two_replicas_are_one(specimen):
     assert_replicas_agree(specimen, prefixed)
 
 
+@contract("xla")
 @names("specimen", full_except("keras-functional", among=FEW))
 def test_xla(specimen):
     assert_compiles(specimen, prefixed)
 
 
+@contract("mixed_precision")
 @sampled()
 @names("specimen", full_except("keras-functional", "tf_keras-subclassed", among=FEW))
 def test_mixed_precision(specimen):

@@ -103,6 +103,7 @@ def test_merge_keeps_those_that_are_on_and_leaves_nothing_behind(specimen):
     assert len(model.weights) == len(fresh.weights)
 
 
+@sampled()
 @specimens
 def test_weights_files_hold_both_whichever_is_on(specimen, tmp_path):
     model, (x, _) = two(specimen), specimen.batch(3)

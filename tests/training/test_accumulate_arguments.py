@@ -260,6 +260,7 @@ def test_a_variable_without_gradient_keeps_its_value_under_weight_decay(library)
     assert_same(run(3), run(None))
 
 
+@sampled()
 @both
 def test_rows_of_an_embedding_that_no_example_has_keep_their_value(specimen):
     model = compiled(specimen.library, specimen.make())
@@ -356,6 +357,7 @@ def test_microbatches_are_a_loop_not_copies(name):
     assert products(2) == products(8) > 0
 
 
+@pytest.mark.full
 @sampled()
 @both
 def test_sums_follow_a_change_of_jit_compile(specimen):

@@ -131,6 +131,7 @@ def test_keras3_masks_with_sample_weights(reduction, split):
     check("keras", make, x, y, weights, split=split, loss=crossentropy(reduction))
 
 
+@pytest.mark.full
 def test_keras3_masks_with_one_weight_per_text():
     def make():
         return tokens_to_logits("keras", tokens=True, masked=True)
@@ -210,6 +211,7 @@ def test_several_losses_averaged_alike(library, split):
     )
 
 
+@sampled()
 @both
 def test_losses_averaged_differently_are_refused(library):
     model = ke.accumulate(two_outputs(library), 2)

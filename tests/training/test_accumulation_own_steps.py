@@ -99,6 +99,7 @@ def test_a_users_train_step(library, step):
     assert_same_history(accumulated, history)
 
 
+@sampled()
 @both
 def test_extra_logs_weigh_unequal_microbatches(library):
     def run(k):
@@ -111,6 +112,7 @@ def test_extra_logs_weigh_unequal_microbatches(library):
     assert_same_history(run(4), run(None))
 
 
+@sampled()
 @both
 def test_a_step_that_applies_gradients_twice_is_refused(library):
     def twice(model, data):

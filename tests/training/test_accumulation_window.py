@@ -122,6 +122,7 @@ def test_an_interrupted_fit_leaves_no_gradient_behind(library, again):
     assert_same(plain, model, 1e-6)
 
 
+@pytest.mark.full
 @sampled()
 @libraries
 def test_after_an_interrupted_fit_another_callback_may_set_how_many(library):
@@ -181,6 +182,7 @@ def test_detach_is_for_the_owner_alone():
     accumulation_window.detach(model, owner)
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_an_interrupted_fit_leaves_nothing_to_the_next(library):

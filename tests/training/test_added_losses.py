@@ -117,7 +117,7 @@ def test_22018_an_added_mean_beside_a_weighted_mean():
     check(make, WEIGHTS)
 
 
-@sampled(2)
+@sampled()
 @pytest.mark.parametrize(
     ("library", "replicas"), [("keras", 2), ("tf_keras", 1), ("keras", 1), ("tf_keras", 2)]
 )
@@ -128,6 +128,7 @@ def test_22018_an_added_mean_beside_a_sum(library, replicas):
     check(make, replicas=replicas, k=2, history=replicas == 1)
 
 
+@sampled()
 @both
 def test_activity_regularisers_beside_a_sum(library):
     def make(**kwargs):
@@ -136,6 +137,7 @@ def test_activity_regularisers_beside_a_sum(library):
     check(make, k=3)
 
 
+@sampled()
 @both
 def test_activity_regularisers_beside_given_weights(library):
     """Given weights that are the examples in another unit change nothing."""
@@ -165,6 +167,7 @@ def test_added_sums_are_summed(library, loss, replicas):
     check(make, replicas=replicas, k=2, added_losses="sum", history=history)
 
 
+@sampled()
 @both
 def test_added_sums_without_another_loss(library):
     def make(**kwargs):

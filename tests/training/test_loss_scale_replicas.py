@@ -111,6 +111,7 @@ def test_the_scale_doubles_after_growth_steps(library, replicas):
     assert scales == [1, 2, 2, 1, 1, 2]
 
 
+@pytest.mark.full
 @sampled()
 @libraries
 def test_scaled_training_is_unscaled_training(library):
@@ -122,6 +123,7 @@ def test_scaled_training_is_unscaled_training(library):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+@pytest.mark.full
 def test_trap_9_keras_3_trusts_the_first_replica():
     """Plain `fit` with an inf on replica 1 alone: -inf in the weights, and the scale stays."""
     model = linear("keras", 2)
@@ -136,6 +138,7 @@ def test_trap_9_keras_3_trusts_the_first_replica():
     assert float(scaling(ours).scale.numpy()) == SCALE / 2
 
 
+@pytest.mark.full
 def test_trap_11_tf_keras_counts_a_skipped_update_as_a_step():
     """Then the schedule goes on without an update; Keras 3 and ours wait."""
     counts = {}
@@ -150,6 +153,7 @@ def test_trap_11_tf_keras_counts_a_skipped_update_as_a_step():
     assert counts == {"tf_keras": 2, "keras": 1, "tf_keras, ours": 1, "keras, ours": 1}
 
 
+@pytest.mark.full
 @sampled()
 @libraries
 def test_trap_12_a_loss_scale_at_its_floor_skips_silently_for_ever(library):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import sampled
 from fit_helpers import fit, mirrored
 from training.test_accumulation_own_steps import own_step_model, with_metrics
 from zoo import keras_of
@@ -25,6 +26,7 @@ def model_of(library, replicas=1, train=False):
     return model
 
 
+@sampled()
 @both
 def test_a_model_with_nothing_to_train_is_fitted_as_by_the_library(library):
     expected = fit(model_of(library), X, Y, batch_size=6)["loss"]
@@ -43,6 +45,7 @@ def test_a_model_with_nothing_to_train_is_fitted_as_by_the_library(library):
         assert int(model.optimizer.iterations) == 0
 
 
+@sampled()
 @both
 def test_nothing_to_train_on_two_replicas_or_by_an_own_train_step(library):
     model = ke.accumulate(model_of(library, 2), 2)
@@ -58,6 +61,7 @@ def test_nothing_to_train_on_two_replicas_or_by_an_own_train_step(library):
     fit(own, np.ones((4, 6), "int32"), Y[:4], batch_size=4)
 
 
+@sampled()
 @both
 def test_a_loss_that_depends_on_no_weight_is_refused(library):
     model = model_of(library, train=True)

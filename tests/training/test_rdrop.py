@@ -164,6 +164,7 @@ def test_loss_and_step_are_the_equation(library, reduction, replicas):
         np.testing.assert_allclose(history["loss"], [total], rtol=1e-5)
 
 
+@pytest.mark.full
 @sampled()
 @rotated
 def test_two_equal_predictions_train_as_before(library, replicas):
@@ -293,6 +294,7 @@ def test_hugging_face_trains_with_its_own_step():
     assert run(0.5, alpha=1e4)[-1] > 100 * little
 
 
+@sampled()
 @libraries
 def test_a_step_that_applies_gradients_itself_is_refused(library):
     keras = keras_of(library)

@@ -9,7 +9,7 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering, sampled
+from covering import contract, covering, sampled
 from fit_helpers import SMALL, assert_same, batches, compiled, fit, mirrored, moved
 from in_process_export import serve_here
 from zoo import CLASSES, ZOO, hf_config, keras_of
@@ -79,12 +79,14 @@ def test_weights_after_three_steps_are_the_same(name):
     assert_same(run(name, True), plain, atol=1e-6)
 
 
+@contract("microbatches")
 @sampled()
 @pytest.mark.parametrize("name", only("keras-functional", "tf_keras-subclassed"))
 def test_weights_are_the_same_under_accumulation(name):
     assert_same(run(name, True, microbatches=3), plain_run(name), atol=1e-6)
 
 
+@contract("xla")
 @sampled()
 @pytest.mark.parametrize(
     "name", only(*SMALL, among=[*SMALL, "keras-functional", "tf_keras-subclassed"])
@@ -96,6 +98,7 @@ def test_weights_are_the_same_under_xla(name):
 TWO = ("keras-functional", "tf_keras-functional")
 
 
+@contract("mixed_precision")
 @sampled()
 @pytest.mark.parametrize("name", only(*TWO, among=[*BERTS, *TWO]))
 def test_weights_are_the_same_in_bfloat16(name, bfloat16):
@@ -154,6 +157,7 @@ def test_arguments_of_every_kind_and_outputs_of_every_kind():
             )
 
 
+@sampled()
 @both
 def test_masks_go_through(library):
     layers = keras_of(library).layers
@@ -180,6 +184,7 @@ def test_masks_go_through(library):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@contract("replicas")
 @sampled()
 @pytest.mark.parametrize("name", ["keras-sequential", "tf_keras-functional"])
 def test_weights_are_the_same_on_two_replicas(name):
@@ -299,6 +304,7 @@ def test_tf_keras_draws_are_reproducible():
     assert histories[0] == histories[1]
 
 
+@sampled()
 @both
 def test_draws_that_cannot_be_repeated_are_refused(library):
     keras = keras_of(library)
@@ -442,6 +448,7 @@ def test_saved_model_of_tf_keras(name, tmp_path):
     assert moved(BY_NAME[name].make().get_weights(), model) != before
 
 
+@contract("export")
 @sampled()
 @pytest.mark.parametrize("name", only("kerashub-bert", "hugging-face-bert", among=BERTS))
 def test_export(name, tmp_path, monkeypatch):

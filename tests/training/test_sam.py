@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering, sampled
+from covering import contract, covering, sampled
 from fit_helpers import (
     SMALL,
     assert_same,
@@ -111,6 +111,7 @@ def test_a_step_is_the_equation(library, method):
     assert moved(plain.get_weights(), model) > 1e-3
 
 
+@contract("microbatches", "replicas")
 @sampled()
 @pairs
 def test_microbatches_and_replicas_make_the_same_step(library, method, replicas):
@@ -227,6 +228,7 @@ def test_anything_but_a_keras_model_is_refused():
         ke.sam(tf.Module())
 
 
+@sampled()
 @libraries
 def test_a_pattern_that_matches_nothing_is_refused(library):
     model = ke.adversarial(made(library), variables="^nothing$")
@@ -245,7 +247,7 @@ def test_an_update_of_several_batches_is_refused(library, method):
         model.fit(data, callbacks=[growth], shuffle=False, verbose=0)
 
 
-@sampled(2)
+@sampled()
 @pytest.mark.parametrize("specimen", ZOO, ids=repr)
 def test_fgm_finds_the_table_of_words_and_no_other(specimen):
     model = specimen.make()

@@ -34,6 +34,7 @@ def rising_loss(library):
     return lambda y_true, y_pred: y_pred
 
 
+@pytest.mark.full
 def test_trap_1_keras_averages_microbatch_means():
     """Microbatches of 6 and 2 examples: Keras 3 takes them for equal, a batch of 8 does not."""
     keras = keras_of("keras")
@@ -51,6 +52,7 @@ def test_trap_1_keras_averages_microbatch_means():
     assert_same(ours, large)
 
 
+@pytest.mark.full
 def test_trap_2_weights_of_zero_count_in_sum_over_batch_size():
     """Two thirds of the examples weigh nothing: the loss is a third of their mean's."""
     keras = keras_of("keras")
@@ -74,6 +76,7 @@ def test_trap_2_weights_of_zero_count_in_sum_over_batch_size():
         np.testing.assert_allclose(accumulated, loss, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_trap_3_keras_cannot_accumulate_on_replicas():
     keras = keras_of("keras")
     x, y = SPECIMEN.batch(8)
@@ -90,6 +93,7 @@ def test_trap_3_keras_cannot_accumulate_on_replicas():
     assert_same(ours, plain)
 
 
+@pytest.mark.full
 def test_trap_4_keras_takes_a_schedule_step_per_microbatch():
     """A rate of 0 after 10 updates: Keras 3 is there after 2 updates of 5 microbatches."""
     keras = keras_of("keras")
@@ -111,6 +115,7 @@ def test_trap_4_keras_takes_a_schedule_step_per_microbatch():
     np.testing.assert_allclose(float(ours.optimizer.learning_rate), 0.5 * 0.8, rtol=1e-6)
 
 
+@pytest.mark.full
 def test_trap_5_keras_moves_its_average_of_weights_at_every_microbatch():
     """Three updates, after which `fit` puts the average in the weights' place."""
     keras = keras_of("keras")
@@ -131,6 +136,7 @@ def test_trap_5_keras_moves_its_average_of_weights_at_every_microbatch():
     assert abs(theirs - plain) > 0.1
 
 
+@pytest.mark.full
 def test_trap_6_a_partial_window_of_keras_leaks_into_the_next_fit():
     """Three microbatches of a window of four: no update; then one more batch makes it."""
     keras = keras_of("keras")
@@ -143,6 +149,7 @@ def test_trap_6_a_partial_window_of_keras_leaks_into_the_next_fit():
     np.testing.assert_allclose(model.get_weights()[0], -3 / 4)
 
 
+@sampled()
 @libraries
 def test_trap_6_every_batch_of_ours_is_an_update(library):
     """Also the one that is too small for four microbatches."""
@@ -155,6 +162,7 @@ def test_trap_6_every_batch_of_ours_is_an_update(library):
     np.testing.assert_allclose(model.get_weights()[0], -2)
 
 
+@sampled()
 @libraries
 def test_trap_7_zero_gradients_move_adam(library):
     """What the package gradient-accumulator feeds the optimizer between updates."""
@@ -243,6 +251,7 @@ def test_trap_14_variables_are_excluded_from_weight_decay_before_build(library):
     np.testing.assert_array_equal(layer.get_weights()[0], 1)
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("n", [1, 3])
 def test_trap_15_a_ragged_batch_of_tf_keras_on_two_replicas(n):
@@ -268,6 +277,7 @@ def test_trap_15_a_ragged_batch_of_tf_keras_on_two_replicas(n):
         assert np.abs(upstream - right).max() > 0.01
 
 
+@pytest.mark.full
 def test_trap_16_a_first_batch_of_one_example_on_two_replicas():
     x, y = SPECIMEN.batch(1)
     with mirrored(2).scope():
@@ -281,6 +291,7 @@ def test_trap_16_a_first_batch_of_one_example_on_two_replicas():
     assert_same(ours, plain)
 
 
+@pytest.mark.full
 def test_trap_19_averaged_weights_are_not_swapped_back_after_predict():
     keras = keras_of("keras")
     model = linear("keras")
@@ -296,6 +307,7 @@ def test_trap_19_averaged_weights_are_not_swapped_back_after_predict():
     assert np.abs(model.get_weights()[0] - before).max() > 0.1
 
 
+@pytest.mark.full
 @sampled()
 @libraries
 def test_trap_20_automatic_xla_is_off_under_a_strategy(library):
@@ -316,6 +328,7 @@ def test_trap_20_automatic_xla_is_off_under_a_strategy(library):
     assert_same(ours, plain)
 
 
+@pytest.mark.full
 @sampled()
 @libraries
 def test_trap_20_plain_fit_with_xla_on_replicas(library):
@@ -327,6 +340,7 @@ def test_trap_20_plain_fit_with_xla_on_replicas(library):
         theirs.fit(batches(*specimen.batch(8), batch_size=8), verbose=0)
 
 
+@pytest.mark.full
 def test_keras_adam_squares_the_gradients_of_a_repeated_row_one_by_one():
     """An embedding's row that occurs twice: v gets g1² + g2² instead of (g1 + g2)²."""
     keras = keras_of("keras")
