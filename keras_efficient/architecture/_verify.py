@@ -93,7 +93,7 @@ class Comparison:
             total = tf.constant(0.0)
             for tensor in outputs.values():
                 # Any weights will do that are the same each time.
-                weights = np.random.default_rng(0).normal(size=tensor.shape.as_list())
+                weights = np.random.default_rng(0).normal(size=_shape(tensor))
                 total += tf.reduce_sum(tf.cast(tensor, tf.float32) * weights.astype("float32"))
         if not gradients:
             return outputs, []
@@ -108,6 +108,11 @@ class Comparison:
         if tensor.shape[:2] != mask.shape:
             return tensor
         return tf.boolean_mask(tensor, mask > 0)
+
+
+def _shape(tensor: Any) -> Any:
+    """The shape of an eager tensor, for NumPy."""
+    return tuple(tensor.shape)
 
 
 def _as_nest(result):
@@ -158,7 +163,7 @@ def _made_up(name, spec: Any, vocabulary, lengths):
     rank = len(spec.shape) if spec.shape is not None and spec.shape.rank is not None else None
     if rank != 2 or not (spec.dtype.is_integer or "mask" in name or spec.dtype == tf.bool):
         return None
-    fixed: Any = spec.shape[1]
+    fixed = None if spec.shape is None else spec.shape[1]
     length = max(lengths) if fixed is None else fixed
     lengths = np.minimum(lengths, length)
     if "mask" in name:

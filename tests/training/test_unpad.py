@@ -8,7 +8,7 @@ import padded_models
 import pytest
 import tensorflow as tf
 from covering import covering, sampled
-from fit_helpers import assert_same, assert_same_history, batches, compiled, mirrored
+from fit_helpers import assert_same, batches, compiled, mirrored
 from zoo import CLASSES, VOCABULARY, ZOO, keras_of
 
 import keras_efficient as ke
@@ -64,7 +64,15 @@ def run(name, method, unpad, *, before=True):
     y = np.concatenate([y for _, y in pairs])
     data = batches(x, y, batch_size=8)
     history = model.fit(data, shuffle=False, verbose=0).history
-    return model, history | {"evaluated": model.evaluate(data, verbose=0)}, report
+    if method == "plain":
+        history["evaluated"] = model.evaluate(data, verbose=0)
+    return model, history, report
+
+
+#: Methods that read weights as others do, and XLA, which takes long and computes the padding.
+LONG = ("lora", "quantize_aware", "one replica", "bfloat16", "jit_compile")
+#: Methods with which the padded model trains as without.
+SAME = ("accumulate", "remat", "two replicas", "one replica", "jit_compile")
 
 
 @functools.cache
@@ -74,14 +82,20 @@ def padded(name, method):
 
 @pytest.mark.parametrize(
     "name, method, before",
-    covering(padded_models.MODELS, METHODS, [True, False], strength=1),
+    covering(
+        padded_models.MODELS,
+        [pytest.param(m, marks=[pytest.mark.full] * (m in LONG), id=m) for m in METHODS],
+        [True, False],
+        strength=1,
+    ),
 )
 def test_trains_like_the_padded_model(name, method, before):
-    expected, expected_history, _ = padded(name, method)
+    expected, expected_history, _ = padded(name, "plain" if method in SAME else method)
     model, history, report = run(name, method, True, before=before)
-    tolerance = 3e-2 if method == "bfloat16" else 2e-6
+    tolerance = 3e-2 if method == "bfloat16" else 3e-6
     assert_same(model, expected, atol=tolerance)
-    assert_same_history(history, expected_history, atol=max(tolerance, 1e-5))
+    for key in history:
+        np.testing.assert_allclose(history[key], expected_history[key], atol=max(tolerance, 1e-5))
     assert len(report.blocks) == 2 and report.first_token_only and report.masked
     assert not report.unchanged
 
@@ -311,6 +325,7 @@ def test_an_unbuilt_model_is_refused():
         ke.unpad(keras.Sequential([keras.layers.Dense(3)]))
 
 
+@pytest.mark.full
 def test_xla_is_told_of():
     """Keras 3 may choose XLA by itself, and then nothing would be gained without a word."""
     model = padded_models.kerashub()
