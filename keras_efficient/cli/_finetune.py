@@ -345,7 +345,8 @@ def _without_padding(model):
     if not _on_cpu():
         return "padding is computed, since XLA compiles fixed shapes"
     try:
-        return ", ".join(str(ke.unpad(model)).splitlines()).removeprefix("unpad: ")
+        lines = str(ke.unpad(model)).removeprefix("unpad: ").splitlines()
+        return "; ".join(map(str.strip, lines))
     except ValueError as error:
         # The checks say why; the run itself does not need it.
         return f"padding is computed: {str(error).partition('Received: ')[2] or error}"
