@@ -104,6 +104,8 @@ def attend(
     def attended(query, key, value):
         scaled = query * tf.cast(scale, query.dtype)
         scores = tf.matmul(scaled, key, transpose_b=True)
+        if real is not None:
+            scores *= real
         probabilities = tf.nn.softmax(scores if bias is None else scores + bias)
         if real is not None and masked == "zeroed":
             probabilities *= real
@@ -123,6 +125,27 @@ def attend(
         return context, gradient
 
     return attended(query, key, value)
+
+
+def dropout_mask(shape: Any, rate: float, seed: Tensor, dtype: Any) -> Tensor:
+    """Return 0 with probability `rate` and else 1/(1-rate), from 16 random bits per element.
+
+    The libraries draw 32 bits, make a float of them and select. Here the rate is rounded to a
+    multiple of 2⁻¹⁶.
+    """
+    number = tf.reduce_prod(shape)
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.cast(seed, tf.int64))
+    words: Any = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[(number + 3) // 4],
+        key=key,
+        counter=counter,
+        alg=1,  # Philox
+        dtype=tf.uint64,
+    )
+    bits: Any = tf.reshape(tf.bitcast(words, tf.int16), [-1])[:number]
+    dropped = round(rate * 2**16)
+    kept = tf.cast(bits >= tf.constant(dropped - 2**15, tf.int16), dtype)
+    return tf.reshape(kept, shape) * tf.cast(1 / (1 - dropped / 2**16), dtype)
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:

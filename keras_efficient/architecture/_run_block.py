@@ -4,11 +4,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_efficient import flavor as flavors
 from keras_efficient.architecture import _row_functions as functions
 from keras_efficient.architecture._description import Block
 from keras_efficient.architecture._token_rows import TokenRows
 from keras_efficient.flavor import Layer, Tensor
-from keras_efficient.parametrize._parametrized_layer import parametrized_layer
+from keras_efficient.parametrize._parametrized_layer import original_class, parametrized_layer
 
 _HALF = (tf.float16, tf.bfloat16)
 
@@ -77,9 +78,9 @@ def _attention(block, x, rows, training, first):
     if bias is not None:
         bias = tf.cast(tf.maximum(bias, query.dtype.min), query.dtype)
     keep = None
-    if getattr(part.dropout, "rate", 0):
+    if part.dropout is not None:
         shape = tf.concat([tf.shape(query)[:3], tf.shape(key)[2:3]], 0)
-        keep = _dropout(part.dropout, tf.ones(shape, query.dtype), training)
+        keep = _mask(part.dropout, shape, query.dtype, training)
     context = functions.attend(query, key, value, part.scale, bias, keep, part.masked)
     if first:
         return tf.reshape(context, [-1, part.heads * context.shape[-1]])
@@ -133,9 +134,20 @@ def _norm(layer, x):
 
 
 def _dropout(layer, x, training):
-    if layer is None or not layer.rate:
-        return x
-    return layer(x) if training is None else layer(x, training=training)
+    keep = None if layer is None else _mask(layer, tf.shape(x), x.dtype, training)
+    return x if keep is None else x * keep
+
+
+def _mask(layer, shape, dtype, training):
+    """The mask of a Dropout layer, 0 or 1/(1-rate), or None if it drops nothing."""
+    if not layer.rate or training is False:
+        return None
+    plain = original_class(layer).call.__qualname__ == "Dropout.call" and not is_changed(layer)
+    if training is True and plain and layer.noise_shape is None and layer.rate < 0.999:
+        seed = flavors.of(layer).dropout_seed(layer)
+        return functions.dropout_mask(shape, layer.rate, seed, dtype)
+    ones = tf.ones(shape, dtype)
+    return layer(ones) if training is None else layer(ones, training=training)
 
 
 def _add(x, read):

@@ -210,6 +210,9 @@ class Keras3(Flavor):
             )
         return found
 
+    def dropout_seed(self, layer):
+        return layer.seed_generator.next()
+
     # --- training ------------------------------------------------------------------------------
 
     def _reset_optimizer(self, optimizer, model):

@@ -158,6 +158,10 @@ class LayerEditing(ABC):
         """Whether this is a Hugging Face class whose `call` is that of BERT's self-attention."""
         return False
 
+    @abstractmethod
+    def dropout_seed(self, layer: Layer) -> Tensor:
+        """Return the next seed `[2]` of a Dropout layer's generator, a new one at every step."""
+
     def attention_mask(self, layer: Layer, mask: Tensor) -> Tensor:
         """Return an attention mask as the library's `MultiHeadAttention` reads it."""
         return mask

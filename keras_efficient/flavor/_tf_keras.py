@@ -189,6 +189,10 @@ class TfKeras(Flavor):
         given = {name: value for name, value in kwargs.items() if name != "training"}
         return [(list(args), given)]
 
+    def dropout_seed(self, layer):
+        generator = layer._random_generator
+        return generator.random_uniform([2], 0, tf.int32.max, dtype=tf.int32)
+
     # --- training ------------------------------------------------------------------------------
 
     def _reset_optimizer(self, optimizer, model):
