@@ -43,6 +43,7 @@ def script(name, monkeypatch, **options):
     runpy.run_path(str(EXAMPLES[0].with_name(name)), run_name="__main__")
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_several_workers_and_then_again(library, here, monkeypatch, capsys):  # noqa: F811
@@ -68,6 +69,7 @@ def test_the_rehearsal_differs_from_the_tpu_in_the_strategy_alone():
     assert len(uses) == 1
 
 
+@pytest.mark.full
 def test_what_a_tpu_would_run(here, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(sys, "argv", ["tpu.py", "--rehearse"])
     words = ["--data", "reviews.csv", "--model", MODEL, "--batch-size", "8", "--length", "16"]

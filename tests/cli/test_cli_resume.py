@@ -59,7 +59,7 @@ def advised(outcome):
 @pytest.mark.parametrize(
     "library, number, code, exact",
     [
-        ("keras", signal.SIGINT, 130, True),
+        pytest.param("keras", signal.SIGINT, 130, True, marks=pytest.mark.full),
         ("tf_keras", signal.SIGTERM, 143, False),
         pytest.param("tf_keras", signal.SIGINT, 130, True, marks=pytest.mark.full),
     ],

@@ -110,6 +110,7 @@ def test_keras_3_masks_with_token_weights(reduction):
     check("keras", make, texts(), y, weights, loss=loss, history=False)
 
 
+@sampled()
 @pytest.mark.parametrize("library, weighted", covering(LIBRARIES, [True, False], strength=1))
 def test_sums(library, weighted):
     def make():
@@ -189,6 +190,7 @@ def test_a_models_own_compute_loss(library):
     check(library, make, texts(), labels(TEXTS), sample_weights(TEXTS), loss=crossentropy())
 
 
+@sampled()
 @pytest.mark.parametrize(
     ("library", "step"),
     [

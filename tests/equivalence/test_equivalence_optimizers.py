@@ -98,7 +98,7 @@ def assert_equal_to_the_reference(library, optimizer, attends, *setting, atol=1e
     np.testing.assert_allclose(loss, expected_loss, rtol=0, atol=1e-5)
 
 
-@sampled(4)
+@sampled(2)
 @pytest.mark.parametrize(
     "library, optimizer, replicas, k, jit_compile",
     covering(LIBRARIES, OPTIMIZERS, (1, 2), (1, 4), (False, True)),
@@ -141,6 +141,7 @@ def float64():
     everywhere("float32")
 
 
+@sampled()
 @pytest.mark.parametrize("library, replicas", covering(LIBRARIES, (1, 2), strength=1))
 def test_five_updates_in_float64(library, replicas, float64):
     assert tagger(library).weights[0].dtype == "float64"

@@ -7,7 +7,7 @@ import functools
 
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import SMALL, assert_same, assert_same_history, batches, compiled, sample_weights
 
 import keras_efficient as ke
@@ -47,6 +47,7 @@ def plain(library, method, jit_compile):
     return run(library, method, tf.distribute.get_strategy(), jit_compile)
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     "library, strategy, method, jit_compile",
     covering(
