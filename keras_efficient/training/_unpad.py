@@ -1,6 +1,7 @@
 """Padding removal: compute the Transformer blocks of a model on real tokens only."""
 
 import functools
+import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -202,13 +203,15 @@ class _UnpaddedModel:
         self.first_token_only, self.masked = False, False
         self.filled = None
         self.active, self.warned = True, False
-        self.latest: Any = None
+        #: How often each block was computed in the last call of the model, by the block's id.
+        self.counts: dict[int, int] = {}
 
     def install(self):
         plain = self.model.call
 
-        @functools.wraps(plain)
-        def call(*args, **kwargs):
+        # A method with the signature of the model's own, which the libraries inspect.
+        @functools.wraps(getattr(plain, "__func__", plain))
+        def call(model, *args, **kwargs):
             if not self.active:
                 return self.flavor.converted(self.model, plain)(*args, **kwargs)
             token = _CURRENT.set(_Call(self))
@@ -220,7 +223,7 @@ class _UnpaddedModel:
         # AutoGraph must not convert this function; `converted` converts the model's own.
         vars(call)["autograph_info__"] = None
         self.own = vars(self.model).get("call")
-        object.__setattr__(self.model, "call", call)
+        object.__setattr__(self.model, "call", types.MethodType(call, self.model))
         object.__setattr__(self.model, _ATTRIBUTE, self)
         for block in self.blocks:
             block.install()
@@ -245,7 +248,7 @@ class _UnpaddedModel:
 
     def calls(self, block):
         """How often a block was computed in the last call of the model."""
-        return self.latest.counts.get(id(block), 0)
+        return self.counts.get(id(block), 0)
 
     @property
     def static(self):
@@ -294,8 +297,7 @@ class _Call:
 
     def __init__(self, owner):
         self.owner, self.rows, self.hidden = owner, {}, {}
-        self.counts = {}
-        owner.latest = self
+        owner.counts = self.counts = {}
 
     def rows_of(self, inputs):
         mask = inputs.mask

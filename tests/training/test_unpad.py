@@ -1,7 +1,10 @@
 """`ke.unpad` changes neither losses nor gradients, and says where it does nothing."""
 
 import contextlib
+import dataclasses
 import functools
+import inspect
+from typing import Any
 
 import numpy as np
 import padded_models
@@ -179,7 +182,6 @@ def test_an_export_and_a_file_are_those_of_the_padded_model(tmp_path):
 
 def test_swapped_keys_and_values_are_found(monkeypatch):
     """A recogniser that is wrong changes nothing but the report."""
-    import dataclasses
 
     def wrong(path, layer):
         block = _recognizers._keras_hub(path, layer)
@@ -334,3 +336,24 @@ def test_xla_is_told_of():
     x, y = padded_models.batch("kerashub")
     with pytest.warns(UserWarning, match=r"computes padding in spite of ke\.unpad"):
         model.fit(batches(x, y, batch_size=8), verbose=0)
+
+
+def test_the_signature_of_the_model_remains():
+    """Hugging Face's `train_step` looks in it for labels, and `save` for inputs."""
+    model = padded_models.distilbert()
+    before = inspect.signature(model.call)
+    ke.unpad(model)
+    assert inspect.signature(model.call) == before
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["hugging-face", "garden"])
+def test_saved_model_of_tf_keras(name, tmp_path):
+    model = padded_models.MODELS[name][1]()
+    x, _ = padded_models.batch(name)
+    (expected,) = tf.nest.flatten(model(x))
+    ke.unpad(model)
+    model.save(tmp_path / "saved", save_format="tf")
+    loaded: Any = tf.saved_model.load(str(tmp_path / "saved"))
+    served = loaded.signatures["serving_default"](**{k: tf.constant(v) for k, v in x.items()})
+    np.testing.assert_allclose(tf.nest.flatten(served)[0], expected, atol=1e-5)
