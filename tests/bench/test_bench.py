@@ -50,6 +50,7 @@ def report(models):
 # --- in real processes ---------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_every_kind_is_timed(report, models):
     assert list(report.targets) == ["saved", "litert", "onnx"]
     kinds = [target["kind"] for target in report.targets.values()]

@@ -101,7 +101,7 @@ ALONE = [
 ]
 
 
-@sampled(4)
+@sampled(2)
 @pytest.mark.parametrize("library, names", [*COMBINED, *ALONE], ids=str)
 def test_goes_on_to_the_last_bit(library, names, tmp_path):
     settings = {"compile": {}}

@@ -113,6 +113,7 @@ def test_second_run_writes_version_2(done, finetune, reviews, bert, exported):
     shutil.rmtree(output / "2")
 
 
+@pytest.mark.full
 def test_one_exact_version_at_home(finetune, bert, tmp_path, exported, monkeypatch):
     """With a file whose name, like the labels, is not to be taken for rich's markup."""
     home = tmp_path / "home"

@@ -97,6 +97,7 @@ def test_a_stopped_run_resumes_at_the_exact_batch(
         assert whole.facts["accuracy"] == resumed.facts["accuracy"]
 
 
+@pytest.mark.full
 def test_a_failed_export_loses_no_training(
     finetune, reviews, bert, tmp_path, exported, monkeypatch
 ):

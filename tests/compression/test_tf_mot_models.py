@@ -92,6 +92,7 @@ def test_tf_mots_models_train_with_our_step_and_export(way, tmp_path):
         assert all(len(np.unique(w)) <= 4 for w in kernels)
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("way", ["prune", "quantize"])
 def test_tf_mots_models_resume_to_the_last_bit(way, tmp_path):

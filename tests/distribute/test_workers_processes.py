@@ -8,6 +8,7 @@ from pathlib import Path
 import fit_helpers as training
 import numpy as np
 import pytest
+from covering import sampled
 from workers import configs, run, start
 
 
@@ -171,6 +172,7 @@ def everyday(library, folder):
     return compiled, code, resumed, refused, [step["learning_rate"] for step in log.steps]
 
 
+@sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_what_scripts_do_besides_training(library, tmp_path):
     """XLA for the microbatches, a log, saving, export, SIGTERM, and resuming."""

@@ -141,6 +141,7 @@ def float64():
     everywhere("float32")
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("library, replicas", covering(LIBRARIES, (1, 2), strength=1))
 def test_five_updates_in_float64(library, replicas, float64):

@@ -200,6 +200,7 @@ print("FOUND", json.dumps(found))
 """
 
 
+@pytest.mark.full
 def test_custom_objects_load_a_model_in_a_fresh_process(tmp_path):
     for library in ("keras", "tf_keras"):
         model = compiled(library, tiny(library), make("LAMB", library), run_eagerly=True)

@@ -110,6 +110,7 @@ def test_call_wrappers_train_save_and_load(specimen, name, tmp_path):
     close(outputs(again, x), wrapped, 0)
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", full_except("keras-functional", "tf_keras-functional"))
 def test_a_chain_of_three_exports_and_agrees(specimen, tmp_path, monkeypatch):
     serve_here(monkeypatch)

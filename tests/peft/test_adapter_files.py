@@ -98,6 +98,7 @@ def test_every_kind_of_delta(library, name, tmp_path):
     assert settings[0] == settings[1]
 
 
+@pytest.mark.full
 @sampled()
 @libraries
 def test_adalora_goes_on_within_its_budget(library, tmp_path):

@@ -32,6 +32,7 @@ def adamw(library):
     return keras_of(library).optimizers.AdamW(0.01)
 
 
+@pytest.mark.full
 @sampled()
 @libraries
 def test_before_and_after_compile_and_after_a_first_fit(library):
@@ -99,6 +100,7 @@ def test_in_bfloat16_the_factors_are_float32(library):
     assert outputs(found[1], x).dtype == np.asarray(found[1](x)).dtype
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize(
     "specimen, first",

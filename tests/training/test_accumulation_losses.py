@@ -108,6 +108,7 @@ def test_reductions(loss, weighted, split):
     check(library, make, x, y, weights, split=split, loss=loss, rate=0.05)
 
 
+@pytest.mark.full
 @sampled()
 @rotated
 def test_keras_masks_with_unequal_numbers_of_tokens(library, split):
@@ -117,6 +118,7 @@ def test_keras_masks_with_unequal_numbers_of_tokens(library, split):
     check(library, make, ragged_ids(), labels((10, LENGTH)), split=split)
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize(
     "reduction, split",
@@ -142,6 +144,7 @@ def test_keras3_masks_with_one_weight_per_text():
     check("keras", make, x, y, weights, split=SPLITS[0], loss=loss, weighted_metrics=None)
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize(
     "library, reduction, split",
@@ -195,6 +198,7 @@ def two_outputs(library):
     return model
 
 
+@pytest.mark.full
 @sampled()
 @rotated
 def test_several_losses_averaged_alike(library, split):
@@ -227,6 +231,7 @@ def test_losses_averaged_differently_are_refused(library):
         fit(model, ragged_ids(), {"one": labels(10), "two": labels(10)})
 
 
+@pytest.mark.full
 @sampled()
 @rotated
 def test_a_model_with_its_own_compute_loss(library, split):

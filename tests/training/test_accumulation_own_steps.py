@@ -68,7 +68,7 @@ def data(n):
     return x, rng.integers(0, CLASSES, n).astype("int32")
 
 
-@sampled(2)
+@sampled()
 @pytest.mark.parametrize(
     ("library", "step"),
     [
@@ -153,6 +153,7 @@ def full(*values):
     return pytest.param(*values, marks=pytest.mark.full)
 
 
+@sampled()
 @pytest.mark.parametrize(
     ("name", "labels", "k"),
     [

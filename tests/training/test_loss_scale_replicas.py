@@ -99,6 +99,7 @@ def test_after_an_overflow_training_goes_on_as_if_it_had_not_been(library, repli
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+@pytest.mark.full
 @sampled()
 @rotated
 def test_the_scale_doubles_after_growth_steps(library, replicas):

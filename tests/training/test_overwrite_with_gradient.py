@@ -63,6 +63,7 @@ def test_several_microbatches_keep_the_maximum(plain):
     check(model, {**plain, **rounded(model)})
 
 
+@pytest.mark.full
 def test_two_replicas_keep_the_maximum(plain):
     model = ke.accumulate(float8_model(2), 2)
     fit(model, X, Y, batch_size=8, epochs=2)
@@ -71,6 +72,7 @@ def test_two_replicas_keep_the_maximum(plain):
     check(model, {**plain, **rounded(model), **own})
 
 
+@pytest.mark.full
 def test_a_loss_scale_and_sam_leave_the_new_values_alone(plain):
     for scale in (None, 1024.0):
         model = float8_model(optimizer=keras.optimizers.SGD(0.1, loss_scale_factor=scale))

@@ -431,6 +431,7 @@ def test_save_and_load(name, tmp_path):
     assert not [layer for layer in loaded._flatten_layers() if "call" in vars(layer)]
 
 
+@contract("export")
 @pytest.mark.parametrize(
     "name", only("tf_keras-functional", among=["tf_keras-functional", "hugging-face-bert"])
 )

@@ -2,7 +2,7 @@
 
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import SMALL, batches, compiled, mirrored, sample_weights
 
 import keras_efficient as ke
@@ -33,6 +33,7 @@ def trained(specimen, replicas, k, **kwargs):
     return model
 
 
+@sampled()
 @pytest.mark.parametrize("specimen, k", covering(SMALL.values(), [4, 1], strength=1))
 def test_one_all_reduce_per_update(specimen, k, reductions):
     model = trained(specimen, 2, k)
@@ -57,6 +58,7 @@ def test_no_all_reduce_on_one_device(reductions):
     assert reductions == []
 
 
+@sampled()
 @both
 def test_replicas_hold_the_same_weights(specimen):
     model = trained(specimen, 2, 2)
