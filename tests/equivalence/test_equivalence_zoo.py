@@ -6,6 +6,7 @@
 import functools
 
 import pytest
+from covering import sampled
 from fit_helpers import (
     SMALL,
     assert_same,
@@ -41,6 +42,7 @@ def plain(name):
     return run(name)
 
 
+@sampled()
 @pytest.mark.parametrize("specimen", full_except("keras-functional", "tf_keras-subclassed"))
 def test_replicas_with_microbatches_equal_one_device(specimen):
     expected, expected_history = plain(specimen.name)
