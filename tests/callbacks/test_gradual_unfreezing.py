@@ -127,6 +127,7 @@ def slots(model):
     return [np.asarray(v) for v in (own() if callable(own) else own)]
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("specimen", [*SMALL, *TWO], ids=repr)
 def test_the_optimizer_keeps_its_state(specimen):

@@ -56,12 +56,13 @@ def advised(outcome):
     return shlex.split(line)[1:]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "library, number, code, exact",
     [
-        pytest.param("keras", signal.SIGINT, 130, True, marks=pytest.mark.full),
+        ("keras", signal.SIGINT, 130, True),
         ("tf_keras", signal.SIGTERM, 143, False),
-        pytest.param("tf_keras", signal.SIGINT, 130, True, marks=pytest.mark.full),
+        ("tf_keras", signal.SIGINT, 130, True),
     ],
     ids=str,
 )

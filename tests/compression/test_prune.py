@@ -225,6 +225,7 @@ def test_before_compile_and_after_are_the_same_and_fits_go_on(library):
     assert_same(*models)
 
 
+@pytest.mark.full
 @mostly("tf_keras")
 def test_a_trained_model_is_pruned_between_two_fits(library):
     model = ready(BOTH[library], optimizer=keras_of(library).optimizers.Adam(0.01))

@@ -136,6 +136,7 @@ def test_trap_24_upstream_chooses_n_of_m_once_and_forgets_it():
         assert np.count_nonzero(mask.numpy()) == (2 if asked else 4)
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize(
     "specimen, pattern", covering([ZOO[0], ZOO[4]], ["2:4", "block:1x4"], strength=1)

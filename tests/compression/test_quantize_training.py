@@ -131,6 +131,7 @@ def test_weights_alone(specimen):
 # --- with others ---------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("specimen, order", covering(SMALL, (0, 1), strength=1))
 def test_sparsity_survives(specimen, order):
@@ -151,6 +152,7 @@ def test_sparsity_survives(specimen, order):
         assert (mask.weight.value.numpy()[mask.mask.numpy() == 0] == 0).all()
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("specimen, order", covering(SMALL, (0, 1), strength=1))
 def test_lora_is_rounded_with_its_base(specimen, order):

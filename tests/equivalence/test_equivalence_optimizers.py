@@ -98,7 +98,7 @@ def assert_equal_to_the_reference(library, optimizer, attends, *setting, atol=1e
     np.testing.assert_allclose(loss, expected_loss, rtol=0, atol=1e-5)
 
 
-@sampled(2)
+@sampled()
 @pytest.mark.parametrize(
     "library, optimizer, replicas, k, jit_compile",
     covering(LIBRARIES, OPTIMIZERS, (1, 2), (1, 4), (False, True)),

@@ -103,6 +103,7 @@ def test_export_holds_variables_only(exported):
     assert not (report.directory / "keras_metadata.pb").exists()
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.slow
 def test_saved_model_cli(exported, tmp_path):

@@ -449,6 +449,7 @@ def test_under_accumulation_it_is_ghost_normalization(library):
     assert np.isfinite(history.history["loss"]).all()
 
 
+@pytest.mark.full
 @sampled()
 @both
 def test_with_remat_the_averages_move_once(library):

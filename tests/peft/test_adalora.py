@@ -321,6 +321,7 @@ def test_bad_arguments():
         assert len(model.trainable_variables) == before
 
 
+@pytest.mark.full
 def test_twice():
     model = specimen_of("keras").make()
     ke.adalora(model, 2, end_step=9)

@@ -232,6 +232,7 @@ def test_on_lora():
     assert still == []
 
 
+@pytest.mark.full
 def test_a_trained_optimizer_goes_on():
     """Adapters on a model whose optimizer has slots for the base."""
     specimen = SPECIMENS["keras-functional"]

@@ -110,6 +110,7 @@ def test_unfreeze_undoes_it(specimen):
     assert not parametrized_layers(model)
 
 
+@pytest.mark.full
 @sampled()
 @names("specimen", FUNCTIONAL, ids=repr)
 def test_freeze_some(specimen):

@@ -68,6 +68,7 @@ def data(n):
     return x, rng.integers(0, CLASSES, n).astype("int32")
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize(
     ("library", "step"),

@@ -133,6 +133,7 @@ def test_after_an_interrupted_fit_another_callback_may_set_how_many(library):
     assert updates(model) >= 2
 
 
+@pytest.mark.full
 @sampled()
 @libraries
 def test_the_same_callback_works_in_a_second_fit(library):

@@ -112,7 +112,6 @@ def test_the_scale_doubles_after_growth_steps(library, replicas):
     assert scales == [1, 2, 2, 1, 1, 2]
 
 
-@pytest.mark.full
 @sampled()
 @libraries
 def test_scaled_training_is_unscaled_training(library):
@@ -182,6 +181,7 @@ def float16():
         ke.mixed_precision("float32", library=library)
 
 
+@pytest.mark.full
 @sampled()
 @rotated
 def test_float16_with_the_loss_scale_of_compile_is_about_float32(library, replicas, float16):

@@ -206,6 +206,7 @@ def test_dropout_draws_two_masks(library):
     np.testing.assert_allclose(two - one, one - least, rtol=1e-3)
 
 
+@pytest.mark.full
 @sampled()
 @libraries
 def test_logits_are_known_by_the_compiled_loss(library):
