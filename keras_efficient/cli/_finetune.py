@@ -126,6 +126,7 @@ def run(settings: Settings):
             batch_size=settings.batch_size,
             max_length=settings.max_length,
             seed=settings.seed,
+            group_by_length=_on_cpu(),
         )
         stats = batches.stats
         held_out = ke.data.text(
@@ -158,6 +159,7 @@ def run(settings: Settings):
             "model": settings.model,
             "library": settings.library,
             "batch_size": settings.batch_size,
+            "group_by_length": _on_cpu(),
             "epochs": settings.epochs,
             "learning_rate": settings.learning_rate,
             "max_length": settings.max_length,
@@ -315,22 +317,26 @@ def _make(directory):
 
 
 def _compile(model, settings, steps_per_epoch, num_classes):
-    import tensorflow as tf
-
     keras = ke.flavor.of(model).keras
     total = steps_per_epoch * settings.epochs
     rate = ke.schedules.warmup_linear(
         settings.learning_rate, warmup_steps=total // 10, total_steps=total
     )
     # XLA takes minutes to compile a training step for a CPU; on GPUs the library decides.
-    on_cpu = not tf.config.list_logical_devices("GPU")
-    xla = {"jit_compile": False} if on_cpu else {}
+    xla = {"jit_compile": False} if _on_cpu() else {}
     model.compile(
         ke.optimizers.AdamW(rate, exclude=ke.optimizers.NO_DECAY, library=model),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy", ke.metrics.macro_f1(num_classes, library=settings.library)],
         **xla,
     )
+
+
+def _on_cpu():
+    """Return whether there is no GPU. Then XLA is not used, and batches may have many shapes."""
+    import tensorflow as tf
+
+    return not tf.config.list_logical_devices("GPU")
 
 
 def _class_weights(settings, train):

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient._errors import InputError
+from keras_efficient.data._batch_plan import plan_batches
 from keras_efficient.data._bucketing import check_buckets, choose_buckets
 from keras_efficient.data._read_records import read_records
 from keras_efficient.data._records import Records
@@ -24,24 +25,38 @@ def text(
     records: Any,
     tokenizer: Any,
     *,
-    batch_size: int,
+    batch_size: int | None = None,
+    tokens_per_batch: int | None = None,
     max_length: int = 128,
     shuffle: bool = True,
     seed: int = 0,
     buckets: Any = None,
+    group_by_length: bool = False,
     drop_remainder: bool = False,
     first_epoch: int = 0,
 ) -> Dataset:
     """Make batches of tokenized texts for `fit`, `evaluate` and `predict`, with little padding.
 
-    The texts are tokenized once. Each iteration over the dataset is an epoch:
+    The texts are tokenized once. Each iteration over the dataset is an epoch. With `shuffle=True`
+    it contains each text once, in another order, and the batches have the same shapes as in the
+    other epochs. The orders depend only on `seed`, in every process, and not on
+    `tf.random.set_seed`. There are four ways to make batches:
 
-    - With `shuffle=True`, all texts are shuffled and then sorted by bucket. The sort is stable,
+    - By buckets, the default: all texts are shuffled and then sorted by bucket. The sort is stable,
       so the texts of a bucket remain shuffled. The sequence is divided into batches, and the
       order of the full batches is shuffled. A batch is padded to the bucket of its longest text.
       At the border of two buckets a batch takes texts from both, so that at most the last batch
-      is smaller than the others. Every epoch contains each text once, in another order. The
-      orders depend only on `seed`, in every process, and not on `tf.random.set_seed`.
+      is smaller than the others. There are few shapes, as XLA needs it, which compiles each.
+    - With `group_by_length=True`, which needs the least padding: all texts are shuffled and then
+      sorted by their exact lengths. The sequence is divided into about 64 groups, each of two or
+      more batches. A group's texts are dealt to its batches at random, so that the batches consist
+      of others in each epoch, also among the few longest texts. The order of the batches is
+      shuffled, and a batch is padded to its longest text. Texts that fill no batch are
+      drawn from the most frequent lengths, and form the last batch.
+    - With `tokens_per_batch`: as with `group_by_length`, but a batch contains as many texts as fit
+      into that number of tokens, padding included. All batches take about the same memory and time,
+      and those of short texts contain many. Note that a loss which is a mean over the texts
+      of a batch then gives a long text more weight than a short one.
     - With `shuffle=False`, for evaluation and prediction, the texts keep their order, and each
       batch is padded to the smallest bucket that is long enough.
 
@@ -54,16 +69,25 @@ def text(
             (text, label) pairs. For validation data make `Records` with the `label_names` of the
             training records.
         tokenizer: A `Tokenizer`, or an object that `as_tokenizer` accepts.
-        batch_size: Number of texts per global batch, over all replicas.
+        batch_size: Number of texts per global batch, over all replicas. Default: None; then give
+            `tokens_per_batch`.
+        tokens_per_batch: Largest number of tokens per global batch, padding included: texts times
+            padded length. The number of texts differs from batch to batch, and the number of
+            batches per epoch, `stats.batches`, is always the same. Default: None.
         max_length: Texts are truncated to this number of tokens. Default: 128.
         shuffle: Whether to shuffle and sort as above. Default: True.
         seed: Seed of the orders of all epochs. Default: 0.
         buckets: Ascending padded lengths in tokens; the last one must be long enough for the
-            longest text. A single bucket gives all batches the same, static length, for TPUs.
-            Default: None, at most six, chosen by `choose_buckets`.
-        drop_remainder: Whether to omit texts that do not fill a batch, and to make the batch
-            dimension static. With `shuffle=True` each epoch omits others, in proportion to the
-            sizes of the buckets. Default: False.
+            longest text. A single bucket gives all batches the same, static length, for TPUs. With
+            `group_by_length` or `tokens_per_batch`, the texts of a bucket count as equally long.
+            Default: None: all lengths with `group_by_length` or `tokens_per_batch`, otherwise
+            at most six, chosen by `choose_buckets`.
+        group_by_length: Whether to sort by exact lengths as above. The batches have almost as many
+            shapes as there are lengths; so compile the model with `jit_compile=False`, or give
+            `buckets`. Without effect with `tokens_per_batch`, which does so anyway. Default: False.
+        drop_remainder: Whether to omit texts that do not fill a batch of `batch_size`, and to make
+            the batch dimension static. With `shuffle=True` each epoch omits others, in proportion
+            to the sizes of the buckets. Default: False.
         first_epoch: Index of the epoch that the dataset starts with. When resuming a run, pass
             the number of finished epochs, and train on the dataset's `repeat()` with
             `steps_per_epoch`; otherwise Keras 3 starts the dataset twice per epoch. Default: 0.
@@ -75,7 +99,8 @@ def text(
         dataset's attribute `stats` is a `TextStats`.
 
     Raises:
-        InputError: An argument is out of range, or there are no texts.
+        InputError: An argument is out of range or does not go with another one, there are no texts,
+            or one is longer than `tokens_per_batch`.
         TypeError: `tokenizer` is not a tokenizer.
 
     Examples:
@@ -85,13 +110,37 @@ def text(
         >>> features, labels = next(iter(train))
         >>> sorted(features), labels.shape[0]
         (['padding_mask', 'segment_ids', 'token_ids'], 32)
+        >>> train = ke.data.text("reviews.csv", tokenizer, tokens_per_batch=256)
+        >>> all(tf.size(features["token_ids"]) <= 256 for features, labels in train)
+        True
 
     Reference:
         `tf.data.Dataset.bucket_by_sequence_length`, which pads batches in the same way but makes
-        an incomplete batch for each bucket.
+        an incomplete batch for each bucket; Hugging Face's `LengthGroupedSampler`, which sorts
+        random parts of 50 batches by length; fairseq's `--max-tokens`.
     """
     tokenizer = as_tokenizer(tokenizer)
-    batch_size = _checked_int("batch_size", batch_size, 1)
+    if (batch_size is None) == (tokens_per_batch is None):
+        raise InputError(
+            "Give either `batch_size`, a number of texts, or `tokens_per_batch`. Received: "
+            f"batch_size={batch_size!r}, tokens_per_batch={tokens_per_batch!r}. Set one of them, "
+            "for example batch_size=32."
+        )
+    if batch_size is not None:
+        batch_size = _checked_int("batch_size", batch_size, 1)
+    else:
+        tokens_per_batch = _checked_int("tokens_per_batch", tokens_per_batch, 1)
+        if drop_remainder:
+            raise InputError(
+                "`drop_remainder` needs `batch_size`: with a budget of tokens the batches differ "
+                "in their numbers of texts, and none is a remainder. Received: tokens_per_batch="
+                f"{tokens_per_batch}, drop_remainder={drop_remainder!r}. Remove one of them."
+            )
+    if group_by_length and not shuffle:
+        raise InputError(
+            "`group_by_length` changes the order of the texts, so it needs shuffle=True. Received: "
+            f"shuffle={shuffle!r}. Remove one of them."
+        )
     seed = _checked_int("seed", seed, 0)
     first_epoch = _checked_int("first_epoch", first_epoch, 0)
     max_length = tokenizer.check_length(max_length)
@@ -105,7 +154,7 @@ def text(
             f"There must be at least one text. Received: none ({records.source}). Check what "
             "selected them."
         )
-    if drop_remainder and total < batch_size:
+    if drop_remainder and batch_size is not None and total < batch_size:
         raise InputError(
             f"With drop_remainder=True there must be a full batch. Received: {total} texts "
             f"({records.source}) and batch_size={batch_size}. Lower `batch_size`, or keep the "
@@ -120,7 +169,11 @@ def text(
             f"Each text must have a token. Received: {records.texts[number]!r:.60} "
             f"({records.source}, item {number}), for which the tokenizer returns none. Remove it."
         )
-    if buckets is None:
+    # Texts of different lengths are mixed unless buckets make many of them equally long.
+    mix = buckets is None and bool(group_by_length or tokens_per_batch)
+    if mix:
+        buckets = tuple(np.unique(lengths).tolist())
+    elif buckets is None:
         buckets = choose_buckets(lengths, max_length=max_length)
     else:
         buckets = check_buckets(buckets, longest=int(lengths.max()))
@@ -129,18 +182,44 @@ def text(
                 f"No bucket may exceed the tokenizer's max_length={tokenizer.max_length}. "
                 f"Received: {buckets}. Remove the longer ones."
             )
-    bucket_of = np.searchsorted(buckets, lengths).astype(np.int32)
-    kept = _kept(np.bincount(bucket_of, minlength=len(buckets)), batch_size, drop_remainder)
-    stats = _stats(lengths, bucket_of, buckets, kept, batch_size, shuffle)
-    stats = dataclasses.replace(stats, truncated=truncated, longest=longest, max_length=max_length)
+    padded = np.asarray(buckets, np.int32)[np.searchsorted(buckets, lengths)]
+    if tokens_per_batch is not None and padded.max() > tokens_per_batch:
+        number = int(padded.argmax())
+        raise InputError(
+            f"Each text, padded, must fit into tokens_per_batch={tokens_per_batch}. Received: "
+            f"{records.texts[number]!r:.60} ({records.source}, item {number}) with "
+            f"{lengths[number]} tokens, padded to {padded[number]}. Raise `tokens_per_batch`, or "
+            "lower `max_length`."
+        )
+    # The ranks are those of the sorted texts if they are shuffled.
+    ranked = np.sort(padded) if shuffle else padded
+    plan = plan_batches(
+        ranked,
+        batch_size=batch_size,
+        tokens_per_batch=tokens_per_batch,
+        shuffle=shuffle,
+        mix=mix,
+        drop_remainder=drop_remainder,
+    )
+    stats = dataclasses.replace(
+        _stats(lengths, padded, ranked, plan),
+        batch_size=batch_size,
+        tokens_per_batch=tokens_per_batch,
+        truncated=truncated,
+        longest=longest,
+        max_length=max_length,
+    )
 
     # tf.data runs on the CPU; the corpus would otherwise take up memory of a GPU.
     with tf.device("/CPU:0"):
         if shuffle:
-            order = _shuffled(bucket_of, kept, batch_size, seed, first_epoch)
+            order = _shuffled(padded, plan, batch_size, seed, first_epoch)
+        elif batch_size is None:
+            order = _slices(tf.range(total), plan.sizes)
         else:
             order = tf.data.Dataset.range(total, output_type=tf.int32)
-        batches = order.batch(batch_size, drop_remainder=drop_remainder)
+        # Not slices where all batches have one size: `tf.distribute` looks for that size.
+        batches = order if batch_size is None else order.batch(batch_size, drop_remainder)
         gather = _gather(ids, lengths, records.labels, buckets, tokenizer)
         dataset: Any = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         options = tf.data.Options()
@@ -153,8 +232,11 @@ def text(
     return dataset
 
 
-def _shuffled(bucket_of, kept, batch_size, seed, first_epoch) -> tf.data.Dataset:
-    """Return a dataset of the indices of an epoch's texts; each iteration is another epoch."""
+def _shuffled(padded, plan, batch_size, seed, first_epoch) -> tf.data.Dataset:
+    """Return a dataset of the indices of an epoch's texts; each iteration is another epoch.
+
+    Without `batch_size` its elements are the indices of a batch.
+    """
     # `Dataset.random` also depends on tf.random.set_seed, which differs between programs.
     variant = tf.raw_ops.RandomDatasetV2(
         seed=tf.constant(seed, tf.int64),
@@ -168,25 +250,41 @@ def _shuffled(bucket_of, kept, batch_size, seed, first_epoch) -> tf.data.Dataset
     for _ in range(first_epoch):
         next(iter(epoch_seeds))
 
-    total, epoch_size = len(bucket_of), int(kept.sum())
-    counts = np.bincount(bucket_of, minlength=len(kept))
-    starts = np.cumsum(counts) - counts
-    # Positions in the texts sorted by bucket: the first `kept` of each bucket, a random choice.
-    positions = np.concatenate([np.arange(s, s + k) for s, k in zip(starts, kept, strict=True)])
-    positions = tf.constant(positions, tf.int32)
-    bucket_of = tf.constant(bucket_of)
-    full = epoch_size // batch_size
+    padded, ranks = tf.constant(padded, tf.int32), tf.constant(plan.ranks, tf.int32)
+    mixed = plan.chunks is not None
+    if mixed:
+        chunks, slots = tf.constant(plan.chunks, tf.int32), tf.constant(plan.slots, tf.int32)
+    full = 0 if batch_size is None else len(plan.ranks) // batch_size
 
     def epoch(epoch_seed):
-        order = _permutation(total, epoch_seed, 0)
-        order = tf.gather(order, tf.argsort(tf.gather(bucket_of, order), stable=True))
-        order = tf.gather(order, positions)
+        order = _sorted_by(padded, _permutation(len(padded), epoch_seed, 0))
+        order = tf.gather(order, ranks)
+        if mixed:
+            order = tf.gather(order, _sorted_by(chunks, _permutation(len(chunks), epoch_seed, 2)))
+            order = tf.gather(order, slots)
+        if batch_size is None:
+            return _slices(order, plan.sizes, _permutation(len(plan.sizes), epoch_seed, 1))
         head = tf.reshape(order[: full * batch_size], [full, batch_size])
         head = tf.gather(head, _permutation(full, epoch_seed, 1))
         order = tf.concat([tf.reshape(head, [-1]), order[full * batch_size :]], axis=0)
         return tf.data.Dataset.from_tensor_slices(order)
 
-    return epoch_seeds.flat_map(epoch).apply(tf.data.experimental.assert_cardinality(epoch_size))
+    elements = len(plan.sizes if batch_size is None else plan.ranks)
+    return epoch_seeds.flat_map(epoch).apply(tf.data.experimental.assert_cardinality(elements))
+
+
+def _slices(order, sizes, batches=None) -> tf.data.Dataset:
+    """Return a dataset of the parts of `order` of the given sizes, in the order of `batches`."""
+    starts, sizes = (tf.constant(array, tf.int32) for array in (np.cumsum(sizes) - sizes, sizes))
+    if batches is not None:
+        starts, sizes = tf.gather(starts, batches), tf.gather(sizes, batches)
+    parts = tf.data.Dataset.from_tensor_slices((starts, sizes))
+    return parts.map(lambda start, size: order[start : start + size])
+
+
+def _sorted_by(keys, order):
+    """Sort the indices in `order` by their keys; those of equal keys keep their order."""
+    return tf.gather(order, tf.argsort(tf.gather(keys, order), stable=True))
 
 
 def _permutation(size, epoch_seed, use):
@@ -229,37 +327,22 @@ def _gather(ids, lengths, labels, buckets, tokenizer):
     return gather
 
 
-def _kept(counts, batch_size, drop_remainder) -> np.ndarray:
-    """Return the number of texts of each bucket in an epoch.
-
-    The remainder is removed from the buckets in proportion to their sizes, one text at a time
-    from the bucket that keeps the highest fraction.
-    """
-    kept = counts.astype(np.int64)
-    if drop_remainder:
-        for _ in range(int(kept.sum()) % batch_size):
-            kept[np.argmax((kept - 1) / np.maximum(counts, 1))] -= 1
-    return kept
-
-
-def _stats(lengths, bucket_of, buckets, kept, batch_size, shuffle) -> TextStats:
-    examples = int(kept.sum())
-    if shuffle:
-        sequence = np.repeat(np.arange(len(buckets)), kept)
-        counts = np.bincount(bucket_of, minlength=len(buckets))
-        sums = np.bincount(bucket_of, weights=lengths, minlength=len(buckets))
-        tokens = round(float((sums * kept / np.maximum(counts, 1)).sum()))
+def _stats(lengths, padded, ranked, plan) -> TextStats:
+    kept = ranked[plan.ranks]
+    if len(kept) == len(lengths):
+        tokens = int(lengths.sum())
+    elif ranked is padded:
+        tokens = int(lengths[plan.ranks].sum())
     else:
-        sequence = bucket_of[:examples]
-        tokens = int(lengths[:examples].sum())
-    shapes = Counter()
-    for start in range(0, examples, batch_size):
-        chunk = sequence[start : start + batch_size]
-        shapes[buckets[chunk.max()], len(chunk)] += 1
+        # Which texts of a padded length are omitted changes from epoch to epoch, not their number.
+        sums, counts = np.bincount(padded, weights=lengths), np.bincount(padded)
+        means = sums / np.maximum(counts, 1)
+        tokens = round(float(means[kept].sum()))
+    shapes = Counter(zip(plan.longest(ranked).tolist(), plan.sizes.tolist(), strict=True))
     return TextStats(
-        examples=examples,
-        batches=shapes.total(),
-        batch_size=batch_size,
+        examples=len(kept),
+        batches=len(plan.sizes),
+        batch_size=None,
         tokens=tokens,
         padded_tokens=sum(length * size * count for (length, size), count in shapes.items()),
         shapes=tuple((size, length, count) for (length, size), count in sorted(shapes.items())),

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+#: Number of shapes that are listed one by one; few enough for a line of a terminal.
+_SHOWN_SHAPES = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class TextStats:
@@ -10,7 +13,7 @@ class TextStats:
     Attributes:
         examples: Number of texts per epoch.
         batches: Number of batches per epoch.
-        batch_size: Number of texts in a full batch.
+        batch_size: Number of texts in a full batch; None with `tokens_per_batch`.
         tokens: Number of tokens per epoch without padding, special tokens included. With
             `drop_remainder` and shuffling the omitted texts vary, and this is the mean over
             epochs.
@@ -21,6 +24,8 @@ class TextStats:
         longest: Number of tokens of the longest text before truncation; None if the tokenizer does
             not tell. Default: None.
         max_length: Number of tokens to which texts are truncated. Default: None.
+        tokens_per_batch: Largest number of tokens in a batch with padding; None with `batch_size`.
+            Default: None.
 
     Examples:
         >>> stats = ke.data.TextStats(5, 2, 4, 30, 40, ((1, 16, 1), (4, 6, 1)), 0)
@@ -30,13 +35,14 @@ class TextStats:
 
     examples: int
     batches: int
-    batch_size: int
+    batch_size: int | None
     tokens: int
     padded_tokens: int
     shapes: tuple[tuple[int, int, int], ...]
     truncated: int = 0
     longest: int | None = None
     max_length: int | None = None
+    tokens_per_batch: int | None = None
 
     @property
     def padding_share(self) -> float:
@@ -44,14 +50,17 @@ class TextStats:
         return 1 - self.tokens / self.padded_tokens
 
     def __str__(self) -> str:
-        shapes = ", ".join(
-            f"{count} of [{batch}, {length}]" for batch, length, count in self.shapes
-        )
+        of = f"{self.batch_size}"
+        if self.tokens_per_batch is not None:
+            of = f"at most {self.tokens_per_batch} tokens"
+        shapes = [f"{count} of [{batch}, {length}]" for batch, length, count in self.shapes]
+        if len(shapes) > _SHOWN_SHAPES:
+            shapes = [f"{len(shapes)} shapes", *shapes[:2], "...", *shapes[-2:]]
         return (
-            f"{self.examples} texts in {self.batches} batches of {self.batch_size}: "
+            f"{self.examples} texts in {self.batches} batches of {of}: "
             f"{self.tokens} tokens, {self.padded_tokens} with padding "
             f"({self.padding_share:.1%} padding)\n"
-            f"batches: {shapes}\n"
+            f"batches: {', '.join(shapes)}\n"
             f"{self.truncation}"
         )
 

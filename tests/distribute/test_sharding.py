@@ -40,8 +40,8 @@ def with_policy(dataset, policy):
     return dataset.with_options(options)
 
 
-def texts():
-    """`ke.data.text` over N texts, whose labels are the ids."""
+def texts(**options):
+    """`ke.data.text` over N texts of 1 to 7 tokens, whose labels are the ids."""
     import tokenizers
 
     import keras_efficient as ke
@@ -50,7 +50,7 @@ def texts():
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     pairs = [("film " * (1 + number % 7), number) for number in range(N)]
-    return ke.data.text(pairs, tokenizer, batch_size=BATCH, seed=3).map(
+    return ke.data.text(pairs, tokenizer, seed=3, **options).map(
         lambda features, label: tf.cast(label, tf.int64)
     )
 
@@ -73,7 +73,10 @@ def datasets(paths):
         "without remainder": slices.batch(BATCH, drop_remainder=True),
         ENDLESS: slices.batch(BATCH).repeat(),
         "dict": slices.map(lambda number: {"id": number}).batch(BATCH).map(lambda x: x["id"]),
-        "text": texts(),
+        "text": texts(batch_size=BATCH),
+        "text by length": texts(batch_size=BATCH, group_by_length=True),
+        # Batches of one to seven texts.
+        "text by tokens": texts(tokens_per_batch=7),
         **{name: read(paths[name]).batch(BATCH) for name in FILES},
         "data as asked": with_policy(slices.batch(BATCH), POLICIES.DATA),
     }
@@ -147,6 +150,8 @@ NAMES = (
     ENDLESS,
     "dict",
     "text",
+    "text by length",
+    "text by tokens",
     *FILES,
     "data as asked",
 )
