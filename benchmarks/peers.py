@@ -11,6 +11,7 @@ normalisation, no clipping), and the same number of updates:
 
 - plain `fit` with Keras' own AdamW, batches padded to 128 tokens, or to the batch's longest text;
 - Hugging Face's `Trainer` on PyTorch with `group_by_length=True` and fused AdamW;
+- the same `Trainer` with glibc's allocator set as `ke.tune_process()` sets it;
 - a bare PyTorch loop with the same batches and fused AdamW;
 - ours: `ke.unpad`, `ke.optimizers.AdamW`, `ke.data.text(..., group_by_length=True)`;
 - ours after `ke.tune_process()`.
@@ -49,8 +50,14 @@ LIBRARIES = ("keras", "tf_keras")
 BATCH, LONGEST, RATE, DECAY, EPSILON = 32, 128, 5e-5, 0.01, 1e-6
 HELD_OUT = 1605
 TRAINER, LOOP = "PyTorch: HF Trainer", "PyTorch: bare loop"
+TUNED_TRAINER = "PyTorch: HF Trainer, allocator tuned"
 STATIC, DYNAMIC = "plain fit, padded to 128", "plain fit, padded to longest"
 OURS, TUNED = "ours", "ours, ke.tune_process()"
+#: As the environment variable GLIBC_TUNABLES.
+ALLOCATOR = ":".join(
+    f"glibc.malloc.{name}"
+    for name in ("mmap_max=0", f"trim_threshold={2**31 - 1}", f"top_pad={64 << 20}")
+)
 #: The ways to make a first update.
 FIRST = ("plain", "ke.accumulate(model, 1)", "ke.unpad", "ke.unpad, ke.optimizers.AdamW")
 
@@ -206,7 +213,7 @@ def run_torch(task, turns):
         transformers.AutoTokenizer.from_pretrained(task["model"])
     )
     rows = [{"input_ids": ids, "labels": label} for ids, label in task["train"]]
-    train = train_by_trainer if task["name"] == TRAINER else train_by_loop
+    train = train_by_loop if task["name"] == LOOP else train_by_trainer
     train(task, turns, model, rows, collate, task["precision"] == "bfloat16")
     if task["test"]:
         rows = [{"input_ids": ids, "labels": label} for ids, label in task["test"]]
@@ -297,6 +304,8 @@ class Contender:
         threads = str(task["threads"])
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+        if task["name"] == TUNED_TRAINER:
+            environment["GLIBC_TUNABLES"] = ALLOCATOR
         self.process = subprocess.Popen(
             [python, __file__, "--contender", file],
             stdin=subprocess.PIPE,
@@ -350,7 +359,7 @@ def tokenized():
 
 def contenders(library, task, only):
     """Return the tasks of a library and of PyTorch, by name."""
-    tasks = {name: {**task, "name": name} for name in (TRAINER, LOOP)}
+    tasks = {name: {**task, "name": name} for name in (TRAINER, TUNED_TRAINER, LOOP)}
     for name in (STATIC, DYNAMIC, OURS, TUNED):
         tasks[f"{library}: {name}"] = {**task, "name": name, "library": library}
     return {name: one for name, one in tasks.items() if name == TRAINER or re.search(only, name)}
