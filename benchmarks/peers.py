@@ -23,8 +23,9 @@ not counted. A ratio is the median over the rounds of the `Trainer`'s time by th
 two libraries come after each other, for memory, each with PyTorch.
 
 `--accuracy` trains each contender on all 9,000 reviews once, one after another, and shows the
-accuracy on the other 1,605. `--first-update` shows the time from a loaded model to the end of its
-first update, of 8 texts; its last column that from the start of the process.
+accuracy on the other 1,605; this takes an hour or more. `--first-update` shows the time from a
+loaded model to the end of its first update, of 8 texts; its last column that from the start of the
+process.
 
 PyTorch is installed into `.venv-peers` on first use, at the versions of
 `benchmarks/peers-requirements.txt`: about 3 GB on x86, with the GPU's libraries.
@@ -550,7 +551,9 @@ def main():
     parser.add_argument("--rounds", type=int, help="default 5, and 3 of --first-update")
     parser.add_argument("--updates", type=int, default=25, help="of a turn")
     parser.add_argument("--only", default="", help="contenders whose names match, and the Trainer")
-    parser.add_argument("--quick", action="store_true", help="1 thread, 2 rounds of 10 updates")
+    parser.add_argument(
+        "--quick", action="store_true", help="1 thread, 2 rounds of 10 updates, --accuracy after 20"
+    )
     parser.add_argument("--accuracy", action="store_true")
     parser.add_argument("--seeds", type=int, default=1, help="of --accuracy")
     parser.add_argument("--first-update", action="store_true")
@@ -571,6 +574,8 @@ def main():
 
     torch = None if arguments.first_update else torch_python(arguments)
     rows, model = tokenized(), str(ke.data.demo_model())
+    if arguments.quick:
+        rows[0] = rows[0][: 20 * BATCH]
     command = shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]])
     facts = {"cpu": cpu(), "command": command, "load_before": os.getloadavg()[0]}
     print(f"{facts['cpu']}; load {facts['load_before']:.1f}\n{command}", flush=True)
