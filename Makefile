@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint docs dist env clean
+.PHONY: demo test test-all lint docs dist peers env clean
 
 demo: $(VENV)/.base
 	$(BIN)/keras-efficient demo $(DEMO)
@@ -33,6 +33,10 @@ dist: $(VENV)/.dev
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/python .ci/check_dist.py dist
 
+# Training speed against plain Keras and PyTorch. PyTorch goes into .venv-peers.
+peers: $(VENV)/.dev
+	$(BIN)/python benchmarks/peers.py $(PEERS)
+
 env: $(VENV)/.dev
 
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -46,4 +50,4 @@ $(VENV)/.dev: $(VENV)/.base
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info
+	rm -rf $(VENV) .venv-peers build dist site *.egg-info
