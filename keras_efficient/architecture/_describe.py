@@ -12,8 +12,9 @@ from keras_efficient.parametrize._parametrized_layer import original_class
 def describe(model: Model) -> Architecture:
     """Describe the Transformer blocks of a model: which layer does what.
 
-    Known are the encoder blocks of KerasHub (BERT, RoBERTa, DistilBERT), of Hugging Face (BERT,
-    RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA, DistilBERT) and of Model Garden. A description is
+    Known are the blocks of KerasHub's encoders (BERT, RoBERTa, DistilBERT, ALBERT) and decoders
+    without an encoder (GPT-2), of Hugging Face's BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA,
+    ALBERT and DistilBERT, and of Model Garden's encoders. A description is
     read from classes and attributes; whoever computes with it compares results first, as
     `ke.unpad` does.
 

@@ -24,6 +24,7 @@ class SelfAttention:
         masked: what happens to padding, which makes a difference only for an example without any
             real token. "added": a large negative number is added to its scores. "overwritten": its
             scores are replaced by such a number. "zeroed": and its probabilities become zero.
+        causal: whether tokens attend to themselves and earlier ones only.
     """
 
     query: Layer
@@ -34,6 +35,7 @@ class SelfAttention:
     scale: float
     dropout: Layer | None = None
     masked: str = "added"
+    causal: bool = False
 
 
 @dataclass(frozen=True, eq=False)

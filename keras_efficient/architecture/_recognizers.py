@@ -69,9 +69,13 @@ def _itself(hidden):
     return hidden
 
 
-def _keras_attention(layer: Layer) -> SelfAttention | str:
+#: KerasHub's attention with a cache computes the same without one.
+_KERAS_CALLS = ("MultiHeadAttention.call", "CachedMultiHeadAttention.call")
+
+
+def _keras_attention(layer: Layer, causal: bool = False) -> SelfAttention | str:
     """The `SelfAttention` of a library's MultiHeadAttention, or why there is none."""
-    if original_class(layer).call.__qualname__ != "MultiHeadAttention.call":
+    if original_class(layer).call.__qualname__ not in _KERAS_CALLS:
         return f"its attention is a {original_class(layer).__name__}"
     inner = original_class(layer)._compute_attention.__qualname__
     changed = any(getattr(layer, name, None) for name in ("_use_gate", "_sliding_window"))
@@ -92,6 +96,7 @@ def _keras_attention(layer: Layer) -> SelfAttention | str:
         scale=1 / math.sqrt(layer._key_dim),
         dropout=layer._dropout_layer,
         masked=masked,
+        causal=causal,
     )
 
 
@@ -128,6 +133,40 @@ def _keras_hub(path, layer):
         path,
         layer,
         _keras_attention(layer._self_attention_layer),
+        attention_norm=layer._self_attention_layer_norm,
+        feed_forward=FeedForward(
+            layer._feedforward_intermediate_dense, layer._feedforward_output_dense
+        ),
+        feed_forward_norm=layer._feedforward_layer_norm,
+        attention_dropout=layer._self_attention_dropout,
+        feed_forward_dropout=layer._feedforward_dropout,
+        norm_first=layer.normalize_first,
+        inner=(layer._self_attention_layer,),
+        inputs=inputs,
+        outputs=_itself,
+    )
+
+
+def _keras_hub_decoder(path, layer):
+    if not _calls(layer, "keras_hub", "TransformerDecoder"):
+        return None
+    if layer._cross_attention_layer is not None:
+        return "it attends to an encoder, too"
+
+    def inputs(args, kwargs):
+        given = _bound(layer, args, kwargs)
+        others = ("decoder_attention_mask", "self_attention_cache")
+        if any(given[name] is not None for name in others) or not given["use_causal_mask"]:
+            return None
+        hidden, mask = given["decoder_sequence"], given["decoder_padding_mask"]
+        if getattr(hidden, "_keras_mask", None) is not None:
+            return None
+        return BlockInputs(hidden, mask, _added, given["training"])
+
+    return _block(
+        path,
+        layer,
+        _keras_attention(layer._self_attention_layer, causal=True),
         attention_norm=layer._self_attention_layer_norm,
         feed_forward=FeedForward(
             layer._feedforward_intermediate_dense, layer._feedforward_output_dense
@@ -241,6 +280,46 @@ def _hugging_face_bert(path, layer):
     )
 
 
+def _hugging_face_albert(path, layer):
+    if not _calls(layer, "transformers", "TFAlbertLayer"):
+        return None
+    attention = layer.attention
+
+    def inputs(args, kwargs):
+        given = _bound(layer, args, kwargs)
+        mask = given["attention_mask"]
+        if given["head_mask"] is not None or given["output_attentions"]:
+            return None
+        if mask is not None and (len(mask.shape) != 4 or mask.shape[2] != 1):
+            return None
+        return BlockInputs(
+            given["hidden_states"], mask, lambda mask: mask[:, 0, 0], given["training"]
+        )
+
+    return _block(
+        path,
+        layer,
+        SelfAttention(
+            query=attention.query,
+            key=attention.key,
+            value=attention.value,
+            output=attention.dense,
+            heads=attention.num_attention_heads,
+            scale=1 / math.sqrt(attention.attention_head_size),
+            dropout=attention.attention_dropout,
+        ),
+        attention_norm=attention.LayerNorm,
+        feed_forward=FeedForward(layer.ffn, layer.ffn_output, layer.activation),
+        feed_forward_norm=layer.full_layer_layer_norm,
+        attention_dropout=attention.output_dropout,
+        feed_forward_dropout=layer.dropout,
+        norm_first=False,
+        inner=(attention,),
+        inputs=inputs,
+        outputs=lambda hidden: (hidden,),
+    )
+
+
 def _hugging_face_distilbert(path, layer):
     if not _calls(layer, "transformers", "TFTransformerBlock"):
         return None
@@ -285,7 +364,9 @@ def _hugging_face_distilbert(path, layer):
 #: In the order in which they are asked.
 RECOGNIZERS: list[Recognizer] = [
     _keras_hub,
+    _keras_hub_decoder,
     _model_garden,
     _hugging_face_bert,
+    _hugging_face_albert,
     _hugging_face_distilbert,
 ]

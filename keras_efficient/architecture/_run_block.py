@@ -74,7 +74,9 @@ def _attention(block, x, rows, training, first):
         key, value = found
     else:
         query, key, value = found
-    bias = rows.bias
+    bias = rows.attention_bias(part.causal)
+    if bias is not None and part.causal and first:
+        bias = bias[:, :, :1]
     if bias is not None:
         bias = tf.cast(tf.maximum(bias, query.dtype.min), query.dtype)
     keep = None

@@ -5,6 +5,9 @@ import tensorflow as tf
 from keras_efficient.architecture import _row_functions as functions
 from keras_efficient.flavor import Tensor
 
+#: Added to the scores of later tokens in causal attention.
+LATER = -1e9
+
 
 class TokenRows:
     """Which tokens of a padded batch have rows, and where attention finds them.
@@ -53,7 +56,7 @@ class TokenRows:
             self.example = self.index // length
             self.rank = tf.range(tf.size(self.index)) - tf.gather(starts, self.example)
         self.first = self.place[:, 0]
-        self._back = {}
+        self._back, self._causal = {}, None
 
     def back(self, heads: int) -> Tensor:
         """Return the index in `[batch · heads · places]` of each head of each row."""
@@ -62,6 +65,17 @@ class TokenRows:
             start = self.example * (heads * places) + self.rank
             self._back[heads] = tf.reshape(start[:, None] + tf.range(heads) * places, [-1])
         return self._back[heads]
+
+    def attention_bias(self, causal: bool) -> Tensor | None:
+        """Return what is added to the scores, `[batch, 1, 1 or queries, keys]`, or None."""
+        if not causal:
+            return self.bias
+        if self._causal is None:
+            places = tf.shape(self.place)[1]
+            later = 1 - tf.linalg.band_part(tf.ones([places, places]), -1, 0)
+            later = (LATER * later)[None, None]
+            self._causal = later if self.bias is None else tf.minimum(self.bias, later)
+        return self._causal
 
     def take(self, padded: Tensor) -> Tensor:
         """Return the rows `[tokens, width]` of `[batch, length, width]`."""

@@ -357,3 +357,53 @@ def test_saved_model_of_tf_keras(name, tmp_path):
     loaded: Any = tf.saved_model.load(str(tmp_path / "saved"))
     served = loaded.signatures["serving_default"](**{k: tf.constant(v) for k, v in x.items()})
     np.testing.assert_allclose(tf.nest.flatten(served)[0], expected, atol=1e-5)
+
+
+# --- other families ------------------------------------------------------------------------------
+
+
+def _kerashub_backbone(name):
+    import keras_hub
+
+    sizes = {
+        "vocabulary_size": VOCABULARY,
+        "num_layers": 2,
+        "num_heads": 2,
+        "hidden_dim": 8,
+        "intermediate_dim": 16,
+        "max_sequence_length": 16,
+    }
+    if name == "Albert":
+        sizes |= {"embedding_dim": 4}
+    return getattr(keras_hub.models, f"{name}Backbone")(**sizes)
+
+
+@pytest.mark.parametrize("family", ["Albert", "DistilBert", "GPT2", "Roberta"])
+@sampled(2)
+def test_backbones_of_kerashub(family):
+    """The comparison is the test: outputs and gradients of real tokens agree to 1e-5."""
+    report = ke.unpad(_kerashub_backbone(family), ignore_padding_outputs=True)
+    assert report.masked and not report.unchanged and report.blocks
+
+
+@pytest.mark.parametrize("family", ["Albert", "Electra", "Roberta"])
+@sampled(1)
+def test_classifiers_of_hugging_face(family):
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=VOCABULARY,
+        embedding_size=8,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=16,
+        pad_token_id=0,
+    )
+    model = getattr(transformers, f"TF{family}ForSequenceClassification")(config)
+    model(model.dummy_inputs)
+    report = ke.unpad(model)
+    assert report.masked and not report.unchanged
+    # ALBERT computes one block several times, so the last time is not known.
+    assert report.first_token_only == (family != "Albert")
