@@ -305,6 +305,9 @@ def test_what_code_examples_and_benchmarks_import_is_declared():
         re.split(r"[\[<>=~ ]", requirement)[0].lower().replace("_", "-")
         for requirement in [*project["dependencies"], *itertools.chain(*extras.values())]
     }
+    # What a benchmark installs into an environment of its own.
+    for requirements in root.glob("benchmarks/*-requirements.txt"):
+        declared |= {re.split(r"[<>=]", line)[0] for line in requirements.read_text().splitlines()}
     files = [*FILES, *root.glob("examples/*.py"), *root.glob("benchmarks/*.py")]
     own = {"keras_efficient", *(path.stem for path in files)}
     missing = {}

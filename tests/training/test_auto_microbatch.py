@@ -255,7 +255,10 @@ def test_memory_that_runs_out_in_the_optimizer(library):
 
     class Hungry(keras_of(library).optimizers.SGD):
         def update_step(self, gradient, *args):
-            gradient = tf.convert_to_tensor(gradient) + needing(lambda: full)
+            gradient = tf.convert_to_tensor(gradient)
+            # Like an optimizer's own arrays, these are made once there is a gradient.
+            with tf.control_dependencies([gradient]):
+                gradient += needing(lambda: full)
             super().update_step(gradient, *args)
 
     model = ke.accumulate(made(library), microbatch_size="auto")
