@@ -195,7 +195,7 @@ def first_update(task, turns, model, tokenizer):
         ke.accumulate(model, 1)
     if "ke.unpad" in task["name"]:
         ke.unpad(model)
-    model.fit(data, shuffle=False, verbose=0)
+    model.fit(data.repeat(), steps_per_epoch=1, shuffle=False, verbose=0)
     turns.end()
 
 
