@@ -111,14 +111,6 @@ class Block:
     inputs: Callable[[tuple, dict], BlockInputs | None]
     outputs: Callable[[Tensor], Any]
 
-    @property
-    def layers(self) -> list[Layer]:
-        """The layers with weights."""
-        part, forward = self.attention, self.feed_forward
-        projections = [part.query, part.key, part.value, part.output]
-        dense = [*projections, forward.intermediate, forward.output]
-        return [*dense, self.attention_norm, self.feed_forward_norm]
-
 
 @dataclass(frozen=True)
 class Architecture:

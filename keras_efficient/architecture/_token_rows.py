@@ -5,8 +5,6 @@ import tensorflow as tf
 from keras_efficient.architecture import _row_functions as functions
 from keras_efficient.flavor import Tensor
 
-#: As a budget of rows: one for every token, padding included.
-ALL = "all"
 #: Added to the scores of later tokens in causal attention.
 LATER = -1e9
 
@@ -26,21 +24,9 @@ class TokenRows:
             real tokens, a large negative number for padding. None: all tokens are real.
         batch: number of examples, a tensor; needed if `added` is None.
         length: number of tokens of each, a tensor; likewise.
-        budget: number of rows, for compilers that need to know it: the tokens that need a row come
-            first, and padding fills the rest. `ALL` for every token. Default: None, as many as
-            needed.
-
-    Attributes:
-        needed: number of tokens that need a row, a tensor. It must not exceed the budget.
     """
 
-    def __init__(
-        self,
-        added: Tensor | None,
-        batch: Tensor = None,
-        length: Tensor = None,
-        budget: int | str | None = None,
-    ):
+    def __init__(self, added: Tensor | None, batch: Tensor = None, length: Tensor = None):
         if added is not None:
             batch, length = tf.unstack(tf.shape(added))
         self.batch, self.length = batch, length
@@ -57,15 +43,10 @@ class TokenRows:
             empty = tf.logical_not(tf.reduce_any(real, 1, keepdims=True))
             first = tf.range(length)[None] < 1
             kept = real | first | empty
+            self.index = tf.cast(tf.where(tf.reshape(kept, [-1]))[:, 0], tf.int32)
             self.counts = tf.reduce_sum(tf.cast(kept, tf.int32), 1)
             starts = tf.cumsum(self.counts, exclusive=True)
-            if budget is None:
-                self.index = tf.cast(tf.where(tf.reshape(kept, [-1]))[:, 0], tf.int32)
-                places = tf.range(tf.reduce_max(self.counts))
-            else:
-                number = self.size if budget == ALL else tf.minimum(budget, self.size)
-                self.index = _first_of(tf.reshape(kept, [-1]), number)
-                places = tf.range(length)
+            places = tf.range(tf.reduce_max(self.counts))
             present = places[None] < self.counts[:, None]
             self.place = starts[:, None] + tf.minimum(places[None], self.counts[:, None] - 1)
             bias = tf.gather(tf.reshape(added, [-1]), tf.gather(self.index, self.place))
@@ -74,13 +55,6 @@ class TokenRows:
             self.used = tf.cast(present, tf.float32)[:, None, :, None]
             self.example = self.index // length
             self.rank = tf.range(tf.size(self.index)) - tf.gather(starts, self.example)
-            if budget is not None:
-                # The rows that padding fills belong at places without a token.
-                padding = tf.cumsum(tf.cast(~kept, tf.int32), axis=1, exclusive=True)
-                behind = tf.reshape(self.counts[:, None] + padding, [-1])
-                needs = tf.gather(tf.reshape(kept, [-1]), self.index)
-                self.rank = tf.where(needs, self.rank, tf.gather(behind, self.index))
-        self.needed = tf.reduce_sum(self.counts)
         self.first = self.place[:, 0]
         self._back, self._causal = {}, None
 
@@ -127,12 +101,3 @@ class TokenRows:
         rest = [self.batch, self.length - 1, rows.shape[-1]]
         others = tf.zeros(rest, rows.dtype) if fill is None else fill[:, 1:]
         return tf.concat([rows[:, None], others], 1)
-
-
-def _first_of(kept: Tensor, number: Tensor) -> Tensor:
-    """Return the indices of the elements that are True, then of others, `number` in all."""
-    true = tf.cast(kept, tf.int32)
-    after = tf.reduce_sum(true) + tf.cumsum(1 - true, exclusive=True)
-    position = tf.where(kept, tf.cumsum(true, exclusive=True), after)
-    count = tf.size(kept)
-    return tf.scatter_nd(position[:, None], tf.range(count), count[None])[:number]

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_efficient import flavor as flavors
 from keras_efficient.architecture._describe import describe
 from keras_efficient.architecture._run_block import is_changed, run_block
-from keras_efficient.architecture._token_rows import ALL, TokenRows
+from keras_efficient.architecture._token_rows import TokenRows
 from keras_efficient.architecture._verify import Comparison
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._parametrized_layer import parametrized_layer
@@ -59,13 +59,7 @@ class UnpadReport:
         return "\n".join(lines)
 
 
-def unpad(
-    model: Model,
-    *,
-    sample: Any = None,
-    ignore_padding_outputs: bool = False,
-    max_tokens: int | None = None,
-) -> UnpadReport:
+def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = False) -> UnpadReport:
     """Compute the Transformer blocks of a model on real tokens only.
 
     A batch of texts is padded to its longest one, and a model computes the padding like text. With
@@ -83,8 +77,8 @@ def unpad(
     It works in `fit`, `evaluate` and `predict`, with `ke.accumulate`, LoRA, pruning, quantization,
     `ke.remat`, mixed precision and strategies; ranges of activations that quantization learns are
     those of real tokens. XLA compiles static shapes, so with `jit_compile=True` and on TPUs the
-    model needs `max_tokens`; without it, it computes as before and warns. The setting belongs to
-    the model in memory: saving and exporting leave it out.
+    model computes as before. The setting belongs to the model in memory: saving and exporting
+    leave it out.
 
     Args:
         model: a built Keras 3 or tf_keras model.
@@ -93,19 +87,15 @@ def unpad(
         ignore_padding_outputs: whether the training ignores what the model returns for padding,
             as token classifiers' losses do with labels of -100 or sample weights of zero. Outputs
             `[batch, length, ...]` are then compared for real tokens only. Default: False.
-        max_tokens: number of rows that a model compiled by XLA computes for each microbatch of a
-            replica. Batches with more real tokens are computed with their padding, which is
-            compiled as well. It counts one token more for each example whose first token is
-            padding. Default: None; ignored without XLA.
 
     Returns:
         An `UnpadReport`; `print(ke.unpad(model))` shows the blocks. Its `remove()` undoes it.
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: `max_tokens` is not a positive int; the model is not built; no block is known,
-            or none agrees with the model; the model reads the outputs of padding, such as a mean
-            over all positions; or its inputs are not known and there is no `sample`.
+        ValueError: the model is not built; no block is known, or none agrees with the model; the
+            model reads the outputs of padding, such as a mean over all positions; or its inputs
+            are not known and there is no `sample`.
 
     Examples:
         >>> import keras_hub
@@ -121,11 +111,6 @@ def unpad(
         Zeng et al. 2022, "Boosting Distributed Training Performance of the Unpadded BERT Model";
         the padding-free collators of Hugging Face are similar.
     """
-    if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
-        raise ValueError(
-            "`max_tokens` must be a positive int, a number of tokens. Received: "
-            f"{max_tokens!r}. Give about the batch size times the mean length."
-        )
     architecture = describe(model)
     if (present := vars(model).get(_ATTRIBUTE)) is not None:
         present.remove()
@@ -139,7 +124,7 @@ def unpad(
             "Hugging Face and Model Garden that ke.architecture.describe lists; train other "
             "models without ke.unpad."
         )
-    holder = _UnpaddedModel(model, architecture.blocks, max_tokens)
+    holder = _UnpaddedModel(model, architecture.blocks)
     compare = Comparison(model, sample, ignore_padding_outputs)
     holder.install()
     try:
@@ -212,8 +197,8 @@ def _verify(holder, compare):
 class _UnpaddedModel:
     """Holder of the methods that replace `call` of a model and of its blocks."""
 
-    def __init__(self, model, blocks, max_tokens=None):
-        self.model, self.flavor, self.max_tokens = model, flavors.of(model), max_tokens
+    def __init__(self, model, blocks):
+        self.model, self.flavor = model, flavors.of(model)
         self.blocks = [_UnpaddedBlock(self, block) for block in blocks]
         self.first_token_only, self.masked = False, False
         self.filled = None
@@ -277,8 +262,7 @@ class _UnpaddedModel:
             warnings.warn(
                 "XLA compiles fixed shapes, so it computes padding in spite of ke.unpad. Received: "
                 f"{self.model.name!r} with jit_compile=True, which Keras 3 also chooses by "
-                "itself, or on a TPU. Pass jit_compile=False to `compile`, or "
-                "`max_tokens` to ke.unpad.",
+                "itself, or on a TPU. Pass jit_compile=False to `compile`.",
                 stacklevel=2,
             )
 
@@ -315,14 +299,14 @@ class _Call:
         self.owner, self.rows, self.hidden = owner, {}, {}
         owner.counts = self.counts = {}
 
-    def rows_of(self, inputs, budget=None):
+    def rows_of(self, inputs):
         mask = inputs.mask
-        key = (id(inputs.hidden) if mask is None else id(mask)), budget
+        key = id(inputs.hidden) if mask is None else id(mask)
         if key not in self.rows:
             if mask is None:
                 rows = TokenRows(None, *tf.unstack(tf.shape(inputs.hidden)[:2]))
             else:
-                rows = TokenRows(inputs.added(mask), budget=budget)
+                rows = TokenRows(inputs.added(mask))
                 self.owner.masked = True
             # The tensor is kept, so that no other gets its id.
             self.rows[key] = (mask, rows)
@@ -374,8 +358,7 @@ class _UnpaddedBlock:
         if current is None or current.owner is not owner or self not in owner.blocks:
             return None
         wrapped = parametrized_layer(self.layer)
-        budget = owner.max_tokens if owner.static else None
-        if owner.static and budget is None:
+        if owner.static:
             owner.warn_static()
             return None
         if wrapped is not None and wrapped.call_wrappers:
@@ -384,24 +367,7 @@ class _UnpaddedBlock:
         if inputs is None or not isinstance(inputs.hidden, tf.Tensor):
             return None
         current.counts[id(self)] = current.counts.get(id(self), 0) + 1
-        if budget is None or inputs.mask is None:
-            return self._result(current, inputs, current.rows_of(inputs))
-        if any(map(is_changed, block.layers)):
-            # XLA cannot differentiate the layers' own code in a branch.
-            return None
-        few, all_rows = (current.rows_of(inputs, n) for n in (budget, ALL))
-        for rows in (few, all_rows):
-            # What blocks share must not be made inside of a branch.
-            rows.back(block.attention.heads)
-            rows.attention_bias(block.attention.causal)
-        return tf.cond(
-            few.needed <= budget,
-            lambda: self._result(current, inputs, few),
-            lambda: self._result(current, inputs, all_rows),
-        )
-
-    def _result(self, current, inputs, rows):
-        owner, block = self.owner, self.block
+        rows = current.rows_of(inputs)
         last = self is owner.blocks[-1]
         first = last and owner.first_token_only
         x = run_block(block, current.take(inputs.hidden, rows), rows, inputs.training, first)
@@ -414,9 +380,7 @@ class _UnpaddedBlock:
             padded = rows.put_first(tf.gather(x, rows.first), fill)
         else:
             padded = rows.put(x, fill)
-            if not owner.static:
-                # Each block of a compiled model has a branch of its own.
-                current.hidden[id(padded)] = (padded, rows, x)
+            current.hidden[id(padded)] = (padded, rows, x)
         padded.set_shape(inputs.hidden.shape)
         return block.outputs(padded)
 

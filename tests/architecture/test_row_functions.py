@@ -118,23 +118,3 @@ def test_gradients_of_rows():
         return tf.concat(joined, 1)
 
     same(through_heads, lambda x: x, normal(3, 12))
-
-
-def test_a_budget_of_rows_holds_the_tokens_first():
-    real = np.array([[1, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]], bool)
-    added = tf.where(real, 0.0, -1e9)
-    exact, filled = TokenRows(added), TokenRows(added, budget=13)
-    x = normal(4, 4, 12)
-    count = int(exact.needed)
-    assert (count, filled.needed, len(filled.take(x))) == (10, 10, 13)
-    np.testing.assert_array_equal(filled.index[:count], exact.index)
-    np.testing.assert_array_equal(filled.first, exact.first)
-    # Each row has a place of its own, and attention sees what it sees without a budget.
-    assert len(np.unique(filled.back(2))) == 2 * 13
-    contexts = []
-    for rows in (exact, filled):
-        q, k, v = functions.split_heads(rows.take(x), 3, 2, rows.place, rows.back(2))
-        bias = tf.cast(rows.attention_bias(causal=False), tf.float64)
-        context = functions.attend(q, k, v, 0.5, bias, None)
-        contexts.append(functions.join_heads(context, rows.place, rows.back(2), None)[:count])
-    np.testing.assert_allclose(*contexts, atol=1e-9)

@@ -29,7 +29,6 @@ METHODS = {
     "one replica": lambda model: None,
     "bfloat16": lambda model: None,
     "jit_compile": lambda model: None,
-    "max_tokens": lambda model: None,
 }
 STRATEGIES = {
     "two replicas": mirrored,
@@ -49,19 +48,17 @@ def precision(library, method):
 def run(name, method, unpad, *, before=True):
     """Train for five updates; return the model, the history and the report of `ke.unpad`."""
     library, make, _ = padded_models.MODELS[name]
-    # Some batches have more tokens, some fewer.
-    options = {"max_tokens": 48} if method == "max_tokens" else {}
     strategy = STRATEGIES.get(method, tf.distribute.get_strategy)()
     report = None
     with precision(library, method), strategy.scope():
         model = make()
         if unpad and before:
-            report = ke.unpad(model, **options)
+            report = ke.unpad(model)
         METHODS[method](model)
         if unpad and not before:
-            report = ke.unpad(model, **options)
+            report = ke.unpad(model)
         settings = {"metrics": None, "weighted_metrics": None}
-        compiled(library, model, jit_compile=method in ("jit_compile", "max_tokens"), **settings)
+        compiled(library, model, jit_compile=method == "jit_compile", **settings)
     pairs = [padded_models.batch(name, seed=seed) for seed in range(4)]
     # No padding, and only single tokens.
     pairs.append(padded_models.batch(name, lengths=[9] * 8))
@@ -76,9 +73,9 @@ def run(name, method, unpad, *, before=True):
 
 
 #: Methods that read weights as others do, and XLA, which takes long and computes the padding.
-LONG = ("lora", "quantize_aware", "one replica", "bfloat16", "jit_compile", "max_tokens")
+LONG = ("lora", "quantize_aware", "one replica", "bfloat16", "jit_compile")
 #: Methods with which the padded model trains as without.
-SAME = ("accumulate", "remat", "two replicas", "one replica", "jit_compile", "max_tokens")
+SAME = ("accumulate", "remat", "two replicas", "one replica", "jit_compile")
 
 
 @functools.cache
