@@ -188,6 +188,7 @@ def test_interrupt_while_loading(finetune, reviews, bert, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_real_signal(run, reviews, bert, tmp_path, exported):
     output = tmp_path / "out"
     words = finetune_arguments(reviews, bert, output, epochs=30)

@@ -117,6 +117,7 @@ def survive(undisturbed, folder, kills, rng):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_job_whose_workers_are_killed_ends_as_if_nothing_had_been(undisturbed, tmp_path):
     # test_workers_processes.py sends SIGTERM; the long form sends both, to both workers.
     kills = [(signal.SIGKILL, 0)]

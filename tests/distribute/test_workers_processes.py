@@ -172,7 +172,7 @@ def everyday(library, folder):
     return compiled, code, resumed, refused, [step["learning_rate"] for step in log.steps]
 
 
-@sampled()
+@pytest.mark.full
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_what_scripts_do_besides_training(library, tmp_path):
     """XLA for the microbatches, a log, saving, export, SIGTERM, and resuming."""

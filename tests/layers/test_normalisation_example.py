@@ -16,7 +16,7 @@ EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "normalisation.py"
 @pytest.mark.parametrize(
     ("library", "normalisation", "place"),
     [
-        ("keras", "batch", "after"),
+        pytest.param("keras", "batch", "after", marks=pytest.mark.full),
         ("tf_keras", "layer", "before"),
         pytest.param("keras", "layer", "before", marks=pytest.mark.full),
         pytest.param("tf_keras", "batch", "before", marks=pytest.mark.full),
