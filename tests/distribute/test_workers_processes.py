@@ -8,7 +8,6 @@ from pathlib import Path
 import fit_helpers as training
 import numpy as np
 import pytest
-from covering import sampled
 from workers import configs, run, start
 
 
