@@ -1,6 +1,7 @@
 """A run that was stopped and started again is the uninterrupted run, to the last bit."""
 
 import numpy as np
+import padded_models
 import pytest
 import tensorflow as tf
 from covering import sampled
@@ -111,6 +112,24 @@ def test_goes_on_to_the_last_bit(library, names, tmp_path):
     case = Case(library, settings.pop("step", plain), **settings)
     whole = case.whole(tmp_path / "whole")
     # After a save within the last epoch.
+    assert_goes_on(case, tmp_path / "stopped", sorted(whole.watch.losses)[-2], whole)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["kerashub", "distilbert"])
+def test_without_padding_it_goes_on_to_the_last_bit(name, tmp_path):
+    """The dropout masks of `ke.unpad` come from the library's generators, which are saved."""
+    library, make, _ = padded_models.MODELS[name]
+
+    def data():
+        x, y = padded_models.batch(name, lengths=[9, 1, 4, 6, 2, 7] * 4)
+        return tf.data.Dataset.from_tensor_slices((x, y)).shuffle(24, seed=1).batch(4)
+
+    def step(model):
+        assert ke.unpad(model).first_token_only
+
+    case = Case(library, step, data=data, model=lambda library: make(dropout=0.3))
+    whole = case.whole(tmp_path / "whole")
     assert_goes_on(case, tmp_path / "stopped", sorted(whole.watch.losses)[-2], whole)
 
 
