@@ -1,6 +1,6 @@
 """What `ke.unpad` gains: MiniLM trained with and without padding, at several shares of padding.
 
-    python benchmarks/unpad.py [--library both] [--rounds 5] [--threads 1] [--quick] [--json FILE]
+    python benchmarks/unpad.py [--library both] [--rounds 5] [--steps 6] [--threads 1] [--quick]
 
 float32, the movie reviews, batch 32, AdamW. For each way to make batches (all padded to 128, by
 buckets, grouped by length) the two models take turns in one process, in alternating order, on the
@@ -78,6 +78,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--library", choices=("keras", "tf_keras", "both"), default="both")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=6, help="updates per round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="one round of two steps")
     parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
@@ -87,7 +88,7 @@ def main():
 
     tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
     tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)
-    rounds, steps = (1, 2) if arguments.quick else (arguments.rounds, 6)
+    rounds, steps = (1, 2) if arguments.quick else (arguments.rounds, arguments.steps)
     libraries = ("keras", "tf_keras") if arguments.library == "both" else (arguments.library,)
     result = {library: measure(library, rounds, steps) for library in libraries}
     print(f"{cpu()}, {arguments.threads} thread(s); time padded / time unpadded")
