@@ -37,7 +37,9 @@ class Comparison:
         )
         dtypes = {layer.compute_dtype for layer in model._flatten_layers()} - {None}
         self.tolerance = max(_TOLERANCE.get(str(dtype), 0.0) for dtype in dtypes)
-        self.variables = list(map(flavors.of(model).value, model.trainable_variables))
+        value = flavors.of(model).value
+        self.variables = list(map(value, model.trainable_variables))
+        self.strategy = getattr(value(model.weights[0]), "_distribute_strategy", None)
 
     def begin(self) -> None:
         """Compute the outputs and gradients that later ones are compared with."""
@@ -70,7 +72,7 @@ class Comparison:
 
     def _compute(self, gradients):
         """Outputs by name and, if wanted, the gradients of a weighted sum of them, as arrays."""
-        strategy = getattr(self.variables[0], "_distribute_strategy", None)
+        strategy = self.strategy
         if strategy is None or not tf.distribute.in_cross_replica_context():
             outputs, found = self._tensors(gradients)
         else:

@@ -407,3 +407,12 @@ def test_classifiers_of_hugging_face(family):
     assert report.masked and not report.unchanged
     # ALBERT computes one block several times, so the last time is not known.
     assert report.first_token_only == (family != "Albert")
+
+
+def test_a_model_without_trainable_weights_is_unpadded_for_predictions():
+    model = padded_models.kerashub()
+    model.trainable = False
+    x, _ = padded_models.batch("kerashub")
+    expected = model(x)
+    assert len(ke.unpad(model).blocks) == 2
+    np.testing.assert_allclose(model(x), expected, atol=1e-5)
