@@ -45,6 +45,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from optimizer_step import cpu
+
 HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE / "peers-requirements.txt"
 LIBRARIES = ("keras", "tf_keras")
@@ -536,12 +538,6 @@ def torch_python(arguments):
         subprocess.run([*pip, "-r", REQUIREMENTS], check=True)
         stamp.write_text(wanted)
     return python
-
-
-def cpu():
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    return f"{model}, {os.cpu_count()} cores"
 
 
 def main():

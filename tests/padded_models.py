@@ -1,41 +1,26 @@
 """Small Transformers of each library with two blocks, and batches with padding for them."""
 
+import functools
+
 import numpy as np
-from zoo import CLASSES, VOCABULARY, _fixed, hf_config, keras_of, model_garden
+from zoo import (
+    CLASSES,
+    VOCABULARY,
+    _fixed,
+    _hugging_face,
+    _kerashub,
+    _model_garden,
+    keras_of,
+)
 
 LENGTH = 9
 #: All tokens, one, none at all, and others.
 LENGTHS = (9, 1, 0, 4, 6, 9, 2, 3)
 
 
-def kerashub(dropout=0.0, **kwargs):
-    import keras_hub
-
-    backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=VOCABULARY,
-        num_layers=2,
-        num_heads=2,
-        hidden_dim=8,
-        intermediate_dim=16,
-        dropout=dropout,
-        max_sequence_length=16,
-    )
-    return _fixed(
-        keras_hub.models.BertTextClassifier(
-            backbone, num_classes=CLASSES, dropout=dropout, **kwargs
-        )
-    )
-
-
-def hugging_face(dropout=0.0):
-    import transformers
-
-    config = hf_config()
-    config.num_hidden_layers = 2
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
-    model = transformers.TFBertForSequenceClassification(config)
-    model(model.dummy_inputs)
-    return _fixed(model)
+kerashub = functools.partial(_kerashub, 2)
+hugging_face = functools.partial(_hugging_face, 2)
+garden = functools.partial(_model_garden, 2)
 
 
 def distilbert(dropout=0.0):
@@ -57,21 +42,6 @@ def distilbert(dropout=0.0):
     )
     model(model.dummy_inputs)
     return _fixed(model)
-
-
-def garden(dropout=0.0):
-    networks, models = model_garden().networks, model_garden().models
-    encoder = networks.BertEncoder(
-        vocab_size=VOCABULARY,
-        hidden_size=8,
-        num_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        dropout_rate=dropout,
-        attention_dropout_rate=dropout,
-        max_sequence_length=16,
-    )
-    return _fixed(models.BertClassifier(encoder, num_classes=CLASSES, dropout_rate=dropout))
 
 
 #: {name: (library, function that makes the model, names of ids, mask and segments)}

@@ -64,6 +64,7 @@ LAYERS = {
         *("schedules", "training"),
     },
     "exporters": {
+        "architecture",
         "compression",
         "data",
         "distribute",

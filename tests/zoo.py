@@ -103,42 +103,44 @@ def _subclassed(library):
     return make
 
 
-def _kerashub():
+def _kerashub(num_layers=1, dropout=0.0):
     import keras_hub
 
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=VOCABULARY,
-        num_layers=1,
+        num_layers=num_layers,
         num_heads=2,
         hidden_dim=8,
         intermediate_dim=16,
-        dropout=0.0,
+        dropout=dropout,
         max_sequence_length=16,
     )
-    return _fixed(keras_hub.models.BertTextClassifier(backbone, num_classes=CLASSES, dropout=0.0))
+    return _fixed(
+        keras_hub.models.BertTextClassifier(backbone, num_classes=CLASSES, dropout=dropout)
+    )
 
 
-def hf_config(**overrides):
+def hf_config(num_layers=1, dropout=0.0, **overrides):
     import transformers
 
     return transformers.BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=8,
-        num_hidden_layers=1,
+        num_hidden_layers=num_layers,
         num_attention_heads=2,
         intermediate_size=16,
         max_position_embeddings=16,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
         num_labels=CLASSES,
         **overrides,
     )
 
 
-def _hugging_face():
+def _hugging_face(num_layers=1, dropout=0.0):
     import transformers
 
-    model = transformers.TFBertForSequenceClassification(hf_config())
+    model = transformers.TFBertForSequenceClassification(hf_config(num_layers, dropout))
     model(model.dummy_inputs)
     return _fixed(model)
 
@@ -156,19 +158,19 @@ def model_garden():
     return modeling
 
 
-def _model_garden():
+def _model_garden(num_layers=1, dropout=0.0):
     networks, models = model_garden().networks, model_garden().models
     encoder = networks.BertEncoder(
         vocab_size=VOCABULARY,
         hidden_size=8,
-        num_layers=1,
+        num_layers=num_layers,
         num_attention_heads=2,
         intermediate_size=16,
-        dropout_rate=0.0,
-        attention_dropout_rate=0.0,
+        dropout_rate=dropout,
+        attention_dropout_rate=dropout,
         max_sequence_length=16,
     )
-    return _fixed(models.BertClassifier(encoder, num_classes=CLASSES, dropout_rate=0.0))
+    return _fixed(models.BertClassifier(encoder, num_classes=CLASSES, dropout_rate=dropout))
 
 
 def _named(ids, mask, segments):

@@ -14,9 +14,8 @@ def describe(model: Model) -> Architecture:
 
     Known are the blocks of KerasHub's encoders (BERT, RoBERTa, DistilBERT, ALBERT) and decoders
     without an encoder (GPT-2), of Hugging Face's BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA,
-    ALBERT and DistilBERT, and of Model Garden's encoders. A description is
-    read from classes and attributes; whoever computes with it compares results first, as
-    `ke.unpad` does.
+    ALBERT and DistilBERT, and of Model Garden's encoders. A description is read from classes and
+    attributes; code that computes with it, such as `ke.unpad`, compares the results first.
 
     Args:
         model: a built Keras 3 or tf_keras model.
@@ -36,7 +35,7 @@ def describe(model: Model) -> Architecture:
         Vaswani et al. 2017, "Attention Is All You Need"; Devlin et al. 2019, "BERT".
     """
     check_model(model, "ke.architecture.describe", changes=False)
-    blocks, unknown, inside = [], {}, []
+    blocks, unknown = [], {}
     for path, layer in layer_paths(model):
         if any(path.startswith(f"{block.path}/") for block in blocks):
             continue

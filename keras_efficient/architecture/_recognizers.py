@@ -6,6 +6,7 @@ model's own may be imported; and only classes whose `call` is the library's own 
 returns is compared with the layer's own results before it is used.
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -20,6 +21,11 @@ from keras_efficient.architecture._description import (
     SelfAttention,
 )
 from keras_efficient.flavor import Layer
+from keras_efficient.parametrize._architecture import (
+    attention_heads,
+    has_library_call,
+    self_attention_projections,
+)
 from keras_efficient.parametrize._parametrized_layer import original_class
 
 Recognizer = Callable[[str, Layer], Block | str | None]
@@ -40,23 +46,18 @@ def _bound(layer: Layer, args: tuple, kwargs: dict) -> dict[str, Any]:
     return bound.arguments
 
 
-def _is_dense(layer: Any) -> bool:
-    names = ("Dense.call", "EinsumDense.call")
-    return layer is not None and original_class(layer).call.__qualname__ in names
-
-
 def _reason(norms: tuple, projections: tuple) -> str | None:
     """Why these layers are not described, or None."""
     for norm in norms:
-        if original_class(norm).call.__qualname__ != "LayerNormalization.call":
+        if not has_library_call(norm, "LayerNormalization.call"):
             return f"its norm {norm.name!r} is a {original_class(norm).__name__}"
         axis = norm.axis if isinstance(norm.axis, int) else tuple(norm.axis)[-1]
         plain = norm.gamma is not None and norm.beta is not None
         if not plain or axis not in (-1, 2) or getattr(norm, "rms_scaling", False):
             return f"its norm {norm.name!r} has other settings than scale and offset"
     for layer in projections:
-        if not _is_dense(layer):
-            return f"its projection {getattr(layer, 'name', layer)!r} is no dense layer"
+        if not has_library_call(layer, "Dense.call", "EinsumDense.call"):
+            return f"its projection {layer.name!r} is no dense layer"
     return None
 
 
@@ -69,31 +70,28 @@ def _itself(hidden):
     return hidden
 
 
-#: KerasHub's attention with a cache computes the same without one.
-_KERAS_CALLS = ("MultiHeadAttention.call", "CachedMultiHeadAttention.call")
+def _as_tuple(hidden):
+    return (hidden,)
 
 
 def _keras_attention(layer: Layer, causal: bool = False) -> SelfAttention | str:
     """The `SelfAttention` of a library's MultiHeadAttention, or why there is none."""
-    if original_class(layer).call.__qualname__ not in _KERAS_CALLS:
-        return f"its attention is a {original_class(layer).__name__}"
-    inner = original_class(layer)._compute_attention.__qualname__
-    changed = any(getattr(layer, name, None) for name in ("_use_gate", "_sliding_window"))
-    if inner != "MultiHeadAttention._compute_attention" or changed:
-        return "its attention has a gate, a window or another computation"
-    if layer._key_dim != layer._value_dim or len(layer._attention_axes or ()) != 1:
-        return "its attention has values of another size than keys, or several axes"
+    projections = self_attention_projections(layer)
+    if projections is None:
+        return f"its attention, a {original_class(layer).__name__}, may compute something else"
+    query, key, value = projections
+    heads, scale = attention_heads(layer)
     masked = "added"
     if hasattr(layer, "_flash_attention"):
         # Keras 3 computes attention without dropout by another function than with it.
         masked = "zeroed" if layer._dropout else "overwritten"
     return SelfAttention(
-        query=layer._query_dense,
-        key=layer._key_dense,
-        value=layer._value_dense,
+        query=query,
+        key=key,
+        value=value,
         output=layer._output_dense,
-        heads=layer._num_heads,
-        scale=1 / math.sqrt(layer._key_dim),
+        heads=heads,
+        scale=scale,
         dropout=layer._dropout_layer,
         masked=masked,
         causal=causal,
@@ -114,6 +112,25 @@ def _block(path, layer, attention, **parts) -> Block | str:
 # --- KerasHub ------------------------------------------------------------------------------------
 
 
+def _keras_hub_block(path, layer, inputs, causal=False):
+    return _block(
+        path,
+        layer,
+        _keras_attention(layer._self_attention_layer, causal),
+        attention_norm=layer._self_attention_layer_norm,
+        feed_forward=FeedForward(
+            layer._feedforward_intermediate_dense, layer._feedforward_output_dense
+        ),
+        feed_forward_norm=layer._feedforward_layer_norm,
+        attention_dropout=layer._self_attention_dropout,
+        feed_forward_dropout=layer._feedforward_dropout,
+        norm_first=layer.normalize_first,
+        inner=(layer._self_attention_layer,),
+        inputs=inputs,
+        outputs=_itself,
+    )
+
+
 def _keras_hub(path, layer):
     if not _calls(layer, "keras_hub", "TransformerEncoder"):
         return None
@@ -129,22 +146,7 @@ def _keras_hub(path, layer):
         mask = implicit if mask is None else mask
         return BlockInputs(hidden, mask, _added, given["training"])
 
-    return _block(
-        path,
-        layer,
-        _keras_attention(layer._self_attention_layer),
-        attention_norm=layer._self_attention_layer_norm,
-        feed_forward=FeedForward(
-            layer._feedforward_intermediate_dense, layer._feedforward_output_dense
-        ),
-        feed_forward_norm=layer._feedforward_layer_norm,
-        attention_dropout=layer._self_attention_dropout,
-        feed_forward_dropout=layer._feedforward_dropout,
-        norm_first=layer.normalize_first,
-        inner=(layer._self_attention_layer,),
-        inputs=inputs,
-        outputs=_itself,
-    )
+    return _keras_hub_block(path, layer, inputs)
 
 
 def _keras_hub_decoder(path, layer):
@@ -163,22 +165,7 @@ def _keras_hub_decoder(path, layer):
             return None
         return BlockInputs(hidden, mask, _added, given["training"])
 
-    return _block(
-        path,
-        layer,
-        _keras_attention(layer._self_attention_layer, causal=True),
-        attention_norm=layer._self_attention_layer_norm,
-        feed_forward=FeedForward(
-            layer._feedforward_intermediate_dense, layer._feedforward_output_dense
-        ),
-        feed_forward_norm=layer._feedforward_layer_norm,
-        attention_dropout=layer._self_attention_dropout,
-        feed_forward_dropout=layer._feedforward_dropout,
-        norm_first=layer.normalize_first,
-        inner=(layer._self_attention_layer,),
-        inputs=inputs,
-        outputs=_itself,
-    )
+    return _keras_hub_block(path, layer, inputs, causal=True)
 
 
 # --- Model Garden --------------------------------------------------------------------------------
@@ -227,6 +214,20 @@ def _model_garden(path, layer):
 
 # --- Hugging Face --------------------------------------------------------------------------------
 
+#: Arguments of a block that ask for something else, unless they are None or False.
+_OTHERS = ("head_mask", "encoder_hidden_states", "past_key_value", "output_attentions")
+
+
+def _hugging_face_inputs(layer, args, kwargs):
+    given = _bound(layer, args, kwargs)
+    if any(given.get(name) is not None and given.get(name) is not False for name in _OTHERS):
+        return None
+    mask = given["attention_mask"]
+    if mask is not None and (len(mask.shape) != 4 or mask.shape[2] != 1):
+        return None
+    return BlockInputs(given["hidden_states"], mask, lambda mask: mask[:, 0, 0], given["training"])
+
+
 _LIKE_BERT = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra")
 
 
@@ -239,18 +240,6 @@ def _hugging_face_bert(path, layer):
     attention, end = layer.attention.self_attention, layer.attention.dense_output
     if getattr(attention, "position_embedding_type", "absolute") != "absolute":
         return "its attention has relative positions"
-
-    def inputs(args, kwargs):
-        given = _bound(layer, args, kwargs)
-        others = ("head_mask", "encoder_hidden_states", "past_key_value", "output_attentions")
-        if any(given[name] is not None and given[name] is not False for name in others):
-            return None
-        mask = given["attention_mask"]
-        if mask is not None and (len(mask.shape) != 4 or mask.shape[2] != 1):
-            return None
-        return BlockInputs(
-            given["hidden_states"], mask, lambda mask: mask[:, 0, 0], given["training"]
-        )
 
     return _block(
         path,
@@ -275,8 +264,8 @@ def _hugging_face_bert(path, layer):
         feed_forward_dropout=layer.bert_output.dropout,
         norm_first=False,
         inner=(layer.attention, attention, end, layer.intermediate, layer.bert_output),
-        inputs=inputs,
-        outputs=lambda hidden: (hidden,),
+        inputs=functools.partial(_hugging_face_inputs, layer),
+        outputs=_as_tuple,
     )
 
 
@@ -284,17 +273,6 @@ def _hugging_face_albert(path, layer):
     if not _calls(layer, "transformers", "TFAlbertLayer"):
         return None
     attention = layer.attention
-
-    def inputs(args, kwargs):
-        given = _bound(layer, args, kwargs)
-        mask = given["attention_mask"]
-        if given["head_mask"] is not None or given["output_attentions"]:
-            return None
-        if mask is not None and (len(mask.shape) != 4 or mask.shape[2] != 1):
-            return None
-        return BlockInputs(
-            given["hidden_states"], mask, lambda mask: mask[:, 0, 0], given["training"]
-        )
 
     return _block(
         path,
@@ -315,8 +293,8 @@ def _hugging_face_albert(path, layer):
         feed_forward_dropout=layer.dropout,
         norm_first=False,
         inner=(attention,),
-        inputs=inputs,
-        outputs=lambda hidden: (hidden,),
+        inputs=functools.partial(_hugging_face_inputs, layer),
+        outputs=_as_tuple,
     )
 
 
@@ -357,7 +335,7 @@ def _hugging_face_distilbert(path, layer):
         norm_first=False,
         inner=(attention, forward),
         inputs=inputs,
-        outputs=lambda hidden: (hidden,),
+        outputs=_as_tuple,
     )
 
 

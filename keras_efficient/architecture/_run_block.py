@@ -1,5 +1,6 @@
 """Compute a described Transformer block on rows of tokens."""
 
+import math
 from typing import Any
 
 import tensorflow as tf
@@ -9,7 +10,8 @@ from keras_efficient.architecture import _row_functions as functions
 from keras_efficient.architecture._description import Block
 from keras_efficient.architecture._token_rows import TokenRows
 from keras_efficient.flavor import Layer, Tensor
-from keras_efficient.parametrize._parametrized_layer import original_class, parametrized_layer
+from keras_efficient.parametrize._architecture import has_library_call
+from keras_efficient.parametrize._parametrized_layer import parametrized_layer
 
 _HALF = (tf.float16, tf.bfloat16)
 
@@ -144,7 +146,7 @@ def _mask(layer, shape, dtype, training):
     """The mask of a Dropout layer, 0 or 1/(1-rate), or None if it drops nothing."""
     if not layer.rate or training is False:
         return None
-    plain = original_class(layer).call.__qualname__ == "Dropout.call" and not is_changed(layer)
+    plain = has_library_call(layer, "Dropout.call") and not is_changed(layer)
     if training is True and plain and layer.noise_shape is None and layer.rate < 0.999:
         seed = flavors.of(layer).dropout_seed(layer)
         return functions.dropout_mask(shape, layer.rate, seed, dtype)
@@ -168,7 +170,7 @@ def _call_on_rows(layer, x):
     else:
         x = x[None]
     y = layer(x)
-    return tf.reshape(y, [-1, _size(y.shape[2:])])
+    return tf.reshape(y, [-1, math.prod(y.shape[2:])])
 
 
 def _inputs_rank(layer):
@@ -179,13 +181,6 @@ def _inputs_rank(layer):
     left, output = equation.replace(" ", "").split("->")
     _, kernel = left.split(",")
     return sum(letter not in output for letter in kernel)
-
-
-def _size(shape):
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def _compute_dtype(layer):

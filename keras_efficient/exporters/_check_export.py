@@ -77,7 +77,7 @@ def check_export(
         trained=False,
     )
     flavor = flavors.of(model)
-    # Room for floats, since quantization is often attached or calibrated later.
+    # The space that floats take, since quantization is often attached or calibrated later.
     version, features, batches, text = prepare(flavor, model, directory, sample, arguments, None)
     scores_in_memory(flavor, model, batches[:1])
     if format == "saved_model":

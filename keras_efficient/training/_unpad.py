@@ -19,6 +19,7 @@ from keras_efficient.architecture._verify import Comparison
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._parametrized_layer import parametrized_layer
 from keras_efficient.training._remat import recomputed_call
+from keras_efficient.training._replicas import on_tpu
 
 _ATTRIBUTE = "_keras_efficient_unpadded"
 #: The call of a model that is running, for its blocks.
@@ -134,8 +135,7 @@ def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = Fa
     except BaseException:
         holder.remove()
         raise
-    for name in ("train_function", "test_function", "predict_function"):
-        setattr(model, name, None)
+    holder.flavor.retrace(model)
     return UnpadReport(
         blocks=tuple(block.block.path for block in holder.blocks),
         unchanged=unchanged,
@@ -183,7 +183,7 @@ def _verify(holder, compare):
                 f"padding: with other numbers there, {reason}. Let it use the mask, or train it "
                 "without ke.unpad."
             )
-    if holder.blocks and holder.calls(holder.blocks[-1]) == 1:
+    if holder.calls(holder.blocks[-1]) == 1:
         with holder.noise("all but the first token"):
             holder.first_token_only = not compare.difference(gradients=False)
         if holder.first_token_only and compare.difference():
@@ -237,8 +237,7 @@ class _UnpaddedModel:
         object.__delattr__(self.model, _ATTRIBUTE)
         if self.own is not None:
             object.__setattr__(self.model, "call", self.own)
-        for name in ("train_function", "test_function", "predict_function"):
-            setattr(self.model, name, None)
+        self.flavor.retrace(self.model)
 
     def keep(self, blocks):
         for block in self.blocks:
@@ -301,16 +300,16 @@ class _Call:
 
     def rows_of(self, inputs):
         mask = inputs.mask
-        key = id(inputs.hidden) if mask is None else id(mask)
-        if key not in self.rows:
+        owned = inputs.hidden if mask is None else mask
+        if id(owned) not in self.rows:
             if mask is None:
                 rows = TokenRows(None, *tf.unstack(tf.shape(inputs.hidden)[:2]))
             else:
                 rows = TokenRows(inputs.added(mask))
                 self.owner.masked = True
             # The tensor is kept, so that no other gets its id.
-            self.rows[key] = (mask, rows)
-        return self.rows[key][1]
+            self.rows[id(owned)] = (owned, rows)
+        return self.rows[id(owned)][1]
 
     def take(self, padded, rows):
         _, known, found = self.hidden.get(id(padded), (None, None, None))
@@ -383,8 +382,3 @@ class _UnpaddedBlock:
             current.hidden[id(padded)] = (padded, rows, x)
         padded.set_shape(inputs.hidden.shape)
         return block.outputs(padded)
-
-
-def on_tpu() -> bool:
-    """Whether the strategy of the present scope is one of TPUs."""
-    return isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)

@@ -8,13 +8,13 @@ from int8_products import EXACT, INT8, needs_exact_int8
 from zoo import FEW, FEW_FIRST, ZOO
 
 import keras_efficient as ke
+from keras_efficient.architecture._activations import activation_of
 from keras_efficient.exporters.inference_ops.attention import SelfAttention
 from keras_efficient.exporters.inference_ops.embedding import LazyEmbeddingOp
 from keras_efficient.exporters.inference_ops.matmul import (
     BFloat16MatMul,
     Int8MatMul,
     MatMul,
-    activation_of,
     joined,
 )
 from keras_efficient.exporters.inference_ops.substitution import rounded, substituted_layers

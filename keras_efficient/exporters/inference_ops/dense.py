@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import tensorflow as tf
 
+from keras_efficient.architecture._activations import activation_of
 from keras_efficient.compression._activation_quantization import ActivationQuantizer, input_axes
 from keras_efficient.exporters.inference_ops.matmul import (
     BFloat16MatMul,
     Int8MatMul,
-    activation_of,
 )
 from keras_efficient.exporters.inference_ops.packed_weights import Int8Weight
 from keras_efficient.parametrize._architecture import has_library_call

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tensorflow.python.framework import op_def_library
 
 from keras_efficient._errors import InputError
+from keras_efficient.architecture._activations import ACTIVATIONS
 from keras_efficient.exporters.inference_ops.packed_weights import written
 from keras_efficient.exporters.inference_ops.size_dispatch import by_size
 
@@ -20,34 +21,6 @@ _FUSED = {
     "gelu": ("GeluExact",),
     "gelu_approximate": ("GeluApproximate",),
 }
-_ACTIVATIONS = {
-    "linear": tf.identity,
-    "relu": tf.nn.relu,
-    "gelu": tf.nn.gelu,
-    "gelu_approximate": lambda x: tf.nn.gelu(x, approximate=True),
-}
-
-
-def activation_of(function):
-    """Return the name of the equal activation in `_ACTIVATIONS`, or else the function itself.
-
-    Libraries wrap and rename activations, so they are compared by their values.
-    """
-    if function is None:
-        return "linear"
-    with tf.init_scope():
-        # Some activations, such as relu6, differ at large values only.
-        far = [7.0, 11.0, 30.0, 101.0, 1e3, 1e5]
-        grid = tf.concat([tf.linspace(-6.0, 6.0, 241), far, [-x for x in far]], 0)
-        try:
-            values = np.asarray(function(grid))
-        except Exception:
-            return function
-        for name, known in _ACTIVATIONS.items():
-            same = values.shape == grid.shape
-            if same and np.allclose(values, known(grid), rtol=1e-6, atol=1e-6):
-                return name
-    return function
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +30,7 @@ class MatMul:
     Attributes:
         name: str, name of the weight.
         bias: float32 array [outputs].
-        activation: a name in `_ACTIVATIONS`, or a function.
+        activation: a name in `ACTIVATIONS`, or a function.
     """
 
     name: str
@@ -82,7 +55,7 @@ class MatMul:
         raise NotImplementedError
 
     def _activated(self, y):
-        return _ACTIVATIONS.get(self.activation, self.activation)(y)
+        return ACTIVATIONS.get(self.activation, self.activation)(y)
 
 
 @dataclass(frozen=True, eq=False)
