@@ -78,7 +78,7 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    scale: float,
+    scale: float | None,
     bias: Tensor | None,
     keep: Tensor | None,
     masked: str = "added",
@@ -89,7 +89,7 @@ def attend(
         query: `[batch, heads, queries, size]`.
         key: `[batch, heads, keys, size]`.
         value: like `key`.
-        scale: factor of the scores.
+        scale: factor of the scores; None for 1.
         bias: `[batch, 1, 1, keys]`, added to the scores: 0 for real tokens, a large negative
             number for others; or None.
         keep: dropout mask of the probabilities, 0 or 1/(1-rate), in the shape of the scores, or
@@ -102,7 +102,7 @@ def attend(
 
     @tf.custom_gradient
     def attended(query, key, value):
-        scaled = query * tf.cast(scale, query.dtype)
+        scaled = query if scale is None else query * tf.cast(scale, query.dtype)
         scores = tf.matmul(scaled, key, transpose_b=True)
         if real is not None:
             scores *= real
@@ -119,7 +119,8 @@ def attend(
             d_scores = kept * d_kept - probabilities * total
             if real is not None:
                 d_scores *= real
-            d_query = tf.matmul(d_scores, key) * tf.cast(scale, query.dtype)
+            d_query = tf.matmul(d_scores, key)
+            d_query = d_query if scale is None else d_query * tf.cast(scale, query.dtype)
             return d_query, tf.matmul(d_scores, scaled, transpose_a=True), d_value
 
         return context, gradient

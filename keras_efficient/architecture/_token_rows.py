@@ -1,5 +1,7 @@
 """Index of the tokens of a batch that are computed: the rows of `[tokens, width]` tensors."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from keras_efficient.architecture import _row_functions as functions
@@ -24,18 +26,31 @@ class TokenRows:
             real tokens, a large negative number for padding. None: all tokens are real.
         batch: number of examples, a tensor; needed if `added` is None.
         length: number of tokens of each, a tensor; likewise.
+        everywhere: whether padding has rows, too. Default: False.
+        whole: whether to add rows that stand for nothing until their number is a multiple of 16, or
+            of 32 beyond 128. Products that are prepared for each number of rows then are prepared
+            for few. Default: False.
     """
 
-    def __init__(self, added: Tensor | None, batch: Tensor = None, length: Tensor = None):
+    def __init__(
+        self,
+        added: Tensor | None,
+        batch: Tensor = None,
+        length: Tensor = None,
+        *,
+        everywhere: bool = False,
+        whole: bool = False,
+    ):
         if added is not None:
             batch, length = tf.unstack(tf.shape(added))
         self.batch, self.length = batch, length
         self.size = batch * length
-        if added is None:
-            self.index = None
+        self.number: Any = None
+        if added is None or everywhere:
+            self.index = self.used = None
             self.place = tf.reshape(tf.range(self.size), [batch, length])
             self.counts = tf.fill([batch], length)
-            self.bias = self.used = None
+            self.bias = None if added is None else added[:, None, None, :]
             self.example = tf.repeat(tf.range(batch), length)
             self.rank = tf.tile(tf.range(length), [batch])
         else:
@@ -55,6 +70,13 @@ class TokenRows:
             self.used = tf.cast(present, tf.float32)[:, None, :, None]
             self.example = self.index // length
             self.rank = tf.range(tf.size(self.index)) - tf.gather(starts, self.example)
+            if whole:
+                self.number = tf.size(self.index)
+                multiple = tf.where(self.number > 128, 32, 16)
+                added = [[0, -self.number % multiple]]
+                self.index, self.example, self.rank = (
+                    tf.pad(x, added) for x in (self.index, self.example, self.rank)
+                )
         self.first = self.place[:, 0]
         self._back, self._causal = {}, None
 
@@ -77,6 +99,10 @@ class TokenRows:
             self._causal = later if self.bias is None else tf.minimum(self.bias, later)
         return self._causal
 
+    def _used(self, rows):
+        """Rows without those that stand for nothing."""
+        return rows if self.number is None else rows[: self.number]
+
     def take(self, padded: Tensor) -> Tensor:
         """Return the rows `[tokens, width]` of `[batch, length, width]`."""
         rows = tf.reshape(padded, [-1, padded.shape[-1]])
@@ -86,12 +112,13 @@ class TokenRows:
         """Return `[batch, length, width]`, zero or `fill` where there is no row."""
         shape = tf.stack([self.batch, self.length, tf.shape(rows)[1]])
         if self.index is not None:
-            rows = functions.put_rows(rows, self.index, self.size)
+            rows = functions.put_rows(self._used(rows), self._used(self.index), self.size)
         padded = tf.reshape(rows, shape)
         padded.set_shape([None, None, rows.shape[-1]])
         if fill is not None and self.index is not None:
-            ones = tf.ones_like(self.index)[:, None]
-            present = tf.scatter_nd(self.index[:, None], ones, [self.size, 1])
+            index = self._used(self.index)
+            ones = tf.ones_like(index)[:, None]
+            present = tf.scatter_nd(index[:, None], ones, [self.size, 1])
             present = tf.reshape(present, [self.batch, self.length, 1])
             padded = tf.where(present > 0, padded, fill)
         return padded

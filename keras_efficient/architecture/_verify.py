@@ -41,14 +41,14 @@ class Comparison:
         self.variables = list(map(value, model.trainable_variables))
         self.strategy = getattr(value(model.weights[0]), "_distribute_strategy", None)
 
-    def begin(self) -> None:
-        """Compute the outputs and gradients that later ones are compared with."""
-        self.reference = self._compute(True)
+    def begin(self, gradients: bool = True) -> None:
+        """Compute the outputs and, if wanted, the gradients that later ones are compared with."""
+        self.reference = self._compute(gradients)
         finite = all(np.isfinite(value).all() for value in self.reference[0].values())
         if not finite and self.made_up:
             # The model has no output for an example without tokens, such as a mean over none.
             self.features = made_up(self.model, [max(n, 1) for n in _LENGTHS])
-            self.reference = self._compute(True)
+            self.reference = self._compute(gradients)
 
     def difference(self, gradients: bool = True) -> str | None:
         """Return what differs now, for a message; None if nothing does."""

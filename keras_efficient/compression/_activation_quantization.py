@@ -214,6 +214,24 @@ def rounds_inputs(model: Model) -> bool:
     )
 
 
+@contextmanager
+def unrounded_inputs(model: Model) -> Iterator[None]:
+    """Let no layer of a model round its input, for the time of a block."""
+    parts = [
+        part
+        for layer in parametrized_layers(model)
+        for part in layer.call_wrappers
+        if isinstance(part, ActivationQuantizer)
+    ]
+    for part in parts:
+        part.observer = lambda x: None
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.observer = None
+
+
 def input_axes(layer: Layer, weight: Weight, rank: int) -> tuple[int, ...] | None:
     """Return the axes of a layer's input that its weight's input axes are multiplied with.
 

@@ -12,7 +12,7 @@ from keras_efficient.compression._fake_quant import FakeQuant
 from keras_efficient.exporters._destination import ARCHIVES, is_version
 from keras_efficient.exporters._evaluation import Evaluation
 from keras_efficient.exporters._export_report import check_facts
-from keras_efficient.exporters.inference_ops.matmul import check_machine
+from keras_efficient.exporters.inference_ops.matmul import saturates
 from keras_efficient.parametrize._checks import check_weights
 from keras_efficient.parametrize._parametrized_layer import transforms
 from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, all_weights
@@ -27,6 +27,7 @@ _QUANTIZED_TOLERANCE = 1e-1
 _FORMAT_TOLERANCE = {"bfloat16": 5e-2, "int8": _QUANTIZED_TOLERANCE}
 _QUANTIZE = (None, "int8", "int8-weights", "bfloat16")
 _SIGNATURES = ("tokens", "text")
+_TARGETS = ("avx2", "vnni", "amx")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,12 @@ class ExportArguments:
     facts: dict
     tolerance: float | None
     latency: bool
+    target: str | None = None
+
+    @property
+    def reduce_range(self) -> bool:
+        """Whether weights of 8 bits are rounded to 7."""
+        return self.target == "avx2"
 
 
 def validate_arguments(
@@ -56,6 +63,7 @@ def validate_arguments(
     facts=None,
     tolerance=None,
     latency=True,
+    target=None,
     trained=True,
 ) -> ExportArguments:
     """Validate the arguments of `export` and fill in the defaults.
@@ -63,7 +71,7 @@ def validate_arguments(
     Before training, `trained=False` leaves out that the quantization of the weights has begun.
 
     Raises:
-        InputError: an argument is invalid, or this machine lacks exact int8 products.
+        InputError: an argument is invalid, or this machine cannot run what it asks for.
     """
     _check_model(model)
     if quantize not in _QUANTIZE:
@@ -88,7 +96,28 @@ def validate_arguments(
         facts=_with_labels(check_facts(facts), labels),
         tolerance=_check_tolerance(tolerance, model, quantize, format),
         latency=latency,
+        target=_check_target(target, quantize, format),
     )
+
+
+def _check_target(target, quantize, format):
+    """Return the kind of CPU that an export in integers is for, or None for other exports."""
+    integers = quantize == "int8" and format == "saved_model"
+    if target is not None and (target not in _TARGETS or not integers):
+        raise InputError(
+            f"`target` is one of {_TARGETS}, the CPUs that run a SavedModel of quantize='int8', or "
+            f"None for this machine's. Received: target={target!r} with quantize={quantize!r} and "
+            f"format={format!r}."
+        )
+    if not integers:
+        return None
+    if target in ("vnni", "amx") and saturates():
+        raise InputError(
+            "An export is verified on the machine that writes it. Received: "
+            f"target={target!r} on a CPU without VNNI, whose products of 8 bits overflow. Export "
+            "there, or use target='avx2', whose weights of 7 bits are right on both."
+        )
+    return target or ("avx2" if saturates() else "vnni")
 
 
 def _with_labels(facts, labels):
@@ -153,8 +182,6 @@ def _check_quantizable(model, quantize, trained):
                 f"model whose ke.quantize_aware begins at update {updater.begin_step}, "
                 "which it has not reached. Train on, or export without `quantize`."
             )
-    if quantize == "int8":
-        check_machine()
 
 
 def _check_archive(directory, compress):

@@ -27,6 +27,7 @@ from keras_efficient.exporters._arguments import validate_arguments
 from keras_efficient.exporters._destination import check_destination, is_full, staged
 from keras_efficient.exporters._evaluation import check_drop, scores_in_memory
 from keras_efficient.exporters._export_report import ExportReport
+from keras_efficient.exporters._flat_form import flat_form
 from keras_efficient.exporters._manifest import write_manifest
 from keras_efficient.exporters._signature import Features, describe_specs, flat_outputs, trace
 from keras_efficient.exporters._verification import check_reference, compare, run_without_keras
@@ -39,7 +40,6 @@ from keras_efficient.flavor import Model
 from keras_efficient.metrics import scores_of
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transform_chains
 from keras_efficient.parametrize._plain_model import folded_weights
-from keras_efficient.training._unpad import padded
 
 
 def export(
@@ -57,6 +57,7 @@ def export(
     facts: Mapping[str, Any] | None = None,
     tolerance: float | None = None,
     latency: bool = True,
+    target: str | None = None,
 ) -> ExportReport:
     """Write a model as a SavedModel that TensorFlow serves without Keras, and verify it.
 
@@ -93,8 +94,8 @@ def export(
             integers on x86 CPUs. "int8-weights": as integers that are converted to floats before
             they are multiplied; smaller, not faster, on any device. "bfloat16": stored and
             multiplied in bfloat16. The integers are those of `ke.quantize_aware` or `ke.calibrate`,
-            also of 4 bits. Other models are quantized as they are, and "int8" then quantizes
-            activations by the range of each batch. Default: None.
+            also of 4 bits. Other models are quantized as they are, and "int8" then rounds inputs of
+            layers in the ranges that they have on the sample, with a warning. Default: None.
         format: "saved_model", or "litert": one file, `model.tflite`, written by TensorFlow's
             converter and verified with ai-edge-litert. There "int8-weights" means dynamic range
             quantization, and "int8" uses fixed ranges measured on the sample. Default:
@@ -119,12 +120,16 @@ def export(
             rounding error beside a tie becomes a whole quantization step. For LiteRT, whose
             products round more: 1e-4 in float32, 0.25 for "int8-weights" and 0.75 for "int8".
         latency: bool, whether to time the SavedModel at batch sizes 1 and 8. Default: True.
+        target: the CPUs that will run an export with quantize="int8": "vnni" or "amx", which add
+            products of 8 bits in 32; or "avx2", which adds two of them in 16, so that kernels of 8
+            bits are rounded to 7. What is exported for "avx2" runs on all of them. Default: None,
+            this machine's.
 
     Returns:
         An `ExportReport`, also written to `report.json` in the version.
 
     Raises:
-        InputError: an argument is invalid, or this machine lacks exact int8 products. Nothing has
+        InputError: an argument is invalid, or this machine cannot run what it asks for. Nothing has
             been written then, except if the model reads state that cannot be saved.
         VerificationError: the SavedModel failed or its outputs differ; the message says by how much
             and where the refused files are kept.
@@ -155,6 +160,7 @@ def export(
         facts=facts,
         tolerance=tolerance,
         latency=latency,
+        target=target,
     )
     flavor = flavors.of(model)
     write = _write if format == "saved_model" else _write_litert
@@ -198,15 +204,18 @@ def _write(flavor, model, directory, sample, arguments):
     with contextlib.ExitStack() as stack:
         in_memory = scores_in_memory(flavor, model, batches)
         transforms = _describe_transforms(model)
+        form = stack.enter_context(flat_form(model, features))
         # The export is compared with a model in memory that has the same integer weights.
-        stack.enter_context(rounded(model, arguments.quantize))
+        stack.enter_context(
+            rounded(model, arguments.quantize, features, arguments.reduce_range)
+        )
         reference = {"tokens": _reference(flavor, model, features)}
         if text is not None:
             reference["text"] = text.reference(flavor, model)
-        unread = stack.enter_context(substituted_layers(model, arguments.quantize))
-        stack.enter_context(padded(model))
+        unread = stack.enter_context(substituted_layers(model, arguments.quantize, form))
         stack.enter_context(folded_weights(model))
-        module, functions, tokens = _module(flavor, model, unread, features, text, arguments)
+        with form.on():
+            module, functions, tokens = _module(flavor, model, unread, features, text, arguments)
         with staged(directory, version) as staging:
             tf.saved_model.save(
                 module,
@@ -254,7 +263,13 @@ def _write(flavor, model, directory, sample, arguments):
                 },
                 **measured,
             }
-            recipe = {"signatures": list(arguments.signatures), "transforms": transforms}
+            recipe = {
+                "signatures": list(arguments.signatures),
+                "transforms": transforms,
+                "transformer": form.facts(),
+            }
+            if arguments.target is not None:
+                recipe["target"] = arguments.target
             return _publish(flavor, model, staging, arguments, measurements, evaluation, recipe)
 
 

@@ -113,7 +113,7 @@ def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = Fa
         the padding-free collators of Hugging Face are similar.
     """
     architecture = describe(model)
-    if (present := vars(model).get(_ATTRIBUTE)) is not None:
+    if (present := unpadded_model(model)) is not None:
         present.remove()
     unchanged = dict(architecture.unknown)
     if not architecture.blocks:
@@ -125,7 +125,7 @@ def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = Fa
             "Hugging Face and Model Garden that ke.architecture.describe lists; train other "
             "models without ke.unpad."
         )
-    holder = _UnpaddedModel(model, architecture.blocks)
+    holder = FlatModel(model, architecture.blocks)
     compare = Comparison(model, sample, ignore_padding_outputs)
     holder.install()
     try:
@@ -145,10 +145,15 @@ def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = Fa
     )
 
 
+def unpadded_model(model: Model) -> "FlatModel | None":
+    """Return what `ke.unpad` has attached to a model, or None."""
+    return vars(model).get(_ATTRIBUTE)
+
+
 @contextmanager
 def padded(model: Model) -> Iterator[None]:
     """Let a model compute padding as before `ke.unpad`, for the time of a block."""
-    holder = vars(model).get(_ATTRIBUTE)
+    holder = unpadded_model(model)
     if holder is None:
         yield
         return
@@ -158,15 +163,7 @@ def padded(model: Model) -> Iterator[None]:
 
 def _verify(holder, compare):
     """Leave the blocks in `holder` that agree with the model; return the others, and why."""
-    wrong = {}
-    difference = compare.difference()
-    if difference:
-        for block in holder.blocks:
-            with holder.only(block):
-                if reason := compare.difference():
-                    wrong[block.block.path] = f"does not agree with the model: {reason}"
-        holder.keep([b for b in holder.blocks if b.block.path not in wrong])
-        difference = compare.difference() if holder.blocks else difference
+    wrong, difference = disagreeing_blocks(holder, compare)
     if difference:
         raise ValueError(
             "ke.unpad must not change what a model computes. Received: "
@@ -175,31 +172,79 @@ def _verify(holder, compare):
             "or train it without ke.unpad. If only its outputs for padding differ, and your loss "
             "ignores them, pass ignore_padding_outputs=True."
         )
+    if reason := reads_padding(holder, compare):
+        raise ValueError(
+            "ke.unpad computes nothing for padding. Received: "
+            f"{type(holder.model).__name__} {holder.model.name!r}, which reads the outputs of "
+            f"padding: with other numbers there, {reason}. Let it use the mask, or train it "
+            "without ke.unpad."
+        )
+    find_first_token_only(holder, compare)
+    return wrong
+
+
+def disagreeing_blocks(
+    holder: "FlatModel", compare: Comparison, gradients: bool = True
+) -> tuple[dict[str, str], str | None]:
+    """Remove the blocks that do not agree with the model from `holder`.
+
+    Returns:
+        Dict of the path of each removed block to the reason; and what still differs, or None.
+    """
+    wrong = {}
+    difference = compare.difference(gradients)
+    if difference:
+        for block in holder.blocks:
+            with holder.only(block):
+                if reason := compare.difference(gradients):
+                    wrong[block.block.path] = f"does not agree with the model: {reason}"
+        holder.keep([b for b in holder.blocks if b.block.path not in wrong])
+        difference = compare.difference(gradients) if holder.blocks else difference
+    return wrong, difference
+
+
+def reads_padding(holder: "FlatModel", compare: Comparison) -> str | None:
+    """Return what differs if the outputs of padding are other numbers, or None."""
     with holder.noise("padding"):
-        if reason := compare.difference(gradients=False):
-            raise ValueError(
-                "ke.unpad computes nothing for padding. Received: "
-                f"{type(holder.model).__name__} {holder.model.name!r}, which reads the outputs of "
-                f"padding: with other numbers there, {reason}. Let it use the mask, or train it "
-                "without ke.unpad."
-            )
+        return compare.difference(gradients=False)
+
+
+def find_first_token_only(
+    holder: "FlatModel", compare: Comparison, gradients: bool = True
+) -> None:
+    """Let the last block compute only first tokens if nothing else of its output is read."""
     if holder.calls(holder.blocks[-1]) == 1:
         with holder.noise("all but the first token"):
             holder.first_token_only = not compare.difference(gradients=False)
-        if holder.first_token_only and compare.difference():
+        if holder.first_token_only and compare.difference(gradients):
             holder.first_token_only = False
-    return wrong
 
 
 # --- the model and its blocks --------------------------------------------------------------------
 
 
-class _UnpaddedModel:
-    """Holder of the methods that replace `call` of a model and of its blocks."""
+class FlatModel:
+    """Holder of the methods that replace `call` of a model and of its blocks.
 
-    def __init__(self, model, blocks):
+    Args:
+        model: the model.
+        blocks: the `Block`s to compute on rows of tokens.
+        compiled: whether XLA may compile the model, in which case it computes padding.
+
+    Attributes:
+        blocks: list of the `FlatBlock`s.
+        first_token_only: whether the last block computes the first token of each example only.
+        everywhere: whether padding has rows, too.
+        whole: as in `TokenRows`.
+        masked: whether the blocks receive a mask.
+        padding: whether the last eager call had any padding; None if it had no mask.
+    """
+
+    def __init__(self, model: Model, blocks: Any, compiled: bool = True):
         self.model, self.flavor = model, flavors.of(model)
-        self.blocks = [_UnpaddedBlock(self, block) for block in blocks]
+        self.compiled, self.everywhere, self.whole, self.padding = compiled, False, False, None
+        self.all_blocks = [FlatBlock(self, block) for block in blocks]
+        self.blocks = self.all_blocks
         self.first_token_only, self.masked = False, False
         self.filled = None
         self.active, self.warned = True, False
@@ -225,24 +270,24 @@ class _UnpaddedModel:
         self.own = vars(self.model).get("call")
         object.__setattr__(self.model, "call", types.MethodType(call, self.model))
         object.__setattr__(self.model, _ATTRIBUTE, self)
-        for block in self.blocks:
+        for block in self.all_blocks:
             block.install()
 
-    def remove(self):
-        if vars(self.model).get(_ATTRIBUTE) is not self:
-            return
-        for block in self.blocks:
+    def uninstall(self):
+        for block in self.all_blocks:
             block.remove()
         object.__delattr__(self.model, "call")
         object.__delattr__(self.model, _ATTRIBUTE)
         if self.own is not None:
             object.__setattr__(self.model, "call", self.own)
-        self.flavor.retrace(self.model)
+
+    def remove(self):
+        if vars(self.model).get(_ATTRIBUTE) is self:
+            self.uninstall()
+            self.flavor.retrace(self.model)
 
     def keep(self, blocks):
-        for block in self.blocks:
-            if block not in blocks:
-                block.remove()
+        """Compute only these blocks on rows."""
         self.blocks = blocks
 
     def calls(self, block):
@@ -252,7 +297,7 @@ class _UnpaddedModel:
     @property
     def static(self):
         """Whether XLA compiles the model, which takes no shapes that depend on data."""
-        return bool(getattr(self.model, "jit_compile", False)) or on_tpu()
+        return self.compiled and bool(getattr(self.model, "jit_compile", False) or on_tpu())
 
     def warn_static(self):
         """Say once that XLA keeps the padding."""
@@ -305,22 +350,33 @@ class _Call:
             if mask is None:
                 rows = TokenRows(None, *tf.unstack(tf.shape(inputs.hidden)[:2]))
             else:
-                rows = TokenRows(inputs.added(mask))
-                self.owner.masked = True
+                owner = self.owner
+                added = inputs.added(mask)
+                rows = TokenRows(added, everywhere=owner.everywhere, whole=owner.whole)
+                owner.masked = True
+                if tf.executing_eagerly():
+                    owner.padding = bool(tf.reduce_any(added < -1))
             # The tensor is kept, so that no other gets its id.
             self.rows[id(owned)] = (owned, rows)
         return self.rows[id(owned)][1]
 
     def take(self, padded, rows):
+        """The rows of hidden states, as the block before left them if they are from one."""
         _, known, found = self.hidden.get(id(padded), (None, None, None))
         return found if known is rows else rows.take(padded)
 
 
-class _UnpaddedBlock:
-    """Holder of the method that replaces the `call` of a block's layer."""
+class FlatBlock:
+    """Holder of the method that replaces the `call` of a block's layer.
+
+    Attributes:
+        run: `run_block`, or a function like it. What that returns may be an object whose method
+            `plain` returns the rows; then the `run` of the next block receives that object.
+    """
 
     def __init__(self, owner, block):
         self.owner, self.block, self.layer = owner, block, block.layer
+        self.run = run_block
 
     def install(self):
         holder = recomputed_call(self.layer)
@@ -362,14 +418,19 @@ class _UnpaddedBlock:
             return None
         if wrapped is not None and wrapped.call_wrappers:
             return None
-        inputs = None if any(map(is_changed, block.inner)) else block.inputs(args, kwargs)
+        changed = self.run is run_block and any(map(is_changed, block.inner))
+        inputs = None if changed else block.inputs(args, kwargs)
         if inputs is None or not isinstance(inputs.hidden, tf.Tensor):
             return None
         current.counts[id(self)] = current.counts.get(id(self), 0) + 1
         rows = current.rows_of(inputs)
         last = self is owner.blocks[-1]
         first = last and owner.first_token_only
-        x = run_block(block, current.take(inputs.hidden, rows), rows, inputs.training, first)
+        x = current.take(inputs.hidden, rows)
+        if self.run is run_block and not isinstance(x, tf.Tensor):
+            x = tf.cast(x.plain(), inputs.hidden.dtype)
+        left = self.run(block, x, rows, inputs.training, first)
+        x = left if isinstance(left, tf.Tensor) else tf.cast(left.plain(), inputs.hidden.dtype)
         fill = None
         if owner.filled is not None:
             fill = 100 * tf.random.normal(tf.shape(inputs.hidden), dtype=x.dtype)
@@ -379,6 +440,6 @@ class _UnpaddedBlock:
             padded = rows.put_first(tf.gather(x, rows.first), fill)
         else:
             padded = rows.put(x, fill)
-            current.hidden[id(padded)] = (padded, rows, x)
+            current.hidden[id(padded)] = (padded, rows, left)
         padded.set_shape(inputs.hidden.shape)
         return block.outputs(padded)

@@ -1,30 +1,16 @@
-"""Layer normalization as one operation of oneDNN."""
-
-import functools
+"""Layer normalization by few operations."""
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import op_def_library
 
-from keras_efficient.exporters.inference_ops.size_dispatch import by_size
 from keras_efficient.parametrize._parametrized_layer import CallWrapper
 
 
-@functools.cache
-def _implementations(epsilon):
-    """Return the implementations for small and for large inputs."""
-
-    def composed(x, scale, offset):
-        centred = x - tf.reduce_mean(x, -1, keepdims=True)
-        variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
-        return centred * tf.math.rsqrt(variance + epsilon) * scale + offset
-
-    def fused(x, scale, offset):
-        return op_def_library.apply_op(
-            "_MklLayerNorm", name="norm", x=x, scale=scale, offset=offset, epsilon=epsilon
-        )
-
-    return composed, fused
+def unit(x, epsilon):
+    """Return rows with mean 0 and variance 1."""
+    centred = x - tf.reduce_mean(x, -1, keepdims=True)
+    variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
+    return centred * tf.math.rsqrt(variance + epsilon)
 
 
 class LayerNormOp(CallWrapper):
@@ -40,9 +26,7 @@ class LayerNormOp(CallWrapper):
         scale = tf.ones([size]) if layer.gamma is None else tf.cast(layer.gamma, tf.float32)
         offset = tf.zeros([size]) if layer.beta is None else tf.cast(layer.beta, tf.float32)
         x = tf.cast(inputs, tf.float32)
-        y = by_size(*_implementations(layer.epsilon), x, scale, offset)
-        y.set_shape(inputs.shape)
-        return tf.cast(y, inputs.dtype)
+        return tf.cast(unit(x, layer.epsilon) * scale + offset, inputs.dtype)
 
 
 def is_last_axis(layer):

@@ -1,12 +1,16 @@
 """Substitute the layers of a model by inference-only implementations during an export."""
 
+import warnings
 from contextlib import contextmanager
 from typing import Any
 
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._run_block import run_block
+from keras_efficient.compression._activation_quantization import rounds_inputs
 from keras_efficient.compression._fake_quant import FakeQuant
+from keras_efficient.compression._observers import attach_quantizers, observe
 from keras_efficient.exporters.inference_ops.attention import SelfAttention
 from keras_efficient.exporters.inference_ops.dense import DenseOp, matrix_of
 from keras_efficient.exporters.inference_ops.embedding import (
@@ -14,6 +18,7 @@ from keras_efficient.exporters.inference_ops.embedding import (
     LazyEmbeddingOp,
     PositionEmbeddingOp,
 )
+from keras_efficient.exporters.inference_ops.int8_block import Int8Block
 from keras_efficient.exporters.inference_ops.layer_norm import LayerNormOp, is_last_axis
 from keras_efficient.exporters.inference_ops.matmul import joined
 from keras_efficient.exporters.inference_ops.packed_weights import BFloat16Weight, Int8Weight
@@ -22,7 +27,7 @@ from keras_efficient.parametrize._architecture import (
     has_library_call,
     self_attention_projections,
 )
-from keras_efficient.parametrize._attach import attach, detach
+from keras_efficient.parametrize._attach import attach, detach, detach_call_wrappers
 from keras_efficient.parametrize._layer_paths import layer_paths
 from keras_efficient.parametrize._parametrized_layer import (
     original_class,
@@ -49,12 +54,19 @@ class _Identity(Transform):
 
 
 @contextmanager
-def rounded(model, quantize):
+def rounded(model, quantize, features, reduce_range=False):
     """Attach the transforms that an export needs to a model's weights, for the time of the block.
 
     The weights of a model that was neither trained nor calibrated with quantization are quantized
-    per output, by the largest magnitude, and its activations by the range of each batch. Afterwards
-    the model is unchanged.
+    per output, by the largest magnitude, and its activations in the ranges that they have on the
+    sample. Afterwards the model is unchanged.
+
+    Args:
+        model: the model.
+        quantize: as for `ke.export`.
+        features: the `Features` of the sample.
+        reduce_range: whether kernels of 8 bits are rounded to 7, whose products do not overflow
+            on CPUs that add two of them in 16 bits. Default: False.
     """
     saved = any(vars(model).get(name) is not None for name in ("save", "save_pretrained"))
     weights = [w for w in all_weights(model) if w.kind in (KERNEL, EMBEDDING)]
@@ -64,28 +76,57 @@ def rounded(model, quantize):
         pairs = []
     else:
         pairs = [(w, FakeQuant(8)) for w in weights]
-    if not pairs:
+    measures = quantize == "int8" and not rounds_inputs(model)
+    if not pairs and not measures and not reduce_range:
         yield
         return
+    narrowed, quantizers = [], {}
     # Functions that `fit` has traced remain valid afterwards.
     with flavors.of(model).untraced(model):
         try:
             attach(model, pairs)
+            if measures:
+                quantizers = attach_quantizers(model, weights, None, 8)
+                _measure(model, quantizers, features)
+            for transform in transforms(model, FakeQuant) if reduce_range else ():
+                if transform.bits == 8 and transform.weight.kind == KERNEL:
+                    narrowed.append(transform)
+                    transform.bits = 7
             yield
         finally:
+            for transform in narrowed:
+                transform.bits = 8
+            detach_call_wrappers(model, quantizers.values())
             detach(model, [transform for _, transform in pairs])
             if not saved:
                 restore_save_methods(model)
 
 
+def _measure(model, quantizers, features):
+    """Set the ranges of quantizers to those of the sample."""
+    sample = features.restore({name: tf.constant(x) for name, x in features.arrays.items()})
+    measured = observe(model, quantizers.values(), [sample])
+    for quantizer, found in zip(quantizers.values(), measured, strict=True):
+        if found.calls:
+            quantizer.set_range(found.low, found.high)
+    examples = len(next(iter(features.arrays.values())))
+    warnings.warn(
+        "quantize='int8' rounds the inputs of layers in fixed ranges. Received: a model without "
+        f"ranges. Those of the sample's {examples} examples are used; ke.calibrate on a few "
+        "hundred examples before the export may give a better accuracy.",
+        stacklevel=6,
+    )
+
+
 @contextmanager
-def substituted_layers(model, quantize):
+def substituted_layers(model, quantize, form):
     """Make a model compute with its exported weights, for the time of the block.
 
     Args:
         model: a model inside the context manager `rounded`.
         quantize: None: no change. "int8-weights": integers that are converted to floats. "int8":
             integers that are multiplied as such. "bfloat16": multiplied in bfloat16.
+        form: the `FlatForm` of the model.
 
     Yields:
         The base variables that are not read in the block.
@@ -94,7 +135,7 @@ def substituted_layers(model, quantize):
         yield []
         return
     with flavors.of(model).untraced(model):
-        substitution = _Substitution(model, quantize)
+        substitution = _Substitution(model, quantize, form)
         try:
             substitution.begin()
             yield [pack.weight.value for pack in substitution.packs.values()]
@@ -103,8 +144,9 @@ def substituted_layers(model, quantize):
 
 
 class _Substitution:
-    def __init__(self, model, quantize):
+    def __init__(self, model, quantize, form):
         self.model, self.flavor, self.quantize = model, flavors.of(model), quantize
+        self.form = form
         self.packs, self.parts, self.chains = {}, [], []
 
     def begin(self):
@@ -118,8 +160,9 @@ class _Substitution:
         for weight in weights:
             for layer, attribute in weight.owners:
                 self.owned.setdefault(id(layer), []).append((weight, attribute))
+        done = self._int8_blocks() if self.quantize == "int8" else set()
         for path, layer in layer_paths(self.model):
-            for part in self._parts(layer):
+            for part in self._parts(layer) if id(layer) not in done else ():
                 parametrize_layer(layer, self.flavor, path).attach(part)
                 self.parts.append(part)
         for pack in self.packs.values():
@@ -127,7 +170,23 @@ class _Substitution:
             vars(chain)["value"] = self._reader(pack)
             self.chains.append(chain)
 
+    def _int8_blocks(self):
+        """Compute blocks as integers; return the ids of the layers inside of them."""
+        done = set()
+        for block in self.form.blocks:
+            try:
+                block.run = Int8Block(block.block, lambda *args: self._matrix(*args)[0]).run
+            except ValueError as error:
+                self.form.unchanged[block.block.path] = f"in floats between its products: {error}"
+            else:
+                done |= set(map(id, block.layer._flatten_layers()))
+        if done:
+            self.form.use_whole_rows()
+        return done
+
     def end(self):
+        for block in self.form.blocks:
+            block.run = run_block
         for chain in self.chains:
             vars(chain).pop("value", None)
         for part in self.parts:
