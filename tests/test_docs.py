@@ -23,7 +23,6 @@ import keras_efficient as ke
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("saved_models/*.md")])
 #: `quantize="int8"` is refused where int8 products saturate.
-INT8_IS_EXACT = "vnni" in Path("/proc/cpuinfo").read_text()
 README = (ROOT / "README.md").read_text()
 #: What the pages call the folder of a model.
 MODEL = "models/all-MiniLM-L6-v2"
@@ -92,8 +91,6 @@ LONG = (
 )
 def test_python_on_a_page_runs(page, here, quick_export):
     """The blocks of a page run one after the other, in one namespace."""
-    if 'quantize="int8"' in "".join(blocks(page.read_text(), "python")) and not INT8_IS_EXACT:
-        pytest.skip("exports int8, which ke.export refuses on this CPU: it has no VNNI")
     namespace = {"__name__": "__docs__"}
     for number, block in enumerate(blocks(page.read_text(), "python"), 1):
         code = compile(block, f"{name(page)}, python block {number}", "exec")

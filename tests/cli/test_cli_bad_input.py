@@ -374,10 +374,10 @@ def test_int8_without_exact_products_is_refused_before_training(
 ):
     """`no_fit` makes training raise; the message names the option, not the argument."""
 
-    def check_machine():
+    def saturates():
         raise ke.InputError("quantize='int8' needs exact products. Use quantize='int8-weights'.")
 
-    monkeypatch.setattr("keras_efficient.exporters._arguments.check_machine", check_machine)
+    monkeypatch.setattr("keras_efficient.exporters._arguments.saturates", saturates)
     outcome = finetune(reviews, bert, output, quantize="int8")
     outcome.refused("--quantize int8 needs", "Use --quantize int8-weights")
     assert not output.exists()

@@ -14,20 +14,20 @@ BOTH = [ZOO[3], ZOO[4]]
 
 
 @pytest.fixture
-def no_vnni(monkeypatch):
-    def check_machine():
-        raise InputError("quantize='int8' needs a CPU whose int8 products are exact.")
+def no_int8(monkeypatch):
+    def saturates():
+        raise InputError("quantize='int8' needs TensorFlow for x86.")
 
-    monkeypatch.setattr(_arguments, "check_machine", check_machine)
+    monkeypatch.setattr(_arguments, "saturates", saturates)
 
 
 @pytest.mark.parametrize("specimen", BOTH, ids=lambda specimen: specimen.name)
-def test_int8_is_refused_before_training(specimen, no_vnni, tmp_path):
-    """On CPUs without VNNI it was refused after the training."""
+def test_int8_is_refused_before_training(specimen, no_int8, tmp_path):
+    """On such machines it was refused after the training."""
     model, (x, y) = specimen.make(), specimen.batch(4)
     before = [w.copy() for w in model.get_weights()]
     check = ke.exporters.check_export
-    with pytest.raises(InputError, match="needs a CPU whose int8 products are exact"):
+    with pytest.raises(InputError, match="needs TensorFlow for x86"):
         check(model, tmp_path / "m", sample=x, quantize="int8")
     # Before training, weights that are to be quantized later are as good as any.
     ke.quantize_aware(model, begin_step=100)

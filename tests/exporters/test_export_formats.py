@@ -12,13 +12,15 @@ import pytest
 import tensorflow as tf
 from covering import covering, sampled
 from in_process_export import in_process as in_process
-from int8_products import INT8
 from zoo import ZOO
 
 import keras_efficient as ke
 from keras_efficient._errors import InputError, VerificationError
+from keras_efficient.compression._fake_quant import FakeQuant
+from keras_efficient.exporters import _arguments
 from keras_efficient.exporters import _export as export_module
 from keras_efficient.exporters.inference_ops import matmul
+from keras_efficient.parametrize._parametrized_layer import transforms
 from keras_efficient.versions._check_manifest import check_manifest
 
 TRANSFORMS = {
@@ -32,7 +34,7 @@ TRANSFORMS = {
 TOLERANCES = {None: 1e-5, "bfloat16": 1e-2, "int8-weights": 1e-2, "int8": 1e-2}
 #: A model of either library.
 BOTH = [ZOO[3], ZOO[4]]
-FORMATS = [INT8 if name == "int8" else name for name in TOLERANCES]
+FORMATS = list(TOLERANCES)
 
 
 def logits(model, x):
@@ -88,7 +90,7 @@ def test_every_transform_in_litert(specimen, transform, tmp_path):
 
 @sampled()
 @pytest.mark.parametrize(
-    "specimen, quantize", covering(BOTH, ["bfloat16", "int8-weights", INT8], strength=1)
+    "specimen, quantize", covering(BOTH, ["bfloat16", "int8-weights", "int8"], strength=1)
 )
 def test_a_separate_process_runs_every_format(specimen, quantize, tmp_path):
     model, (x, y) = specimen.make(), specimen.batch(8)
@@ -161,8 +163,7 @@ def test_weights_and_probabilities(tmp_path, in_process):
     assert report.evaluation["examples"] == 40
 
 
-def test_layers_that_keras_quantized_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("keras_efficient.exporters._arguments.check_machine", lambda: None)
+def test_layers_that_keras_quantized_are_refused(tmp_path):
     keras = pytest.importorskip("keras")
     for change in (lambda d: d.enable_lora(2), lambda d: d.quantize("int8")):
         model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
@@ -195,19 +196,41 @@ def test_bad_options(tmp_path):
         assert not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("broken", ["fails", "saturates"])
-def test_a_machine_without_int8_products_is_refused(tmp_path, monkeypatch, broken):
-    def multiply(x, *args, **kwargs):
-        if broken == "fails":
-            raise tf.errors.NotFoundError(None, None, "No registered '_QuantizedMatMul' OpKernel")
-        return tf.fill([1, 8], 4.0)
+def test_a_machine_without_int8_products_is_refused(tmp_path, monkeypatch):
+    def multiply(*args, **kwargs):
+        raise tf.errors.NotFoundError(None, None, "No registered '_QuantizedMatMul' OpKernel")
 
-    monkeypatch.setattr(matmul, "_multiply", multiply)
+    monkeypatch.setattr(matmul, "multiply", multiply)
+    matmul.saturates.cache_clear()
     model, x = ZOO[0].make(), ZOO[0].batch(2)[0]
-    with pytest.raises(InputError, match=r"int8'.*(fails|came out as 4).*int8-weights"):
-        ke.export(model, tmp_path / "m", sample=x, quantize="int8")
+    try:
+        with pytest.raises(InputError, match=r"int8'.*fails.*int8-weights"):
+            ke.export(model, tmp_path / "m", sample=x, quantize="int8")
+    finally:
+        matmul.saturates.cache_clear()
     # A server without the operation prints its name, which says what to do.
     assert "else_export_int8" in matmul._NODE
+
+
+def test_the_target_of_an_export(tmp_path, monkeypatch, in_process):
+    """On a CPU whose products saturate, kernels have 7 bits, and other targets are refused."""
+    model, x = ZOO[0].make(), ZOO[0].batch(8)[0]
+    ke.calibrate(model, x)
+    monkeypatch.setattr(_arguments, "saturates", lambda: True)
+    for target in ("vnni", "amx"):
+        with pytest.raises(InputError, match=f"target='{target}' on a CPU without VNNI"):
+            ke.export(model, tmp_path / "m", sample=x, quantize="int8", target=target)
+    for options in ({"quantize": "int8", "target": "arm"}, {"target": "avx2"}):
+        with pytest.raises(InputError, match="`target` is one of"):
+            ke.export(model, tmp_path / "m", sample=x, **options)
+    assert not (tmp_path / "m").exists()
+    report = ke.export(model, tmp_path / "m", sample=x, quantize="int8", latency=False)
+    assert check_manifest(report.directory)["recipe"]["target"] == "avx2"
+    served = tf.saved_model.load(str(report.directory))
+    kernels = [w.numpy() for w in served.weights if w.dtype == tf.int8 and "table" not in w.name]
+    assert kernels and max(abs(int(k.min())) for k in kernels) <= 63
+    # The model's own kernels keep their 8 bits.
+    assert {t.bits for t in transforms(model, FakeQuant)} == {8}
 
 
 def test_an_archive_beside_the_version(tmp_path, in_process):
