@@ -9,6 +9,8 @@ from zoo import FEW, FEW_FIRST, ZOO
 
 import keras_efficient as ke
 from keras_efficient.architecture._activations import activation_of
+from keras_efficient.architecture._self_attention import attention_heads, self_attention_projections
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.exporters.inference_ops.attention import SelfAttention
 from keras_efficient.exporters.inference_ops.embedding import LazyEmbeddingOp
 from keras_efficient.exporters.inference_ops.matmul import (
@@ -18,10 +20,8 @@ from keras_efficient.exporters.inference_ops.matmul import (
     joined,
 )
 from keras_efficient.exporters.inference_ops.substitution import rounded, substituted_layers
-from keras_efficient.parametrize._architecture import attention_heads, self_attention_projections
 from keras_efficient.parametrize._parametrized_layer import parametrize_layer, parametrized_layers
 from keras_efficient.parametrize._plain_model import folded_weights
-from keras_efficient.parametrize._weights import all_weights
 
 #: Formats that substitute attention layers, and the difference allowed for outputs of about 1.
 SUBSTITUTING = [
