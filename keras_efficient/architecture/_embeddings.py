@@ -8,7 +8,7 @@ from keras_efficient.flavor import Model
 
 #: Words in the name of a table, its layer or its layer's class. The first that fits decides.
 _POSITION = re.compile(r"position|relative|wpe")
-_SEGMENT = re.compile(r"segment|(^|_)type")
+_SEGMENT = re.compile(r"segment|(^|_|token)type")
 
 
 @dataclass(frozen=True, eq=False)
