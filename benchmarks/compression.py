@@ -165,8 +165,8 @@ def packed(ke, model):
     """Bytes of the weights as a file would hold them, gzipped."""
     import numpy as np
 
+    from keras_efficient.architecture._weights import all_weights
     from keras_efficient.parametrize._parametrized_layer import transform_chain
-    from keras_efficient.parametrize._weights import all_weights
 
     parts = []
     for weight in all_weights(model):

@@ -1,4 +1,4 @@
-"""Description of a model's Transformer blocks, and pure functions that compute with it."""
+"""Description of what a model consists of, and pure functions that compute with it."""
 
 import lazy_loader
 

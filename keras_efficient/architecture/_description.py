@@ -110,17 +110,3 @@ class Block:
     inner: tuple[Layer, ...]
     inputs: Callable[[tuple, dict], BlockInputs | None]
     outputs: Callable[[Tensor], Any]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The Transformer blocks of a model, as far as they are known.
-
-    Attributes:
-        blocks: tuple of the `Block`s, in the order of the model.
-        unknown: dict from the path of each other layer that looks like a Transformer block to the
-            reason why it is not described.
-    """
-
-    blocks: tuple[Block, ...]
-    unknown: dict[str, str]

@@ -20,13 +20,9 @@ from keras_efficient.architecture._description import (
     FeedForward,
     SelfAttention,
 )
+from keras_efficient.architecture._layer_class import has_library_call, original_class
+from keras_efficient.architecture._self_attention import attention_heads, self_attention_projections
 from keras_efficient.flavor import Layer
-from keras_efficient.parametrize._architecture import (
-    attention_heads,
-    has_library_call,
-    self_attention_projections,
-)
-from keras_efficient.parametrize._parametrized_layer import original_class
 
 Recognizer = Callable[[str, Layer], Block | str | None]
 

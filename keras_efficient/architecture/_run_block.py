@@ -8,18 +8,17 @@ import tensorflow as tf
 from keras_efficient import flavor as flavors
 from keras_efficient.architecture import _row_functions as functions
 from keras_efficient.architecture._description import Block
+from keras_efficient.architecture._layer_class import has_library_call, original_class
 from keras_efficient.architecture._token_rows import TokenRows
 from keras_efficient.flavor import Layer, Tensor
-from keras_efficient.parametrize._architecture import has_library_call
-from keras_efficient.parametrize._parametrized_layer import parametrized_layer
 
 _HALF = (tf.float16, tf.bfloat16)
 
 
 def is_changed(layer: Layer) -> bool:
     """Whether something besides its class decides what a layer computes."""
-    parametrized = parametrized_layer(layer)
-    wrapped = parametrized is not None and bool(parametrized.call_wrappers)
+    # A call wrapper gives a layer a class with another `call`.
+    wrapped = type(layer).call is not original_class(layer).call
     regularized = getattr(layer, "activity_regularizer", None) is not None
     return wrapped or "call" in vars(layer) or regularized
 

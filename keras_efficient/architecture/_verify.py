@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._embeddings import embeddings
 from keras_efficient.flavor import Model
-from keras_efficient.parametrize._architecture import embedding_tables
 
 #: Lengths of the made-up examples; one has no real token.
 _LENGTHS = (7, 3, 1, 0, 5)
@@ -129,7 +129,7 @@ def _mask(features):
 
 def made_up(model: Model, lengths: Sequence[int] = _LENGTHS) -> Any:
     """Return features for a text model, of unequal lengths, from the names of its inputs."""
-    rows = [weight.shape[0] for weight in embedding_tables(model)]
+    rows = [weight.shape[0] for weight in embeddings(model).token]
     vocabulary = min([n for n in rows if n >= 2 * max(lengths)], default=0)
     problem = "its inputs are unknown"
     for args, kwargs in flavors.of(model).call_specs(model):

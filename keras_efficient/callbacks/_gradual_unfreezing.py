@@ -4,12 +4,12 @@ from typing import Any
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
+from keras_efficient.architecture._weights import EMBEDDING, KERNEL, OTHER, all_weights
 from keras_efficient.checkpoint._variables import build_optimizer, hook_of
 from keras_efficient.flavor import Callback
 from keras_efficient.optimizers._layer_depths import layer_depths
 from keras_efficient.parametrize._attach import freeze
 from keras_efficient.parametrize._select import select
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, OTHER, all_weights
 from keras_efficient.training import _train_step_hook as train_step_hook
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_efficient.architecture._weights import Weight
 from keras_efficient.compression._fake_quant import fake_quantize
 from keras_efficient.compression._integers import reciprocal
 from keras_efficient.flavor import Layer, Model
 from keras_efficient.parametrize._parametrized_layer import CallWrapper, parametrized_layers
-from keras_efficient.parametrize._weights import Weight
 from keras_efficient.training import _replicas as replicas
 
 #: Decay of the moving average of a range: the average of about 100 updates.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_efficient.architecture._weights import EMBEDDING, KERNEL
 from keras_efficient.compression._activation_quantization import input_axes
 from keras_efficient.compression._fake_quant import FakeQuant
 from keras_efficient.compression._integers import from_integers, largest
@@ -32,7 +33,6 @@ from keras_efficient.compression._reconstruction import (
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import attach
 from keras_efficient.parametrize._select import select
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL
 
 
 @dataclass(frozen=True)

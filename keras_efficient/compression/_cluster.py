@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_efficient.architecture._weights import EMBEDDING, KERNEL
 from keras_efficient.compression._centroids import INITIALIZATIONS, initial_centroids
 from keras_efficient.compression._codebook import CodebookTransform, CodebookUpdater
 from keras_efficient.flavor import Model
@@ -12,7 +13,6 @@ from keras_efficient.parametrize._attach import attach
 from keras_efficient.parametrize._parametrized_layer import transform_chain, transform_of
 from keras_efficient.parametrize._select import select
 from keras_efficient.parametrize._transform import QUANTIZE
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL
 from keras_efficient.training._transform_updates import update_transforms
 
 

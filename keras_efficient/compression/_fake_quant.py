@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_efficient.architecture._weights import Weight
 from keras_efficient.compression._integers import TINY, largest, reciprocal, to_integers
 from keras_efficient.parametrize._parametrized_layer import transform_chain
 from keras_efficient.parametrize._transform import QUANTIZE, Transform
-from keras_efficient.parametrize._weights import Weight
 
 
 def fake_quantize(x: Any, scale: Any, least: Any, most: Any) -> Any:

@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._layer_paths import layer_paths
+from keras_efficient.architecture._weights import KERNEL, Weight
 from keras_efficient.compression._activation_quantization import (
     ActivationQuantizer,
     RangeTracker,
@@ -17,8 +19,6 @@ from keras_efficient.compression._activation_quantization import (
 )
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import attach_call_wrappers, detach_call_wrappers
-from keras_efficient.parametrize._layer_paths import layer_paths
-from keras_efficient.parametrize._weights import KERNEL, Weight
 
 _BINS = 2048
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_efficient.architecture._weights import EMBEDDING, KERNEL
 from keras_efficient.compression._masks import Mask, MaskUpdater, Movement, sparsity_of
 from keras_efficient.compression._reconstruction import Reconstruction
 from keras_efficient.compression._sensitivity import Sensitivity, sensitivity
@@ -15,7 +16,6 @@ from keras_efficient.parametrize._attach import attach
 from keras_efficient.parametrize._checks import check_weights
 from keras_efficient.parametrize._parametrized_layer import transform_chain
 from keras_efficient.parametrize._select import select
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL
 from keras_efficient.training._transform_updates import update_transforms
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from keras_efficient.architecture._weights import EMBEDDING, KERNEL
 from keras_efficient.compression._activation_quantization import RangeTracker
 from keras_efficient.compression._fake_quant import FakeQuant
 from keras_efficient.compression._observers import (
@@ -14,7 +15,6 @@ from keras_efficient.compression._observers import (
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import attach
 from keras_efficient.parametrize._select import select
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL
 from keras_efficient.training._transform_updates import update_transforms
 
 

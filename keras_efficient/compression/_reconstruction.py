@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_efficient.architecture._weights import KERNEL, Weight
 from keras_efficient.compression._integers import largest, to_integers
 from keras_efficient.compression._observers import batches_of, input_grams
 from keras_efficient.compression._range_estimation import weight_clip
 from keras_efficient.compression._sparsity_patterns import Pattern
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._parametrized_layer import transform_chain
-from keras_efficient.parametrize._weights import KERNEL, Weight
 
 #: Number of inputs whose masks are chosen together, and after which later inputs are corrected.
 BLOCK = 128

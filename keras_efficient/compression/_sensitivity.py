@@ -9,11 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._weights import EMBEDDING, KERNEL
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._parametrized_layer import transform_chain
 from keras_efficient.parametrize._plain_model import folded_weights
 from keras_efficient.parametrize._select import select
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,18 @@ from typing import Any
 import numpy as np
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._attention_layers import key_value_projections
+from keras_efficient.architecture._blocks import transformer_blocks
+from keras_efficient.architecture._embeddings import embeddings
+from keras_efficient.architecture._heads import output_layer_kernels
+from keras_efficient.architecture._layer_paths import layer_paths
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.compression._weight_tying import Tie, TransposedTie
 from keras_efficient.flavor import Model
-from keras_efficient.parametrize._architecture import (
-    embedding_tables,
-    key_value_projections,
-    output_layer_kernels,
-    transformer_blocks,
-)
 from keras_efficient.parametrize._checks import check_model, check_permanent
-from keras_efficient.parametrize._layer_paths import layer_paths
 from keras_efficient.parametrize._merge import TIES
 from keras_efficient.parametrize._parametrized_layer import parametrized_layer
 from keras_efficient.parametrize._select import matcher
-from keras_efficient.parametrize._weights import all_weights
 
 
 @dataclass(frozen=True)
@@ -284,7 +282,7 @@ def _key_values(model, layers):
 
 
 def _embeddings(model, layers):
-    tables = embedding_tables(model)
+    tables = embeddings(model).token
     found = {weight.layer_path: weight for weight in output_layer_kernels(model)}
     if layers is None:
         shapes = {table.shape[::-1] for table in tables}

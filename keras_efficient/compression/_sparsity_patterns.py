@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from keras_efficient.parametrize._weights import Weight
+from keras_efficient.architecture._weights import Weight
 
 
 @dataclass(frozen=True)

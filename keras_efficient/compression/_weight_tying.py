@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_efficient.architecture._weights import Weight
 from keras_efficient.parametrize._merge import TIES
 from keras_efficient.parametrize._parametrized_layer import transform_chain
-from keras_efficient.parametrize._weights import Weight
 
 _TIE = "_keras_efficient_transposed"
 _numbers = itertools.count()

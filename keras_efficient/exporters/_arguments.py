@@ -7,6 +7,7 @@ from typing import Any
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError, listed
+from keras_efficient.architecture._weights import EMBEDDING, KERNEL, all_weights
 from keras_efficient.compression._activation_quantization import rounds_inputs
 from keras_efficient.compression._fake_quant import FakeQuant
 from keras_efficient.exporters._destination import ARCHIVES, is_version
@@ -15,7 +16,6 @@ from keras_efficient.exporters._export_report import check_facts
 from keras_efficient.exporters.inference_ops.matmul import saturates
 from keras_efficient.parametrize._checks import check_weights
 from keras_efficient.parametrize._parametrized_layer import transforms
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, all_weights
 
 #: Default tolerances, relative to the largest output or 1, by whether a layer of the model computes
 #: in less than float32.

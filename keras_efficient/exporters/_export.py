@@ -206,9 +206,7 @@ def _write(flavor, model, directory, sample, arguments):
         transforms = _describe_transforms(model)
         form = stack.enter_context(flat_form(model, features))
         # The export is compared with a model in memory that has the same integer weights.
-        stack.enter_context(
-            rounded(model, arguments.quantize, features, arguments.reduce_range)
-        )
+        stack.enter_context(rounded(model, arguments.quantize, features, arguments.reduce_range))
         reference = {"tokens": _reference(flavor, model, features)}
         if text is not None:
             reference["text"] = text.reference(flavor, model)

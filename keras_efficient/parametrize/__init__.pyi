@@ -7,11 +7,13 @@ from ._merge import (
     merge as merge,
 )
 from ._plain_model import folded_weights as folded_weights
-from ._select import select as select
+from ._select import (
+    Weight as Weight,
+    select as select,
+)
 from ._summary import (
     Summary as Summary,
     WeightSummary as WeightSummary,
     summary as summary,
 )
 from ._transform import Transform as Transform
-from ._weights import Weight as Weight

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._weights import Weight
 from keras_efficient.flavor import Layer, Model
 from keras_efficient.parametrize._checks import check_transform
 from keras_efficient.parametrize._parametrized_layer import (
@@ -17,7 +18,6 @@ from keras_efficient.parametrize._parametrized_layer import (
 )
 from keras_efficient.parametrize._plain_model import restore_save_methods, wrap_save_methods
 from keras_efficient.parametrize._transform import Transform
-from keras_efficient.parametrize._weights import Weight
 
 
 def attach(model: Model, pairs: Iterable[tuple[Weight, Transform]]) -> None:

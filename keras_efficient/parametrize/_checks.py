@@ -5,9 +5,10 @@ from collections.abc import Iterable
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._check_built import check_built
+from keras_efficient.architecture._weights import Weight
 from keras_efficient.flavor import Layer, Model
 from keras_efficient.parametrize._parametrized_layer import parametrized_layer, transform_of
-from keras_efficient.parametrize._weights import Weight
 
 #: Attribute of a model whose variables have other values for the time of a `with` block: the name
 #: of the context, for messages.
@@ -29,20 +30,14 @@ def check_model(model: Model, caller: str, *, changes: bool = True) -> None:
             other than the one it was created under is entered, or it has averaged weights for the
             time of `ema.averaged()`.
     """
-    flavor = flavors.of(model)
-    if not getattr(model, "built", False) or not model.weights:
-        raise ValueError(
-            f"{caller} needs a built model: before that there are no weights. Received: "
-            f"{type(model).__name__} {getattr(model, 'name', '')!r}, not built. Call it on a batch "
-            "first."
-        )
+    check_built(model, caller)
     if not changes:
         return
     check_permanent(model, caller)
     # `model.distribute_strategy` will not do: inside a scope, a model that was created outside of
     # any strategy reports the strategy of that scope.
     # Variables of a strategy of one device have it under this name only.
-    own = getattr(flavor.value(model.weights[0]), "_distribute_strategy", None)
+    own = getattr(flavors.of(model).value(model.weights[0]), "_distribute_strategy", None)
     current = tf.distribute.get_strategy()
     if tf.distribute.has_strategy() and current is not own:
         kind = "no strategy" if own is None else type(own).__name__

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._layer_paths import layer_paths
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import freeze
 from keras_efficient.parametrize._checks import check_model
-from keras_efficient.parametrize._layer_paths import layer_paths
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transform_chains
 from keras_efficient.parametrize._plain_model import restore_save_methods
 

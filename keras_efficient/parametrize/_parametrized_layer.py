@@ -5,10 +5,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_efficient.architecture._layer_class import ORIGINAL
+from keras_efficient.architecture._layer_paths import layer_paths
+from keras_efficient.architecture._weights import Weight
 from keras_efficient.flavor import Layer, Model, Variable
-from keras_efficient.parametrize._layer_paths import layer_paths
 from keras_efficient.parametrize._transform import Transform
-from keras_efficient.parametrize._weights import Weight
 
 _PARAMETRIZED, _STORE = "_keras_efficient_parametrized", "keras_efficient_transforms"
 
@@ -306,12 +307,6 @@ def parametrize_layer(layer: Layer, flavor: Any, path: str | None = None) -> Par
     )
 
 
-def original_class(layer: Layer) -> type:
-    """Return the class of a layer without its parametrization."""
-    parametrized = parametrized_layer(layer)
-    return type(layer) if parametrized is None else parametrized.original_class
-
-
 def parametrized_layers(model: Model) -> list[ParametrizedLayer]:
     """Return the parametrizations of a model's layers, in the order of the layers."""
     inside = [model, *(layer for _, layer in layer_paths(model))]
@@ -349,6 +344,7 @@ def transform_of(weight: Weight, name: str) -> Transform | None:
 def _parametrized_class(original, flavor, attributes, calls):
     """The subclass of `original` in which `attributes` are read through their chains."""
     members = {name: _transformed(name) for name in attributes} | flavor.class_attributes()
+    members[ORIGINAL] = original
     members["weights"] = _weights(members.get("weights"))
     members["save_own_variables"] = _save_own_variables
     members["get_config"] = _get_config

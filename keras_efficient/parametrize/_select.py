@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from keras_efficient.architecture._heads import without_head
+from keras_efficient.architecture._layer_paths import layer_paths
+from keras_efficient.architecture._weights import KERNEL, Weight, all_weights
 from keras_efficient.flavor import Model
-from keras_efficient.parametrize._architecture import without_head
 from keras_efficient.parametrize._checks import check_model, check_weights
-from keras_efficient.parametrize._layer_paths import layer_paths
 from keras_efficient.parametrize._typing import Layers
-from keras_efficient.parametrize._weights import KERNEL, Weight, all_weights
 
 
 def select(

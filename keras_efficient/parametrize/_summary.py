@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._weights import OTHER, all_weights
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._checks import check_model
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transform_chain
-from keras_efficient.parametrize._weights import OTHER, all_weights
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_efficient.architecture._weights import Weight
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import attach
 from keras_efficient.parametrize._select import select
 from keras_efficient.parametrize._typing import Layers
-from keras_efficient.parametrize._weights import Weight
 from keras_efficient.peft._canonical_paths import seeds_of
 from keras_efficient.peft._low_rank import LowRankDelta, check_alpha, check_rank, compute_factored
 from keras_efficient.peft._report import TuningReport, freeze_base

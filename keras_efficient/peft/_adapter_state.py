@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._weights import Weight
 from keras_efficient.flavor import Flavor, Model, Variable
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transforms
-from keras_efficient.parametrize._weights import Weight
 from keras_efficient.peft._canonical_paths import fingerprint, layers_by_id, weights_by_path
 from keras_efficient.peft._low_rank import LowRankDelta
 

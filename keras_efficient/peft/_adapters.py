@@ -8,13 +8,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._output_projections import output_projections
+from keras_efficient.architecture._weights import Weight, all_weights
 from keras_efficient.flavor import Model
-from keras_efficient.parametrize._architecture import output_projections
 from keras_efficient.parametrize._checks import check_call_wrapper, check_model, check_trainable
 from keras_efficient.parametrize._parametrized_layer import CallWrapper
 from keras_efficient.parametrize._select import select
 from keras_efficient.parametrize._typing import Layers
-from keras_efficient.parametrize._weights import Weight, all_weights
 from keras_efficient.peft._call_wrappers import CallWrapperReport, attach_and_report
 from keras_efficient.peft._report import freeze_base
 

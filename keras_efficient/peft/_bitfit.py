@@ -1,10 +1,10 @@
 """BitFit: train only the biases of a model."""
 
+from keras_efficient.architecture._layer_class import original_class
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import freeze
 from keras_efficient.parametrize._checks import check_model
-from keras_efficient.parametrize._parametrized_layer import original_class
-from keras_efficient.parametrize._weights import all_weights
 from keras_efficient.peft._report import TuningReport, freeze_base
 
 

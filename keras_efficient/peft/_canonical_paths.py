@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Sequence
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._weights import Weight, all_weights
 from keras_efficient.flavor import Model
-from keras_efficient.parametrize._weights import Weight, all_weights
 
 
 def layers_by_id(model: Model) -> dict[int, str]:

@@ -1,10 +1,10 @@
 """Freeze single weights of a model, and unfreeze them."""
 
+from keras_efficient.architecture._weights import EMBEDDING, KERNEL, OTHER
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize import _attach as attach
 from keras_efficient.parametrize._select import select
 from keras_efficient.parametrize._typing import Layers
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, OTHER
 from keras_efficient.peft._report import TuningReport
 
 _KINDS = (KERNEL, EMBEDDING, OTHER)

@@ -7,10 +7,10 @@ import numpy as np
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
+from keras_efficient.architecture._weights import KERNEL, all_weights
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import attach
 from keras_efficient.parametrize._checks import check_weights
-from keras_efficient.parametrize._weights import KERNEL, all_weights
 from keras_efficient.peft._lora import LoRADelta, check_name
 from keras_efficient.peft._low_rank import compute_factored
 from keras_efficient.peft._report import TuningReport, freeze_base

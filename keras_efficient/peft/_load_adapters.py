@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient._errors import InputError
+from keras_efficient.architecture._weights import Weight
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import attach, freeze
 from keras_efficient.parametrize._checks import check_model, check_weights
-from keras_efficient.parametrize._weights import Weight
 from keras_efficient.peft._adalora import (
     AdaLoRADelta,
     RankAllocator,

@@ -6,15 +6,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_efficient.architecture._layer_class import original_class
+from keras_efficient.architecture._weights import Weight
 from keras_efficient.flavor import Model
 from keras_efficient.flavor._patched import patched
-from keras_efficient.parametrize._parametrized_layer import (
-    CallWrapper,
-    original_class,
-    parametrize_layer,
-)
+from keras_efficient.parametrize._parametrized_layer import CallWrapper, parametrize_layer
 from keras_efficient.parametrize._transform import LOW_RANK, Transform
-from keras_efficient.parametrize._weights import Weight
 
 
 class LowRankDelta(Transform):

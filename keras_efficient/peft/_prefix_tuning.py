@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_efficient.architecture._attention_layers import Attention, attention_layers
+from keras_efficient.architecture._layer_class import original_class
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.flavor import Model
 from keras_efficient.flavor._patched import patched
-from keras_efficient.parametrize._architecture import Attention, attention_layers
 from keras_efficient.parametrize._checks import check_call_wrapper, check_model, check_trainable
-from keras_efficient.parametrize._parametrized_layer import CallWrapper, original_class
+from keras_efficient.parametrize._parametrized_layer import CallWrapper
 from keras_efficient.parametrize._select import select
 from keras_efficient.parametrize._typing import Layers
-from keras_efficient.parametrize._weights import all_weights
 from keras_efficient.peft._call_wrappers import CallWrapperReport, attach_and_report
 from keras_efficient.peft._report import freeze_base
 

@@ -5,10 +5,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from keras_efficient.architecture._heads import head_weights
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.flavor import Model
-from keras_efficient.parametrize._architecture import head_weights
 from keras_efficient.parametrize._attach import freeze
-from keras_efficient.parametrize._weights import all_weights
 
 
 @dataclass(frozen=True)

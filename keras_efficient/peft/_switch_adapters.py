@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._weights import OTHER, Weight
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._attach import freeze
 from keras_efficient.parametrize._checks import check_model
 from keras_efficient.parametrize._parametrized_layer import transforms
-from keras_efficient.parametrize._weights import OTHER, Weight
 from keras_efficient.peft._low_rank import LowRankDelta
 
 

@@ -12,9 +12,9 @@ from tensorflow.python.eager import record
 from tensorflow.python.framework import op_callbacks
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._blocks import transformer_blocks
+from keras_efficient.architecture._layer_paths import layer_paths
 from keras_efficient.flavor import Layer, Model
-from keras_efficient.parametrize._architecture import transformer_blocks
-from keras_efficient.parametrize._layer_paths import layer_paths
 
 
 @dataclass(frozen=True)

@@ -209,9 +209,7 @@ def reads_padding(holder: "FlatModel", compare: Comparison) -> str | None:
         return compare.difference(gradients=False)
 
 
-def find_first_token_only(
-    holder: "FlatModel", compare: Comparison, gradients: bool = True
-) -> None:
+def find_first_token_only(holder: "FlatModel", compare: Comparison, gradients: bool = True) -> None:
     """Let the last block compute only first tokens if nothing else of its output is read."""
     if holder.calls(holder.blocks[-1]) == 1:
         with holder.noise("all but the first token"):

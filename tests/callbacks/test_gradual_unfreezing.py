@@ -8,9 +8,9 @@ from resumed_runs import Case, assert_goes_on
 from zoo import CLASSES, LENGTH, VOCABULARY, ZOO, Specimen, _fixed, keras_of
 
 import keras_efficient as ke
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.flavor import Callback
 from keras_efficient.parametrize import _attach as attach
-from keras_efficient.parametrize._weights import all_weights
 from keras_efficient.training import _train_step_hook as train_step_hook
 
 SPECIMENS = {specimen.name: specimen for specimen in ZOO}

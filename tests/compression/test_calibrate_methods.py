@@ -8,6 +8,7 @@ from fit_helpers import fit
 from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.compression._activation_quantization import (
     along_inputs,
     input_axes,
@@ -23,7 +24,6 @@ from keras_efficient.compression._range_estimation import (
 )
 from keras_efficient.parametrize._attach import updaters
 from keras_efficient.parametrize._parametrized_layer import transforms
-from keras_efficient.parametrize._weights import all_weights
 
 METHODS = ["minmax", "percentile", "mse", "reconstruction", "smoothquant"]
 

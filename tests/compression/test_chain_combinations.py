@@ -8,12 +8,12 @@ from fit_helpers import fit
 from zoo import ZOO, keras_of
 
 import keras_efficient as ke
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.parametrize._parametrized_layer import (
     parametrized_layers,
     transform_chain,
     transform_of,
 )
-from keras_efficient.parametrize._weights import all_weights
 
 CLUSTERS, SPARSITY = 6, 0.5
 NAMES = ("keras-functional", "kerashub-bert", "tf_keras-functional", "hugging-face-bert")

@@ -20,6 +20,7 @@ from fit_helpers import batches, fit, mirrored
 from zoo import ZOO, full_except, keras_of
 
 import keras_efficient as ke
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.compression import _codebook as codebook
 from keras_efficient.compression._centroids import initial_centroids
 from keras_efficient.compression._codebook import CodebookTransform, look_up, nearest
@@ -29,7 +30,6 @@ from keras_efficient.parametrize._parametrized_layer import (
     transform_chain,
     transforms,
 )
-from keras_efficient.parametrize._weights import all_weights
 
 
 def distinct(model, paths):

@@ -8,12 +8,12 @@ from covering import sampled
 from zoo import FEW_FIRST, ZOO, keras_of
 
 import keras_efficient as ke
+from keras_efficient.architecture._heads import without_head
 from keras_efficient.compression import Reconstruction, _reconstruction as reconstruction
 from keras_efficient.compression._masks import Mask
 from keras_efficient.compression._observers import batches_of, input_grams
 from keras_efficient.compression._reconstruction import prune_reconstructed
 from keras_efficient.compression._sparsity_patterns import pattern_of
-from keras_efficient.parametrize._architecture import without_head
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transforms
 
 

@@ -7,6 +7,7 @@ from compression_helpers import libraries
 from zoo import ZOO, keras_of
 
 import keras_efficient as ke
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.compression._fake_quant import FakeQuant, fake_quantize
 from keras_efficient.compression._integers import (
     from_integers,
@@ -18,7 +19,6 @@ from keras_efficient.compression._integers import (
 from keras_efficient.compression._tf_mot import tf_mot
 from keras_efficient.parametrize._attach import attach
 from keras_efficient.parametrize._parametrized_layer import transforms
-from keras_efficient.parametrize._weights import all_weights
 
 
 def numbers(kind, shape=(256, 1024)):

@@ -19,13 +19,13 @@ from fit_helpers import batches, fit, mirrored
 from zoo import ZOO, full_except, keras_of
 
 import keras_efficient as ke
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.compression._activation_quantization import DECAY
 from keras_efficient.compression._fake_quant import FakeQuant
 from keras_efficient.compression._integers import from_integers, to_integers
 from keras_efficient.compression._tf_mot import tf_mot
 from keras_efficient.parametrize._attach import updaters
 from keras_efficient.parametrize._parametrized_layer import transforms
-from keras_efficient.parametrize._weights import all_weights
 
 
 def ranges(model):

@@ -10,10 +10,10 @@ from in_process_export import in_process as in_process
 from zoo import CLASSES, FEW, LENGTH, VOCABULARY, Specimen, hf_config, keras_of, model_garden
 
 import keras_efficient as ke
-from keras_efficient.parametrize._layer_paths import layer_paths
+from keras_efficient.architecture._layer_paths import layer_paths
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.parametrize._merge import TIES
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers
-from keras_efficient.parametrize._weights import all_weights
 
 
 def fixed(model):

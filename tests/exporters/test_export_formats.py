@@ -17,8 +17,7 @@ from zoo import ZOO
 import keras_efficient as ke
 from keras_efficient._errors import InputError, VerificationError
 from keras_efficient.compression._fake_quant import FakeQuant
-from keras_efficient.exporters import _arguments
-from keras_efficient.exporters import _export as export_module
+from keras_efficient.exporters import _arguments, _export as export_module
 from keras_efficient.exporters.inference_ops import matmul
 from keras_efficient.parametrize._parametrized_layer import transforms
 from keras_efficient.versions._check_manifest import check_manifest

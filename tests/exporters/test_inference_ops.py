@@ -11,6 +11,8 @@ from zoo import FEW, FEW_FIRST, ZOO
 
 import keras_efficient as ke
 from keras_efficient.architecture._activations import activation_of
+from keras_efficient.architecture._self_attention import attention_heads, self_attention_projections
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.exporters import Features
 from keras_efficient.exporters._flat_form import flat_form
 from keras_efficient.exporters.inference_ops.attention import SelfAttention
@@ -23,10 +25,8 @@ from keras_efficient.exporters.inference_ops.matmul import (
     saturates,
 )
 from keras_efficient.exporters.inference_ops.substitution import rounded, substituted_layers
-from keras_efficient.parametrize._architecture import attention_heads, self_attention_projections
 from keras_efficient.parametrize._parametrized_layer import parametrize_layer, parametrized_layers
 from keras_efficient.parametrize._plain_model import folded_weights
-from keras_efficient.parametrize._weights import all_weights
 
 #: Formats that substitute attention layers, and the difference allowed for outputs of about 1.
 SUBSTITUTING = [
@@ -119,9 +119,7 @@ def test_calibrated_models_compute_the_same(specimen):
 
 
 @sampled(2)
-@pytest.mark.parametrize(
-    "specimen, quantize", covering(ZOO, list(FORMATS), strength=1)
-)
+@pytest.mark.parametrize("specimen, quantize", covering(ZOO, list(FORMATS), strength=1))
 def test_models_without_ranges_are_close(specimen, quantize):
     model, x = specimen.make(), padded(specimen)
     seen, _ = traced(model, x)

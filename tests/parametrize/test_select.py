@@ -9,9 +9,9 @@ from covering import sampled
 from zoo import ZOO, hf_config, keras_of
 
 import keras_efficient as ke
-from keras_efficient.parametrize._architecture import head_layers, head_weights, without_head
+from keras_efficient.architecture._heads import head_layers, head_weights, without_head
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.parametrize._select import select
-from keras_efficient.parametrize._weights import all_weights
 
 models = pytest.mark.parametrize("specimen", ZOO, ids=str)
 

@@ -11,9 +11,9 @@ from fit_helpers import assert_same, compiled, fit, mirrored
 from zoo import FEW, ZOO, full_except, keras_of
 
 import keras_efficient as ke
-from keras_efficient.parametrize._architecture import head_weights
+from keras_efficient.architecture._heads import head_weights
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.parametrize._parametrized_layer import transforms
-from keras_efficient.parametrize._weights import all_weights
 from keras_efficient.peft._adalora import AdaLoRADelta, RankAllocator
 from keras_efficient.training._training_step import Gradients
 

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 from zoo import FEW, ZOO, keras_of
 
 import keras_efficient as ke
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.parametrize._parametrized_layer import transforms
-from keras_efficient.parametrize._weights import all_weights
 
 libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 

@@ -8,9 +8,9 @@ from fit_helpers import compiled, fit
 from zoo import FEW, ZOO, full_except, keras_of
 
 import keras_efficient as ke
-from keras_efficient.parametrize._architecture import head_weights
+from keras_efficient.architecture._heads import head_weights
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transforms
-from keras_efficient.parametrize._weights import all_weights
 from keras_efficient.peft._lora import LoRADelta
 from keras_efficient.peft._low_rank import FactoredProduct, compute_factored
 

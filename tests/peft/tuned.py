@@ -9,9 +9,9 @@ from in_process_export import serve_here
 from zoo import ZOO
 
 import keras_efficient as ke
-from keras_efficient.parametrize._architecture import head_weights
+from keras_efficient.architecture._heads import head_weights
+from keras_efficient.architecture._weights import all_weights
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers
-from keras_efficient.parametrize._weights import all_weights
 
 SPECIMENS = {specimen.name: specimen for specimen in ZOO}
 #: One of each library, with Transformer blocks.

@@ -6,15 +6,15 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient.architecture._activations import activation_of
+from keras_efficient.architecture._layer_class import has_library_call
+from keras_efficient.architecture._weights import KERNEL
 from keras_efficient.compression._activation_quantization import ActivationQuantizer, input_axes
 from keras_efficient.exporters.inference_ops.matmul import (
     BFloat16MatMul,
     Int8MatMul,
 )
 from keras_efficient.exporters.inference_ops.packed_weights import Int8Weight
-from keras_efficient.parametrize._architecture import has_library_call
 from keras_efficient.parametrize._parametrized_layer import CallWrapper, parametrized_layer
-from keras_efficient.parametrize._weights import KERNEL
 
 
 class DenseOp(CallWrapper):

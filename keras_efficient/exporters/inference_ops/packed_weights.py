@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_efficient.parametrize._weights import EMBEDDING
+from keras_efficient.architecture._weights import EMBEDDING
 
 
 def written(array, name):

@@ -7,7 +7,11 @@ from typing import Any
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._layer_class import has_library_call, original_class
+from keras_efficient.architecture._layer_paths import layer_paths
 from keras_efficient.architecture._run_block import run_block
+from keras_efficient.architecture._self_attention import attention_heads, self_attention_projections
+from keras_efficient.architecture._weights import EMBEDDING, KERNEL, all_weights
 from keras_efficient.compression._activation_quantization import rounds_inputs
 from keras_efficient.compression._fake_quant import FakeQuant
 from keras_efficient.compression._observers import attach_quantizers, observe
@@ -22,15 +26,8 @@ from keras_efficient.exporters.inference_ops.int8_block import Int8Block
 from keras_efficient.exporters.inference_ops.layer_norm import LayerNormOp, is_last_axis
 from keras_efficient.exporters.inference_ops.matmul import joined
 from keras_efficient.exporters.inference_ops.packed_weights import BFloat16Weight, Int8Weight
-from keras_efficient.parametrize._architecture import (
-    attention_heads,
-    has_library_call,
-    self_attention_projections,
-)
 from keras_efficient.parametrize._attach import attach, detach, detach_call_wrappers
-from keras_efficient.parametrize._layer_paths import layer_paths
 from keras_efficient.parametrize._parametrized_layer import (
-    original_class,
     parametrize_layer,
     parametrized_layer,
     transform_chain,
@@ -38,7 +35,6 @@ from keras_efficient.parametrize._parametrized_layer import (
 )
 from keras_efficient.parametrize._plain_model import restore_save_methods
 from keras_efficient.parametrize._transform import QUANTIZE, Transform
-from keras_efficient.parametrize._weights import EMBEDDING, KERNEL, all_weights
 
 #: Calls of layers that look up rows of a table.
 _TABLES = ("Embedding.call", "ReversibleEmbedding.call", "OnDeviceEmbedding.call")

@@ -7,8 +7,8 @@ from typing import Any
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._layer_paths import layer_paths
 from keras_efficient.flavor import Model, Tensor
-from keras_efficient.parametrize._layer_paths import layer_paths
 
 #: The kinds of weights.
 KERNEL, EMBEDDING, OTHER = "kernel", "embedding", "other"

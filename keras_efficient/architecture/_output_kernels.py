@@ -6,8 +6,8 @@ from typing import Any
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._weights import Weight
 from keras_efficient.flavor import Model
-from keras_efficient.parametrize._weights import Weight
 
 
 def output_kernels(model: Model, kernels: list[Weight]) -> list[list[Weight]]:

@@ -1,6 +1,6 @@
 """The paths of the layers inside a model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from keras_efficient.flavor import Layer
 
@@ -23,3 +23,13 @@ def layer_paths(
             seen.add(id(layer))
             yield prefix + layer.name, layer
             yield from layer_paths(layer, f"{prefix}{layer.name}/", seen)
+
+
+def is_below(path: str, other: str) -> bool:
+    """Return whether a path leads into the layer of another path."""
+    return path.startswith(f"{other}/")
+
+
+def is_in(path: str, others: Iterable[str]) -> bool:
+    """Return whether a path is one of some paths, or leads into one of their layers."""
+    return any(path == other or is_below(path, other) for other in others)
