@@ -1,5 +1,6 @@
 """`bench`: time exported models against each other, interleaved, in separate processes."""
 
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,6 +39,7 @@ def bench(
     vocabulary: int = 1000,
     data: str | os.PathLike | Mapping[str, Any] | None = None,
     inputs: Callable[[int, int], Mapping[str, Any]] | None = None,
+    mixed: bool = False,
 ) -> BenchReport:
     """Measure latency, throughput, size and accuracy of exported models on the CPU.
 
@@ -64,6 +66,9 @@ def bench(
             them. Default: None, accuracy is not measured.
         inputs: function of (batch, length) that returns a dict of arrays named like the inputs.
             Default: None, synthetic inputs.
+        mixed: bool, whether to also time batches of more than one example with synthetic inputs of
+            unequal lengths: masks are ones for a quarter to all of each example, 62% on average.
+            Default: False.
 
     Returns:
         A `BenchReport`.
@@ -95,7 +100,9 @@ def bench(
         for name, (path, kind) in found.items():
             with _failure_as_input_error(path):
                 processes[name] = stack.enter_context(ModelProcess(path, kind, threads))
-        cases = _write_inputs(found, processes, batches, lengths, vocabulary, inputs, folder)
+        cases = _write_inputs(
+            found, processes, batches, lengths, vocabulary, inputs, mixed, folder
+        )
         if examples is not None:
             for name, process in processes.items():
                 with _failure_as_input_error(found[name][0]):
@@ -111,7 +118,7 @@ def bench(
                             time=files[name], calls=_CALLS, seconds=seconds / _ROUNDS
                         )
                     times[name].setdefault(case, []).extend(answer["times"])
-    sizes = {_case(b, n): b for n in lengths for b in batches}
+    sizes = {_case(b, n, m): b for n in lengths for b in batches for m in (False, True)}
     return BenchReport(
         threads,
         {
@@ -190,24 +197,28 @@ def _failure_as_input_error(path):
         ) from error
 
 
-def _case(batch, length):
-    return f"batch {batch}, length {length}"
+def _case(batch, length, mixed):
+    return f"batch {batch}, length {'up to ' * mixed}{length}"
 
 
-def _write_inputs(found, processes, batches, lengths, vocabulary, inputs, folder):
+def _write_inputs(found, processes, batches, lengths, vocabulary, inputs, mixed, folder):
     """Write each target's inputs for each case to a file; return `{case: {target: path}}`."""
     cases = {}
-    for length in lengths:
-        for batch in batches:
-            given = None if inputs is None else inputs(batch, length)
-            files = {}
-            for name, process in processes.items():
+    kinds = itertools.product(lengths, batches, (False, True) if mixed else (False,))
+    for length, batch, unequal in kinds:
+        if unequal and (batch == 1 or inputs is not None):
+            continue
+        given = None if inputs is None else inputs(batch, length)
+        files = {}
+        for name, process in processes.items():
+            arrays = given
+            if arrays is None:
                 shapes = resolve_shapes(process.inputs, batch, length, found[name][0])
-                arrays = synthetic_inputs(shapes, vocabulary) if given is None else given
-                file = folder / f"{len(cases)}-{len(files)}.npz"
-                np.savez(file, **arrays)
-                files[name] = str(file)
-            cases[_case(batch, length)] = files
+                arrays = synthetic_inputs(shapes, vocabulary, unequal)
+            file = folder / f"{len(cases)}-{len(files)}.npz"
+            np.savez(file, **arrays)
+            files[name] = str(file)
+        cases[_case(batch, length, unequal)] = files
     return cases
 
 

@@ -47,18 +47,28 @@ def resolve_shapes(
 
 
 def synthetic_inputs(
-    shapes: Mapping[str, tuple[str, tuple[int, ...]]], vocabulary: int
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]], vocabulary: int, mixed: bool = False
 ) -> dict[str, Any]:
     """Return arrays of these dtypes and shapes, the same at every call.
 
     Masks are ones, segment ids zeros, other integers token ids from 1 to `vocabulary - 1`, and
     floats normally distributed.
+
+    Args:
+        shapes: `{name: (dtype, shape)}`.
+        vocabulary: number of token ids.
+        mixed: whether masks are ones for a part of each example only, evenly drawn between a
+            quarter and all of it, and for all of the first one. Default: False.
     """
     rng = np.random.default_rng(0)
     arrays = {}
     for name, (dtype, shape) in shapes.items():
         if "mask" in name:
             array = np.ones(shape)
+            if mixed and len(shape) > 1:
+                ends = np.random.default_rng(1).uniform(0.25, 1, shape[0]) * shape[1]
+                ends[0] = shape[1]
+                array *= np.arange(shape[1]) < np.ceil(ends)[:, None]
         elif "segment" in name or "type" in name:
             array = np.zeros(shape)
         elif dtype.startswith("float"):
