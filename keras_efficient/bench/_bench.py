@@ -100,9 +100,7 @@ def bench(
         for name, (path, kind) in found.items():
             with _failure_as_input_error(path):
                 processes[name] = stack.enter_context(ModelProcess(path, kind, threads))
-        cases = _write_inputs(
-            found, processes, batches, lengths, vocabulary, inputs, mixed, folder
-        )
+        cases = _write_inputs(found, processes, batches, lengths, vocabulary, inputs, mixed, folder)
         if examples is not None:
             for name, process in processes.items():
                 with _failure_as_input_error(found[name][0]):

@@ -17,7 +17,7 @@ FakeQuantWithMinMaxVarsPerChannel Fill GatherNd GatherV2 Identity IdentityN Inve
 LeftShift ListDiff LowerBound MatrixBandPart MatrixDiag MatrixDiagPart MatrixDiagPartV2
 MatrixDiagPartV3 MatrixDiagV2 MatrixDiagV3 MatrixSetDiag MatrixSetDiagV2 MatrixSetDiagV3 MirrorPad
 MirrorPadGrad OneHot OnesLike Pack Pad PadV2 Placeholder PlaceholderWithDefault PopulationCount
-PreventGradient QuantizeAndDequantizeV2 QuantizeAndDequantizeV4 QuantizeV2 Rank Reshape
+Bitcast PreventGradient QuantizeAndDequantizeV2 QuantizeAndDequantizeV4 QuantizeV2 Rank Reshape
 ReverseSequence ReverseV2 RightShift Roll ScatterNd ScatterNdNonAliasingAdd Shape ShapeN Size Slice
 SpaceToBatchND SpaceToDepth Split SplitV Squeeze StopGradient StridedSlice StridedSliceGrad
 TensorScatterAdd TensorScatterMax TensorScatterMin TensorScatterSub TensorScatterUpdate Tile

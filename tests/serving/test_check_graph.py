@@ -446,7 +446,14 @@ def test_every_allowed_op_exists():
 
 def test_ops_of_models_are_allowed():
     ops = [
-        *("MatMul", "_QuantizedMatMul", "QuantizeV2", "ReadVariableOp", "StatefulPartitionedCall"),
+        *(
+            "MatMul",
+            "_QuantizedMatMul",
+            "QuantizeV2",
+            "Bitcast",
+            "ReadVariableOp",
+            "StatefulPartitionedCall",
+        ),
         *("RegexSplitWithOffsets", "FastWordpieceTokenizeWithOffsets", "TensorListReserve"),
         *("RaggedTensorToTensor", "LookupTableFindV2", "StaticRegexReplace", "While", "Assert"),
         *("_MklLayerNorm", "CaseFoldUTF8", "NormalizeUTF8", "TensorArrayReadV3", "Erf", "Erfc"),
