@@ -59,7 +59,7 @@ WAYS = {
 }
 
 
-@sampled()
+@pytest.mark.full
 @pytest.mark.parametrize("way", WAYS)
 def test_tf_mots_models_train_with_our_step_and_export(way, tmp_path):
     import tf_keras

@@ -148,6 +148,7 @@ for options in WAYS:
 WAYS = ({"batch_size": 8}, {"batch_size": 8, "group_by_length": True}, {"tokens_per_batch": 100})
 
 
+@pytest.mark.full
 def test_another_process_sees_the_same_epochs_and_imports_no_model_library(tokenizer):
     datasets = [text(make_records(), tokenizer, seed=3, **options) for options in WAYS]
     here = [str([firsts(dataset) for _ in range(2)]) for dataset in datasets]

@@ -64,7 +64,7 @@ def traced(model, *batches):
 
 @contextmanager
 def as_exported(model, sample, quantize, substituted=True):
-    """Let a model compute as it is exported, or with `substituted=False` what that is compared to."""
+    """Let a model compute as it is exported, or what that is compared with (not substituted)."""
     features = Features(model, sample)
     reduce_range = quantize == "int8" and saturates()
     with ExitStack() as stack:

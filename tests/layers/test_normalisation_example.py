@@ -6,20 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from covering import sampled
 from test_docs import MODEL, here, tiny  # noqa: F401 (fixtures)
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "normalisation.py"
 
 
-@sampled()
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("library", "normalisation", "place"),
     [
-        pytest.param("keras", "batch", "after", marks=pytest.mark.full),
+        ("keras", "batch", "after"),
         ("tf_keras", "layer", "before"),
-        pytest.param("keras", "layer", "before", marks=pytest.mark.full),
-        pytest.param("tf_keras", "batch", "before", marks=pytest.mark.full),
+        ("keras", "layer", "before"),
+        ("tf_keras", "batch", "before"),
     ],
 )
 def test_normalisation(library, normalisation, place, here, monkeypatch, capsys):  # noqa: F811

@@ -66,7 +66,7 @@ def test_each_is_what_it_would_be_alone_and_together_they_add_up(specimen):
     np.testing.assert_allclose(outputs(model, x), both, rtol=0, atol=1e-6)
 
 
-@sampled()
+@pytest.mark.full
 @specimens
 def test_only_those_that_are_on_train_in_a_plain_fit_and_in_ours(specimen):
     model, (x, y) = two(specimen), specimen.batch(8)

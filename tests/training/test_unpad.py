@@ -73,7 +73,7 @@ def run(name, method, unpad, *, before=True):
 
 
 #: Methods that read weights as others do, and XLA, which takes long and computes the padding.
-LONG = ("lora", "quantize_aware", "one replica", "bfloat16", "jit_compile")
+LONG = ("lora", "adapters", "quantize_aware", "remat", "one replica", "bfloat16", "jit_compile")
 #: Methods with which the padded model trains as without.
 SAME = ("accumulate", "remat", "two replicas", "one replica", "jit_compile")
 
