@@ -115,7 +115,7 @@ def write(folder, quick, allow_missing):
         "bfloat16": lambda: own("bfloat16", "bfloat16"),
         "litert_float": lambda: litert("litert_float", None),
         "litert_int8": lambda: litert("litert_int8", "int8-weights"),
-        "ort_float": lambda: onnx(made["paths"]["fp32"], folder / "float.onnx"),
+        "ort_float": lambda: onnx(made["paths"]["keras_export"], folder / "float.onnx"),
         "ort_int8": lambda: onnx_int8(made["paths"]["ort_float"], folder / "int8.onnx"),
         "int8_weights": lambda: calibrated("int8-weights", "int8_weights"),
         "int8": lambda: calibrated("int8", "int8"),
@@ -134,7 +134,7 @@ def write(folder, quick, allow_missing):
 
 
 def onnx(saved_model, file):
-    """The float32 SavedModel's function, by tf2onnx."""
+    """The function of Keras' own SavedModel, by tf2onnx."""
     import tensorflow as tf
     import tf2onnx
 

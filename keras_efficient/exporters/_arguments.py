@@ -32,7 +32,7 @@ _TARGETS = ("avx2", "vnni", "amx")
 
 @dataclasses.dataclass(frozen=True)
 class ExportArguments:
-    """Validated arguments of `export`."""
+    """Validated arguments of `export`; `widens` says that the tolerance may depend on rounding."""
 
     quantize: str | None
     signatures: tuple[str, ...]
@@ -42,6 +42,7 @@ class ExportArguments:
     tolerance: float | None
     latency: bool
     target: str | None = None
+    widens: bool = False
 
     @property
     def reduce_range(self) -> bool:
@@ -97,6 +98,7 @@ def validate_arguments(
         tolerance=_check_tolerance(tolerance, model, quantize, format),
         latency=latency,
         target=_check_target(target, quantize, format),
+        widens=tolerance is None and quantize == "int8" and format == "saved_model",
     )
 
 

@@ -21,6 +21,7 @@ import tensorflow as tf
 import keras_efficient
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError, VerificationError
+from keras_efficient.compression._activation_quantization import unrounded_inputs
 from keras_efficient.distribute._cluster import cluster_of
 from keras_efficient.exporters._archive import write_archive
 from keras_efficient.exporters._arguments import validate_arguments
@@ -117,8 +118,10 @@ def export(
         tolerance: float. Default: None, which is 1e-5; 2e-2 for a model with layers that compute in
             bfloat16 or float16, which round differently in two graphs of the same model; 5e-2 for
             "bfloat16"; 1e-1 for "int8" and for any model that quantizes its activations, where a
-            rounding error beside a tie becomes a whole quantization step. For LiteRT, whose
-            products round more: 1e-4 in float32, 0.25 for "int8-weights" and 0.75 for "int8".
+            rounding error beside a tie becomes a whole quantization step; for "int8" twice the
+            difference that rounding the inputs of layers makes in memory, if that is more. For
+            LiteRT, whose products round more: 1e-4 in float32, 0.25 for "int8-weights" and 0.75 for
+            "int8".
         latency: bool, whether to time the SavedModel at batch sizes 1 and 8. Default: True.
         target: the CPUs that will run an export with quantize="int8": "vnni" or "amx", which add
             products of 8 bits in 32; or "avx2", which adds two of them in 16, so that kernels of 8
@@ -210,10 +213,16 @@ def _write(flavor, model, directory, sample, arguments):
         reference = {"tokens": _reference(flavor, model, features)}
         if text is not None:
             reference["text"] = text.reference(flavor, model)
-        unread = stack.enter_context(substituted_layers(model, arguments.quantize, form))
+        if arguments.widens:
+            tolerance = _rounding_tolerance(flavor, model, features, reference["tokens"])
+            tolerance = max(tolerance, arguments.tolerance)
+            arguments = dataclasses.replace(arguments, tolerance=tolerance)
+        unread, loaded = stack.enter_context(substituted_layers(model, arguments.quantize, form))
         stack.enter_context(folded_weights(model))
         with form.on():
-            module, functions, tokens = _module(flavor, model, unread, features, text, arguments)
+            module, functions, tokens = _module(
+                flavor, model, unread, loaded, features, text, arguments
+            )
         with staged(directory, version) as staging:
             tf.saved_model.save(
                 module,
@@ -281,7 +290,7 @@ def check_graph_export(flavor, model, features, text, arguments) -> None:
     # Weights in floats, since quantization is often attached or calibrated later.
     arguments = dataclasses.replace(arguments, quantize=None)
     with folded_weights(model):
-        _module(flavor, model, [], features, text, arguments)
+        _module(flavor, model, [], [], features, text, arguments)
 
 
 def _write_litert(flavor, model, directory, sample, arguments):
@@ -361,10 +370,10 @@ def _publish(flavor, model, staging, arguments, measurements, evaluation, recipe
     return dataclasses.replace(report, directory=staging.publish())
 
 
-def _module(flavor, model, unread, features, text, arguments):
+def _module(flavor, model, unread, loaded, features, text, arguments):
     """Return the module to save, its functions by signature, and the function of the tokens.
 
-    The module holds all variables that the functions read.
+    The module holds all variables that the functions and initializers read.
     """
 
     def serve(**tensors):
@@ -374,7 +383,10 @@ def _module(flavor, model, unread, features, text, arguments):
     # Of a quantized model only the variables that the graph reads are written.
     weights = [] if arguments.quantize else _served_weights(flavor, model, unread)
     module: Any = tf.Module()
-    module.weights = weights + _other_state(tokens, weights)
+    module.loaded = [floats for floats, _ in loaded]
+    known = {id(variable) for variable in weights}
+    weights += [v for _, read in loaded for v in read if id(v) not in known]
+    module.weights = weights + _other_state(tokens, weights, module.loaded)
     functions = {"tokens": tokens}
     if text is not None:
         module.text = text.function(tokens)
@@ -467,7 +479,25 @@ def _reference(flavor, model, features):
     return reference
 
 
-def _other_state(function, weights):
+def _rounding_tolerance(flavor, model, features, reference):
+    """Return the tolerance for two models that round the same numbers differently beside ties.
+
+    A rounding error of float32 decides beside a tie, and every later layer multiplies what differs.
+    In the end the two differ by no more than each differs from the model that does not round the
+    inputs of its layers, times √2 or so.
+    """
+    with unrounded_inputs(model):
+        exact = _reference(flavor, model, features)
+    shares = [
+        float(np.max(np.abs(value - exact[name]), initial=0.0))
+        / max(1.0, float(np.max(np.abs(value), initial=0.0)))
+        for name, value in reference.items()
+        if value.dtype.kind == "f" and np.isfinite(value).all() and np.isfinite(exact[name]).all()
+    ]
+    return 2 * max(shares, default=0.0)
+
+
+def _other_state(function, weights, loaded):
     """Return the variables that `function` reads besides the weights.
 
     Raises:
@@ -480,7 +510,7 @@ def _other_state(function, weights):
     written = [
         replica.handle for variable in (*weights, *others) for replica in _replicas(variable)
     ]
-    handles = {id(handle) for handle in written}
+    handles = {id(handle) for handle in written} | {id(x.resource_handle) for x in loaded}
     lost = [
         inner.name
         for outer, inner in function.graph.captures

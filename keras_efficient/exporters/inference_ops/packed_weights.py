@@ -19,13 +19,16 @@ class PackedWeight:
 
     Attributes:
         weight: the `Weight`.
+        variables: list of the `tf.Variable`s of the format.
     """
 
     def __init__(self, weight):
-        self.weight = weight
+        self.weight, self.variables = weight, []
 
     def variable(self, part, array):
-        return written(array, f"{self.weight.path}.{part}")
+        variable = written(array, f"{self.weight.path}.{part}")
+        self.variables.append(variable)
+        return variable
 
     def value(self):
         """Return the weight in its original shape and dtype."""
@@ -57,7 +60,6 @@ class Int8Weight(PackedWeight):
         self._smooth: Any = None if self.smooth is None else self.variable("smooth", self.smooth)
 
     def value(self):
-        # Computed from variables: a graph of constants would be folded into floats when loaded.
         (inputs, outputs), groups = self.matrix.shape, len(self.scales)
         scales = self._scales
         if self.weight.kind == EMBEDDING:

@@ -24,6 +24,7 @@ from keras_efficient.exporters.inference_ops.embedding import (
 )
 from keras_efficient.exporters.inference_ops.int8_block import Int8Block
 from keras_efficient.exporters.inference_ops.layer_norm import LayerNormOp, is_last_axis
+from keras_efficient.exporters.inference_ops.loaded_floats import LoadedFloats
 from keras_efficient.exporters.inference_ops.matmul import joined
 from keras_efficient.exporters.inference_ops.packed_weights import BFloat16Weight, Int8Weight
 from keras_efficient.parametrize._attach import attach, detach, detach_call_wrappers
@@ -125,16 +126,18 @@ def substituted_layers(model, quantize, form):
         form: the `FlatForm` of the model.
 
     Yields:
-        The base variables that are not read in the block.
+        The base variables that are not read in the block; and a list that receives what is made of
+        integers when the export is loaded, each `(LoadedFloats, variables it is made of)`.
     """
     if quantize is None:
-        yield []
+        yield [], []
         return
     with flavors.of(model).untraced(model):
         substitution = _Substitution(model, quantize, form)
         try:
             substitution.begin()
-            yield [pack.weight.value for pack in substitution.packs.values()]
+            unread = [pack.weight.value for pack in substitution.packs.values()]
+            yield unread, substitution.loaded
         finally:
             substitution.end()
 
@@ -144,6 +147,7 @@ class _Substitution:
         self.model, self.flavor, self.quantize = model, flavors.of(model), quantize
         self.form = form
         self.packs, self.parts, self.chains = {}, [], []
+        self.loaded: list[tuple[LoadedFloats, list]] = []
 
     def begin(self):
         weights = all_weights(self.model)
@@ -201,7 +205,18 @@ class _Substitution:
         foreign = pack.weight.attribute == "weight" and pack.weight.kind == EMBEDDING
         if foreign and isinstance(pack, Int8Weight) and pack.scales.shape[0] == 1:
             return lambda: LazyEmbeddingOp(pack.integers, pack.row_scales)
-        return pack.value
+        if not isinstance(pack, Int8Weight):
+            return pack.value
+        made = []
+
+        def read():
+            # Only what is read is made; reading it as it is loaded costs nothing in a call.
+            if not made:
+                made.append(LoadedFloats(pack.value, pack.weight.shape, pack.weight.value.dtype))
+                self.loaded.append((made[0], pack.variables))
+            return made[0].value()
+
+        return read
 
     def _parts(self, layer):
         """Return the call wrappers that substitute a layer, at most one."""
