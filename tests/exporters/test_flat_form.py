@@ -1,0 +1,172 @@
+"""Exports that compute Transformer blocks on rows of tokens agree with the model."""
+
+import numpy as np
+import padded_models
+import pytest
+import tensorflow as tf
+from covering import covering
+from in_process_export import in_process as in_process
+from zoo import keras_of
+
+import keras_efficient as ke
+from keras_efficient.exporters import Features
+from keras_efficient.exporters._flat_form import flat_form
+from keras_efficient.exporters.inference_ops.loaded_floats import LoadedFloats
+from keras_efficient.training._unpad import unpadded_model
+from keras_efficient.versions._check_manifest import check_manifest
+
+METHODS = {
+    "plain": lambda model, x: None,
+    "lora": lambda model, x: ke.lora(model, rank=2),
+    "prune": lambda model, x: ke.prune(model, 0.5),
+    "quantize_aware": lambda model, x: ke.quantize_aware(model, calibration=x),
+    "cluster": lambda model, x: ke.cluster(model, 8),
+}
+#: Largest differences from the model in memory, of outputs of about 1.
+DIFFERENCES = {None: 1e-5, "int8-weights": 1e-5, "bfloat16": 2e-2, "int8": 2e-2}
+
+
+def form_of(report):
+    return check_manifest(report.directory)["recipe"]["transformer"]
+
+
+def served(report, x):
+    function = tf.saved_model.load(str(report.directory)).signatures["tokens"]
+    return function(**{name: tf.constant(value) for name, value in x.items()})["logits"].numpy()
+
+
+@pytest.mark.filterwarnings("ignore:quantize='int8' rounds the inputs")
+@pytest.mark.parametrize(
+    "name, method, quantize",
+    covering(padded_models.MODELS, METHODS, DIFFERENCES, strength=1),
+)
+def test_an_export_is_the_model(name, method, quantize, tmp_path, in_process):
+    """The sample has an example of one token, one without any, and one without padding."""
+    model = padded_models.MODELS[name][1]()
+    x, _ = padded_models.batch(name)
+    METHODS[method](model, x)
+    report = ke.export(model, tmp_path / "m", sample=x, quantize=quantize)
+    assert report.max_abs_difference <= DIFFERENCES[quantize]
+    form = form_of(report)
+    if quantize != "bfloat16":
+        assert form["blocks"] == 2 and form["rows"] == "real tokens" and not form["unchanged"]
+    assert form["first_token_only"]
+    # Other lengths and batch sizes, and more padding, which no output depends on.
+    few, _ = padded_models.batch(name, (2, 3, 1), 5, seed=1)
+    more = {key: np.pad(value, ((0, 0), (0, 4))) for key, value in few.items()}
+    tolerance = 2e-2 if quantize in ("int8", "bfloat16") else 1e-5
+    np.testing.assert_allclose(served(report, few), served(report, more), atol=tolerance)
+
+
+def _encoder(read, library="keras"):
+    """A KerasHub encoder whose tokens are read by `read(hidden, mask)`."""
+    import keras_hub
+
+    keras = keras_of(library)
+    ids, mask = keras.Input((None,), dtype="int32", name="token_ids"), None
+    mask = keras.Input((None,), dtype="int32", name="padding_mask")
+    hidden = keras.layers.Embedding(20, 8)(ids)
+    for _ in range(2):
+        hidden = keras_hub.layers.TransformerEncoder(16, 2)(hidden, padding_mask=mask)
+    return keras.Model({"token_ids": ids, "padding_mask": mask}, read(keras, hidden, mask))
+
+
+def _masked_mean(keras, hidden, mask):
+    weights = keras.ops.cast(mask, "float32")[:, :, None]
+    total = keras.ops.sum(weights, 1) + 1e-3
+    return keras.layers.Dense(2)(keras.ops.sum(hidden * weights, 1) / total)
+
+
+@pytest.mark.filterwarnings("ignore:quantize='int8' rounds the inputs")
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize(
+    "read, rows, first",
+    [
+        (lambda keras, hidden, mask: keras.layers.Dense(2)(hidden[:, 0]), "real tokens", True),
+        (_masked_mean, "real tokens", False),
+        (lambda keras, hidden, mask: keras.ops.mean(hidden, 1), "all tokens", False),
+        (lambda keras, hidden, mask: hidden, "all tokens", False),
+    ],
+    ids=["first", "masked mean", "mean", "all"],
+)
+def test_what_is_read_decides_what_is_computed(read, rows, first, quantize, tmp_path, in_process):
+    model = _encoder(read)
+    rng = np.random.default_rng(0)
+    x = {
+        "token_ids": rng.integers(1, 20, (4, 6)).astype("int32"),
+        "padding_mask": (np.arange(6)[None] < [[6], [1], [0], [4]]).astype("int32"),
+    }
+    report = ke.export(model, tmp_path / "m", sample=x, quantize=quantize)
+    form = form_of(report)
+    assert (form["blocks"], form["rows"], form["first_token_only"]) == (2, rows, first)
+
+
+def test_a_wrong_description_is_not_used(tmp_path, in_process, monkeypatch):
+    """Keys and values are swapped: the layers' own code is exported, and the report says why."""
+    import dataclasses
+
+    from keras_efficient.architecture import _recognizers
+
+    right = _recognizers._keras_hub
+
+    def swapped(path, layer):
+        block = right(path, layer)
+        if block is None or isinstance(block, str):
+            return block
+        part = block.attention
+        part = dataclasses.replace(part, key=part.value, value=part.key)
+        return dataclasses.replace(block, attention=part)
+
+    found = [swapped if r is right else r for r in _recognizers.RECOGNIZERS]
+    monkeypatch.setattr(_recognizers, "RECOGNIZERS", found)
+    model = padded_models.kerashub()
+    x, _ = padded_models.batch("kerashub")
+    report = ke.export(model, tmp_path / "m", sample=x)
+    form = form_of(report)
+    assert report.max_abs_difference <= 1e-5 and form["blocks"] == 0
+    assert all("does not agree with the model" in reason for reason in form["unchanged"].values())
+
+
+def test_ke_unpad_is_in_force_again_after_an_export(tmp_path, in_process):
+    model = padded_models.kerashub()
+    x, _ = padded_models.batch("kerashub")
+    ke.unpad(model)
+    present = unpadded_model(model)
+    with flat_form(model, Features(model, x)) as form:
+        assert unpadded_model(model) is form.model and len(form.blocks) == 2
+    assert unpadded_model(model) is present and "call" in vars(model)
+    ke.unpad(model).remove()
+    assert "call" not in vars(model)
+
+
+def test_floats_are_made_when_an_export_is_loaded(tmp_path, in_process):
+    """No call converts integers, and sessions of TensorFlow 1 run the initializer, too."""
+    model = padded_models.kerashub()
+    x, _ = padded_models.batch("kerashub")
+    report = ke.export(model, tmp_path / "m", sample=x, quantize="int8-weights")
+    path = str(report.directory)
+    expected = served(report, x)
+    function = tf.saved_model.load(path).signatures["tokens"]
+    kernels = [
+        node
+        for f in function.graph.as_graph_def().library.function
+        for node in f.node_def
+        if node.op == "Cast" and node.attr["SrcT"].type == tf.int8.as_datatype_enum
+    ]
+    # Rows of embeddings are converted where they are looked up.
+    assert len(kernels) <= 3
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        graph = tf.compat.v1.saved_model.load(session, ["serve"], path)
+        signature = graph.signature_def["tokens"]
+        feed = {signature.inputs[name].name: value for name, value in x.items()}
+        found = session.run(signature.outputs["logits"].name, feed)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_loaded_floats_hold_what_they_were_made_of():
+    variable = tf.Variable([1.0, 2.0])
+    floats = LoadedFloats(lambda: variable * 2, (2,), "float32")
+    np.testing.assert_array_equal(tf.function(floats.value)(), [2.0, 4.0])
+    # They are made once.
+    variable.assign([5.0, 5.0])
+    np.testing.assert_array_equal(floats.value(), [2.0, 4.0])
