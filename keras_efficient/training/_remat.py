@@ -60,8 +60,8 @@ def remat(
         layers: the layers to recompute: a regular expression searched in their paths, such as
             "encoder/layer_1"; a function `layer -> bool`; a list of layers; or False for none,
             which restores the model. Of nested layers only the outermost counts. Default: None,
-            the model's Transformer blocks, which are the innermost layers with both attention and
-            another kernel inside.
+            the model's Transformer blocks: those that `ke.architecture.describe` describes, and of
+            other layers the innermost with both attention and another kernel inside.
 
     Returns:
         A `RematReport`; `print(ke.remat(model))` shows the layers.

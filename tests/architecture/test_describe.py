@@ -22,22 +22,22 @@ _EXPECTED = {
         "token_embedding/embeddings",
         "position_embedding/position_embeddings",
         "segment_embedding/embeddings",
-        "bert_backbone/pooled_dense",
+        "pooled_dense",
         "logits",
     ),
     "hugging-face-bert": (
         "embeddings/weight",
         "embeddings/position_embeddings",
         "embeddings/token_type_embeddings",
-        "bert/pooler",
+        "pooler",
         "classifier",
     ),
     "model-garden-bert": (
         "word_embeddings/embeddings",
         "position_embedding/_position_embeddings",
         "type_embeddings/embeddings",
-        "bert_encoder/pooler_transform",
-        "sentence_prediction/logits",
+        "pooler_transform",
+        "logits",
     ),
 }
 
