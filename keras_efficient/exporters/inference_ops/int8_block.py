@@ -119,12 +119,12 @@ class Int8Block:
         scales = [part.scale, 1.0, 1 / target.scale]
         shifts = [0.0, 0.0, 0.0 if zeroed else target.zero]
         used = slice(1 if first else 0, 3)
-        product = self._product(
-            "inputs",
-            lambda: joined(self.inputs[used]).folded(
-                np.repeat(scales[used], size), np.repeat(shifts[used], size)
-            ),
-        )
+
+        def inputs():
+            matrix: Any = joined(self.inputs[used])
+            return matrix.folded(np.repeat(scales[used], size), np.repeat(shifts[used], size))
+
+        product = self._product("inputs", inputs)
         back = rows.back(part.heads)
         number = 2 if first else 3
         parts = functions.split_heads(product(x), number, part.heads, rows.place, back)

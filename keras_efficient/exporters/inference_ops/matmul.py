@@ -105,6 +105,7 @@ class Int8MatMul(MatMul):
     @property
     def grid(self):
         """The `Grid` of x, if its range is known."""
+        assert self.range is not None
         low, high = self.range
         # The same rounding as in `ActivationQuantizer`.
         scale = (high - low) * np.float32(1 / 255)
