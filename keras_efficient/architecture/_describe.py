@@ -31,11 +31,11 @@ def describe(model: Model) -> Architecture:
         ValueError: `model` is not built.
 
     Examples:
-        >>> print(ke.architecture.describe(model))
+        >>> print(ke.architecture.describe(model))  # doctest: +ELLIPSIS
         no Transformer blocks
         embeddings: none
         pooling: none
-        heads: dense
+        heads: dense...
 
     Reference:
         Vaswani et al. 2017, "Attention Is All You Need"; Devlin et al. 2019, "BERT".
