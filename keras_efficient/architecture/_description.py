@@ -6,7 +6,53 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import tensorflow as tf
+
 from keras_efficient.flavor import Layer, Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class JointProjection:
+    """One of the equal parts that the outputs of a layer are split into.
+
+    GPT-2 projects queries, keys and values by one layer. This has the attributes that are read of
+    a layer of its own.
+
+    Attributes:
+        layer: the layer.
+        part: number of the part, from 0.
+        parts: number of parts.
+    """
+
+    layer: Layer
+    part: int
+    parts: int
+    activation = None
+
+    @property
+    def kernel(self) -> Tensor:
+        """The kernel's columns of this part."""
+        return self._columns(self.layer.weight)
+
+    @property
+    def bias(self) -> Tensor:
+        """The bias of this part."""
+        return self._columns(self.layer.bias)
+
+    @property
+    def name(self) -> str:
+        """The layer's name."""
+        return self.layer.name
+
+    @property
+    def compute_dtype(self) -> str:
+        """The layer's dtype for computing."""
+        return self.layer.compute_dtype
+
+    def _columns(self, weight):
+        weight = tf.convert_to_tensor(weight)
+        width = weight.shape[-1] // self.parts
+        return weight[..., self.part * width : (self.part + 1) * width]
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,7 +60,7 @@ class SelfAttention:
     """Multi-head self-attention with a softmax over scaled dot products.
 
     Attributes:
-        query: layer that projects the queries, a Dense or EinsumDense.
+        query: layer that projects the queries, a Dense or EinsumDense, or a `JointProjection`.
         key: layer that projects the keys.
         value: layer that projects the values.
         output: layer that joins the heads.
@@ -27,9 +73,9 @@ class SelfAttention:
         causal: whether tokens attend to themselves and earlier ones only.
     """
 
-    query: Layer
-    key: Layer
-    value: Layer
+    query: Layer | JointProjection
+    key: Layer | JointProjection
+    value: Layer | JointProjection
     output: Layer
     heads: int
     scale: float
@@ -67,12 +113,15 @@ class BlockInputs:
         added: function of `mask` that returns what is added to the scores of each token as a key,
             float `[batch, length]`: 0 for real tokens, a large negative number for padding.
         training: the argument `training` of the call, None if the library knows it by itself.
+        queries_masked: whether padding attends to nothing, that is to all tokens alike, as with
+            masks that Keras passes on by itself.
     """
 
     hidden: Tensor
     mask: Tensor | None
     added: Callable[[Tensor], Tensor]
     training: Any = None
+    queries_masked: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +133,8 @@ class Block:
 
     Attributes:
         path: path of the block in the model.
-        layer: the layer whose `call` computes the block.
+        layer: the layer whose `call` computes the block; the attention layer if `chain` is not
+            empty.
         attention: its `SelfAttention`.
         attention_dropout: Dropout layer of the attention's output, or None.
         attention_norm: LayerNormalization of the attention part.
@@ -96,6 +146,9 @@ class Block:
         inputs: function of the arguments of `call`, `(args, kwargs)`, that returns `BlockInputs`,
             or None if the call asks for something else than the description computes.
         outputs: function of the new hidden states that returns what `call` returns.
+        chain: in a block that a model or layer makes of plain layers, such as a functional model,
+            these layers in the order of their calls: from the one that reads the hidden states to
+            the last one. Empty for a layer of a library that is a block.
     """
 
     path: str
@@ -110,6 +163,7 @@ class Block:
     inner: tuple[Layer, ...]
     inputs: Callable[[tuple, dict], BlockInputs | None]
     outputs: Callable[[Tensor], Any]
+    chain: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient.architecture import _row_functions as functions
-from keras_efficient.architecture._description import Block
+from keras_efficient.architecture._description import Block, JointProjection
 from keras_efficient.architecture._token_rows import TokenRows
 from keras_efficient.flavor import Layer, Tensor
 from keras_efficient.parametrize._architecture import has_library_call
@@ -16,15 +16,30 @@ from keras_efficient.parametrize._parametrized_layer import parametrized_layer
 _HALF = (tf.float16, tf.bfloat16)
 
 
-def is_changed(layer: Layer) -> bool:
+def is_changed(layer: Layer | JointProjection) -> bool:
     """Whether something besides its class decides what a layer computes."""
+    layer = layer.layer if isinstance(layer, JointProjection) else layer
     parametrized = parametrized_layer(layer)
     wrapped = parametrized is not None and bool(parametrized.call_wrappers)
-    regularized = getattr(layer, "activity_regularizer", None) is not None
-    return wrapped or "call" in vars(layer) or regularized
+    return wrapped or has_own_call(layer)
 
 
-def run_block(block: Block, x: Tensor, rows: TokenRows, training: Any, first: bool) -> Tensor:
+def has_own_call(layer: Layer) -> bool:
+    """Whether a layer's `call` is not that of its class, or its outputs are regularized."""
+    own = vars(layer).get("call")
+    # `ke.unpad` replaces the `call` of plain layers, and keeps the one before.
+    own = getattr(own, "replaced_call", own)
+    return own is not None or getattr(layer, "activity_regularizer", None) is not None
+
+
+def run_block(
+    block: Block,
+    x: Tensor,
+    rows: TokenRows,
+    training: Any,
+    first: bool,
+    residual: bool = True,
+) -> Tensor:
     """Return the hidden states after a block.
 
     Weights are read through their transforms. Layers inside the block that something was attached
@@ -36,6 +51,7 @@ def run_block(block: Block, x: Tensor, rows: TokenRows, training: Any, first: bo
         rows: the `TokenRows` of `x`.
         training: as in `BlockInputs`.
         first: whether to compute the first token of each example only.
+        residual: whether to add the hidden states before the block, in one with `norm_first`.
 
     Returns:
         Rows `[tokens, width]`, or `[batch, width]` for first tokens.
@@ -47,6 +63,7 @@ def run_block(block: Block, x: Tensor, rows: TokenRows, training: Any, first: bo
     if first:
         read = functions.take_rows(read, rows.first)
     x = _dropout(block.attention_dropout, _dense(block.attention.output, context), training)
+    change = x
     x = _add(x, read)
     if not block.norm_first:
         x = _norm(block.attention_norm, x)
@@ -57,7 +74,7 @@ def run_block(block: Block, x: Tensor, rows: TokenRows, training: Any, first: bo
     x = _dense(part.intermediate, x, part.activation)
     x = _dropout(part.dropout, x, training)
     x = _dropout(block.feed_forward_dropout, _dense(part.output, x), training)
-    x = _add(x, read)
+    x = _add(x, read if residual else change)
     return x if block.norm_first else _norm(block.feed_forward_norm, x)
 
 
@@ -77,7 +94,7 @@ def _attention(block, x, rows, training, first):
     else:
         query, key, value = found
     bias = rows.attention_bias(part.causal)
-    if bias is not None and part.causal and first:
+    if bias is not None and first:
         bias = bias[:, :, :1]
     if bias is not None:
         bias = tf.cast(tf.maximum(bias, query.dtype.min), query.dtype)
@@ -93,6 +110,12 @@ def _attention(block, x, rows, training, first):
 
 def _joined(layers, x):
     """The outputs of layers side by side, `[tokens, outputs]`, by one product if possible."""
+    joint = {id(layer.layer): layer.layer for layer in layers if isinstance(layer, JointProjection)}
+    if len(joint) == 1 and all(
+        isinstance(layer, JointProjection) and (layer.part, layer.parts) == (number, len(layers))
+        for number, layer in enumerate(layers)
+    ):
+        return _dense(*joint.values(), x)
     if any(map(is_changed, layers)) or len({layer.bias is None for layer in layers}) > 1:
         return tf.concat([_dense(layer, x) for layer in layers], 1)
     read = [_kernel_and_bias(layer, x) for layer in layers]
@@ -109,14 +132,16 @@ def _dense(layer, x, activation=None):
     else:
         kernel, bias = _kernel_and_bias(layer, x)
         y = functions.dense(tf.cast(x, kernel.dtype), kernel, bias)
-        if layer.activation is not None:
+        if getattr(layer, "activation", None) is not None:
             y = _activated(layer.activation, y)
     return y if activation is None else _activated(activation, y)
 
 
 def _kernel_and_bias(layer, x):
     dtype = _compute_dtype(layer)
-    kernel = tf.cast(tf.convert_to_tensor(layer.kernel), dtype)
+    # Hugging Face's Conv1D calls it "weight".
+    kernel = layer.kernel if hasattr(layer, "kernel") else layer.weight
+    kernel = tf.cast(tf.convert_to_tensor(kernel), dtype)
     kernel = tf.reshape(kernel, [x.shape[-1], -1])
     if layer.bias is None:
         return kernel, None
@@ -164,6 +189,8 @@ def _add(x, read):
 
 def _call_on_rows(layer, x):
     """Call a layer itself, on rows as one example of all tokens."""
+    if isinstance(layer, JointProjection):
+        return tf.split(_call_on_rows(layer.layer, x), layer.parts, 1)[layer.part]
     if _inputs_rank(layer) == 2:
         heads, size = layer.kernel.shape[0], layer.kernel.shape[1]
         x = tf.reshape(x, [1, -1, heads, size])

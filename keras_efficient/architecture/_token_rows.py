@@ -16,6 +16,9 @@ class TokenRows:
     for all tokens of an example without any real one, whose attention is uniform in the padded
     model. Only real tokens are attended to.
 
+    If padding as a query attends to nothing, its attention is uniform, too. So there are rows for
+    all tokens of an example whose first one is padding.
+
     In attention, the rows of an example stand one after the other, however its padding is
     arranged, and examples are as long as the one with the most rows.
 
@@ -24,9 +27,16 @@ class TokenRows:
             real tokens, a large negative number for padding. None: all tokens are real.
         batch: number of examples, a tensor; needed if `added` is None.
         length: number of tokens of each, a tensor; likewise.
+        queries_masked: as in `BlockInputs`.
     """
 
-    def __init__(self, added: Tensor | None, batch: Tensor = None, length: Tensor = None):
+    def __init__(
+        self,
+        added: Tensor | None,
+        batch: Tensor = None,
+        length: Tensor = None,
+        queries_masked: bool = False,
+    ):
         if added is not None:
             batch, length = tf.unstack(tf.shape(added))
         self.batch, self.length = batch, length
@@ -43,6 +53,8 @@ class TokenRows:
             empty = tf.logical_not(tf.reduce_any(real, 1, keepdims=True))
             first = tf.range(length)[None] < 1
             kept = real | first | empty
+            if queries_masked:
+                kept |= tf.logical_not(real[:, :1])
             self.index = tf.cast(tf.where(tf.reshape(kept, [-1]))[:, 0], tf.int32)
             self.counts = tf.reduce_sum(tf.cast(kept, tf.int32), 1)
             starts = tf.cumsum(self.counts, exclusive=True)
@@ -52,6 +64,8 @@ class TokenRows:
             bias = tf.gather(tf.reshape(added, [-1]), tf.gather(self.index, self.place))
             # Less than anything added, so that nothing beyond an example's end is attended to.
             self.bias = tf.where(present, bias, bias.dtype.min)[:, None, None, :]
+            if queries_masked:
+                self.bias = tf.minimum(self.bias, bias[:, None, :, None])
             self.used = tf.cast(present, tf.float32)[:, None, :, None]
             self.example = self.index // length
             self.rank = tf.range(tf.size(self.index)) - tf.gather(starts, self.example)

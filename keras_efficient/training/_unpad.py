@@ -1,19 +1,19 @@
 """Padding removal: compute the Transformer blocks of a model on real tokens only."""
 
+import dataclasses
 import functools
 import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient.architecture._describe import describe
-from keras_efficient.architecture._run_block import is_changed, run_block
+from keras_efficient.architecture._run_block import has_own_call, is_changed, run_block
 from keras_efficient.architecture._token_rows import TokenRows
 from keras_efficient.architecture._verify import Comparison
 from keras_efficient.flavor import Model
@@ -26,7 +26,7 @@ _ATTRIBUTE = "_keras_efficient_unpadded"
 _CURRENT: ContextVar[Any] = ContextVar("keras_efficient_unpadded_call", default=None)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class UnpadReport:
     """What `ke.unpad` computes without padding; `print` shows it.
 
@@ -44,7 +44,7 @@ class UnpadReport:
     unchanged: dict[str, str]
     first_token_only: bool
     masked: bool
-    _holder: Any = field(default=None, repr=False, compare=False)
+    _holder: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     def remove(self) -> None:
         """Let the model compute as before `ke.unpad`."""
@@ -112,18 +112,19 @@ def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = Fa
         Zeng et al. 2022, "Boosting Distributed Training Performance of the Unpadded BERT Model";
         the padding-free collators of Hugging Face are similar.
     """
-    architecture = describe(model)
-    if (present := vars(model).get(_ATTRIBUTE)) is not None:
+    if (present := getattr(model, _ATTRIBUTE, None)) is not None:
         present.remove()
+    architecture = describe(model, sample=sample)
     unchanged = dict(architecture.unknown)
     if not architecture.blocks:
         found = "; ".join(f"{path} ({reason})" for path, reason in unchanged.items())
         raise ValueError(
-            "ke.unpad needs Transformer blocks of a known class. Received: "
+            "ke.unpad needs Transformer blocks of a known kind. Received: "
             f"{type(model).__name__} {model.name!r}, with "
-            f"{found or 'no Transformer block at all'}. Known are the encoders of KerasHub, "
-            "Hugging Face and Model Garden that ke.architecture.describe lists; train other "
-            "models without ke.unpad."
+            f"{found or 'no Transformer block at all'}. Known are blocks of the libraries that "
+            "ke.architecture.describe lists, and those that consist of the library's "
+            "MultiHeadAttention, LayerNormalization and Dense layers; train other models without "
+            "ke.unpad."
         )
     holder = _UnpaddedModel(model, architecture.blocks)
     compare = Comparison(model, sample, ignore_padding_outputs)
@@ -167,7 +168,9 @@ def _verify(holder, compare):
                     wrong[block.block.path] = f"does not agree with the model: {reason}"
         holder.keep([b for b in holder.blocks if b.block.path not in wrong])
         difference = compare.difference() if holder.blocks else difference
-    if difference:
+    if not difference:
+        wrong |= _leave_out_unused(holder)
+    else:
         raise ValueError(
             "ke.unpad must not change what a model computes. Received: "
             f"{type(holder.model).__name__} {holder.model.name!r}, for which {difference}. It may "
@@ -191,6 +194,23 @@ def _verify(holder, compare):
     return wrong
 
 
+def _leave_out_unused(holder):
+    """Leave the blocks in `holder` that computed without padding; return the others, and why."""
+    reason = (
+        "its call asks for more than hidden states, such as attention scores or a cache, or has a "
+        "mask for each query; with Hugging Face's GPT-2, set `model.config.use_cache = False`"
+    )
+    unused = [] if holder.static else [b for b in holder.blocks if not holder.calls(b)]
+    if unused and len(unused) == len(holder.blocks):
+        raise ValueError(
+            "ke.unpad needs Transformer blocks that compute nothing but hidden states. Received: "
+            f"{type(holder.model).__name__} {holder.model.name!r}; "
+            f"{unused[0].block.path}: {reason}. Or train it without ke.unpad."
+        )
+    holder.keep([block for block in holder.blocks if block not in unused])
+    return {block.block.path: reason for block in unused}
+
+
 # --- the model and its blocks --------------------------------------------------------------------
 
 
@@ -199,7 +219,9 @@ class _UnpaddedModel:
 
     def __init__(self, model, blocks):
         self.model, self.flavor = model, flavors.of(model)
-        self.blocks = [_UnpaddedBlock(self, block) for block in blocks]
+        self.blocks = [
+            (_UnpaddedChain if block.chain else _UnpaddedBlock)(self, block) for block in blocks
+        ]
         self.first_token_only, self.masked = False, False
         self.filled = None
         self.active, self.warned = True, False
@@ -244,6 +266,11 @@ class _UnpaddedModel:
             if block not in blocks:
                 block.remove()
         self.blocks = blocks
+
+    def plain(self, layer, own):
+        """The `call` of a layer before `ke.unpad`; `own` is the one that only it had."""
+        call = type(layer).call.__get__(layer) if own is None else own
+        return self.flavor.converted(layer, call)
 
     def calls(self, block):
         """How often a block was computed in the last call of the model."""
@@ -297,19 +324,24 @@ class _Call:
     def __init__(self, owner):
         self.owner, self.rows, self.hidden = owner, {}, {}
         owner.counts = self.counts = {}
+        #: How far each `_UnpaddedChain` is, by its id.
+        self.chains = {}
+        #: Whether layers are called for their own results.
+        self.computes = False
 
     def rows_of(self, inputs):
         mask = inputs.mask
         owned = inputs.hidden if mask is None else mask
-        if id(owned) not in self.rows:
+        key = (id(owned), inputs.queries_masked)
+        if key not in self.rows:
             if mask is None:
                 rows = TokenRows(None, *tf.unstack(tf.shape(inputs.hidden)[:2]))
             else:
-                rows = TokenRows(inputs.added(mask))
+                rows = TokenRows(inputs.added(mask), queries_masked=inputs.queries_masked)
                 self.owner.masked = True
             # The tensor is kept, so that no other gets its id.
-            self.rows[id(owned)] = (owned, rows)
-        return self.rows[id(owned)][1]
+            self.rows[key] = (owned, rows)
+        return self.rows[key][1]
 
     def take(self, padded, rows):
         _, known, found = self.hidden.get(id(padded), (None, None, None))
@@ -323,53 +355,53 @@ class _UnpaddedBlock:
         self.owner, self.block, self.layer = owner, block, block.layer
 
     def install(self):
-        holder = recomputed_call(self.layer)
-        self.own = vars(self.layer).get("call") if holder is None else holder.own
-        self._set(self.call)
+        self.own = _own_call(self.layer)
+        _set_call(self.layer, self.call)
 
     def remove(self):
-        self._set(self.own)
-
-    def _set(self, call):
-        # What is recomputed is computed without padding, too.
-        if (holder := recomputed_call(self.layer)) is not None:
-            holder.own = call
-        elif call is not None:
-            object.__setattr__(self.layer, "call", call)
-        else:
-            object.__delattr__(self.layer, "call")
-
-    @property
-    def plain(self):
-        return type(self.layer).call.__get__(self.layer) if self.own is None else self.own
+        _set_call(self.layer, self.own)
 
     def call(self, *args, **kwargs):
-        result = self._unpadded(_CURRENT.get(), args, kwargs)
-        if result is None:
-            return self.owner.flavor.converted(self.layer, self.plain)(*args, **kwargs)
-        return result
+        current = self.current()
+        inputs = None if current is None else self.inputs(args, kwargs)
+        if inputs is None:
+            return self.owner.plain(self.layer, self.own)(*args, **kwargs)
+        return self.block.outputs(self.compute(current, inputs))
 
     call.autograph_info__ = None  # pyright: ignore[reportFunctionMemberAccess]
 
-    def _unpadded(self, current, args, kwargs):
-        """The result of the block, or None if it cannot be computed without padding here."""
-        owner, block = self.owner, self.block
-        if current is None or current.owner is not owner or self not in owner.blocks:
+    def current(self):
+        """The call of the model that is running, or None if this block computes as before in it."""
+        current = _CURRENT.get()
+        if current is None or current.owner is not self.owner or current.computes:
+            return None
+        return current if self in self.owner.blocks else None
+
+    def inputs(self, args, kwargs):
+        """What the block computes with, or None if it cannot be computed without padding here."""
+        block = self.block
+        if self.owner.static:
+            self.owner.warn_static()
             return None
         wrapped = parametrized_layer(self.layer)
-        if owner.static:
-            owner.warn_static()
+        if wrapped is not None and wrapped.call_wrappers or any(map(is_changed, block.inner)):
             return None
-        if wrapped is not None and wrapped.call_wrappers:
-            return None
-        inputs = None if any(map(is_changed, block.inner)) else block.inputs(args, kwargs)
-        if inputs is None or not isinstance(inputs.hidden, tf.Tensor):
-            return None
+        inputs = block.inputs(args, kwargs)
+        return inputs if inputs is not None and isinstance(inputs.hidden, tf.Tensor) else None
+
+    def compute(self, current, inputs, residual=True):
+        """Return the hidden states after the block, padded."""
+        owner, block = self.owner, self.block
         current.counts[id(self)] = current.counts.get(id(self), 0) + 1
         rows = current.rows_of(inputs)
         last = self is owner.blocks[-1]
         first = last and owner.first_token_only
-        x = run_block(block, current.take(inputs.hidden, rows), rows, inputs.training, first)
+        x = current.take(inputs.hidden, rows)
+        current.computes = True
+        try:
+            x = run_block(block, x, rows, inputs.training, first, residual)
+        finally:
+            current.computes = False
         fill = None
         if owner.filled is not None:
             fill = 100 * tf.random.normal(tf.shape(inputs.hidden), dtype=x.dtype)
@@ -381,4 +413,107 @@ class _UnpaddedBlock:
             padded = rows.put(x, fill)
             current.hidden[id(padded)] = (padded, rows, x)
         padded.set_shape(inputs.hidden.shape)
-        return block.outputs(padded)
+        return padded
+
+
+class _UnpaddedChain(_UnpaddedBlock):
+    """Holder of the methods that replace the `call` of each layer of a block of plain layers.
+
+    The attention layer keeps its arguments, and it and those after it return zeros, which cost
+    little and which nothing reads in the end. The last one returns the hidden states after the
+    block; or, if the block begins with a norm and ends in a sum, what is to be added.
+    """
+
+    def install(self):
+        self.own = {}
+        for layer in self.block.chain:
+            if id(layer) not in self.own:
+                self.own[id(layer)] = (layer, own := _own_call(layer))
+                _set_call(layer, self._replaced(layer, own))
+
+    def remove(self):
+        for layer, own in self.own.values():
+            _set_call(layer, own)
+
+    def _replaced(self, layer, own):
+        def call(*args, **kwargs):
+            current = self.current()
+            result = None if current is None else self.step(current, layer, args, kwargs)
+            return self.owner.plain(layer, own)(*args, **kwargs) if result is None else result
+
+        vars(call).update(autograph_info__=None, replaced_call=own)
+        return call
+
+    def step(self, current, layer, args, kwargs):
+        """What a layer of the chain returns, or None for its own result."""
+        block = self.block
+        at, kept = current.chains.get(id(self), (-1, None))
+        attention = int(block.norm_first)
+        if layer is block.layer:
+            at, kept = attention, self._begin(kept, args, kwargs)
+            current.chains.pop(id(self), None)
+            if kept is None:
+                return None
+        elif at >= attention and layer is block.chain[at + 1]:
+            at += 1
+        elif attention and layer is block.chain[0]:
+            result = self.owner.plain(layer, self.own[id(layer)][1])(*args, **kwargs)
+            current.chains[id(self)] = (0, (_first_argument(args, kwargs), result))
+            return result
+        else:
+            return None
+        if at < len(block.chain) - 1:
+            current.chains[id(self)] = (at, kept)
+            return _zeros(layer, _first_argument(args, kwargs))
+        current.chains.pop(id(self))
+        return self.compute(current, kept, residual=not block.norm_first)
+
+    def _begin(self, kept, args, kwargs):
+        """What the block computes with, or None; `kept` is what its norm read and returned."""
+        if any(map(has_own_call, self.block.chain)):
+            return None
+        inputs = self.inputs(args, kwargs)
+        if inputs is None:
+            return None
+        hidden = inputs.hidden
+        if self.block.norm_first:
+            if kept is None or kept[1] is not hidden:
+                return None
+            inputs = dataclasses.replace(inputs, hidden=kept[0])
+        if getattr(hidden, "_keras_mask", None) is not None and hasattr(
+            self.layer, "_flash_attention"
+        ):
+            # So does the attention layer of Keras 3.
+            hidden._keras_mask = None
+        return inputs
+
+
+def _first_argument(args, kwargs):
+    return args[0] if args else kwargs.get("inputs", kwargs.get("query"))
+
+
+def _zeros(layer, x):
+    """Zeros in the shape of a layer's outputs."""
+    kernel = getattr(layer, "kernel", None)
+    width = x.shape[-1] if kernel is None else kernel.shape[-1]
+    y = tf.zeros(tf.concat([tf.shape(x)[:-1], [width]], 0), layer.compute_dtype)
+    y.set_shape([*x.shape[:-1], width])
+    return y
+
+
+# What is recomputed is computed without padding, too.
+
+
+def _own_call(layer):
+    """The `call` that was given to a layer itself, or None."""
+    holder = recomputed_call(layer)
+    return vars(layer).get("call") if holder is None else holder.own
+
+
+def _set_call(layer, call):
+    if (holder := recomputed_call(layer)) is not None:
+        holder.own = call
+    elif call is not None:
+        object.__setattr__(layer, "call", call)
+    else:
+        object.__delattr__(layer, "call")
