@@ -72,8 +72,9 @@ def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = Fa
     Outputs and gradients are the same up to rounding; this is checked before anything is changed:
     the model runs forward and backward on five short examples, as it was and without padding, with
     other numbers in place of the padding, and every output and gradient must agree to 1e-5 of its
-    size in float32. Blocks that disagree, and blocks of unknown classes, compute as before, and the
-    report says why. With dropout, other elements are dropped than in the padded model, as many.
+    size in float32. Blocks that disagree, and blocks that `ke.architecture.describe` does not know,
+    compute as before, and the report says why. With dropout, other elements are dropped than in the
+    padded model, as many.
 
     It works in `fit`, `evaluate` and `predict`, with `ke.accumulate`, LoRA, pruning, quantization,
     `ke.remat`, mixed precision and strategies; ranges of activations that quantization learns are
