@@ -106,7 +106,8 @@ class _Call:
     leaf: bool
 
     @property
-    def output(self):
+    def output(self) -> Any:
+        """What it returned; None if that is not one array."""
         return self.outputs[0] if len(self.outputs) == 1 else None
 
 
@@ -357,11 +358,11 @@ class _Walk:
                 activation.layer if isinstance(activation, _Call) else activation,
                 _layer(inner_dropout),
             ),
-            feed_forward_norm=norm.layer if norm_first else last_norm.layer,
+            feed_forward_norm=norm.layer if norm_first else last_norm.layer,  # pyright: ignore[reportOptionalMemberAccess]
             feed_forward_dropout=_layer(last_dropout),
             norm_first=norm_first,
             causal=bool(given["use_causal_mask"]),
-            start=self.calls.index(before) if norm_first else self.start,
+            start=self.start if before is None or not norm_first else self.calls.index(before),
             end=self.at,
         )
 

@@ -49,6 +49,32 @@ def test_trains_like_the_padded_model(library, make, norm_first, masked):
 
 
 @libraries
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_mask_that_keras_passes_on(library, dropout):
+    """It masks queries, too. Padding in front leaves the first token without any to attend to."""
+    layers = keras_of(library).layers
+    ids = layers.Input((LENGTH,), dtype="int32", name="token_ids")
+    x = layers.Embedding(VOCABULARY, WIDTH, mask_zero=True)(ids)
+    for _ in range(2):
+        # The operator + would lose the mask.
+        y = layers.MultiHeadAttention(2, 4, dropout=dropout)(x, x)
+        x = layers.LayerNormalization()(layers.add([x, y]))
+        y = layers.Dense(WIDTH)(layers.Dense(16)(x))
+        x = layers.LayerNormalization()(layers.add([x, y]))
+    outputs = layers.Dense(CLASSES)(layers.GlobalAveragePooling1D()(x))
+    model = fixed(keras_of(library).Model(ids, outputs))
+    features, _ = data(4)
+    batch = features["token_ids"]
+    batch[1] = [0, 0, 3, 4, 0, 5, 0]
+    expected = model(batch)
+    report = ke.unpad(model)
+    # Keras 3 loses the mask after the first attention, so the second block reads the padding.
+    assert report.masked and len(report.blocks) == (1 if library == "keras" else 2)
+    assert all("does not agree" in reason for reason in report.unchanged.values())
+    np.testing.assert_allclose(model(batch), expected, atol=1e-5)
+
+
+@libraries
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_a_block_that_is_called_several_times(library, norm_first):
     model = subclassed(library, norm_first, times=2)
