@@ -8,6 +8,9 @@ from keras_efficient.architecture._layer_class import is_attention, original_cla
 from keras_efficient.architecture._layer_paths import is_below, is_in, layer_paths
 from keras_efficient.flavor import Layer, Model
 
+#: Reason for blocks that nothing describes.
+NO_KNOWN_CLASS = "no known class"
+
 
 def described_blocks(model: Model) -> tuple[tuple[Block, ...], dict[str, str]]:
     """Return the `Block`s of a model, and by path why other Transformer blocks are not described.
@@ -30,7 +33,7 @@ def described_blocks(model: Model) -> tuple[tuple[Block, ...], dict[str, str]]:
     for path in innermost_blocks(inside, attention, matrices):
         known = is_in(path, blocks) or any(is_below(block, path) for block in blocks)
         if not known and path not in unknown:
-            unknown[path] = f"{original_class(inside[path]).__name__}: no known class"
+            unknown[path] = f"{original_class(inside[path]).__name__}: {NO_KNOWN_CLASS}"
     return tuple(blocks.values()), unknown
 
 

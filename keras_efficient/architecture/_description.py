@@ -67,12 +67,15 @@ class BlockInputs:
         added: function of `mask` that returns what is added to the scores of each token as a key,
             float `[batch, length]`: 0 for real tokens, a large negative number for padding.
         training: the argument `training` of the call, None if the library knows it by itself.
+        queries_masked: whether padding attends to nothing, that is to all tokens alike, as with
+            masks that Keras passes on by itself.
     """
 
     hidden: Tensor
     mask: Tensor | None
     added: Callable[[Tensor], Tensor]
     training: Any = None
+    queries_masked: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +87,8 @@ class Block:
 
     Attributes:
         path: path of the block in the model.
-        layer: the layer whose `call` computes the block.
+        layer: the layer whose `call` computes the block; the attention layer if `chain` is not
+            empty.
         attention: its `SelfAttention`.
         attention_dropout: Dropout layer of the attention's output, or None.
         attention_norm: LayerNormalization of the attention part.
@@ -96,6 +100,9 @@ class Block:
         inputs: function of the arguments of `call`, `(args, kwargs)`, that returns `BlockInputs`,
             or None if the call asks for something else than the description computes.
         outputs: function of the new hidden states that returns what `call` returns.
+        chain: in a block that a model or layer makes of plain layers, such as a functional model,
+            these layers in the order of their calls: from the one that reads the hidden states to
+            the last one. Empty for a layer of a library that is a block.
     """
 
     path: str
@@ -110,3 +117,4 @@ class Block:
     inner: tuple[Layer, ...]
     inputs: Callable[[tuple, dict], BlockInputs | None]
     outputs: Callable[[Tensor], Any]
+    chain: tuple[Layer, ...] = ()

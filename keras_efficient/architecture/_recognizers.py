@@ -34,7 +34,7 @@ def _calls(layer: Layer, library: str, name: str) -> bool:
     return call.__qualname__ == f"{name}.call" and call.__module__.partition(".")[0] == library
 
 
-def _bound(layer: Layer, args: tuple, kwargs: dict) -> dict[str, Any]:
+def bound_arguments(layer: Layer, args: tuple, kwargs: dict) -> dict[str, Any]:
     """The arguments of a layer's own `call` by name; those left out have their default."""
     signature = inspect.signature(original_class(layer).call)
     bound = signature.bind(layer, *args, **kwargs)
@@ -42,7 +42,7 @@ def _bound(layer: Layer, args: tuple, kwargs: dict) -> dict[str, Any]:
     return bound.arguments
 
 
-def _reason(norms: tuple, projections: tuple) -> str | None:
+def reason_not_described(norms: tuple, projections: tuple) -> str | None:
     """Why these layers are not described, or None."""
     for norm in norms:
         if not has_library_call(norm, "LayerNormalization.call"):
@@ -57,7 +57,7 @@ def _reason(norms: tuple, projections: tuple) -> str | None:
     return None
 
 
-def _added(mask):
+def keras_added(mask):
     """What Keras' softmax adds to the scores for a mask of 1 and 0."""
     return -1e9 * (1 - tf.cast(mask, tf.float32))
 
@@ -70,7 +70,7 @@ def _as_tuple(hidden):
     return (hidden,)
 
 
-def _keras_attention(layer: Layer, causal: bool = False) -> SelfAttention | str:
+def keras_attention(layer: Layer, causal: bool = False) -> SelfAttention | str:
     """The `SelfAttention` of a library's MultiHeadAttention, or why there is none."""
     projections = self_attention_projections(layer)
     if projections is None:
@@ -101,7 +101,7 @@ def _block(path, layer, attention, **parts) -> Block | str:
     forward = parts["feed_forward"]
     norms = (parts["attention_norm"], parts["feed_forward_norm"])
     dense = (attention.query, attention.key, attention.value, attention.output)
-    reason = _reason(norms, (*dense, forward.intermediate, forward.output))
+    reason = reason_not_described(norms, (*dense, forward.intermediate, forward.output))
     return reason or Block(path=path, layer=layer, attention=attention, **parts)
 
 
@@ -112,7 +112,7 @@ def _keras_hub_block(path, layer, inputs, causal=False):
     return _block(
         path,
         layer,
-        _keras_attention(layer._self_attention_layer, causal),
+        keras_attention(layer._self_attention_layer, causal),
         attention_norm=layer._self_attention_layer_norm,
         feed_forward=FeedForward(
             layer._feedforward_intermediate_dense, layer._feedforward_output_dense
@@ -132,7 +132,7 @@ def _keras_hub(path, layer):
         return None
 
     def inputs(args, kwargs):
-        given = _bound(layer, args, kwargs)
+        given = bound_arguments(layer, args, kwargs)
         if given["attention_mask"] is not None or given["return_attention_scores"]:
             return None
         hidden, mask = given["inputs"], given["padding_mask"]
@@ -140,7 +140,7 @@ def _keras_hub(path, layer):
         if implicit is not None and mask is not None:
             return None  # Keras combines them.
         mask = implicit if mask is None else mask
-        return BlockInputs(hidden, mask, _added, given["training"])
+        return BlockInputs(hidden, mask, keras_added, given["training"])
 
     return _keras_hub_block(path, layer, inputs)
 
@@ -152,14 +152,14 @@ def _keras_hub_decoder(path, layer):
         return "it attends to an encoder, too"
 
     def inputs(args, kwargs):
-        given = _bound(layer, args, kwargs)
+        given = bound_arguments(layer, args, kwargs)
         others = ("decoder_attention_mask", "self_attention_cache")
         if any(given[name] is not None for name in others) or not given["use_causal_mask"]:
             return None
         hidden, mask = given["decoder_sequence"], given["decoder_padding_mask"]
         if getattr(hidden, "_keras_mask", None) is not None:
             return None
-        return BlockInputs(hidden, mask, _added, given["training"])
+        return BlockInputs(hidden, mask, keras_added, given["training"])
 
     return _keras_hub_block(path, layer, inputs, causal=True)
 
@@ -176,7 +176,7 @@ def _model_garden(path, layer):
         return "it normalizes queries and keys apart, or returns a range of its tokens"
 
     def inputs(args, kwargs):
-        given = _bound(layer, args, kwargs)
+        given = bound_arguments(layer, args, kwargs)
         hidden, mask = given["inputs"], None
         if isinstance(hidden, list | tuple):
             if len(hidden) != 2:
@@ -185,12 +185,12 @@ def _model_garden(path, layer):
         if given["output_range"] is not None or layer._return_attention_scores:
             return None
         # Masks [batch, queries, keys] that `SelfAttentionMask` makes are the same for all queries.
-        return BlockInputs(hidden, mask, lambda mask: _added(mask[:, 0]))
+        return BlockInputs(hidden, mask, lambda mask: keras_added(mask[:, 0]))
 
     return _block(
         path,
         layer,
-        _keras_attention(layer._attention_layer),
+        keras_attention(layer._attention_layer),
         attention_norm=layer._attention_layer_norm,
         feed_forward=FeedForward(
             layer._intermediate_dense,
@@ -215,7 +215,7 @@ _OTHERS = ("head_mask", "encoder_hidden_states", "past_key_value", "output_atten
 
 
 def _hugging_face_inputs(layer, args, kwargs):
-    given = _bound(layer, args, kwargs)
+    given = bound_arguments(layer, args, kwargs)
     if any(given.get(name) is not None and given.get(name) is not False for name in _OTHERS):
         return None
     mask = given["attention_mask"]
@@ -300,7 +300,7 @@ def _hugging_face_distilbert(path, layer):
     attention, forward = layer.attention, layer.ffn
 
     def inputs(args, kwargs):
-        given = _bound(layer, args, kwargs)
+        given = bound_arguments(layer, args, kwargs)
         mask = given["attn_mask"]
         if given["head_mask"] is not None or given["output_attentions"] or len(mask.shape) != 2:
             return None

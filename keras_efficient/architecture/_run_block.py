@@ -19,11 +19,25 @@ def is_changed(layer: Layer) -> bool:
     """Whether something besides its class decides what a layer computes."""
     # A call wrapper gives a layer a class with another `call`.
     wrapped = type(layer).call is not original_class(layer).call
-    regularized = getattr(layer, "activity_regularizer", None) is not None
-    return wrapped or "call" in vars(layer) or regularized
+    return wrapped or has_own_call(layer)
 
 
-def run_block(block: Block, x: Tensor, rows: TokenRows, training: Any, first: bool) -> Tensor:
+def has_own_call(layer: Layer) -> bool:
+    """Whether a layer's `call` is not that of its class, or its outputs are regularized."""
+    own = vars(layer).get("call")
+    # `ke.unpad` replaces the `call` of plain layers, and keeps the one before.
+    own = getattr(own, "replaced_call", own)
+    return own is not None or getattr(layer, "activity_regularizer", None) is not None
+
+
+def run_block(
+    block: Block,
+    x: Tensor,
+    rows: TokenRows,
+    training: Any,
+    first: bool,
+    residual: bool = True,
+) -> Tensor:
     """Return the hidden states after a block.
 
     Weights are read through their transforms. Layers inside the block that something was attached
@@ -35,6 +49,7 @@ def run_block(block: Block, x: Tensor, rows: TokenRows, training: Any, first: bo
         rows: the `TokenRows` of `x`.
         training: as in `BlockInputs`.
         first: whether to compute the first token of each example only.
+        residual: whether to add the hidden states before the block, in one with `norm_first`.
 
     Returns:
         Rows `[tokens, width]`, or `[batch, width]` for first tokens.
@@ -46,6 +61,7 @@ def run_block(block: Block, x: Tensor, rows: TokenRows, training: Any, first: bo
     if first:
         read = functions.take_rows(read, rows.first)
     x = _dropout(block.attention_dropout, _dense(block.attention.output, context), training)
+    change = x
     x = _add(x, read)
     if not block.norm_first:
         x = _norm(block.attention_norm, x)
@@ -56,7 +72,7 @@ def run_block(block: Block, x: Tensor, rows: TokenRows, training: Any, first: bo
     x = _dense(part.intermediate, x, part.activation)
     x = _dropout(part.dropout, x, training)
     x = _dropout(block.feed_forward_dropout, _dense(part.output, x), training)
-    x = _add(x, read)
+    x = _add(x, read if residual else change)
     return x if block.norm_first else _norm(block.feed_forward_norm, x)
 
 
@@ -76,7 +92,7 @@ def _attention(block, x, rows, training, first):
     else:
         query, key, value = found
     bias = rows.attention_bias(part.causal)
-    if bias is not None and part.causal and first:
+    if bias is not None and first:
         bias = bias[:, :, :1]
     if bias is not None:
         bias = tf.cast(tf.maximum(bias, query.dtype.min), query.dtype)
@@ -108,14 +124,16 @@ def _dense(layer, x, activation=None):
     else:
         kernel, bias = _kernel_and_bias(layer, x)
         y = functions.dense(tf.cast(x, kernel.dtype), kernel, bias)
-        if layer.activation is not None:
+        if getattr(layer, "activation", None) is not None:
             y = _activated(layer.activation, y)
     return y if activation is None else _activated(activation, y)
 
 
 def _kernel_and_bias(layer, x):
     dtype = _compute_dtype(layer)
-    kernel = tf.cast(tf.convert_to_tensor(layer.kernel), dtype)
+    # Hugging Face's Conv1D calls it "weight".
+    kernel = layer.kernel if hasattr(layer, "kernel") else layer.weight
+    kernel = tf.cast(tf.convert_to_tensor(kernel), dtype)
     kernel = tf.reshape(kernel, [x.shape[-1], -1])
     if layer.bias is None:
         return kernel, None

@@ -7,7 +7,7 @@ from keras_efficient.architecture._layer_class import has_library_call, original
 from keras_efficient.flavor import Layer
 
 #: The `call` of Keras' attention layer, and of KerasHub's with a cache.
-_KERAS_CALLS = ("MultiHeadAttention.call", "CachedMultiHeadAttention.call")
+KERAS_ATTENTION = ("MultiHeadAttention.call", "CachedMultiHeadAttention.call")
 _KERAS_INNER = ("_compute_attention", "_masked_softmax")
 
 
@@ -22,7 +22,7 @@ def self_attention_projections(layer: Layer) -> list[Layer] | None:
     """
     cls = original_class(layer)
     inner = (getattr(getattr(cls, name, None), "__qualname__", None) for name in _KERAS_INNER)
-    if has_library_call(layer, *_KERAS_CALLS) and list(inner) == [
+    if has_library_call(layer, *KERAS_ATTENTION) and list(inner) == [
         f"MultiHeadAttention.{name}" for name in _KERAS_INNER
     ]:
         changed = any(getattr(layer, name, None) for name in ("_use_gate", "_sliding_window"))

@@ -18,6 +18,9 @@ class TokenRows:
     for all tokens of an example without any real one, whose attention is uniform in the padded
     model. Only real tokens are attended to.
 
+    If padding as a query attends to nothing, its attention is uniform, too. So there are rows for
+    all tokens of an example whose first one is padding.
+
     In attention, the rows of an example stand one after the other, however its padding is
     arranged, and examples are as long as the one with the most rows.
 
@@ -30,6 +33,7 @@ class TokenRows:
         whole: whether to add rows that stand for nothing until their number is a multiple of 16, or
             of 32 beyond 128. Products that are prepared for each number of rows then are prepared
             for few. Default: False.
+        queries_masked: as in `BlockInputs`. Default: False.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class TokenRows:
         *,
         everywhere: bool = False,
         whole: bool = False,
+        queries_masked: bool = False,
     ):
         if added is not None:
             batch, length = tf.unstack(tf.shape(added))
@@ -51,6 +56,8 @@ class TokenRows:
             self.place = tf.reshape(tf.range(self.size), [batch, length])
             self.counts = tf.fill([batch], length)
             self.bias = None if added is None else added[:, None, None, :]
+            if added is not None and queries_masked:
+                self.bias = tf.minimum(self.bias, added[:, None, :, None])
             self.example = tf.repeat(tf.range(batch), length)
             self.rank = tf.tile(tf.range(length), [batch])
         else:
@@ -58,6 +65,8 @@ class TokenRows:
             empty = tf.logical_not(tf.reduce_any(real, 1, keepdims=True))
             first = tf.range(length)[None] < 1
             kept = real | first | empty
+            if queries_masked:
+                kept |= tf.logical_not(real[:, :1])
             self.index = tf.cast(tf.where(tf.reshape(kept, [-1]))[:, 0], tf.int32)
             self.counts = tf.reduce_sum(tf.cast(kept, tf.int32), 1)
             starts = tf.cumsum(self.counts, exclusive=True)
@@ -67,6 +76,8 @@ class TokenRows:
             bias = tf.gather(tf.reshape(added, [-1]), tf.gather(self.index, self.place))
             # Less than anything added, so that nothing beyond an example's end is attended to.
             self.bias = tf.where(present, bias, bias.dtype.min)[:, None, None, :]
+            if queries_masked:
+                self.bias = tf.minimum(self.bias, bias[:, None, :, None])
             self.used = tf.cast(present, tf.float32)[:, None, :, None]
             self.example = self.index // length
             self.rank = tf.range(tf.size(self.index)) - tf.gather(starts, self.example)

@@ -1,7 +1,7 @@
 """Compare a model with itself, computed another way, on a few examples."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from keras_efficient.flavor import Model
 #: Lengths of the made-up examples; one has no real token.
 _LENGTHS = (7, 3, 1, 0, 5)
 #: Largest difference, relative to the largest number.
-_TOLERANCE = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 class Comparison:
@@ -36,10 +36,9 @@ class Comparison:
             tf.convert_to_tensor, made_up(model) if sample is None else sample
         )
         dtypes = {layer.compute_dtype for layer in model._flatten_layers()} - {None}
-        self.tolerance = max(_TOLERANCE.get(str(dtype), 0.0) for dtype in dtypes)
+        self.tolerance = max(TOLERANCE.get(str(dtype), 0.0) for dtype in dtypes)
         value = flavors.of(model).value
         self.variables = list(map(value, model.trainable_variables))
-        self.strategy = getattr(value(model.weights[0]), "_distribute_strategy", None)
 
     def begin(self, gradients: bool = True) -> None:
         """Compute the outputs and, if wanted, the gradients that later ones are compared with."""
@@ -72,15 +71,7 @@ class Comparison:
 
     def _compute(self, gradients):
         """Outputs by name and, if wanted, the gradients of a weighted sum of them, as arrays."""
-        strategy = self.strategy
-        if strategy is None or not tf.distribute.in_cross_replica_context():
-            outputs, found = self._tensors(gradients)
-        else:
-            # Variables of several replicas are read in one of them.
-            outputs, found = tf.nest.map_structure(
-                lambda value: strategy.experimental_local_results(value)[0],
-                strategy.run(self._tensors, [gradients]),
-            )
+        outputs, found = run_on_one_replica(self.model, lambda: self._tensors(gradients))
         outputs = {name: tf.cast(value, tf.float64).numpy() for name, value in outputs.items()}
         return outputs, [tf.cast(value, tf.float64).numpy() for value in found]
 
@@ -110,6 +101,18 @@ class Comparison:
         if tensor.shape[:2] != mask.shape:
             return tensor
         return tf.boolean_mask(tensor, mask > 0)
+
+
+def run_on_one_replica(model: Model, function: Callable[[], Any]) -> Any:
+    """Return what a function that calls a model returns on the first of its replicas."""
+    variable = flavors.of(model).value(model.weights[0])
+    strategy = getattr(variable, "_distribute_strategy", None)
+    if strategy is None or not tf.distribute.in_cross_replica_context():
+        return function()
+    # Variables of several replicas are read in one of them.
+    return tf.nest.map_structure(
+        lambda value: strategy.experimental_local_results(value)[0], strategy.run(function)
+    )
 
 
 def _shape(tensor: Any) -> Any:
@@ -144,7 +147,11 @@ def made_up(model: Model, lengths: Sequence[int] = _LENGTHS) -> Any:
                 specs = {**specs, "attention_mask": ids}
             named = [(name, specs[name]) for name in specs]
         else:
-            named = [(spec.name or "", spec) for spec in tf.nest.flatten(specs)]
+            flat = tf.nest.flatten(specs)
+            # Specifications of Keras 3 have no names, its inputs have.
+            known = [tensor.name for tensor in getattr(model, "inputs", None) or ()]
+            known = known if len(known) == len(flat) else [""] * len(flat)
+            named = [(spec.name or name, spec) for name, spec in zip(known, flat, strict=True)]
         values = [_made_up(name, spec, vocabulary, lengths) for name, spec in named]
         if all(value is not None for value in values):
             return (
@@ -174,6 +181,8 @@ def _made_up(name, spec: Any, vocabulary, lengths):
         values = np.zeros((len(lengths), length))
     elif vocabulary:
         values = np.random.default_rng(0).integers(1, vocabulary, (len(lengths), length))
+        # Models may take their mask from the ids.
+        values[np.arange(length)[None] >= lengths[:, None]] = 0
     else:
         return None
     return tf.cast(tf.constant(values), spec.dtype)

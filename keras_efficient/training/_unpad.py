@@ -1,19 +1,19 @@
 """Padding removal: compute the Transformer blocks of a model on real tokens only."""
 
+import dataclasses
 import functools
 import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient.architecture._describe import describe
-from keras_efficient.architecture._run_block import is_changed, run_block
+from keras_efficient.architecture._run_block import has_own_call, is_changed, run_block
 from keras_efficient.architecture._token_rows import TokenRows
 from keras_efficient.architecture._verify import Comparison
 from keras_efficient.flavor import Model
@@ -26,7 +26,7 @@ _ATTRIBUTE = "_keras_efficient_unpadded"
 _CURRENT: ContextVar[Any] = ContextVar("keras_efficient_unpadded_call", default=None)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class UnpadReport:
     """What `ke.unpad` computes without padding; `print` shows it.
 
@@ -44,7 +44,7 @@ class UnpadReport:
     unchanged: dict[str, str]
     first_token_only: bool
     masked: bool
-    _holder: Any = field(default=None, repr=False, compare=False)
+    _holder: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     def remove(self) -> None:
         """Let the model compute as before `ke.unpad`."""
@@ -72,8 +72,9 @@ def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = Fa
     Outputs and gradients are the same up to rounding; this is checked before anything is changed:
     the model runs forward and backward on five short examples, as it was and without padding, with
     other numbers in place of the padding, and every output and gradient must agree to 1e-5 of its
-    size in float32. Blocks that disagree, and blocks of unknown classes, compute as before, and the
-    report says why. With dropout, other elements are dropped than in the padded model, as many.
+    size in float32. Blocks that disagree, and blocks that `ke.architecture.describe` does not know,
+    compute as before, and the report says why. With dropout, other elements are dropped than in the
+    padded model, as many.
 
     It works in `fit`, `evaluate` and `predict`, with `ke.accumulate`, LoRA, pruning, quantization,
     `ke.remat`, mixed precision and strategies; ranges of activations that quantization learns are
@@ -112,18 +113,19 @@ def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = Fa
         Zeng et al. 2022, "Boosting Distributed Training Performance of the Unpadded BERT Model";
         the padding-free collators of Hugging Face are similar.
     """
-    architecture = describe(model)
     if (present := unpadded_model(model)) is not None:
         present.remove()
+    architecture = describe(model, sample=sample)
     unchanged = dict(architecture.unknown)
     if not architecture.blocks:
         found = "; ".join(f"{path} ({reason})" for path, reason in unchanged.items())
         raise ValueError(
-            "ke.unpad needs Transformer blocks of a known class. Received: "
+            "ke.unpad needs Transformer blocks of a known kind. Received: "
             f"{type(model).__name__} {model.name!r}, with "
-            f"{found or 'no Transformer block at all'}. Known are the encoders of KerasHub, "
-            "Hugging Face and Model Garden that ke.architecture.describe lists; train other "
-            "models without ke.unpad."
+            f"{found or 'no Transformer block at all'}. Known are blocks of the libraries that "
+            "ke.architecture.describe lists, and those that consist of the library's "
+            "MultiHeadAttention, LayerNormalization and Dense layers; train other models without "
+            "ke.unpad."
         )
     holder = FlatModel(model, architecture.blocks)
     compare = Comparison(model, sample, ignore_padding_outputs)
@@ -164,7 +166,9 @@ def padded(model: Model) -> Iterator[None]:
 def _verify(holder, compare):
     """Leave the blocks in `holder` that agree with the model; return the others, and why."""
     wrong, difference = disagreeing_blocks(holder, compare)
-    if difference:
+    if not difference:
+        wrong |= _leave_out_unused(holder)
+    else:
         raise ValueError(
             "ke.unpad must not change what a model computes. Received: "
             f"{type(holder.model).__name__} {holder.model.name!r}, for which {difference}. It may "
@@ -218,6 +222,23 @@ def find_first_token_only(holder: "FlatModel", compare: Comparison, gradients: b
             holder.first_token_only = False
 
 
+def _leave_out_unused(holder):
+    """Leave the blocks in `holder` that computed without padding; return the others, and why."""
+    reason = (
+        "its call asks for more than hidden states, such as attention scores or a cache, or has a "
+        "mask for each query"
+    )
+    unused = [] if holder.static else [b for b in holder.blocks if not holder.calls(b)]
+    if unused and len(unused) == len(holder.blocks):
+        raise ValueError(
+            "ke.unpad needs Transformer blocks that compute nothing but hidden states. Received: "
+            f"{type(holder.model).__name__} {holder.model.name!r}; "
+            f"{unused[0].block.path}: {reason}. Or train it without ke.unpad."
+        )
+    holder.keep([block for block in holder.blocks if block not in unused])
+    return {block.block.path: reason for block in unused}
+
+
 # --- the model and its blocks --------------------------------------------------------------------
 
 
@@ -241,7 +262,9 @@ class FlatModel:
     def __init__(self, model: Model, blocks: Any, compiled: bool = True):
         self.model, self.flavor = model, flavors.of(model)
         self.compiled, self.everywhere, self.whole, self.padding = compiled, False, False, None
-        self.all_blocks = [FlatBlock(self, block) for block in blocks]
+        self.all_blocks = [
+            (FlatChain if block.chain else FlatBlock)(self, block) for block in blocks
+        ]
         self.blocks = self.all_blocks
         self.first_token_only, self.masked = False, False
         self.filled = None
@@ -287,6 +310,11 @@ class FlatModel:
     def keep(self, blocks):
         """Compute only these blocks on rows."""
         self.blocks = blocks
+
+    def plain(self, layer, own):
+        """The `call` of a layer before `ke.unpad`; `own` is the one that only it had."""
+        call = type(layer).call.__get__(layer) if own is None else own
+        return self.flavor.converted(layer, call)
 
     def calls(self, block):
         """How often a block was computed in the last call of the model."""
@@ -340,23 +368,33 @@ class _Call:
     def __init__(self, owner):
         self.owner, self.rows, self.hidden = owner, {}, {}
         owner.counts = self.counts = {}
+        #: How far each `FlatChain` is, by its id.
+        self.chains = {}
+        #: Whether layers are called for their own results.
+        self.computes = False
 
     def rows_of(self, inputs):
         mask = inputs.mask
         owned = inputs.hidden if mask is None else mask
-        if id(owned) not in self.rows:
+        key = (id(owned), inputs.queries_masked)
+        if key not in self.rows:
             if mask is None:
                 rows = TokenRows(None, *tf.unstack(tf.shape(inputs.hidden)[:2]))
             else:
                 owner = self.owner
                 added = inputs.added(mask)
-                rows = TokenRows(added, everywhere=owner.everywhere, whole=owner.whole)
+                rows = TokenRows(
+                    added,
+                    everywhere=owner.everywhere,
+                    whole=owner.whole,
+                    queries_masked=inputs.queries_masked,
+                )
                 owner.masked = True
                 if tf.executing_eagerly():
                     owner.padding = bool(tf.reduce_any(added < -1))
             # The tensor is kept, so that no other gets its id.
-            self.rows[id(owned)] = (owned, rows)
-        return self.rows[id(owned)][1]
+            self.rows[key] = (owned, rows)
+        return self.rows[key][1]
 
     def take(self, padded, rows):
         """The rows of hidden states, as the block before left them if they are from one."""
@@ -377,57 +415,60 @@ class FlatBlock:
         self.run = run_block
 
     def install(self):
-        holder = recomputed_call(self.layer)
-        self.own = vars(self.layer).get("call") if holder is None else holder.own
-        self._set(self.call)
+        self.own = _own_call(self.layer)
+        _set_call(self.layer, self.call)
 
     def remove(self):
-        self._set(self.own)
-
-    def _set(self, call):
-        # What is recomputed is computed without padding, too.
-        if (holder := recomputed_call(self.layer)) is not None:
-            holder.own = call
-        elif call is not None:
-            object.__setattr__(self.layer, "call", call)
-        else:
-            object.__delattr__(self.layer, "call")
-
-    @property
-    def plain(self):
-        return type(self.layer).call.__get__(self.layer) if self.own is None else self.own
+        _set_call(self.layer, self.own)
 
     def call(self, *args, **kwargs):
-        result = self._unpadded(_CURRENT.get(), args, kwargs)
-        if result is None:
-            return self.owner.flavor.converted(self.layer, self.plain)(*args, **kwargs)
-        return result
+        current = self.current()
+        inputs = None if current is None else self.inputs(args, kwargs)
+        if inputs is None:
+            return self.owner.plain(self.layer, self.own)(*args, **kwargs)
+        return self.block.outputs(self.compute(current, inputs))
 
     call.autograph_info__ = None  # pyright: ignore[reportFunctionMemberAccess]
 
-    def _unpadded(self, current, args, kwargs):
-        """The result of the block, or None if it cannot be computed without padding here."""
-        owner, block = self.owner, self.block
-        if current is None or current.owner is not owner or self not in owner.blocks:
+    def current(self):
+        """The call of the model that is running, or None if this block computes as before in it."""
+        current = _CURRENT.get()
+        if current is None or current.owner is not self.owner or current.computes:
+            return None
+        return current if self in self.owner.blocks else None
+
+    def inputs(self, args, kwargs):
+        """What the block computes with, or None if it cannot be computed without padding here."""
+        block = self.block
+        if self.owner.static:
+            self.owner.warn_static()
             return None
         wrapped = parametrized_layer(self.layer)
-        if owner.static:
-            owner.warn_static()
-            return None
         if wrapped is not None and wrapped.call_wrappers:
             return None
-        changed = self.run is run_block and any(map(is_changed, block.inner))
-        inputs = None if changed else block.inputs(args, kwargs)
-        if inputs is None or not isinstance(inputs.hidden, tf.Tensor):
+        if self.run is run_block and any(map(is_changed, block.inner)):
             return None
+            return None
+        inputs = block.inputs(args, kwargs)
+        return inputs if inputs is not None and isinstance(inputs.hidden, tf.Tensor) else None
+
+    def compute(self, current, inputs, residual=True):
+        """Return the hidden states after the block, padded."""
+        owner, block = self.owner, self.block
         current.counts[id(self)] = current.counts.get(id(self), 0) + 1
         rows = current.rows_of(inputs)
         last = self is owner.blocks[-1]
         first = last and owner.first_token_only
         x = current.take(inputs.hidden, rows)
-        if self.run is run_block and not isinstance(x, tf.Tensor):
-            x = tf.cast(x.plain(), inputs.hidden.dtype)
-        left = self.run(block, x, rows, inputs.training, first)
+        current.computes = True
+        try:
+            if self.run is run_block:
+                x = x if isinstance(x, tf.Tensor) else tf.cast(x.plain(), inputs.hidden.dtype)
+                left = run_block(block, x, rows, inputs.training, first, residual)
+            else:
+                left = self.run(block, x, rows, inputs.training, first)
+        finally:
+            current.computes = False
         x = left if isinstance(left, tf.Tensor) else tf.cast(left.plain(), inputs.hidden.dtype)
         fill = None
         if owner.filled is not None:
@@ -440,4 +481,107 @@ class FlatBlock:
             padded = rows.put(x, fill)
             current.hidden[id(padded)] = (padded, rows, left)
         padded.set_shape(inputs.hidden.shape)
-        return block.outputs(padded)
+        return padded
+
+
+class FlatChain(FlatBlock):
+    """Holder of the methods that replace the `call` of each layer of a block of plain layers.
+
+    The attention layer keeps its arguments, and it and those after it return zeros, which cost
+    little and which nothing reads in the end. The last one returns the hidden states after the
+    block; or, if the block begins with a norm and ends in a sum, what is to be added.
+    """
+
+    def install(self):
+        self.own = {}
+        for layer in self.block.chain:
+            if id(layer) not in self.own:
+                self.own[id(layer)] = (layer, own := _own_call(layer))
+                _set_call(layer, self._replaced(layer, own))
+
+    def remove(self):
+        for layer, own in self.own.values():
+            _set_call(layer, own)
+
+    def _replaced(self, layer, own):
+        def call(*args, **kwargs):
+            current = self.current()
+            result = None if current is None else self.step(current, layer, args, kwargs)
+            return self.owner.plain(layer, own)(*args, **kwargs) if result is None else result
+
+        vars(call).update(autograph_info__=None, replaced_call=own)
+        return call
+
+    def step(self, current, layer, args, kwargs):
+        """What a layer of the chain returns, or None for its own result."""
+        block = self.block
+        at, kept = current.chains.get(id(self), (-1, None))
+        attention = int(block.norm_first)
+        if layer is block.layer:
+            at, kept = attention, self._begin(kept, args, kwargs)
+            current.chains.pop(id(self), None)
+            if kept is None:
+                return None
+        elif at >= attention and layer is block.chain[at + 1]:
+            at += 1
+        elif attention and layer is block.chain[0]:
+            result = self.owner.plain(layer, self.own[id(layer)][1])(*args, **kwargs)
+            current.chains[id(self)] = (0, (_first_argument(args, kwargs), result))
+            return result
+        else:
+            return None
+        if at < len(block.chain) - 1:
+            current.chains[id(self)] = (at, kept)
+            return _zeros(layer, _first_argument(args, kwargs))
+        current.chains.pop(id(self))
+        return self.compute(current, kept, residual=not block.norm_first)
+
+    def _begin(self, kept, args, kwargs):
+        """What the block computes with, or None; `kept` is what its norm read and returned."""
+        if any(map(has_own_call, self.block.chain)):
+            return None
+        inputs = self.inputs(args, kwargs)
+        if inputs is None:
+            return None
+        hidden = inputs.hidden
+        if self.block.norm_first:
+            if kept is None or kept[1] is not hidden:
+                return None
+            inputs = dataclasses.replace(inputs, hidden=kept[0])
+        if getattr(hidden, "_keras_mask", None) is not None and hasattr(
+            self.layer, "_flash_attention"
+        ):
+            # So does the attention layer of Keras 3.
+            hidden._keras_mask = None
+        return inputs
+
+
+def _first_argument(args, kwargs):
+    return args[0] if args else kwargs.get("inputs", kwargs.get("query"))
+
+
+def _zeros(layer, x):
+    """Zeros in the shape of a layer's outputs."""
+    kernel = getattr(layer, "kernel", None)
+    width = x.shape[-1] if kernel is None else kernel.shape[-1]
+    y = tf.zeros(tf.concat([tf.shape(x)[:-1], [width]], 0), layer.compute_dtype)
+    y.set_shape([*x.shape[:-1], width])
+    return y
+
+
+# What is recomputed is computed without padding, too.
+
+
+def _own_call(layer):
+    """The `call` that was given to a layer itself, or None."""
+    holder = recomputed_call(layer)
+    return vars(layer).get("call") if holder is None else holder.own
+
+
+def _set_call(layer, call):
+    if (holder := recomputed_call(layer)) is not None:
+        holder.own = call
+    elif call is not None:
+        object.__setattr__(layer, "call", call)
+    else:
+        object.__delattr__(layer, "call")

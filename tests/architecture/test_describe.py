@@ -188,7 +188,7 @@ def test_blocks_that_are_not_described_are_found_by_their_layers(library):
     assert found.blocks == () and [*found.unknown] == ["odd_0", "odd_1"]
     assert str(found).splitlines()[:2] == [
         "2 Transformer blocks, odd_0 to odd_1:",
-        "  not described: Odd: no known class",
+        "  not described: Odd: no norm reads the sum of its inputs and its outputs",
     ]
     assert ke.remat(model).layers == ("odd_0", "odd_1")
     assert len(output_projections(model)) == 4

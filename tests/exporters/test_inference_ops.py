@@ -4,6 +4,7 @@ import warnings
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
+import plain_block_models
 import pytest
 import tensorflow as tf
 from covering import covering, sampled
@@ -64,7 +65,7 @@ def traced(model, *batches):
 
 @contextmanager
 def as_exported(model, sample, quantize, substituted=True):
-    """Let a model compute as it is exported, or what that is compared with (not substituted)."""
+    """Let a model compute as exported, or with `substituted=False` what that is compared to."""
     features = Features(model, sample)
     reduce_range = quantize == "int8" and saturates()
     with ExitStack() as stack:
@@ -473,3 +474,29 @@ def test_known_shapes_stay_known(library, shape):
 
     model = keras.Sequential([keras.Input((8,)), Relative()])
     _same(model, np.random.default_rng(0).normal(size=(6, 8)).astype("float32"))
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_blocks_of_plain_layers(library, norm_first):
+    """Those that end in a sum are computed layer by layer in integers, and the report says so."""
+    model = plain_block_models.subclassed(library, norm_first)
+    features, _ = plain_block_models.data(6)
+    x = plain_block_models.inputs(features)
+    ke.calibrate(model, [(x, 0)])
+    ke.unpad(model)
+    seen, _ = traced(model, x)
+    for quantize, atol in [("int8-weights", 1e-5), ("bfloat16", 6e-2), ("int8", 2e-2)]:
+        compared = seen if quantize == "bfloat16" else in_memory(model, x, quantize)
+        found, _ = exported(model, x, quantize=quantize)
+        np.testing.assert_allclose(found, compared, rtol=0, atol=atol, err_msg=quantize)
+    sample = Features(model, x)
+    with (
+        flat_form(model, sample) as form,
+        rounded(model, "int8", sample),
+        substituted_layers(model, "int8", form),
+    ):
+        assert len(form.blocks) == 2
+        assert len(form.unchanged) == (2 if norm_first else 0)
+        assert all("ends in a sum" in reason for reason in form.unchanged.values())
+    np.testing.assert_array_equal(traced(model, x)[0], seen)

@@ -65,6 +65,8 @@ class Int8Block:
 
     def __init__(self, block, matrix):
         self.block = block
+        if block.chain and block.norm_first:
+            raise ValueError("its layers are plain ones, and it ends in a sum")
         part, forward = block.attention, block.feed_forward
         self.inputs = [matrix(layer, None) for layer in (part.query, part.key, part.value)]
         self.output, self.last = matrix(part.output, None), matrix(forward.output, None)
@@ -133,7 +135,7 @@ class Int8Block:
             query = query(tf.gather(x, rows.first))
             parts = [tf.reshape(query, [-1, part.heads, 1, size // part.heads]), *parts]
         bias = rows.attention_bias(part.causal)
-        if bias is not None and part.causal and first:
+        if bias is not None and first:
             bias = bias[:, :, :1]
         context = functions.attend(*parts, None, bias, None, part.masked)
         if zeroed:

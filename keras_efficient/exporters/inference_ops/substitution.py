@@ -179,7 +179,8 @@ class _Substitution:
             except ValueError as error:
                 self.form.unchanged[block.block.path] = f"in floats between its products: {error}"
             else:
-                done |= set(map(id, block.layer._flatten_layers()))
+                for layer in (block.layer, *block.block.chain):
+                    done |= set(map(id, layer._flatten_layers()))
         if done:
             self.form.use_whole_rows()
         return done
