@@ -55,7 +55,7 @@ class TokenRows:
             self.index = self.used = None
             self.place = tf.reshape(tf.range(self.size), [batch, length])
             self.counts = tf.fill([batch], length)
-            self.bias = None if added is None else added[:, None, None, :]
+            self.bias: Any = None if added is None else added[:, None, None, :]
             if added is not None and queries_masked:
                 self.bias = tf.minimum(self.bias, added[:, None, :, None])
             self.example = tf.repeat(tf.range(batch), length)
