@@ -6,10 +6,10 @@ import numpy as np
 from zoo import (
     CLASSES,
     VOCABULARY,
-    _fixed,
     _hugging_face,
     _kerashub,
     _model_garden,
+    fixed,
     keras_of,
 )
 
@@ -41,7 +41,7 @@ def distilbert(dropout=0.0):
         )
     )
     model(model.dummy_inputs)
-    return _fixed(model)
+    return fixed(model)
 
 
 #: {name: (library, function that makes the model, names of ids, mask and segments)}

@@ -1,7 +1,7 @@
 """Models whose Transformer blocks are made of the library's plain layers."""
 
 import numpy as np
-from zoo import CLASSES, VOCABULARY, keras_of
+from zoo import CLASSES, VOCABULARY, fixed, keras_of
 
 WIDTH, LENGTH = 8, 7
 
@@ -50,7 +50,7 @@ def subclassed(library, norm_first=False, masked=True, dropout=0.0, times=1, wra
             x = block(x, attention_mask=attended) if masked else block(x)
     x = x[:, 0] if wrap is None else wrap(x)
     model = keras.Model([ids, mask] if masked else ids, layers.Dense(CLASSES, name="head")(x))
-    return fixed(model)
+    return fixed(model, 0.3)
 
 
 def functional(library, norm_first=False, masked=True):
@@ -73,13 +73,7 @@ def functional(library, norm_first=False, masked=True):
         if not norm_first:
             x = layers.LayerNormalization()(x)
     model = keras.Model([ids, mask] if masked else ids, layers.Dense(CLASSES)(x[:, 0]))
-    return fixed(model)
-
-
-def fixed(model):
-    rng = np.random.default_rng(0)
-    model.set_weights([rng.normal(0, 0.3, w.shape).astype(w.dtype) for w in model.get_weights()])
-    return model
+    return fixed(model, 0.3)
 
 
 def data(n=24, masked=True):

@@ -42,10 +42,11 @@ def keras_of(library):
     return tf_keras
 
 
-def _fixed(model):
+def fixed(model, spread=0.2):
     """Set the same weights in every process, whatever ran before."""
     rng = np.random.default_rng(0)
-    model.set_weights([rng.normal(0, 0.2, w.shape).astype(w.dtype) for w in model.get_weights()])
+    values = [rng.normal(0, spread, w.shape).astype(w.dtype) for w in model.get_weights()]
+    model.set_weights(values)
     return model
 
 
@@ -57,7 +58,7 @@ def _functional(library):
         x = layers.Embedding(VOCABULARY, 8)(ids)
         x = layers.LayerNormalization()(layers.add([x, layers.MultiHeadAttention(2, 4)(x, x)]))
         x = layers.GlobalAveragePooling1D()(layers.Dense(8, activation="relu")(x))
-        return _fixed(keras_of(library).Model(ids, layers.Dense(CLASSES)(x)))
+        return fixed(keras_of(library).Model(ids, layers.Dense(CLASSES)(x)))
 
     return make
 
@@ -66,7 +67,7 @@ def _sequential(library):
     layers = keras_of(library).layers
 
     def make():
-        return _fixed(
+        return fixed(
             keras_of(library).Sequential(
                 [
                     layers.Input((None,), dtype="int32"),
@@ -98,24 +99,35 @@ def _subclassed(library):
     def make():
         model = Encoder()
         model({"ids": np.ones((1, LENGTH), "int32")})
-        return _fixed(model)
+        return fixed(model)
 
     return make
+
+
+def kerashub_backbone(family, num_layers=1, dropout=None):
+    """A small backbone of KerasHub, with the family's own dropout by default."""
+    import keras_hub
+
+    sizes = {
+        "vocabulary_size": VOCABULARY,
+        "num_layers": num_layers,
+        "num_heads": 2,
+        "hidden_dim": 8,
+        "intermediate_dim": 16,
+        "max_sequence_length": 16,
+    }
+    if family == "Albert":
+        sizes["embedding_dim"] = 4
+    if dropout is not None:
+        sizes["dropout"] = dropout
+    return getattr(keras_hub.models, f"{family}Backbone")(**sizes)
 
 
 def _kerashub(num_layers=1, dropout=0.0):
     import keras_hub
 
-    backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=VOCABULARY,
-        num_layers=num_layers,
-        num_heads=2,
-        hidden_dim=8,
-        intermediate_dim=16,
-        dropout=dropout,
-        max_sequence_length=16,
-    )
-    return _fixed(
+    backbone = kerashub_backbone("Bert", num_layers, dropout)
+    return fixed(
         keras_hub.models.BertTextClassifier(backbone, num_classes=CLASSES, dropout=dropout)
     )
 
@@ -142,7 +154,7 @@ def _hugging_face(num_layers=1, dropout=0.0):
 
     model = transformers.TFBertForSequenceClassification(hf_config(num_layers, dropout))
     model(model.dummy_inputs)
-    return _fixed(model)
+    return fixed(model)
 
 
 #: Whether Model Garden is installed, which exists for TensorFlow 2.20 only.
@@ -170,7 +182,7 @@ def _model_garden(num_layers=1, dropout=0.0):
         attention_dropout_rate=dropout,
         max_sequence_length=16,
     )
-    return _fixed(models.BertClassifier(encoder, num_classes=CLASSES, dropout_rate=dropout))
+    return fixed(models.BertClassifier(encoder, num_classes=CLASSES, dropout_rate=dropout))
 
 
 def _named(ids, mask, segments):

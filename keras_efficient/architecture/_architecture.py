@@ -83,14 +83,12 @@ def _block_lines(block):
 
 def _inputs(layer):
     """Number of inputs of a layer that returns hidden states, whose kernel ends in their width."""
-    # Hugging Face's Conv1D names its kernel `weight`.
-    kernel = layer.kernel if hasattr(layer, "kernel") else layer.weight
-    return math.prod(kernel.shape[:-1])
+    return math.prod(layer.kernel.shape[:-1])
 
 
 def _activation(forward):
     """The name of the activation between the two layers."""
-    functions = [getattr(forward.intermediate, "activation", None), forward.activation]
+    functions = [forward.intermediate.activation, forward.activation]
     names = [activation_of(function) for function in functions]
     shown = [n if isinstance(n, str) else getattr(n, "__name__", type(n).__name__) for n in names]
     return " of ".join(name for name in reversed(shown) if name != "linear") or "linear"

@@ -24,7 +24,7 @@ from keras_efficient.architecture._description import (
     SelfAttention,
 )
 from keras_efficient.architecture._layer_class import has_library_call
-from keras_efficient.architecture._layer_paths import layer_paths
+from keras_efficient.architecture._layer_paths import is_below, is_in, layer_paths
 from keras_efficient.architecture._recognizers import (
     bound_arguments,
     keras_added,
@@ -60,15 +60,14 @@ def plain_blocks(
         known: blocks that are described already.
 
     Returns:
-        Tuple of the list of `Block`s, and a dict from the path of each
-        attention layer of the library outside of all blocks to the reason.
+        Tuple of the list of `Block`s, and a dict from the path of each attention layer of the
+        library outside of all blocks to the reason.
     """
-    paths = dict(layer_paths(model))
+    paths, inside = dict(layer_paths(model)), [block.path for block in known]
     attention = {
         path: layer
         for path, layer in paths.items()
-        if _kind(layer) == "attention"
-        and not any(path.startswith(f"{block.path}/") for block in known)
+        if _kind(layer) == "attention" and not is_in(path, inside)
     }
     if not attention:
         return [], {}
@@ -285,10 +284,8 @@ def _path(chain, paths, attention):
     inside = [path[id(layer)] for layer in chain]
     own = next(p for p, layer in attention.items() if any(layer is c for c in chain))
     for outer in paths:
-        begin = f"{outer}/"
-        if all(p.startswith(begin) for p in inside) and not any(
-            other.startswith(begin) for other in attention if other != own
-        ):
+        others = any(is_below(other, outer) for other in attention if other != own)
+        if all(is_below(p, outer) for p in inside) and not others:
             return outer
     return own
 

@@ -19,15 +19,19 @@ def dense(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else tf.nn.bias_add(y, bias)
 
 
+def unit_rows(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Return `x` with mean 0 and variance 1 along the last axis, and what it was multiplied by."""
+    centred = x - tf.reduce_mean(x, -1, keepdims=True)
+    factor = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
+    return centred * factor, factor
+
+
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor:
     """Normalize rows to mean 0 and variance 1, times `gamma`, plus `beta`."""
 
     @tf.custom_gradient
     def normalized(x, gamma, beta):
-        centred = x - tf.reduce_mean(x, -1, keepdims=True)
-        variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
-        factor = tf.math.rsqrt(variance + epsilon)
-        unit = centred * factor
+        unit, factor = unit_rows(x, epsilon)
 
         def gradient(dy):
             d = dy * gamma

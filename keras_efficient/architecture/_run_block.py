@@ -124,16 +124,14 @@ def _dense(layer, x, activation=None):
     else:
         kernel, bias = _kernel_and_bias(layer, x)
         y = functions.dense(tf.cast(x, kernel.dtype), kernel, bias)
-        if getattr(layer, "activation", None) is not None:
+        if layer.activation is not None:
             y = _activated(layer.activation, y)
     return y if activation is None else _activated(activation, y)
 
 
 def _kernel_and_bias(layer, x):
     dtype = _compute_dtype(layer)
-    # Hugging Face's Conv1D calls it "weight".
-    kernel = layer.kernel if hasattr(layer, "kernel") else layer.weight
-    kernel = tf.cast(tf.convert_to_tensor(kernel), dtype)
+    kernel = tf.cast(tf.convert_to_tensor(layer.kernel), dtype)
     kernel = tf.reshape(kernel, [x.shape[-1], -1])
     if layer.bias is None:
         return kernel, None

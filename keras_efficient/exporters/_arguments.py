@@ -81,6 +81,7 @@ def validate_arguments(
     signatures = _check_signatures(signatures, tokenizer)
     if quantize is not None and format == "saved_model":
         _check_quantizable(model, quantize, trained)
+    target = _check_target(target, quantize, format)
     if evaluate is not None and not isinstance(evaluate, Evaluation):
         evaluate = Evaluation(evaluate)
     if evaluate is not None and "tokens" not in signatures:
@@ -97,8 +98,8 @@ def validate_arguments(
         facts=_with_labels(check_facts(facts), labels),
         tolerance=_check_tolerance(tolerance, model, quantize, format),
         latency=latency,
-        target=_check_target(target, quantize, format),
-        widens=tolerance is None and quantize == "int8" and format == "saved_model",
+        target=target,
+        widens=tolerance is None and target is not None,
     )
 
 

@@ -1,21 +1,20 @@
 """The form of a model in which its Transformer blocks compute rows of tokens, for an export."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
-
-import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient.architecture._describe import describe
 from keras_efficient.architecture._verify import Comparison
 from keras_efficient.compression._activation_quantization import unrounded_inputs
 from keras_efficient.flavor import Model
-from keras_efficient.training._unpad import (
+from keras_efficient.training._flat_model import (
     FlatModel,
     disagreeing_blocks,
     find_first_token_only,
+    leave_out_unused,
     reads_padding,
     unpadded_model,
 )
@@ -39,36 +38,20 @@ class FlatForm:
         """The blocks that are computed on rows."""
         return [] if self.model is None else self.model.blocks
 
-    def use_whole_rows(self) -> None:
-        """Compute numbers of rows that are whole multiples; see `TokenRows`."""
-        if self.model is not None:
-            self.model.whole = True
-
-    @contextmanager
-    def on(self) -> Iterator[None]:
-        """Let the model compute in this form, for the time of a block."""
-        if self.model is None:
-            yield
-            return
-        self.model.active = True
-        try:
-            yield
-        finally:
-            self.model.active = False
+    def on(self) -> AbstractContextManager:
+        """Return a context in which the model computes in this form."""
+        return nullcontext() if self.model is None else self.model.on()
 
     def facts(self) -> dict[str, Any]:
         """Return what a report says about the form, as JSON values."""
         holder = self.model
+        skips = holder is not None and holder.masked and not holder.everywhere
         return {
             "blocks": len(self.blocks),
-            "rows": "all tokens" if holder is None or not _skips(holder) else "real tokens",
+            "rows": "real tokens" if skips else "all tokens",
             "first_token_only": holder is not None and holder.first_token_only,
             "unchanged": self.unchanged,
         }
-
-
-def _skips(holder):
-    return holder.masked and not holder.everywhere
 
 
 @contextmanager
@@ -111,23 +94,23 @@ def _verified(holder, features):
     try:
         compare = Comparison(holder.model, None, False)
     except ValueError:
-        sample = features.restore({name: tf.constant(x) for name, x in features.arrays.items()})
-        compare = Comparison(holder.model, sample, False)
+        compare = Comparison(holder.model, features.inputs(), False)
     try:
         with holder.off():
             compare.begin(gradients=False)
-        for holder.everywhere in (False, True):
+        for everywhere in (False, True):
+            holder.everywhere = everywhere
             holder.keep(holder.all_blocks)
             wrong, difference = disagreeing_blocks(holder, compare, gradients=False)
-            if not holder.blocks:
-                continue
-            # A sample without padding does not show whether padding is read.
-            unknown = holder.masked and not compare.made_up and not holder.padding
-            if not difference and (
-                holder.everywhere or not (unknown or reads_padding(holder, compare))
-            ):
-                find_first_token_only(holder, compare, gradients=False)
-                return wrong
+            if holder.blocks and not difference:
+                wrong |= leave_out_unused(holder)
+                if not holder.blocks:
+                    return wrong
+                # A sample without padding does not show whether padding is read.
+                unknown = holder.masked and not compare.made_up and not holder.padding
+                if everywhere or not (unknown or reads_padding(holder, compare)):
+                    find_first_token_only(holder, compare, gradients=False)
+                    return wrong
     except Exception as error:
         # The form is an advantage, not a condition of an export.
         wrong, difference = {}, f"{type(error).__name__}: {error}"

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from zoo import VOCABULARY, ZOO, hf_config, keras_of
+from zoo import VOCABULARY, ZOO, hf_config, keras_of, kerashub_backbone
 
 import keras_efficient as ke
 from keras_efficient.architecture import _recognizers
@@ -77,17 +77,7 @@ def test_a_description_prints_as_text():
 
 
 def test_the_text_tells_decoders_and_norms_before_the_parts():
-    import keras_hub
-
-    model = keras_hub.models.GPT2Backbone(
-        vocabulary_size=VOCABULARY,
-        num_layers=1,
-        num_heads=2,
-        hidden_dim=8,
-        intermediate_dim=16,
-        max_sequence_length=16,
-    )
-    text = str(ke.architecture.describe(model))
+    text = str(ke.architecture.describe(kerashub_backbone("GPT2")))
     assert "to earlier tokens only" in text and "before each part (pre-norm)" in text
     assert "16 wide, gelu_approximate" in text and "pooling: none" in text
 

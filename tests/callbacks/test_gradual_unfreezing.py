@@ -5,7 +5,7 @@ import pytest
 from covering import contract, sampled
 from fit_helpers import compiled, fit, mirrored
 from resumed_runs import Case, assert_goes_on
-from zoo import CLASSES, LENGTH, VOCABULARY, ZOO, Specimen, _fixed, keras_of
+from zoo import CLASSES, LENGTH, VOCABULARY, ZOO, Specimen, fixed, keras_of
 
 import keras_efficient as ke
 from keras_efficient.architecture._weights import all_weights
@@ -25,7 +25,7 @@ def numbered(library):
         x = layers.Embedding(VOCABULARY, 8, name="embeddings")(ids)
         x = layers.Dense(8, activation="relu", name="layer_0")(x)
         x = layers.Dense(CLASSES, name="logits")(layers.GlobalAveragePooling1D()(x))
-        return _fixed(keras_of(library).Model(ids, x))
+        return fixed(keras_of(library).Model(ids, x))
 
     return Specimen(f"{library}-numbered", library, make, lambda x: x)
 

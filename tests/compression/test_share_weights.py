@@ -7,19 +7,14 @@ from compression_helpers import libraries, mostly, outputs, quick
 from covering import contract, covering, sampled
 from fit_helpers import batches, fit, mirrored
 from in_process_export import in_process as in_process
-from zoo import CLASSES, FEW, LENGTH, VOCABULARY, Specimen, hf_config, keras_of, model_garden
+from padded_models import hugging_face, kerashub
+from zoo import CLASSES, FEW, LENGTH, VOCABULARY, Specimen, fixed, keras_of, model_garden
 
 import keras_efficient as ke
 from keras_efficient.architecture._layer_paths import layer_paths
 from keras_efficient.architecture._weights import all_weights
 from keras_efficient.parametrize._merge import TIES
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers
-
-
-def fixed(model):
-    rng = np.random.default_rng(0)
-    model.set_weights([rng.normal(0, 0.2, w.shape).astype(w.dtype) for w in model.get_weights()])
-    return model
 
 
 def block_class(library):
@@ -68,31 +63,6 @@ def stacked(library, widths=(16, 16, 16), outputs=CLASSES, pool=True):
     return fixed(keras_of(library).Model(ids, layers.Dense(outputs, name="head")(x)))
 
 
-def _kerashub():
-    import keras_hub
-
-    backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=VOCABULARY,
-        num_layers=2,
-        num_heads=2,
-        hidden_dim=8,
-        intermediate_dim=16,
-        dropout=0.0,
-        max_sequence_length=16,
-    )
-    return fixed(keras_hub.models.BertTextClassifier(backbone, num_classes=CLASSES, dropout=0.0))
-
-
-def _hugging_face():
-    import transformers
-
-    config = hf_config()
-    config.num_hidden_layers = 2
-    model = transformers.TFBertForSequenceClassification(config)
-    model(model.dummy_inputs)
-    return fixed(model)
-
-
 def _model_garden():
     networks, models = model_garden().networks, model_garden().models
     encoder = networks.BertEncoder(
@@ -108,7 +78,7 @@ def _model_garden():
     return fixed(models.BertClassifier(encoder, num_classes=CLASSES, dropout_rate=0.0))
 
 
-MADE = {"kerashub-bert": _kerashub, "hugging-face-bert": _hugging_face}
+MADE = {"kerashub-bert": kerashub, "hugging-face-bert": hugging_face}
 MADE |= {"model-garden-bert": _model_garden}
 DEEP = [
     *(Specimen(f"{n}-blocks", n, lambda n=n: stacked(n, (16, 16)), lambda x: x) for n in BLOCKS),

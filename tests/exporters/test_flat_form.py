@@ -12,7 +12,7 @@ import keras_efficient as ke
 from keras_efficient.exporters import Features
 from keras_efficient.exporters._flat_form import flat_form
 from keras_efficient.exporters.inference_ops.loaded_floats import LoadedFloats
-from keras_efficient.training._unpad import unpadded_model
+from keras_efficient.training._flat_model import unpadded_model
 from keras_efficient.versions._check_manifest import check_manifest
 
 METHODS = {
@@ -58,17 +58,30 @@ def test_an_export_is_the_model(name, method, quantize, tmp_path, in_process):
     np.testing.assert_allclose(served(report, few), served(report, more), atol=tolerance)
 
 
-def _encoder(read, library="keras"):
-    """A KerasHub encoder whose tokens are read by `read(hidden, mask)`."""
+def _encoder(read, mask_argument="padding_mask", mask_of=lambda mask: mask):
+    """A KerasHub encoder whose tokens are read by `read(keras, hidden, mask)`."""
     import keras_hub
 
-    keras = keras_of(library)
-    ids, mask = keras.Input((None,), dtype="int32", name="token_ids"), None
+    keras = keras_of("keras")
+    ids = keras.Input((None,), dtype="int32", name="token_ids")
     mask = keras.Input((None,), dtype="int32", name="padding_mask")
     hidden = keras.layers.Embedding(20, 8)(ids)
     for _ in range(2):
-        hidden = keras_hub.layers.TransformerEncoder(16, 2)(hidden, padding_mask=mask)
+        encoder = keras_hub.layers.TransformerEncoder(16, 2)
+        hidden = encoder(hidden, **{mask_argument: mask_of(mask)})
     return keras.Model({"token_ids": ids, "padding_mask": mask}, read(keras, hidden, mask))
+
+
+def _batch():
+    rng = np.random.default_rng(0)
+    return {
+        "token_ids": rng.integers(1, 20, (4, 6)).astype("int32"),
+        "padding_mask": (np.arange(6)[None] < [[6], [1], [0], [4]]).astype("int32"),
+    }
+
+
+def _first(keras, hidden, mask):
+    return keras.layers.Dense(2)(hidden[:, 0])
 
 
 def _masked_mean(keras, hidden, mask):
@@ -82,7 +95,7 @@ def _masked_mean(keras, hidden, mask):
 @pytest.mark.parametrize(
     "read, rows, first",
     [
-        (lambda keras, hidden, mask: keras.layers.Dense(2)(hidden[:, 0]), "real tokens", True),
+        (_first, "real tokens", True),
         (_masked_mean, "real tokens", False),
         (lambda keras, hidden, mask: keras.ops.mean(hidden, 1), "all tokens", False),
         (lambda keras, hidden, mask: hidden, "all tokens", False),
@@ -91,14 +104,26 @@ def _masked_mean(keras, hidden, mask):
 )
 def test_what_is_read_decides_what_is_computed(read, rows, first, quantize, tmp_path, in_process):
     model = _encoder(read)
-    rng = np.random.default_rng(0)
-    x = {
-        "token_ids": rng.integers(1, 20, (4, 6)).astype("int32"),
-        "padding_mask": (np.arange(6)[None] < [[6], [1], [0], [4]]).astype("int32"),
-    }
-    report = ke.export(model, tmp_path / "m", sample=x, quantize=quantize)
+    report = ke.export(model, tmp_path / "m", sample=_batch(), quantize=quantize)
     form = form_of(report)
     assert (form["blocks"], form["rows"], form["first_token_only"]) == (2, rows, first)
+
+
+@pytest.mark.filterwarnings("ignore:quantize='int8' rounds the inputs")
+def test_blocks_that_are_called_for_something_else_are_quantized_layer_by_layer(
+    tmp_path, in_process
+):
+    """Their masks differ by query, which the description does not compute."""
+    model = _encoder(_first, "attention_mask", lambda mask: mask[:, :, None] * mask[:, None])
+    report = ke.export(model, tmp_path / "m", sample=_batch(), quantize="int8")
+    form = form_of(report)
+    assert form["blocks"] == 0 and len(form["unchanged"]) == 2
+    assert all("a mask for each query" in reason for reason in form["unchanged"].values())
+    served = tf.saved_model.load(str(report.directory))
+    functions = served.signatures["tokens"].graph.as_graph_def().library.function
+    ops = [node.op for function in functions for node in function.node_def]
+    # Each block has products for queries, keys and values, its context and its two dense layers.
+    assert ops.count("_QuantizedMatMul") >= 2 * 4 and "MatMul" not in ops
 
 
 def test_a_wrong_description_is_not_used(tmp_path, in_process, monkeypatch):
@@ -147,14 +172,14 @@ def test_floats_are_made_when_an_export_is_loaded(tmp_path, in_process):
     path = str(report.directory)
     expected = served(report, x)
     function = tf.saved_model.load(path).signatures["tokens"]
-    kernels = [
+    conversions = [
         node
         for f in function.graph.as_graph_def().library.function
         for node in f.node_def
         if node.op == "Cast" and node.attr["SrcT"].type == tf.int8.as_datatype_enum
     ]
-    # Rows of embeddings are converted where they are looked up.
-    assert len(kernels) <= 3
+    # Rows of the three embeddings are converted where they are looked up.
+    assert len(conversions) <= 3
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         graph = tf.compat.v1.saved_model.load(session, ["serve"], path)
         signature = graph.signature_def["tokens"]
@@ -165,7 +190,7 @@ def test_floats_are_made_when_an_export_is_loaded(tmp_path, in_process):
 
 def test_loaded_floats_hold_what_they_were_made_of():
     variable = tf.Variable([1.0, 2.0])
-    floats = LoadedFloats(lambda: variable * 2, (2,), "float32")
+    floats = LoadedFloats(lambda: variable * 2, [variable], (2,), "float32")
     np.testing.assert_array_equal(tf.function(floats.value)(), [2.0, 4.0])
     # They are made once.
     variable.assign([5.0, 5.0])

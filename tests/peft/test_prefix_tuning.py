@@ -17,7 +17,7 @@ from tuned import (
     head_keys,
     outputs,
 )
-from zoo import FEW, VOCABULARY, full_except, hf_config, keras_of
+from zoo import FEW, VOCABULARY, full_except, hf_config, keras_of, kerashub_backbone
 
 import keras_efficient as ke
 from keras_efficient.parametrize._parametrized_layer import parametrized_layer, parametrized_layers
@@ -259,15 +259,7 @@ def test_masks_that_layers_pass_on(library):
 def two_layers():
     import keras_hub
 
-    backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=VOCABULARY,
-        num_layers=2,
-        num_heads=2,
-        hidden_dim=8,
-        intermediate_dim=16,
-        max_sequence_length=16,
-    )
-    return keras_hub.models.BertTextClassifier(backbone, num_classes=3)
+    return keras_hub.models.BertTextClassifier(kerashub_backbone("Bert", 2), num_classes=3)
 
 
 def test_deep_and_shallow():

@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
+import zoo
 from covering import sampled
 from fit_helpers import assert_same, fit, mirrored, moved
 from zoo import LENGTH, VOCABULARY, hf_config, keras_of
@@ -225,9 +226,7 @@ def pretraining(name):
 
 def fixed(model):
     model(model.dummy_inputs)
-    rng = np.random.default_rng(0)
-    model.set_weights([rng.normal(0, 0.2, w.shape).astype(w.dtype) for w in model.get_weights()])
-    return model
+    return zoo.fixed(model)
 
 
 def check(make, features, *, k=4, replicas=1, rate=0.3, y=None, history=True):

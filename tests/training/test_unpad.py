@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from covering import covering, sampled
 from fit_helpers import assert_same, batches, compiled, mirrored
-from zoo import CLASSES, VOCABULARY, ZOO, keras_of
+from zoo import CLASSES, VOCABULARY, ZOO, keras_of, kerashub_backbone
 
 import keras_efficient as ke
 from keras_efficient.architecture import _recognizers
@@ -363,27 +363,11 @@ def test_saved_model_of_tf_keras(name, tmp_path):
 # --- other families ------------------------------------------------------------------------------
 
 
-def _kerashub_backbone(name):
-    import keras_hub
-
-    sizes = {
-        "vocabulary_size": VOCABULARY,
-        "num_layers": 2,
-        "num_heads": 2,
-        "hidden_dim": 8,
-        "intermediate_dim": 16,
-        "max_sequence_length": 16,
-    }
-    if name == "Albert":
-        sizes |= {"embedding_dim": 4}
-    return getattr(keras_hub.models, f"{name}Backbone")(**sizes)
-
-
 @pytest.mark.parametrize("family", ["Albert", "DistilBert", "GPT2", "Roberta"])
 @sampled(2)
 def test_backbones_of_kerashub(family):
     """The comparison is the test: outputs and gradients of real tokens agree to 1e-5."""
-    report = ke.unpad(_kerashub_backbone(family), ignore_padding_outputs=True)
+    report = ke.unpad(kerashub_backbone(family, 2), ignore_padding_outputs=True)
     assert report.masked and not report.unchanged and report.blocks
 
 
