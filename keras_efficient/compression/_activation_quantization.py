@@ -1,7 +1,7 @@
 """Quantization of layer inputs, and the tracking of their ranges in training."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import tensorflow as tf
@@ -10,6 +10,7 @@ from keras_efficient.architecture._weights import Weight
 from keras_efficient.compression._fake_quant import fake_quantize
 from keras_efficient.compression._integers import reciprocal
 from keras_efficient.flavor import Layer, Model
+from keras_efficient.flavor._patched import patched
 from keras_efficient.parametrize._parametrized_layer import CallWrapper, parametrized_layers
 from keras_efficient.training import _replicas as replicas
 
@@ -207,29 +208,26 @@ def _of_all_replicas(observed):
 
 def rounds_inputs(model: Model) -> bool:
     """Return whether any layer of the model rounds its input."""
-    return any(
-        isinstance(part, ActivationQuantizer)
-        for layer in parametrized_layers(model)
-        for part in layer.call_wrappers
-    )
+    return bool(_quantizers(model))
 
 
 @contextmanager
 def unrounded_inputs(model: Model) -> Iterator[None]:
     """Let no layer of a model round its input, for the time of a block."""
-    parts = [
+    with ExitStack() as stack:
+        for part in _quantizers(model):
+            # While a quantizer is observed, it does not round.
+            stack.enter_context(patched(part, observer=lambda x: None))
+        yield
+
+
+def _quantizers(model):
+    return [
         part
         for layer in parametrized_layers(model)
         for part in layer.call_wrappers
         if isinstance(part, ActivationQuantizer)
     ]
-    for part in parts:
-        part.observer = lambda x: None
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.observer = None
 
 
 def input_axes(layer: Layer, weight: Weight, rank: int) -> tuple[int, ...] | None:

@@ -52,8 +52,8 @@ def check_export(
         The version directory that the export would write now.
 
     Raises:
-        InputError: an export would refuse this, for instance `quantize="int8"` on a CPU without
-            exact int8 products.
+        InputError: an export would refuse this, for instance `quantize="int8"` with a TensorFlow
+            without products of integers.
 
     Examples:
         >>> import tempfile, numpy as np

@@ -92,11 +92,11 @@ def export(
         sample: a batch as `fit` takes it, with at least 1 example: features (tensor, dict or list
             of tensors) or a tuple (features, labels[, sample_weight]).
         quantize: None: weights as floats. "int8": kernels and embeddings as integers, multiplied as
-            integers on x86 CPUs. "int8-weights": as integers that are converted to floats before
-            they are multiplied; smaller, not faster, on any device. "bfloat16": stored and
-            multiplied in bfloat16. The integers are those of `ke.quantize_aware` or `ke.calibrate`,
-            also of 4 bits. Other models are quantized as they are, and "int8" then rounds inputs of
-            layers in the ranges that they have on the sample, with a warning. Default: None.
+            integers on x86 CPUs. "int8-weights": as integers that are converted to floats when the
+            SavedModel is loaded, once, on any device. "bfloat16": stored and multiplied in
+            bfloat16. The integers are those of `ke.quantize_aware` or `ke.calibrate`, also of 4
+            bits. Other models are quantized as they are; "int8" then rounds inputs of layers in the
+            ranges that they have on the sample, and warns. Default: None.
         format: "saved_model", or "litert": one file, `model.tflite`, written by TensorFlow's
             converter and verified with ai-edge-litert. There "int8-weights" means dynamic range
             quantization, and "int8" uses fixed ranges measured on the sample. Default:
@@ -383,10 +383,9 @@ def _module(flavor, model, unread, loaded, features, text, arguments):
     # Of a quantized model only the variables that the graph reads are written.
     weights = [] if arguments.quantize else _served_weights(flavor, model, unread)
     module: Any = tf.Module()
-    module.loaded = [floats for floats, _ in loaded]
-    known = {id(variable) for variable in weights}
-    weights += [v for _, read in loaded for v in read if id(v) not in known]
-    module.weights = weights + _other_state(tokens, weights, module.loaded)
+    weights += [variable for floats in loaded for variable in floats.variables]
+    module.weights = weights + _other_state(tokens, weights, loaded)
+    module.loaded = loaded
     functions = {"tokens": tokens}
     if text is not None:
         module.text = text.function(tokens)
@@ -464,9 +463,8 @@ def _bytes(variable):
 def _reference(flavor, model, features):
     """Return the outputs of the model in memory on the sample, computed eagerly on the CPU."""
     with tf.device("CPU:0"):
-        tensors = {name: tf.constant(array) for name, array in features.arrays.items()}
         try:
-            outputs = flavor.call(model, features.restore(tensors), training=False)
+            outputs = flavor.call(model, features.inputs(), training=False)
         except Exception as error:
             shapes = {name: (str(x.dtype), x.shape) for name, x in features.arrays.items()}
             raise InputError(

@@ -77,6 +77,10 @@ class Features:
         """Return named tensors in the structure that the model takes."""
         return self._restore(dict(tensors))
 
+    def inputs(self) -> Any:
+        """Return the sample as tensors in the structure that the model takes."""
+        return self.restore({name: tf.constant(array) for name, array in self.arrays.items()})
+
     def specs(self, dynamic_length: bool = True) -> dict:
         """Return a `tf.TensorSpec` by name, for any batch size and any length.
 

@@ -222,6 +222,16 @@ def test_synthetic_inputs():
     np.testing.assert_array_equal(arrays["token_ids"], again["token_ids"])
 
 
+def test_synthetic_inputs_of_unequal_lengths():
+    shapes = {"token_ids": ("int32", (64, 40)), "padding_mask": ("int32", (64, 40))}
+    equal, mixed = (synthetic_inputs(shapes, 7, unequal) for unequal in (False, True))
+    np.testing.assert_array_equal(equal["token_ids"], mixed["token_ids"])
+    lengths = mixed["padding_mask"].sum(1)
+    # Padding is at the end; the longest example is the first.
+    np.testing.assert_array_equal(mixed["padding_mask"], np.arange(40)[None] < lengths[:, None])
+    assert lengths[0] == 40 and lengths.min() >= 10 and 22 < lengths.mean() < 28
+
+
 def test_inputs_that_cannot_be_synthesized():
     with pytest.raises(InputError, match=r"length it is timed at. Received: m, .* Time it at 6"):
         resolve_shapes({"ids": {"dtype": "int32", "shape": [None, 6]}}, 1, 8, "m")

@@ -8,7 +8,6 @@ import tensorflow as tf
 from keras_efficient.architecture import _row_functions as functions
 from keras_efficient.architecture._activations import ACTIVATIONS, activation_of
 from keras_efficient.architecture._run_block import is_changed
-from keras_efficient.exporters.inference_ops.layer_norm import unit
 from keras_efficient.exporters.inference_ops.matmul import (
     FUSED,
     Int8MatMul,
@@ -174,4 +173,5 @@ class _Norm:
 
     def __call__(self, x, scale=1.0):
         """Return the `Hidden` states of `scale` times the rows."""
-        return Hidden(unit(x, self.epsilon / scale**2), self.gamma, self.beta)
+        unit, _ = functions.unit_rows(x, self.epsilon / scale**2)
+        return Hidden(unit, self.gamma, self.beta)

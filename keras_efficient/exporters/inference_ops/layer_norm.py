@@ -3,14 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_efficient.architecture._row_functions import unit_rows
 from keras_efficient.parametrize._parametrized_layer import CallWrapper
-
-
-def unit(x, epsilon):
-    """Return rows with mean 0 and variance 1."""
-    centred = x - tf.reduce_mean(x, -1, keepdims=True)
-    variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
-    return centred * tf.math.rsqrt(variance + epsilon)
 
 
 class LayerNormOp(CallWrapper):
@@ -26,7 +20,8 @@ class LayerNormOp(CallWrapper):
         scale = tf.ones([size]) if layer.gamma is None else tf.cast(layer.gamma, tf.float32)
         offset = tf.zeros([size]) if layer.beta is None else tf.cast(layer.beta, tf.float32)
         x = tf.cast(inputs, tf.float32)
-        return tf.cast(unit(x, layer.epsilon) * scale + offset, inputs.dtype)
+        unit, _ = unit_rows(x, layer.epsilon)
+        return tf.cast(unit * scale + offset, inputs.dtype)
 
 
 def is_last_axis(layer):

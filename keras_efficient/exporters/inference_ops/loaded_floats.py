@@ -15,13 +15,15 @@ class LoadedFloats(tf.saved_model.experimental.TrackableResource):
     `tf.saved_model.load`, the process: a signature may be used after its model is gone.
 
     Args:
-        make: function without arguments that returns the tensor; it reads variables of the module.
-        shape: its shape.
+        make: function without arguments that returns the tensor.
+        variables: list of the `tf.Variable`s that it reads.
+        shape: shape of the tensor.
         dtype: its dtype.
     """
 
-    def __init__(self, make: Callable[[], Any], shape: Any, dtype: Any):
+    def __init__(self, make: Callable[[], Any], variables: list, shape: Any, dtype: Any):
         super().__init__()
+        self.variables = variables
         self._make, self._shape, self._dtype = make, tf.TensorShape(shape), tf.as_dtype(dtype)
         # Resources are found by name where a model is loaded in a session.
         self._shared_name = f"keras_efficient_floats_{uuid.uuid4().hex}"

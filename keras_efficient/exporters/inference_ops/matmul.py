@@ -88,15 +88,13 @@ class Int8MatMul(MatMul):
         if self.range is not None:
             y = self.folded()(quantize(self.grid.of(x)), fused)
         else:
-            low, high = _range_of(x)
-            scale = (high - low) * np.float32(1 / 255)
-            zero = tf.round(-low / scale)
+            grid = _grid(*_range_of(x), tf.round)
             y = multiply(
-                quantize(Grid(scale, zero).of(x)),
-                255 * scale,
+                quantize(grid.of(x)),
+                255 * grid.scale,
                 self.variable,
                 127 * self.scales,
-                tf.cast(self.bias - scale * zero * self._sums, tf.float32),
+                tf.cast(self._bias_on(grid), tf.float32),
                 fused,
                 constant=False,
             )
@@ -107,13 +105,12 @@ class Int8MatMul(MatMul):
         """The `Grid` of x, if its range is known."""
         assert self.range is not None
         low, high = self.range
-        # The same rounding as in `ActivationQuantizer`.
-        scale = (high - low) * np.float32(1 / 255)
-        return Grid(scale, np.round(-low / scale))
+        return _grid(low, high, np.round)
 
-    @property
-    def _sums(self):
-        return self.scales * self.integers.sum(0, dtype="int64").astype("float32")
+    def _bias_on(self, grid):
+        """The bias, and what the zero of a grid adds to each output."""
+        sums = self.scales * self.integers.sum(0, dtype="int64").astype("float32")
+        return self.bias - grid.scale * grid.zero * sums
 
     def folded(self, scale=1.0, shift=0.0):
         """Return the product of integers that gives `scale · (x · W + b) + shift`.
@@ -128,7 +125,7 @@ class Int8MatMul(MatMul):
             self.variable,
             float(255 * grid.scale),
             (127 * self.scales * scale).astype("float32"),
-            (scale * (self.bias - grid.scale * grid.zero * self._sums) + shift).astype("float32"),
+            (scale * self._bias_on(grid) + shift).astype("float32"),
         )
 
     @property
@@ -217,6 +214,12 @@ class Grid(NamedTuple):
     def limits(self):
         """The smallest and the largest number."""
         return float(-self.scale * self.zero), float(self.scale * (255 - self.zero))
+
+
+def _grid(low, high, round_to_integer):
+    """The `Grid` of a range that contains zero, with the rounding of `ActivationQuantizer`."""
+    scale = (high - low) * np.float32(1 / 255)
+    return Grid(scale, round_to_integer(-low / scale))
 
 
 def quantize(x):

@@ -1,5 +1,6 @@
 """Substitute the layers of a model by inference-only implementations during an export."""
 
+import functools
 import warnings
 from contextlib import contextmanager
 from typing import Any
@@ -101,8 +102,7 @@ def rounded(model, quantize, features, reduce_range=False):
 
 def _measure(model, quantizers, features):
     """Set the ranges of quantizers to those of the sample."""
-    sample = features.restore({name: tf.constant(x) for name, x in features.arrays.items()})
-    measured = observe(model, quantizers.values(), [sample])
+    measured = observe(model, quantizers.values(), [features.inputs()])
     for quantizer, found in zip(quantizers.values(), measured, strict=True):
         if found.calls:
             quantizer.set_range(found.low, found.high)
@@ -126,8 +126,8 @@ def substituted_layers(model, quantize, form):
         form: the `FlatForm` of the model.
 
     Yields:
-        The base variables that are not read in the block; and a list that receives what is made of
-        integers when the export is loaded, each `(LoadedFloats, variables it is made of)`.
+        The base variables that are not read in the block; and a list that receives the
+        `LoadedFloats` that are.
     """
     if quantize is None:
         yield [], []
@@ -147,7 +147,7 @@ class _Substitution:
         self.model, self.flavor, self.quantize = model, flavors.of(model), quantize
         self.form = form
         self.packs, self.parts, self.chains = {}, [], []
-        self.loaded: list[tuple[LoadedFloats, list]] = []
+        self.loaded: list[LoadedFloats] = []
 
     def begin(self):
         weights = all_weights(self.model)
@@ -182,7 +182,7 @@ class _Substitution:
                 for layer in (block.layer, *block.block.chain):
                     done |= set(map(id, layer._flatten_layers()))
         if done:
-            self.form.use_whole_rows()
+            self.form.model.whole = True
         return done
 
     def end(self):
@@ -208,16 +208,16 @@ class _Substitution:
             return lambda: LazyEmbeddingOp(pack.integers, pack.row_scales)
         if not isinstance(pack, Int8Weight):
             return pack.value
-        made = []
 
-        def read():
-            # Only what is read is made; reading it as it is loaded costs nothing in a call.
-            if not made:
-                made.append(LoadedFloats(pack.value, pack.weight.shape, pack.weight.value.dtype))
-                self.loaded.append((made[0], pack.variables))
-            return made[0].value()
+        # Only what is read is made.
+        @functools.cache
+        def floats():
+            weight = pack.weight
+            made = LoadedFloats(pack.value, pack.variables, weight.shape, weight.value.dtype)
+            self.loaded.append(made)
+            return made
 
-        return read
+        return lambda: floats().value()
 
     def _parts(self, layer):
         """Return the call wrappers that substitute a layer, at most one."""

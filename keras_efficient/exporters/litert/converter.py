@@ -17,7 +17,7 @@ from keras_efficient.flavor import Model
 from keras_efficient.flavor._patched import patched
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers
 from keras_efficient.parametrize._plain_model import folded_weights
-from keras_efficient.training._unpad import padded
+from keras_efficient.training._flat_model import padded
 
 MODES = ("float32", "dynamic-int8", "int8")
 #: Operations that full int8 leaves in float32. Adding an attention mask of -1e9 in int8 would lose
