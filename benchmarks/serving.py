@@ -1,17 +1,19 @@
-"""Latency, bytes and accuracy of MiniLM in nine formats, in one interleaved run.
+"""Latency, bytes and accuracy of MiniLM in eleven formats, in one interleaved run.
 
     python benchmarks/serving.py [--quick] [--threads N] [--json FILE] [--plot [FILE]]
 
 Movie reviews, sentiment. MiniLM is trained briefly, calibrated on 256 training reviews, and written
 by Keras' own `model.export`, by `ke.export` as float32, bfloat16, int8 weights and int8, by the
-LiteRT converter as float and as dynamic int8, and by tf2onnx as float and, quantized by ONNX
-Runtime, as dynamic int8. `ke.bench.bench` then times them in turns at batches 1, 8 and 32 and
-lengths 32, 64 and 128, equal and mixed ones, and measures accuracy on the same held-out reviews.
+LiteRT converter as float and as dynamic int8, by tf2onnx as float and, quantized by ONNX Runtime,
+as dynamic int8, and from the ONNX file by OpenVINO as float and, quantized by NNCF on the same 256
+reviews, as int8. `ke.bench.bench` then times them in turns at batches 1, 8 and 32 and lengths 32,
+64 and 128, equal and mixed ones, and measures accuracy on the same held-out reviews.
 
 `--quick` trains on 1,280 reviews (else 3,200), times batches 1 and 8 at length 64, and measures
 accuracy on 800 of the 1,605 held-out reviews. The JSON has {"speedup": {format: {case: latency of
-keras_export / its latency}}, "bytes_ratio": {format: bytes on disk / (4 · parameters)},
-"accuracy_drop": {format: accuracy of the Keras model minus its accuracy, in points of percent}}.
+keras_export / its latency}}, "processor_speedup": the same of processor times, "bytes_ratio":
+{format: bytes on disk / (4 · parameters)}, "accuracy_drop": {format: accuracy of the Keras model
+minus its accuracy, in points of percent}, "cpu": name of the CPU, "threads": threads}.
 
 Training and writing have processes of their own. Nothing is kept, unless `--folder` names a folder,
 in which a second run finds the formats of the first.
@@ -117,6 +119,10 @@ def write(folder, quick, allow_missing):
         "litert_int8": lambda: litert("litert_int8", "int8-weights"),
         "ort_float": lambda: onnx(made["paths"]["keras_export"], folder / "float.onnx"),
         "ort_int8": lambda: onnx_int8(made["paths"]["ort_float"], folder / "int8.onnx"),
+        "openvino_float": lambda: openvino(made["paths"]["ort_float"], folder / "float.xml"),
+        "openvino_int8": lambda: openvino(
+            made["paths"]["ort_float"], folder / "int8.xml", calibration
+        ),
         "int8_weights": lambda: calibrated("int8-weights", "int8_weights"),
         "int8": lambda: calibrated("int8", "int8"),
     }
@@ -206,10 +212,32 @@ def onnx_int8(source, file):
     return file
 
 
+def openvino(source, file, calibration=None):
+    """Converted by OpenVINO; with calibration data, quantized by NNCF as it does Transformers."""
+    import numpy as np
+    import openvino
+
+    model = openvino.convert_model(source)
+    if calibration is not None:
+        import nncf
+
+        examples = [
+            {name: np.asarray(value[row : row + 1]) for name, value in features.items()}
+            for features, labels in calibration
+            for row in range(len(labels))
+        ]
+        data = nncf.Dataset(examples)
+        kind = nncf.ModelType.TRANSFORMER
+        model = nncf.quantize(model, data, model_type=kind, subset_size=len(examples))
+    openvino.save_model(model, file, compress_to_fp16=False)
+    return file
+
+
 #: In the order of the table.
 FORMATS = (
     *("keras_export", "fp32", "bfloat16", "int8_weights", "int8"),
     *("litert_float", "litert_int8", "ort_float", "ort_int8"),
+    *("openvino_float", "openvino_int8"),
 )
 
 
@@ -268,6 +296,9 @@ def measure(folder, arguments):
         report.plot(arguments.plot)
     figures = {
         "speedup": report.speedup("keras_export"),
+        "processor_speedup": report.speedup("keras_export", "processor_ms"),
+        "cpu": report.cpu,
+        "threads": arguments.threads,
         "bytes_ratio": {
             n: t["bytes"] / (4 * made["parameters"]) for n, t in report.targets.items()
         },

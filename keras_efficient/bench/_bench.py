@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_efficient._errors import InputError, shortened
 from keras_efficient.bench._bench_report import BenchReport
+from keras_efficient.bench._cpu import cpu_name
 from keras_efficient.bench._inputs import load_examples, resolve_shapes, synthetic_inputs
 from keras_efficient.exporters._manifest import MANIFEST
 from keras_efficient.metrics import classification_report, predicted_classes, scores_of
@@ -26,7 +27,7 @@ from keras_efficient.versions._find_version import find_version
 _ROUNDS, _CALLS = 5, 50
 #: Examples per call while accuracy is measured.
 _BATCH = 32
-_KINDS = {".tflite": "litert", ".onnx": "onnx"}
+_KINDS = {".tflite": "litert", ".onnx": "onnx", ".xml": "openvino"}
 
 
 def bench(
@@ -54,7 +55,7 @@ def bench(
     Args:
         targets: dict of names to paths, a list of paths, or one path. A path is the folder of a
             SavedModel (its signature "serving_default" is run; in a folder of versions, the newest
-            one), or a .tflite or .onnx file.
+            one), or a .tflite, .onnx or OpenVINO .xml file.
         batches: sequence of int, examples per call. Default: (1, 8, 32).
         lengths: sequence of int, tokens per example. Default: (32, 64, 128).
         threads: int, threads within one operation; operations run one after the other. Default: 1.
@@ -84,7 +85,7 @@ def bench(
         ...     {"ours": made.directory}, batches=[1], lengths=[1], seconds=0.1
         ... )
         >>> sorted(report.targets["ours"]["cases"]["batch 1, length 1"])
-        ['calls', 'examples_per_second', 'median_ms', 'p95_ms']
+        ['calls', 'examples_per_second', 'median_ms', 'p95_ms', 'processor_ms']
 
     Reference:
         `Reddi et al., 2020, MLPerf Inference Benchmark <https://arxiv.org/abs/1911.02549>`_: calls
@@ -115,7 +116,9 @@ def bench(
                         answer = processes[name].ask(
                             time=files[name], calls=_CALLS, seconds=seconds / _ROUNDS
                         )
-                    times[name].setdefault(case, []).extend(answer["times"])
+                    measured = times[name].setdefault(case, {"times": [], "processor": []})
+                    for kind, durations in measured.items():
+                        durations.extend(answer[kind])
     sizes = {_case(b, n, m): b for n in lengths for b in batches for m in (False, True)}
     return BenchReport(
         threads,
@@ -130,6 +133,7 @@ def bench(
             }
             for name, (path, kind) in found.items()
         },
+        cpu_name(),
     )
 
 
@@ -237,16 +241,20 @@ def _evaluation(process, examples, folder):
 def _served_bytes(path):
     """Return the size of the files that a server loads, without manifests and reports."""
     if path.is_file():
-        return path.stat().st_size
+        # OpenVINO keeps the weights of model.xml in model.bin.
+        weights = path.with_suffix(".bin") if path.suffix == ".xml" else None
+        return path.stat().st_size + (weights.stat().st_size if weights else 0)
     files = [path / "saved_model.pb"]
     files += [f for name in ("variables", "assets") for f in (path / name).rglob("*")]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _statistics(times, batch):
+def _statistics(measured, batch):
+    times = measured["times"]
     return {
         "median_ms": float(np.median(times)),
         "p95_ms": float(np.percentile(times, 95)),
+        "processor_ms": float(np.median(measured["processor"])),
         "examples_per_second": 1e3 * batch / float(np.median(times)),
         "calls": len(times),
     }

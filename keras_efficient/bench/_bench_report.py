@@ -8,6 +8,8 @@ from typing import Any
 
 from keras_efficient._errors import InputError
 
+_DURATIONS = ("median_ms", "p95_ms", "processor_ms")
+
 
 @dataclass(frozen=True)
 class BenchReport:
@@ -15,17 +17,20 @@ class BenchReport:
 
     Attributes:
         threads: int, threads within one operation.
-        targets: {name: facts}, where facts are "path"; "kind" ("saved_model", "litert" or "onnx");
-            "bytes", the size of the files that a server loads; "accuracy" from 0 to 1, or None;
-            "evaluation", the dict of a `ke.metrics.ClassificationReport`, or None; and "cases",
-            which is {"batch B, length N": figures}. Figures are the latencies "median_ms" and
-            "p95_ms" in milliseconds, "examples_per_second" at the median, and "calls", the number
-            of calls timed.
+        targets: {name: facts}, where facts are "path"; "kind" ("saved_model", "litert", "onnx" or
+            "openvino"); "bytes", the size of the files that a server loads; "accuracy" from 0 to 1,
+            or None; "evaluation", the dict of a `ke.metrics.ClassificationReport`, or None; and
+            "cases", which is {"batch B, length N": figures}. Figures are the latencies "median_ms"
+            and "p95_ms" in milliseconds, "processor_ms", the median processor time of all threads
+            of the target's process, "examples_per_second" at the median latency, and "calls", the
+            number of calls timed.
+        cpu: str, the CPU on which they were measured, with its number of cores and instruction
+            sets.
 
     Examples:
         >>> from keras_efficient.bench import BenchReport
-        >>> case = {"median_ms": 4.0, "p95_ms": 5.0, "examples_per_second": 250.0, "calls": 9}
-        >>> half = {**case, "median_ms": 2.0, "examples_per_second": 500.0}
+        >>> case = {"median_ms": 4.0, "p95_ms": 5.0, "processor_ms": 4.0, "calls": 9}
+        >>> half = {**case, "median_ms": 2.0}
         >>> facts = {"path": "a", "kind": "saved_model", "bytes": 1, "accuracy": None}
         >>> report = BenchReport(1, {
         ...     "fp32": {**facts, "cases": {"batch 1, length 8": case}},
@@ -37,38 +42,47 @@ class BenchReport:
 
     threads: int
     targets: dict
+    cpu: str = ""
 
     def to_json(self) -> str:
         """Return the report as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
 
-    def speedup(self, baseline: str) -> dict[str, dict[str, float]]:
-        """Compute how many times as fast as `baseline` each target is, by the median latency.
+    def speedup(self, baseline: str, figure: str = "median_ms") -> dict[str, dict[str, float]]:
+        """Compute how many times as fast as `baseline` each target is.
 
         Args:
             baseline: str, the name of a target.
+            figure: "median_ms", the latency, "p95_ms", or "processor_ms", the processor time, which
+                depends less on other load of the machine. Default: "median_ms".
 
         Returns:
             {target: {case: ratio}}.
 
         Raises:
-            InputError: there is no target of that name.
+            InputError: there is no target of that name, or no such figure.
         """
         if baseline not in self.targets:
             raise InputError(
                 f"`baseline` must be one of {', '.join(self.targets)}. Received: {baseline!r}."
             )
+        if figure not in _DURATIONS:
+            raise InputError(
+                f"`figure` must be one of {', '.join(_DURATIONS)}. Received: {figure!r}."
+            )
         base = self.targets[baseline]["cases"]
         return {
-            name: {c: base[c]["median_ms"] / f["median_ms"] for c, f in target["cases"].items()}
+            name: {c: base[c][figure] / f[figure] for c, f in target["cases"].items()}
             for name, target in self.targets.items()
         }
 
     def table(self) -> Any:
         """Return a rich renderable for 80 columns: latencies by case, and the models.
 
-        The latencies have a section for each case and a row for each target. A second table has
-        size, accuracy and macro-F1, the majority baseline, and warnings of useless predictions.
+        The latencies have a section for each case and a row for each target: "p50" is the median,
+        "p95" the 95th percentile, and "CPU" the median processor time of all threads. A second
+        table has size, accuracy and macro-F1, the majority baseline, and warnings of useless
+        predictions.
         """
         from rich import box
         from rich.console import Group
@@ -80,12 +94,12 @@ class BenchReport:
         shown = _without_common_folder(list(self.targets))
         counts = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         table = Table(
-            title=f"Latency on this machine's CPU, {counts}",
+            title=f"Latency on {self.cpu or 'the CPU'}; {counts}",
             title_justify="left",
             box=box.SIMPLE_HEAD,
         )
         table.add_column("", overflow="fold")
-        for name in ("median ms", "p95 ms", "examples/s", "faster"):
+        for name in ("p50 ms", "p95 ms", "CPU ms", "examples/s", "faster"):
             table.add_column(name, justify="right", no_wrap=True)
         for case in self.targets[first]["cases"]:
             table.add_row(Text(case, style="bold"))
@@ -94,8 +108,7 @@ class BenchReport:
                 table.add_row(
                     # Text does not interpret markup in a name.
                     Text(f"  {shown[name]}"),
-                    f"{figures['median_ms']:.2f}",
-                    f"{figures['p95_ms']:.2f}",
+                    *map(_milliseconds, (figures[name] for name in _DURATIONS)),
                     f"{figures['examples_per_second']:,.1f}",
                     f"{ratios[name][case]:.2f}x",
                 )
@@ -199,6 +212,10 @@ class BenchReport:
             ) from error
         finally:
             pyplot.close(figure)
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
 
 
 def _without_common_folder(names: list[str]) -> dict[str, str]:

@@ -275,11 +275,13 @@ def bench(
     ] = None,
     onnx: Annotated[list[Path] | None, typer.Option(help="An .onnx file; repeatable.")] = None,
     litert: Annotated[list[Path] | None, typer.Option(help="A .tflite file; repeatable.")] = None,
+    openvino: Annotated[list[Path] | None, typer.Option(help="An .xml file; repeatable.")] = None,
     batch: Annotated[list[int], typer.Option(help="Examples per call; repeatable.")] = _BATCHES,
     length: Annotated[list[int], typer.Option(help="Tokens in each; repeatable.")] = _LENGTHS,
     threads: Annotated[int, typer.Option(help="Threads within one operation.")] = 1,
     seconds: Annotated[float, typer.Option(help="Time limit per model and case.")] = 3.0,
     vocabulary: Annotated[int, typer.Option(help="Token ids are drawn below this number.")] = 1000,
+    mixed: Annotated[bool, typer.Option(help="Also time batches of unequal lengths.")] = False,
     data: Annotated[
         Path | None,
         typer.Option(help="For accuracy: .npz with the inputs' arrays and `labels`."),
@@ -291,7 +293,7 @@ def bench(
     options = {**locals()}
     from keras_efficient.cli._bench import Settings, show
 
-    several = ("directories", "onnx", "litert", "batch", "length")
+    several = ("directories", "onnx", "litert", "openvino", "batch", "length")
     options |= {name: tuple(options[name] or ()) for name in several}
     show(Settings(**options))
 

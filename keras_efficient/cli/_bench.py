@@ -15,11 +15,13 @@ class Settings:
     directories: tuple
     onnx: tuple
     litert: tuple
+    openvino: tuple
     batch: tuple
     length: tuple
     threads: int
     seconds: float
     vocabulary: int
+    mixed: bool
     data: Path | None
     json: Path | None
     plot: Path | None
@@ -33,7 +35,7 @@ def show(settings: Settings) -> None:
     """
     from keras_efficient.bench import bench
 
-    for option, suffix in (("onnx", ".onnx"), ("litert", ".tflite")):
+    for option, suffix in (("onnx", ".onnx"), ("litert", ".tflite"), ("openvino", ".xml")):
         for path in getattr(settings, option):
             if path.suffix != suffix:
                 raise InputError(f"--{option} must name a {suffix} file. Received: {str(path)!r}.")
@@ -44,11 +46,11 @@ def show(settings: Settings) -> None:
             raise InputError(
                 f"--{option} must name a file in an existing folder. Received: {str(path)!r}."
             )
-    targets = [*settings.directories, *settings.onnx, *settings.litert]
+    targets = [*settings.directories, *settings.onnx, *settings.litert, *settings.openvino]
     if not targets:
         raise InputError(
             "bench must be given a model. Received: none. Name a folder that was given to "
-            "`ke.export`, or use --onnx or --litert."
+            "`ke.export`, or use --onnx, --litert or --openvino."
         )
     with Console(stderr=True).status("Loading the models and taking turns ..."):
         report = bench(
@@ -59,6 +61,7 @@ def show(settings: Settings) -> None:
             seconds=settings.seconds,
             vocabulary=settings.vocabulary,
             data=settings.data,
+            mixed=settings.mixed,
         )
     Console().print(report.table())
     if settings.plot is not None:

@@ -93,7 +93,7 @@ def milliseconds(call):
     """Time up to `CALLS` calls within about `SECONDS`, after warm-up calls."""
     for _ in range(WARMUP_CALLS):
         call()
-    return time_calls(call, CALLS, SECONDS)
+    return time_calls(call, CALLS, SECONDS)[0]
 
 
 if __name__ == "__main__":

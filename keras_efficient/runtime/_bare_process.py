@@ -59,20 +59,22 @@ def load_arrays(path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def time_calls(call: Callable, calls: int, seconds: float) -> list[float]:
-    """Return durations in milliseconds: at most `calls` of them, at least one.
+def time_calls(call: Callable, calls: int, seconds: float) -> tuple[list[float], list[float]]:
+    """Return the duration and the processor time of each call, in milliseconds.
 
-    No call starts after `seconds` have passed.
+    Processor time is that of all threads of this process. At least one call is made, at most
+    `calls`, and none starts after `seconds` have passed.
     """
-    times = []
+    times, processor = [], []
     begin = time.perf_counter()
     while len(times) < calls:
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         if times and start - begin > seconds:
             break
         call()
         times.append((time.perf_counter() - start) * 1e3)
-    return times
+        processor.append((time.process_time() - used) * 1e3)
+    return times, processor
 
 
 def peak_memory_bytes() -> int:

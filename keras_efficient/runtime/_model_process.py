@@ -18,6 +18,7 @@ _REQUIREMENTS = {
     "saved_model": ("tensorflow", "TensorFlow", None),
     "litert": ("ai_edge_litert", "ai-edge-litert", "litert"),
     "onnx": ("onnxruntime", "onnxruntime", "benchmarks"),
+    "openvino": ("openvino", "OpenVINO", "benchmarks"),
 }
 
 
@@ -40,8 +41,8 @@ class ModelProcess:
     `_runner_script.py`, which describes the requests, confined by `_sandbox.py`.
 
     Args:
-        path: path of a SavedModel's folder, or of a .tflite or .onnx file.
-        kind: "saved_model", "litert" or "onnx".
+        path: path of a SavedModel's folder, or of a .tflite, .onnx or OpenVINO .xml file.
+        kind: "saved_model", "litert", "onnx" or "openvino".
         threads: int, threads within one operation; operations run one after the other. Default: 1.
         timeout: float, seconds to wait for a response before the process is stopped.
             Default: 600.0.

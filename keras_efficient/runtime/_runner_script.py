@@ -2,7 +2,8 @@
 
 Run as `python -P _runner_script.py`. It imports the standard library, NumPy, `_bare_process` and
 the runtime that the model needs. It reads one JSON request a line from its standard input and
-answers each with one line: {"load": path, "kind": "saved_model" | "litert" | "onnx", "threads": n}
+answers each with one line: {"load": path, "kind": "saved_model" | "litert" | "onnx" |
+"openvino", "threads": n}
 first, then {"run": npz, "to": npz} and {"time": npz, "calls": n, "seconds": s}.
 """
 
@@ -63,7 +64,7 @@ def run(model, request):
 
 
 def time_case(model, cases, request):
-    """Return durations in milliseconds, after a first call that is not timed.
+    """Return durations and processor times in milliseconds, after a call that is not timed.
 
     The first call refills the caches, which other processes have used meanwhile. At least one call
     is timed, and none starts after the given seconds.
@@ -72,8 +73,8 @@ def time_case(model, cases, request):
     if inputs is None:
         inputs = cases[request["time"]] = model.prepare(load_arrays(request["time"]))
     model.call(inputs)
-    times = time_calls(lambda: model.call(inputs), request["calls"], request["seconds"])
-    return {"times": times}
+    times, processor = time_calls(lambda: model.call(inputs), request["calls"], request["seconds"])
+    return {"times": times, "processor": processor}
 
 
 def select_inputs(inputs, values):
@@ -158,7 +159,31 @@ class Onnx:
         return dict(zip(self.outputs, self._session.run(None, inputs), strict=True))
 
 
-LOADERS = {"saved_model": SavedModel, "litert": LiteRT, "onnx": Onnx}
+class OpenVino:
+    def __init__(self, path, threads):
+        import openvino
+
+        # Floats are computed as such; by default CPUs with AMX compute them in bfloat16.
+        settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        self._model = openvino.Core().compile_model(path, "CPU", settings)
+        self.inputs = {
+            value.get_any_name(): {
+                "dtype": value.get_element_type().to_dtype().name,
+                "shape": [n.get_length() if n.is_static else None for n in value.partial_shape],
+            }
+            for value in self._model.inputs
+        }
+        self.outputs = [value.get_any_name() for value in self._model.outputs]
+
+    def prepare(self, values):
+        return select_inputs(self.inputs, values)
+
+    def call(self, inputs):
+        results = self._model(inputs)
+        return {name: results[name] for name in self.outputs}
+
+
+LOADERS = {"saved_model": SavedModel, "litert": LiteRT, "onnx": Onnx, "openvino": OpenVino}
 
 
 if __name__ == "__main__":

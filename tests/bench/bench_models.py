@@ -77,3 +77,11 @@ def write_onnx(file, classifier=None):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, file)
     return file
+
+
+def write_openvino(file, onnx):
+    """Convert an ONNX file to OpenVINO's format."""
+    import openvino
+
+    openvino.save_model(openvino.convert_model(onnx), file, compress_to_fp16=False)
+    return file

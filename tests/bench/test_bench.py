@@ -1,6 +1,7 @@
 """`bench` times exported models against each other, in separate processes."""
 
 import json
+import os
 import signal
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from keras_efficient._errors import InputError
 from keras_efficient.bench import _bench as bench_module
 from keras_efficient.bench._bench import bench
 from keras_efficient.bench._bench_report import BenchReport
+from keras_efficient.bench._cpu import cpu_name
 from keras_efficient.bench._inputs import load_examples, resolve_shapes, synthetic_inputs
 from keras_efficient.runtime import (
     _model_process as process_module,
@@ -23,6 +25,7 @@ from tests.bench.bench_models import (
     VOCABULARY,
     Classifier,
     write_onnx,
+    write_openvino,
     write_saved_model,
     write_tflite,
 )
@@ -39,6 +42,7 @@ def models(tmp_path_factory):
         "saved": write_saved_model(folder / "reviews" / "1"),
         "litert": write_tflite(folder / "reviews.tflite"),
         "onnx": write_onnx(folder / "reviews.onnx"),
+        "openvino": write_openvino(folder / "reviews.xml", folder / "reviews.onnx"),
     }
 
 
@@ -52,9 +56,9 @@ def report(models):
 
 @pytest.mark.full
 def test_every_kind_is_timed(report, models):
-    assert list(report.targets) == ["saved", "litert", "onnx"]
+    assert list(report.targets) == ["saved", "litert", "onnx", "openvino"]
     kinds = [target["kind"] for target in report.targets.values()]
-    assert kinds == ["saved_model", "litert", "onnx"]
+    assert kinds == ["saved_model", "litert", "onnx", "openvino"]
     for target in report.targets.values():
         assert list(target["cases"]) == CASES
         for batch, figures in zip((1, 2), target["cases"].values(), strict=True):
@@ -72,15 +76,19 @@ def test_accuracy_compares_with_the_labels(report):
 
 def test_bytes_are_those_of_the_files_a_server_loads(report, models):
     assert report.targets["onnx"]["bytes"] == models["onnx"].stat().st_size
+    file = models["openvino"]
+    both = file.stat().st_size + file.with_suffix(".bin").stat().st_size
+    assert report.targets["openvino"]["bytes"] == both
     folder = models["saved"]
     files = [folder / "saved_model.pb", *(folder / "variables").iterdir()]
     assert report.targets["saved"]["bytes"] == sum(file.stat().st_size for file in files)
 
 
 @sampled()
-@pytest.mark.parametrize("kind", ["saved_model", "litert", "onnx"])
+@pytest.mark.parametrize("kind", ["saved_model", "litert", "onnx", "openvino"])
 def test_a_process_answers_requests(kind, models, tmp_path):
-    path = dict(zip(("saved_model", "litert", "onnx"), models.values(), strict=True))[kind]
+    path = dict(zip(("saved_model", "litert", "onnx", "openvino"), models.values(), strict=True))
+    path = path[kind]
     data = Classifier().labelled()
     # Inputs of another integer dtype are converted.
     np.savez(tmp_path / "in.npz", ids=data["ids"].astype("int64"), mask=data["mask"])
@@ -136,7 +144,8 @@ def turns(monkeypatch):
 
         def ask(self, **request):
             log.append((self.path.stem, dict(np.load(request["time"]))["ids"].shape))
-            return {"times": [float(len(self.path.stem))] * 2}
+            length = float(len(self.path.stem))
+            return {"times": [length] * 2, "processor": [2 * length] * 2}
 
     @contextmanager
     def fake(path, kind, threads):
@@ -164,6 +173,7 @@ def test_targets_take_turns(turns, tmp_path):
     assert report.targets[str(paths[2])]["cases"]["batch 2, length 3"] == {
         "median_ms": 3.0,
         "p95_ms": 3.0,
+        "processor_ms": 6.0,
         "examples_per_second": 2000 / 3,
         "calls": 2 * bench_module._ROUNDS,
     }
@@ -192,7 +202,8 @@ def test_calls_stop_after_the_given_seconds():
 
     model = Model()
     request = {"time": "a", "calls": 5, "seconds": 1e3}
-    assert len(runner_script.time_case(model, {"a": {}}, request)["times"]) == 5
+    answer = runner_script.time_case(model, {"a": {}}, request)
+    assert len(answer["times"]) == len(answer["processor"]) == 5
     # One call more, which is not timed.
     assert model.calls == 6
     assert len(runner_script.time_case(model, {"a": {}}, {**request, "seconds": 0})["times"]) == 1
@@ -351,7 +362,13 @@ def test_runtimes_are_extras(kind, models, monkeypatch):
 
 
 def figures(median):
-    return {"median_ms": median, "p95_ms": median, "examples_per_second": 1.0, "calls": 5}
+    return {
+        "median_ms": median,
+        "p95_ms": median,
+        "processor_ms": median**2,
+        "examples_per_second": 1.0,
+        "calls": 5,
+    }
 
 
 def two_targets(accuracy=None):
@@ -370,13 +387,26 @@ def test_speedup():
         "[b]slow": dict.fromkeys(CASES, 1.0),
         "quick": {CASES[0]: 2.0, CASES[1]: 3.0},
     }
+    assert two_targets().speedup("[b]slow", "processor_ms")["quick"] == {
+        CASES[0]: 4.0,
+        CASES[1]: 9.0,
+    }
     with pytest.raises(InputError, match=r"`baseline` must be one of \[b\]slow, quick. Received"):
         two_targets().speedup("fast")
+    with pytest.raises(InputError, match=r"`figure` must be one of median_ms, .* Received: 'cpu'"):
+        two_targets().speedup("quick", "cpu")
 
 
 def test_json():
     written = json.loads(two_targets(0.5).to_json())
-    assert written == {"threads": 1, "targets": two_targets(0.5).targets}
+    assert written == {"threads": 1, "targets": two_targets(0.5).targets, "cpu": ""}
+
+
+def test_the_cpu_is_named(tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text("model name\t: Some CPU\nflags\t\t: fpu avx2 avx512_vnni avx_vnni\n")
+    assert cpu_name(file) == f"Some CPU, {os.cpu_count()} cores, AVX2, VNNI"
+    assert cpu_name(tmp_path / "nowhere").endswith("cores")
 
 
 def test_table(capsys):
@@ -393,13 +423,16 @@ def test_table_is_readable_at_80_columns(capsys):
     folder = "saved_models/some/deeper/folder"
     evaluation = classification_report([0, 0, 0, 1], [0, 0, 0, 0]).to_dict()
     facts = {"path": "p", "kind": "onnx", "bytes": 2_000_000, "accuracy": 0.75}
-    facts |= {"evaluation": evaluation, "cases": {"batch 32, length 128": figures(123456.7)}}
+    facts |= {
+        "evaluation": evaluation,
+        "cases": {"batch 32, length 128": figures(123456.7) | {"processor_ms": 98765.4}},
+    }
     names = [f"{folder}/movie_reviews/1", f"{folder}/movie_reviews_int8_weights/1"]
     Console(width=80).print(BenchReport(1, dict.fromkeys(names, facts)).table())
     out = capsys.readouterr().out
     lines = [line.rstrip() for line in out.splitlines()]
     assert max(map(len, lines)) <= 80 and folder not in out
-    (row,) = [line for line in lines if "movie_reviews/1" in line and "123456.70" in line]
+    (row,) = [line for line in lines if "movie_reviews/1" in line and "123,457" in line]
     assert row.endswith("1.00x")
     for part in ("batch 32, length 128", "75.00%", "Majority baseline on the 4 examples: 75.00%"):
         assert part in out

@@ -46,9 +46,9 @@ def test_nothing_to_bench():
     keras_efficient("bench").refused("must be given a model. Received: none")
 
 
-@pytest.mark.parametrize("option", ["--onnx", "--litert"])
+@pytest.mark.parametrize("option", ["--onnx", "--litert", "--openvino"])
 def test_files_with_another_suffix(option, tmp_path):
-    suffix = {"--onnx": ".onnx", "--litert": ".tflite"}[option]
+    suffix = {"--onnx": ".onnx", "--litert": ".tflite", "--openvino": ".xml"}[option]
     keras_efficient("bench", option, tmp_path / "m.pb").refused(f"must name a {suffix} file")
 
 
