@@ -14,7 +14,8 @@ class SelfAttention:
     """Multi-head self-attention with a softmax over scaled dot products.
 
     Attributes:
-        query: layer that projects the queries, a Dense or EinsumDense.
+        query: layer that projects the queries, a Dense, EinsumDense or Hugging Face's Conv1D. It
+            is also `key` and `value` if its outputs are queries, keys and values side by side.
         key: layer that projects the keys.
         value: layer that projects the values.
         output: layer that joins the heads.
@@ -25,6 +26,7 @@ class SelfAttention:
             real token. "added": a large negative number is added to its scores. "overwritten": its
             scores are replaced by such a number. "zeroed": and its probabilities become zero.
         causal: whether tokens attend to themselves and earlier ones only.
+        joint: whether one layer projects queries, keys and values.
     """
 
     query: Layer
@@ -37,13 +39,18 @@ class SelfAttention:
     masked: str = "added"
     causal: bool = False
 
+    @property
+    def joint(self) -> bool:
+        """Whether one layer projects queries, keys and values."""
+        return self.query is self.key is self.value
+
 
 @dataclass(frozen=True, eq=False)
 class FeedForward:
     """Two dense layers with an activation in between.
 
     Attributes:
-        intermediate: the first Dense or EinsumDense layer.
+        intermediate: the first dense layer.
         output: the second one.
         activation: function applied between them, besides the activation of `intermediate`
             itself; None if there is none.

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient.architecture import _row_functions as functions
+from keras_efficient.architecture._dense_layer import activation_after, kernel_of
 from keras_efficient.architecture._description import Block
 from keras_efficient.architecture._layer_class import has_library_call, original_class
 from keras_efficient.architecture._token_rows import TokenRows
@@ -80,17 +81,12 @@ def _attention(block, x, rows, training, first):
     part = block.attention
     back = rows.back(part.heads)
     used = rows.used if rows.used is None else tf.cast(rows.used, _compute_dtype(part.key))
-    projections = [part.key, part.value] if first else [part.query, part.key, part.value]
-    found = functions.split_heads(
-        _joined(projections, x), len(projections), part.heads, rows.place, back
-    )
+    products, query = _projected(part, x, rows, first)
+    parts = functions.split_heads(products, 2 if first else 3, part.heads, rows.place, back)
     if first:
-        query = _dense(part.query, functions.take_rows(x, rows.first))
         size = query.shape[-1] // part.heads
-        query = tf.reshape(query, [-1, part.heads, 1, size])
-        key, value = found
-    else:
-        query, key, value = found
+        parts = [tf.reshape(query, [-1, part.heads, 1, size]), *parts]
+    query, key, value = parts
     bias = rows.attention_bias(part.causal)
     if bias is not None and first:
         bias = bias[:, :, :1]
@@ -104,6 +100,18 @@ def _attention(block, x, rows, training, first):
     if first:
         return tf.reshape(context, [-1, part.heads * context.shape[-1]])
     return functions.join_heads(context, rows.place, back, used)
+
+
+def _projected(part, x, rows, first):
+    """The queries, keys and values side by side; for `first`, the queries of first tokens apart."""
+    layers = [part.query] if part.joint else [part.query, part.key, part.value]
+    if not first:
+        return _joined(layers, x), None
+    if part.joint:
+        products = _dense(part.query, x)
+        width = products.shape[1] // 3
+        return products[:, width:], functions.take_rows(products[:, :width], rows.first)
+    return _joined(layers[1:], x), _dense(part.query, functions.take_rows(x, rows.first))
 
 
 def _joined(layers, x):
@@ -124,14 +132,14 @@ def _dense(layer, x, activation=None):
     else:
         kernel, bias = _kernel_and_bias(layer, x)
         y = functions.dense(tf.cast(x, kernel.dtype), kernel, bias)
-        if layer.activation is not None:
-            y = _activated(layer.activation, y)
+        if activation_after(layer) is not None:
+            y = _activated(activation_after(layer), y)
     return y if activation is None else _activated(activation, y)
 
 
 def _kernel_and_bias(layer, x):
     dtype = _compute_dtype(layer)
-    kernel = tf.cast(tf.convert_to_tensor(layer.kernel), dtype)
+    kernel = tf.cast(tf.convert_to_tensor(kernel_of(layer)), dtype)
     kernel = tf.reshape(kernel, [x.shape[-1], -1])
     if layer.bias is None:
         return kernel, None
@@ -180,7 +188,7 @@ def _add(x, read):
 def _call_on_rows(layer, x):
     """Call a layer itself, on rows as one example of all tokens."""
     if _inputs_rank(layer) == 2:
-        heads, size = layer.kernel.shape[0], layer.kernel.shape[1]
+        heads, size = layer.kernel.shape[:2]
         x = tf.reshape(x, [1, -1, heads, size])
     else:
         x = x[None]

@@ -89,8 +89,8 @@ def leave_out_unused(holder: "FlatModel") -> dict[str, str]:
     unused = [] if holder.static else [b for b in holder.blocks if not holder.calls(b)]
     holder.keep([block for block in holder.blocks if block not in unused])
     reason = (
-        "its call asks for more than hidden states, such as attention scores or a cache, or has a "
-        "mask for each query"
+        "its call asks for more than hidden states, such as attention scores or a cache, which "
+        "`use_cache=False` in a Hugging Face model's config turns off; or has a mask for each query"
     )
     return {block.block.path: reason for block in unused}
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_efficient.architecture import _row_functions as functions
 from keras_efficient.architecture._activations import ACTIVATIONS, activation_of
+from keras_efficient.architecture._dense_layer import activation_after
 from keras_efficient.architecture._run_block import is_changed
 from keras_efficient.exporters.inference_ops.matmul import (
     FUSED,
@@ -66,6 +67,8 @@ class Int8Block:
         self.block = block
         if block.chain and block.norm_first:
             raise ValueError("its layers are plain ones, and it ends in a sum")
+        if block.attention.joint:
+            raise ValueError("one layer projects queries, keys and values")
         part, forward = block.attention, block.feed_forward
         self.inputs = [matrix(layer, None) for layer in (part.query, part.key, part.value)]
         self.output, self.last = matrix(part.output, None), matrix(forward.output, None)
@@ -78,7 +81,7 @@ class Int8Block:
             raise ValueError("a projection has an activation")
         if any(found.range != self.inputs[0].range for found in self.inputs):
             raise ValueError("queries, keys and values round their inputs differently")
-        own = activation_of(forward.intermediate.activation)
+        own = activation_of(activation_after(forward.intermediate))
         if forward.activation is not None and own != "linear":
             raise ValueError("its feed-forward part has two activations")
         norms = (block.attention_norm, block.feed_forward_norm)
