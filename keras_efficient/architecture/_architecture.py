@@ -73,7 +73,8 @@ def _block_lines(block):
     attention, forward = block.attention, block.feed_forward
     size = _inputs(attention.output) // attention.heads
     seen = "earlier tokens only" if attention.causal else "all tokens"
-    inner = f"{_inputs(forward.output)} wide, {_activation(forward)}"
+    gate = ", gated" if forward.gate is not None else ""
+    inner = f"{_inputs(forward.output)} wide, {_activation(forward)}{gate}"
     where = "before" if block.norm_first else "after"
     return [
         f"attention: {attention.heads} heads of {size}, to {seen}",

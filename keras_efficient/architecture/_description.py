@@ -55,12 +55,15 @@ class FeedForward:
         activation: function applied between them, besides the activation of `intermediate`
             itself; None if there is none.
         dropout: Dropout layer between the activation and `output`, or None.
+        gate: dense layer that reads what `intermediate` reads, and whose outputs multiply those
+            of the activation; or None.
     """
 
     intermediate: Layer
     output: Layer
     activation: Callable | None = None
     dropout: Layer | None = None
+    gate: Layer | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +79,8 @@ class BlockInputs:
         training: the argument `training` of the call, None if the library knows it by itself.
         queries_masked: whether padding attends to nothing, that is to all tokens alike, as with
             masks that Keras passes on by itself.
+        position_bias: float `[1 or batch, heads, length, length]`, added to the scores besides
+            the mask, such as T5's bias of relative positions; or None.
     """
 
     hidden: Tensor
@@ -83,6 +88,7 @@ class BlockInputs:
     added: Callable[[Tensor], Tensor]
     training: Any = None
     queries_masked: bool = False
+    position_bias: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,15 +104,16 @@ class Block:
             empty.
         attention: its `SelfAttention`.
         attention_dropout: Dropout layer of the attention's output, or None.
-        attention_norm: LayerNormalization of the attention part.
+        attention_norm: normalization of the attention part: a LayerNormalization, or T5's.
         feed_forward: its `FeedForward`.
         feed_forward_dropout: Dropout layer of the feed-forward part's output, or None.
-        feed_forward_norm: LayerNormalization of the feed-forward part.
+        feed_forward_norm: normalization of the feed-forward part.
         norm_first: whether the parts begin with their normalization.
         inner: layers whose own `call` the description replaces, besides `layer`.
         inputs: function of the arguments of `call`, `(args, kwargs)`, that returns `BlockInputs`,
             or None if the call asks for something else than the description computes.
-        outputs: function of the new hidden states that returns what `call` returns.
+        outputs: function of the new hidden states and the `BlockInputs` that returns what `call`
+            returns.
         chain: in a block that a model or layer makes of plain layers, such as a functional model,
             these layers in the order of their calls: from the one that reads the hidden states to
             the last one. Empty for a layer of a library that is a block.
@@ -123,5 +130,5 @@ class Block:
     norm_first: bool
     inner: tuple[Layer, ...]
     inputs: Callable[[tuple, dict], BlockInputs | None]
-    outputs: Callable[[Tensor], Any]
+    outputs: Callable[[Tensor, BlockInputs], Any]
     chain: tuple[Layer, ...] = ()

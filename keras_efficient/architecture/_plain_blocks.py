@@ -29,6 +29,7 @@ from keras_efficient.architecture._self_attention import KERAS_ATTENTION
 from keras_efficient.architecture._verify import TOLERANCE, made_up, run_on_one_replica
 from keras_efficient.architecture.recognizers.common import (
     bound_arguments,
+    itself,
     keras_added,
     keras_attention,
     reason_not_described,
@@ -273,7 +274,7 @@ def _block(layer, calls, paths, attention) -> Block:
         # The norm before the attention computes its own outputs, too.
         inner=(layer, found.attention_norm) if found.norm_first else (layer,),
         inputs=partial(_inputs, layer, described),
-        outputs=lambda hidden: hidden,
+        outputs=itself,
         chain=found.chain,
     )
 

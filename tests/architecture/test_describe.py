@@ -130,7 +130,7 @@ def _describe_mixer(path, layer):
         norm_first=False,
         inner=(),
         inputs=lambda args, kwargs: None,
-        outputs=lambda hidden: hidden,
+        outputs=lambda hidden, inputs: hidden,
     )
 
 

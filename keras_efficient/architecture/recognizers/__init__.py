@@ -18,9 +18,13 @@ Recognizer = Callable[[str, Layer], Block | str | None]
 RECOGNIZERS: list[Recognizer] = [
     keras_hub.encoder,
     keras_hub.decoder,
+    keras_hub.vit,
     model_garden.encoder,
     hugging_face.bert,
     hugging_face.albert,
     hugging_face.distilbert,
     hugging_face.gpt2,
+    hugging_face.vit,
+    hugging_face.bart_encoder,
+    hugging_face.t5_encoder,
 ]

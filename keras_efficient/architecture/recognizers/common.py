@@ -6,8 +6,9 @@ from typing import Any
 import tensorflow as tf
 
 from keras_efficient.architecture._dense_layer import is_dense
-from keras_efficient.architecture._description import Block, SelfAttention
-from keras_efficient.architecture._layer_class import has_library_call, original_class
+from keras_efficient.architecture._description import Block, BlockInputs, SelfAttention
+from keras_efficient.architecture._layer_class import original_class
+from keras_efficient.architecture._norm_layer import reason_not_known
 from keras_efficient.architecture._self_attention import attention_heads, self_attention_projections
 from keras_efficient.flavor import Layer, Tensor
 
@@ -30,12 +31,8 @@ def bound_arguments(layer: Layer, args: tuple, kwargs: dict) -> dict[str, Any]:
 def reason_not_described(norms: tuple, projections: tuple) -> str | None:
     """Return why these layers are not described, or None."""
     for norm in norms:
-        if not has_library_call(norm, "LayerNormalization.call"):
-            return f"its norm {norm.name!r} is a {original_class(norm).__name__}"
-        axis = norm.axis if isinstance(norm.axis, int) else tuple(norm.axis)[-1]
-        plain = norm.gamma is not None and norm.beta is not None
-        if not plain or axis not in (-1, 2) or getattr(norm, "rms_scaling", False):
-            return f"its norm {norm.name!r} has other settings than scale and offset"
+        if reason := reason_not_known(norm):
+            return reason
     for layer in projections:
         if not is_dense(layer):
             return f"its projection {layer.name!r} is no dense layer"
@@ -47,12 +44,12 @@ def keras_added(mask: Tensor) -> Tensor:
     return -1e9 * (1 - tf.cast(mask, tf.float32))
 
 
-def itself(hidden: Tensor) -> Tensor:
+def itself(hidden: Tensor, inputs: BlockInputs) -> Tensor:
     """Return the hidden states, as a block whose `call` returns nothing else."""
     return hidden
 
 
-def as_tuple(hidden: Tensor) -> tuple[Tensor]:
+def as_tuple(hidden: Tensor, inputs: BlockInputs) -> tuple[Tensor]:
     """Return the hidden states in a tuple, as blocks that may return more."""
     return (hidden,)
 
@@ -90,5 +87,6 @@ def described_block(
     forward = parts["feed_forward"]
     norms = (parts["attention_norm"], parts["feed_forward_norm"])
     dense = (attention.query, attention.key, attention.value, attention.output)
-    reason = reason_not_described(norms, (*dense, forward.intermediate, forward.output))
+    forward = [x for x in (forward.intermediate, forward.gate, forward.output) if x is not None]
+    reason = reason_not_described(norms, (*dense, *forward))
     return reason or Block(path=path, layer=layer, attention=attention, **parts)

@@ -181,5 +181,165 @@ def gpt2(path: str, layer: Layer) -> Block | str | None:
         inner=(attention, forward),
         inputs=functools.partial(_inputs, layer),
         # The second one stands for keys and values to cache.
-        outputs=lambda hidden: [hidden, (None,)],
+        outputs=lambda hidden, inputs: [hidden, (None,)],
+    )
+
+
+_LIKE_VIT = {"ViT": "vit_output", "DeiT": "deit_output"}
+
+
+def vit(path: str, layer: Layer) -> Block | str | None:
+    """Describe a block of ViT or DeiT."""
+    family = next((f for f in _LIKE_VIT if calls(layer, "transformers", f"TF{f}Layer")), None)
+    if family is None:
+        return None
+    attention, end = layer.attention.self_attention, layer.attention.dense_output
+    last = getattr(layer, _LIKE_VIT[family])
+
+    return described_block(
+        path,
+        layer,
+        SelfAttention(
+            query=attention.query,
+            key=attention.key,
+            value=attention.value,
+            output=end.dense,
+            heads=attention.num_attention_heads,
+            scale=1 / math.sqrt(attention.attention_head_size),
+            dropout=attention.dropout,
+        ),
+        attention_norm=layer.layernorm_before,
+        feed_forward=FeedForward(
+            layer.intermediate.dense,
+            last.dense,
+            layer.intermediate.intermediate_act_fn,
+        ),
+        feed_forward_norm=layer.layernorm_after,
+        attention_dropout=end.dropout,
+        feed_forward_dropout=last.dropout,
+        norm_first=True,
+        inner=(layer.attention, attention, end, layer.intermediate, last),
+        inputs=functools.partial(_inputs, layer),
+        outputs=as_tuple,
+    )
+
+
+#: Families with the code of BART's encoder, and whether their norms come first.
+_LIKE_BART = {
+    "Bart": False,
+    "BlenderbotSmall": False,
+    "Marian": False,
+    "Blenderbot": True,
+    "MBart": True,
+    "Pegasus": True,
+}
+
+
+def bart_encoder(path: str, layer: Layer) -> Block | str | None:
+    """Describe a block of the encoder of BART and the families with its code."""
+    family = next(
+        (f for f in _LIKE_BART if calls(layer, "transformers", f"TF{f}EncoderLayer")), None
+    )
+    if family is None:
+        return None
+    attention = layer.self_attn
+
+    def inputs(args, kwargs):
+        given = bound_arguments(layer, args, kwargs)
+        if given["layer_head_mask"] is not None or layer.config.output_attentions:
+            return None
+        # The encoder makes a mask [batch, 1, queries, keys] that is the same for all queries.
+        return BlockInputs(
+            given["hidden_states"],
+            given["attention_mask"],
+            lambda mask: mask[:, 0, 0],
+            given["training"],
+        )
+
+    return described_block(
+        path,
+        layer,
+        SelfAttention(
+            query=attention.q_proj,
+            key=attention.k_proj,
+            value=attention.v_proj,
+            output=attention.out_proj,
+            heads=attention.num_heads,
+            scale=attention.scaling,
+            dropout=attention.dropout,
+        ),
+        attention_norm=layer.self_attn_layer_norm,
+        feed_forward=FeedForward(
+            layer.fc1, layer.fc2, layer.activation_fn, layer.activation_dropout
+        ),
+        feed_forward_norm=layer.final_layer_norm,
+        attention_dropout=layer.dropout,
+        feed_forward_dropout=layer.dropout,
+        norm_first=_LIKE_BART[family],
+        inner=(attention,),
+        inputs=inputs,
+        # The second one stands for the attention scores.
+        outputs=lambda hidden, inputs: (hidden, None),
+    )
+
+
+def t5_encoder(path: str, layer: Layer) -> Block | str | None:
+    """Describe a block of T5's encoder, and of those with its code (mT5, FLAN-T5)."""
+    if not calls(layer, "transformers", "TFT5Block"):
+        return None
+    if layer.is_decoder:
+        return "it is a decoder"
+    start, end = layer.layer
+    attention, forward = start.SelfAttention, end.DenseReluDense
+    gated = calls(forward, "transformers", "TFT5DenseGatedActDense")
+
+    def inputs(args, kwargs):
+        given = bound_arguments(layer, args, kwargs)
+        # An encoder has no cache, whatever `use_cache` says.
+        others = set(_OTHERS) - {"use_cache"}
+        if any(given.get(name) is not None and given.get(name) is not False for name in others):
+            return None
+        hidden, mask, bias = (
+            given[name] for name in ("hidden_states", "attention_mask", "position_bias")
+        )
+        if mask is not None and (len(mask.shape) != 4 or mask.shape[2] != 1):
+            return None
+        if bias is None:
+            if not attention.has_relative_attention_bias:
+                return None
+            # The first block makes the bias for all blocks, the mask included.
+            length = tf.shape(hidden)[1]
+            bias = attention.compute_bias(length, length)
+            bias = bias if mask is None else tf.cast(bias, mask.dtype) + mask
+        return BlockInputs(
+            hidden, mask, lambda mask: mask[:, 0, 0], given["training"], position_bias=bias
+        )
+
+    return described_block(
+        path,
+        layer,
+        SelfAttention(
+            query=attention.q,
+            key=attention.k,
+            value=attention.v,
+            output=attention.o,
+            heads=attention.n_heads,
+            scale=1.0,
+            dropout=attention.dropout,
+        ),
+        attention_norm=start.layer_norm,
+        feed_forward=FeedForward(
+            forward.wi_0 if gated else forward.wi,
+            forward.wo,
+            forward.act,
+            forward.dropout,
+            forward.wi_1 if gated else None,
+        ),
+        feed_forward_norm=end.layer_norm,
+        attention_dropout=start.dropout,
+        feed_forward_dropout=end.dropout,
+        norm_first=True,
+        inner=(start, attention, end, forward),
+        inputs=inputs,
+        outputs=lambda hidden, inputs: (hidden, None, inputs.position_bias),
     )

@@ -68,3 +68,31 @@ def decoder(path: str, layer: Layer) -> Block | str | None:
         return BlockInputs(hidden, mask, keras_added, given["training"])
 
     return _transformer_block(path, layer, inputs, causal=True)
+
+
+def vit(path: str, layer: Layer) -> Block | str | None:
+    """Describe a block of ViT's encoder."""
+    if not calls(layer, "keras_hub", "ViTEncoderBlock"):
+        return None
+    attention, forward = layer.mha, layer.mlp
+
+    def inputs(args, kwargs):
+        hidden = bound_arguments(layer, args, kwargs)["inputs"]
+        if getattr(hidden, "_keras_mask", None) is not None:
+            return None
+        return BlockInputs(hidden, None, keras_added)
+
+    return described_block(
+        path,
+        layer,
+        keras_attention(attention),
+        attention_norm=layer.layer_norm_1,
+        feed_forward=FeedForward(forward.dense_1, forward.dense_2, dropout=forward.dropout),
+        feed_forward_norm=layer.layer_norm_2,
+        attention_dropout=layer.dropout,
+        feed_forward_dropout=forward.dropout,
+        norm_first=True,
+        inner=(attention, forward),
+        inputs=inputs,
+        outputs=itself,
+    )
