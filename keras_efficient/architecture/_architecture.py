@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from keras_efficient.architecture._activations import activation_of
+from keras_efficient.architecture._dense_layer import activation_after, kernel_of
 from keras_efficient.architecture._description import Block
 from keras_efficient.architecture._embeddings import Embeddings
 from keras_efficient.architecture._heads import head_layers
@@ -72,7 +73,8 @@ def _block_lines(block):
     attention, forward = block.attention, block.feed_forward
     size = _inputs(attention.output) // attention.heads
     seen = "earlier tokens only" if attention.causal else "all tokens"
-    inner = f"{_inputs(forward.output)} wide, {_activation(forward)}"
+    gate = ", gated" if forward.gate is not None else ""
+    inner = f"{_inputs(forward.output)} wide, {_activation(forward)}{gate}"
     where = "before" if block.norm_first else "after"
     return [
         f"attention: {attention.heads} heads of {size}, to {seen}",
@@ -83,12 +85,12 @@ def _block_lines(block):
 
 def _inputs(layer):
     """Number of inputs of a layer that returns hidden states, whose kernel ends in their width."""
-    return math.prod(layer.kernel.shape[:-1])
+    return math.prod(kernel_of(layer).shape[:-1])
 
 
 def _activation(forward):
     """The name of the activation between the two layers."""
-    functions = [forward.intermediate.activation, forward.activation]
+    functions = [activation_after(forward.intermediate), forward.activation]
     names = [activation_of(function) for function in functions]
     shown = [n if isinstance(n, str) else getattr(n, "__name__", type(n).__name__) for n in names]
     return " of ".join(name for name in reversed(shown) if name != "linear") or "linear"

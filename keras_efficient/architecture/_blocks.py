@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from keras_efficient.architecture import _recognizers
+from keras_efficient.architecture import recognizers
 from keras_efficient.architecture._description import Block
 from keras_efficient.architecture._layer_class import is_attention, original_class
 from keras_efficient.architecture._layer_paths import is_below, is_in, layer_paths
@@ -23,7 +23,7 @@ def described_blocks(model: Model) -> tuple[tuple[Block, ...], dict[str, str]]:
     for path, layer in inside.items():
         if is_in(path, blocks):
             continue
-        found = next((f for r in _recognizers.RECOGNIZERS if (f := r(path, layer))), None)
+        found = next((f for r in recognizers.RECOGNIZERS if (f := r(path, layer))), None)
         if isinstance(found, Block):
             blocks[path] = found
         elif found is not None:

@@ -14,7 +14,8 @@ class SelfAttention:
     """Multi-head self-attention with a softmax over scaled dot products.
 
     Attributes:
-        query: layer that projects the queries, a Dense or EinsumDense.
+        query: layer that projects the queries, a Dense, EinsumDense or Hugging Face's Conv1D. It
+            is also `key` and `value` if its outputs are queries, keys and values side by side.
         key: layer that projects the keys.
         value: layer that projects the values.
         output: layer that joins the heads.
@@ -25,6 +26,7 @@ class SelfAttention:
             real token. "added": a large negative number is added to its scores. "overwritten": its
             scores are replaced by such a number. "zeroed": and its probabilities become zero.
         causal: whether tokens attend to themselves and earlier ones only.
+        joint: whether one layer projects queries, keys and values.
     """
 
     query: Layer
@@ -37,23 +39,31 @@ class SelfAttention:
     masked: str = "added"
     causal: bool = False
 
+    @property
+    def joint(self) -> bool:
+        """Whether one layer projects queries, keys and values."""
+        return self.query is self.key is self.value
+
 
 @dataclass(frozen=True, eq=False)
 class FeedForward:
     """Two dense layers with an activation in between.
 
     Attributes:
-        intermediate: the first Dense or EinsumDense layer.
+        intermediate: the first dense layer.
         output: the second one.
         activation: function applied between them, besides the activation of `intermediate`
             itself; None if there is none.
         dropout: Dropout layer between the activation and `output`, or None.
+        gate: dense layer that reads what `intermediate` reads, and whose outputs multiply those
+            of the activation; or None.
     """
 
     intermediate: Layer
     output: Layer
     activation: Callable | None = None
     dropout: Layer | None = None
+    gate: Layer | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +79,8 @@ class BlockInputs:
         training: the argument `training` of the call, None if the library knows it by itself.
         queries_masked: whether padding attends to nothing, that is to all tokens alike, as with
             masks that Keras passes on by itself.
+        position_bias: float `[1 or batch, heads, length, length]`, added to the scores besides
+            the mask, such as T5's bias of relative positions; or None.
     """
 
     hidden: Tensor
@@ -76,6 +88,7 @@ class BlockInputs:
     added: Callable[[Tensor], Tensor]
     training: Any = None
     queries_masked: bool = False
+    position_bias: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,15 +104,16 @@ class Block:
             empty.
         attention: its `SelfAttention`.
         attention_dropout: Dropout layer of the attention's output, or None.
-        attention_norm: LayerNormalization of the attention part.
+        attention_norm: normalization of the attention part: a LayerNormalization, or T5's.
         feed_forward: its `FeedForward`.
         feed_forward_dropout: Dropout layer of the feed-forward part's output, or None.
-        feed_forward_norm: LayerNormalization of the feed-forward part.
+        feed_forward_norm: normalization of the feed-forward part.
         norm_first: whether the parts begin with their normalization.
         inner: layers whose own `call` the description replaces, besides `layer`.
         inputs: function of the arguments of `call`, `(args, kwargs)`, that returns `BlockInputs`,
             or None if the call asks for something else than the description computes.
-        outputs: function of the new hidden states that returns what `call` returns.
+        outputs: function of the new hidden states and the `BlockInputs` that returns what `call`
+            returns.
         chain: in a block that a model or layer makes of plain layers, such as a functional model,
             these layers in the order of their calls: from the one that reads the hidden states to
             the last one. Empty for a layer of a library that is a block.
@@ -116,5 +130,5 @@ class Block:
     norm_first: bool
     inner: tuple[Layer, ...]
     inputs: Callable[[tuple, dict], BlockInputs | None]
-    outputs: Callable[[Tensor], Any]
+    outputs: Callable[[Tensor, BlockInputs], Any]
     chain: tuple[Layer, ...] = ()

@@ -25,14 +25,15 @@ from keras_efficient.architecture._description import (
 )
 from keras_efficient.architecture._layer_class import has_library_call
 from keras_efficient.architecture._layer_paths import is_below, is_in, layer_paths
-from keras_efficient.architecture._recognizers import (
+from keras_efficient.architecture._self_attention import KERAS_ATTENTION
+from keras_efficient.architecture._verify import TOLERANCE, made_up, run_on_one_replica
+from keras_efficient.architecture.recognizers.common import (
     bound_arguments,
+    itself,
     keras_added,
     keras_attention,
     reason_not_described,
 )
-from keras_efficient.architecture._self_attention import KERAS_ATTENTION
-from keras_efficient.architecture._verify import TOLERANCE, made_up, run_on_one_replica
 from keras_efficient.flavor import Layer, Model
 
 #: Layers by what they do in a block.
@@ -273,7 +274,7 @@ def _block(layer, calls, paths, attention) -> Block:
         # The norm before the attention computes its own outputs, too.
         inner=(layer, found.attention_norm) if found.norm_first else (layer,),
         inputs=partial(_inputs, layer, described),
-        outputs=lambda hidden: hidden,
+        outputs=itself,
         chain=found.chain,
     )
 

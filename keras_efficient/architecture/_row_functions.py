@@ -44,6 +44,24 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor
     return normalized(x, gamma, beta)
 
 
+def rms_norm(x: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
+    """Divide rows by their root mean square, times `gamma`."""
+
+    @tf.custom_gradient
+    def normalized(x, gamma):
+        factor = tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + epsilon)
+        unit = x * factor
+
+        def gradient(dy):
+            d = dy * gamma
+            dx = factor * (d - unit * tf.reduce_mean(d * unit, -1, keepdims=True))
+            return dx, tf.reduce_sum(dy * unit, 0)
+
+        return unit * gamma, gradient
+
+    return normalized(x, gamma)
+
+
 def gelu(x: Tensor) -> Tensor:
     """Return `x · Φ(x)`, the exact GELU."""
 
@@ -86,6 +104,7 @@ def attend(
     bias: Tensor | None,
     keep: Tensor | None,
     masked: str = "added",
+    position_bias: Tensor | None = None,
 ) -> Tensor:
     """Return the attention's context `[batch, heads, queries, size]`.
 
@@ -99,15 +118,19 @@ def attend(
         keep: dropout mask of the probabilities, 0 or 1/(1-rate), in the shape of the scores, or
             None.
         masked: as in `SelfAttention`.
+        position_bias: `[batch, heads, queries, keys]`, added to the scores, too, and with a
+            gradient; or None.
     """
+    learned = () if position_bias is None else (position_bias,)
     real = None
     if bias is not None and masked != "added":
         real = tf.cast(bias > -1, query.dtype)
 
     @tf.custom_gradient
-    def attended(query, key, value):
+    def attended(query, key, value, *learned):
         scaled = query if scale is None else query * tf.cast(scale, query.dtype)
         scores = tf.matmul(scaled, key, transpose_b=True)
+        scores = scores + learned[0] if learned else scores
         if real is not None:
             scores *= real
         probabilities = tf.nn.softmax(scores if bias is None else scores + bias)
@@ -125,11 +148,12 @@ def attend(
                 d_scores *= real
             d_query = tf.matmul(d_scores, key)
             d_query = d_query if scale is None else d_query * tf.cast(scale, query.dtype)
-            return d_query, tf.matmul(d_scores, scaled, transpose_a=True), d_value
+            d_key = tf.matmul(d_scores, scaled, transpose_a=True)
+            return d_query, d_key, d_value, *([d_scores] if learned else [])
 
         return context, gradient
 
-    return attended(query, key, value)
+    return attended(query, key, value, *learned)
 
 
 def dropout_mask(shape: Any, rate: float, seed: Tensor, dtype: Any) -> Tensor:

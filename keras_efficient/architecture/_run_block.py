@@ -7,8 +7,10 @@ import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient.architecture import _row_functions as functions
+from keras_efficient.architecture._dense_layer import activation_after, kernel_of
 from keras_efficient.architecture._description import Block
 from keras_efficient.architecture._layer_class import has_library_call, original_class
+from keras_efficient.architecture._norm_layer import is_rms_norm, norm_weights
 from keras_efficient.architecture._token_rows import TokenRows
 from keras_efficient.flavor import Layer, Tensor
 
@@ -37,6 +39,7 @@ def run_block(
     training: Any,
     first: bool,
     residual: bool = True,
+    position_bias: Tensor | None = None,
 ) -> Tensor:
     """Return the hidden states after a block.
 
@@ -50,6 +53,7 @@ def run_block(
         training: as in `BlockInputs`.
         first: whether to compute the first token of each example only.
         residual: whether to add the hidden states before the block, in one with `norm_first`.
+        position_bias: as in `BlockInputs`.
 
     Returns:
         Rows `[tokens, width]`, or `[batch, width]` for first tokens.
@@ -57,7 +61,7 @@ def run_block(
     read = x
     if block.norm_first:
         x = _norm(block.attention_norm, x)
-    context = _attention(block, x, rows, training, first)
+    context = _attention(block, x, rows, training, first, position_bias)
     if first:
         read = functions.take_rows(read, rows.first)
     x = _dropout(block.attention_dropout, _dense(block.attention.output, context), training)
@@ -69,41 +73,54 @@ def run_block(
     if block.norm_first:
         x = _norm(block.feed_forward_norm, x)
     part = block.feed_forward
+    gate = None if part.gate is None else _dense(part.gate, x)
     x = _dense(part.intermediate, x, part.activation)
+    x = x if gate is None else x * gate
     x = _dropout(part.dropout, x, training)
     x = _dropout(block.feed_forward_dropout, _dense(part.output, x), training)
     x = _add(x, read if residual else change)
     return x if block.norm_first else _norm(block.feed_forward_norm, x)
 
 
-def _attention(block, x, rows, training, first):
+def _attention(block, x, rows, training, first, position_bias):
     part = block.attention
     back = rows.back(part.heads)
     used = rows.used if rows.used is None else tf.cast(rows.used, _compute_dtype(part.key))
-    projections = [part.key, part.value] if first else [part.query, part.key, part.value]
-    found = functions.split_heads(
-        _joined(projections, x), len(projections), part.heads, rows.place, back
-    )
+    products, query = _projected(part, x, rows, first)
+    parts = functions.split_heads(products, 2 if first else 3, part.heads, rows.place, back)
     if first:
-        query = _dense(part.query, functions.take_rows(x, rows.first))
         size = query.shape[-1] // part.heads
-        query = tf.reshape(query, [-1, part.heads, 1, size])
-        key, value = found
-    else:
-        query, key, value = found
+        parts = [tf.reshape(query, [-1, part.heads, 1, size]), *parts]
+    query, key, value = parts
     bias = rows.attention_bias(part.causal)
-    if bias is not None and first:
-        bias = bias[:, :, :1]
+    if position_bias is not None:
+        position_bias = tf.cast(rows.position_bias(position_bias), query.dtype)
+    if first:
+        bias, position_bias = (b if b is None else b[:, :, :1] for b in (bias, position_bias))
     if bias is not None:
         bias = tf.cast(tf.maximum(bias, query.dtype.min), query.dtype)
     keep = None
     if part.dropout is not None:
         shape = tf.concat([tf.shape(query)[:3], tf.shape(key)[2:3]], 0)
         keep = _mask(part.dropout, shape, query.dtype, training)
-    context = functions.attend(query, key, value, part.scale, bias, keep, part.masked)
+    context = functions.attend(
+        query, key, value, part.scale, bias, keep, part.masked, position_bias
+    )
     if first:
         return tf.reshape(context, [-1, part.heads * context.shape[-1]])
     return functions.join_heads(context, rows.place, back, used)
+
+
+def _projected(part, x, rows, first):
+    """The queries, keys and values side by side; for `first`, the queries of first tokens apart."""
+    layers = [part.query] if part.joint else [part.query, part.key, part.value]
+    if not first:
+        return _joined(layers, x), None
+    if part.joint:
+        products = _dense(part.query, x)
+        width = products.shape[1] // 3
+        return products[:, width:], functions.take_rows(products[:, :width], rows.first)
+    return _joined(layers[1:], x), _dense(part.query, functions.take_rows(x, rows.first))
 
 
 def _joined(layers, x):
@@ -124,14 +141,14 @@ def _dense(layer, x, activation=None):
     else:
         kernel, bias = _kernel_and_bias(layer, x)
         y = functions.dense(tf.cast(x, kernel.dtype), kernel, bias)
-        if layer.activation is not None:
-            y = _activated(layer.activation, y)
+        if activation_after(layer) is not None:
+            y = _activated(activation_after(layer), y)
     return y if activation is None else _activated(activation, y)
 
 
 def _kernel_and_bias(layer, x):
     dtype = _compute_dtype(layer)
-    kernel = tf.cast(tf.convert_to_tensor(layer.kernel), dtype)
+    kernel = tf.cast(tf.convert_to_tensor(kernel_of(layer)), dtype)
     kernel = tf.reshape(kernel, [x.shape[-1], -1])
     if layer.bias is None:
         return kernel, None
@@ -148,8 +165,12 @@ def _norm(layer, x):
         return _call_on_rows(layer, x)
     dtype = _compute_dtype(layer)
     inner = tf.float32 if dtype in _HALF else dtype
-    gamma, beta = (tf.cast(tf.convert_to_tensor(v), inner) for v in (layer.gamma, layer.beta))
-    return tf.cast(functions.layer_norm(tf.cast(x, inner), gamma, beta, layer.epsilon), dtype)
+    gamma, beta, epsilon = norm_weights(layer)
+    x, gamma = tf.cast(x, inner), tf.cast(tf.convert_to_tensor(gamma), inner)
+    if is_rms_norm(layer):
+        return tf.cast(functions.rms_norm(x, gamma, epsilon), dtype)
+    beta = tf.cast(tf.convert_to_tensor(beta), inner)
+    return tf.cast(functions.layer_norm(x, gamma, beta, epsilon), dtype)
 
 
 def _dropout(layer, x, training):
@@ -180,7 +201,7 @@ def _add(x, read):
 def _call_on_rows(layer, x):
     """Call a layer itself, on rows as one example of all tokens."""
     if _inputs_rank(layer) == 2:
-        heads, size = layer.kernel.shape[0], layer.kernel.shape[1]
+        heads, size = layer.kernel.shape[:2]
         x = tf.reshape(x, [1, -1, heads, size])
     else:
         x = x[None]

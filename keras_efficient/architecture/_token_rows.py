@@ -89,7 +89,7 @@ class TokenRows:
                     tf.pad(x, added) for x in (self.index, self.example, self.rank)
                 )
         self.first = self.place[:, 0]
-        self._back, self._causal = {}, None
+        self._back, self._position_bias, self._causal = {}, {}, None
 
     def back(self, heads: int) -> Tensor:
         """Return the index in `[batch · heads · places]` of each head of each row."""
@@ -109,6 +109,22 @@ class TokenRows:
             later = (LATER * later)[None, None]
             self._causal = later if self.bias is None else tf.minimum(self.bias, later)
         return self._causal
+
+    def position_bias(self, padded: Tensor) -> Tensor:
+        """Return a bias `[1 or batch, heads, length, length]` as `[batch, heads, places, places]`.
+
+        Blocks share it, as they share the bias.
+        """
+        if id(padded) not in self._position_bias:
+            bias = tf.broadcast_to(padded, tf.concat([[self.batch], tf.shape(padded)[1:]], 0))
+            if self.index is not None:
+                starts = tf.range(self.batch)[:, None] * self.length
+                positions = tf.gather(self.index, self.place) - starts
+                bias = tf.gather(bias, positions, axis=2, batch_dims=1)
+                bias = tf.gather(bias, positions, axis=3, batch_dims=1)
+            # The tensor is kept, so that no other gets its id.
+            self._position_bias[id(padded)] = (padded, bias)
+        return self._position_bias[id(padded)][1]
 
     def _used(self, rows):
         """Rows without those that stand for nothing."""

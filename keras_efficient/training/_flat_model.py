@@ -89,8 +89,8 @@ def leave_out_unused(holder: "FlatModel") -> dict[str, str]:
     unused = [] if holder.static else [b for b in holder.blocks if not holder.calls(b)]
     holder.keep([block for block in holder.blocks if block not in unused])
     reason = (
-        "its call asks for more than hidden states, such as attention scores or a cache, or has a "
-        "mask for each query"
+        "its call asks for more than hidden states, such as attention scores or a cache, which "
+        "`use_cache=False` in a Hugging Face model's config turns off; or has a mask for each query"
     )
     return {block.block.path: reason for block in unused}
 
@@ -134,7 +134,8 @@ class FlatModel:
         # A method with the signature of the model's own, which the libraries inspect.
         @functools.wraps(getattr(plain, "__func__", plain))
         def call(model, *args, **kwargs):
-            if not self.active:
+            # Blocks that compute rows of tokens have no attention scores to return.
+            if not self.active or kwargs.get("output_attentions"):
                 return self.flavor.converted(self.model, plain)(*args, **kwargs)
             token = _CURRENT.set(_Call(self))
             try:
@@ -273,7 +274,7 @@ class FlatBlock:
         inputs = None if current is None else self.inputs(args, kwargs)
         if inputs is None:
             return self.owner.plain(self.layer, self.own)(*args, **kwargs)
-        return self.block.outputs(self.compute(current, inputs))
+        return self.block.outputs(self.compute(current, inputs), inputs)
 
     call.autograph_info__ = None  # pyright: ignore[reportFunctionMemberAccess]
 
@@ -310,7 +311,9 @@ class FlatBlock:
         try:
             if self.run is run_block:
                 x = x if isinstance(x, tf.Tensor) else tf.cast(x.plain(), inputs.hidden.dtype)
-                left = run_block(block, x, rows, inputs.training, first, residual)
+                left = run_block(
+                    block, x, rows, inputs.training, first, residual, inputs.position_bias
+                )
             else:
                 left = self.run(block, x, rows, inputs.training, first)
         finally:

@@ -7,7 +7,7 @@ import pytest
 from zoo import VOCABULARY, ZOO, hf_config, keras_of, kerashub_backbone
 
 import keras_efficient as ke
-from keras_efficient.architecture import _recognizers
+from keras_efficient.architecture import recognizers
 from keras_efficient.architecture._attention_layers import key_value_projections
 from keras_efficient.architecture._description import Block, FeedForward, SelfAttention
 from keras_efficient.architecture._output_projections import output_projections
@@ -130,7 +130,7 @@ def _describe_mixer(path, layer):
         norm_first=False,
         inner=(),
         inputs=lambda args, kwargs: None,
-        outputs=lambda hidden: hidden,
+        outputs=lambda hidden, inputs: hidden,
     )
 
 
@@ -141,7 +141,7 @@ def test_a_recogniser_is_all_that_a_new_family_needs(library, monkeypatch):
     assert not ke.architecture.describe(model).unknown
     with pytest.raises(ValueError, match="must be a layer to recompute"):
         ke.remat(model)
-    monkeypatch.setattr(_recognizers, "RECOGNIZERS", [_describe_mixer])
+    monkeypatch.setattr(recognizers, "RECOGNIZERS", [_describe_mixer])
     blocks = ("block_0", "block_1")
     found = ke.architecture.describe(model)
     assert tuple(block.path for block in found.blocks) == blocks and not found.unknown

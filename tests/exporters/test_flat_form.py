@@ -130,9 +130,9 @@ def test_a_wrong_description_is_not_used(tmp_path, in_process, monkeypatch):
     """Keys and values are swapped: the layers' own code is exported, and the report says why."""
     import dataclasses
 
-    from keras_efficient.architecture import _recognizers
+    from keras_efficient.architecture import recognizers
 
-    right = _recognizers._keras_hub
+    right = recognizers.keras_hub.encoder
 
     def swapped(path, layer):
         block = right(path, layer)
@@ -142,8 +142,8 @@ def test_a_wrong_description_is_not_used(tmp_path, in_process, monkeypatch):
         part = dataclasses.replace(part, key=part.value, value=part.key)
         return dataclasses.replace(block, attention=part)
 
-    found = [swapped if r is right else r for r in _recognizers.RECOGNIZERS]
-    monkeypatch.setattr(_recognizers, "RECOGNIZERS", found)
+    found = [swapped if r is right else r for r in recognizers.RECOGNIZERS]
+    monkeypatch.setattr(recognizers, "RECOGNIZERS", found)
     model = padded_models.kerashub()
     x, _ = padded_models.batch("kerashub")
     report = ke.export(model, tmp_path / "m", sample=x)

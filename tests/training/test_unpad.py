@@ -15,7 +15,7 @@ from fit_helpers import assert_same, batches, compiled, mirrored
 from zoo import CLASSES, VOCABULARY, ZOO, keras_of, kerashub_backbone
 
 import keras_efficient as ke
-from keras_efficient.architecture import _recognizers
+from keras_efficient.architecture import recognizers
 
 METHODS = {
     "plain": lambda model: None,
@@ -184,14 +184,14 @@ def test_swapped_keys_and_values_are_found(monkeypatch):
     """A recogniser that is wrong changes nothing but the report."""
 
     def wrong(path, layer):
-        block = _recognizers._keras_hub(path, layer)
+        block = recognizers.keras_hub.encoder(path, layer)
         if not isinstance(block, ke.architecture.Block) or not path.endswith("layer_0"):
             return block
         attention = block.attention
         swapped = dataclasses.replace(attention, key=attention.value, value=attention.key)
         return dataclasses.replace(block, attention=swapped)
 
-    monkeypatch.setattr(_recognizers, "RECOGNIZERS", [wrong])
+    monkeypatch.setattr(recognizers, "RECOGNIZERS", [wrong])
     model, plain = padded_models.kerashub(), padded_models.kerashub()
     report = ke.unpad(model)
     (path,) = report.unchanged

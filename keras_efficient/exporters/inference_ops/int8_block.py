@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from keras_efficient.architecture import _row_functions as functions
 from keras_efficient.architecture._activations import ACTIVATIONS, activation_of
+from keras_efficient.architecture._dense_layer import activation_after
+from keras_efficient.architecture._norm_layer import is_rms_norm
 from keras_efficient.architecture._run_block import is_changed
 from keras_efficient.exporters.inference_ops.matmul import (
     FUSED,
@@ -66,7 +68,12 @@ class Int8Block:
         self.block = block
         if block.chain and block.norm_first:
             raise ValueError("its layers are plain ones, and it ends in a sum")
+        if block.attention.joint:
+            raise ValueError("one layer projects queries, keys and values")
         part, forward = block.attention, block.feed_forward
+        norms = (block.attention_norm, block.feed_forward_norm)
+        if forward.gate is not None or any(map(is_rms_norm, norms)):
+            raise ValueError("its feed-forward part has a gate, or its norms subtract no mean")
         self.inputs = [matrix(layer, None) for layer in (part.query, part.key, part.value)]
         self.output, self.last = matrix(part.output, None), matrix(forward.output, None)
         self.intermediate = matrix(forward.intermediate, forward.activation)
@@ -78,10 +85,9 @@ class Int8Block:
             raise ValueError("a projection has an activation")
         if any(found.range != self.inputs[0].range for found in self.inputs):
             raise ValueError("queries, keys and values round their inputs differently")
-        own = activation_of(forward.intermediate.activation)
+        own = activation_of(activation_after(forward.intermediate))
         if forward.activation is not None and own != "linear":
             raise ValueError("its feed-forward part has two activations")
-        norms = (block.attention_norm, block.feed_forward_norm)
         if any(map(is_changed, norms)):
             raise ValueError("something is attached to its normalization")
         self.before, self.after = map(_Norm, norms)
