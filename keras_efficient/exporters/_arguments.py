@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def validate_arguments(
     if quantize is not None and format == "saved_model":
         _check_quantizable(model, quantize, trained)
     target = _check_target(target, quantize, format)
+    if target == "avx2":
+        _warn_of_reduction(model)
     if evaluate is not None and not isinstance(evaluate, Evaluation):
         evaluate = Evaluation(evaluate)
     if evaluate is not None and "tokens" not in signatures:
@@ -121,6 +124,26 @@ def _check_target(target, quantize, format):
             "there, or use target='avx2', whose weights of 7 bits are right on both."
         )
     return target or ("avx2" if saturates() else "vnni")
+
+
+def _warn_of_reduction(model):
+    """Warn of kernels that were trained or clipped for 8 bits and will be rounded to 7."""
+    adapted = [
+        t.weight.path
+        for t in transforms(model, FakeQuant)
+        if t.weight.kind == KERNEL
+        and t.bits == 8
+        and not t.reduce_range
+        # Other kernels are rounded by their largest magnitude, with whatever bits.
+        and (t.updater is not None or t.clip is not None)
+    ]
+    if adapted:
+        warnings.warn(
+            "target='avx2' rounds kernels to 7 bits. Received: kernels that were trained or "
+            f"calibrated for 8 bits ({listed(adapted)}). The accuracy may be better with "
+            "reduce_range=True in ke.quantize_aware or ke.calibrate.",
+            stacklevel=4,
+        )
 
 
 def _with_labels(facts, labels):
