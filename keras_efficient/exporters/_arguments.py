@@ -82,7 +82,7 @@ def validate_arguments(
     signatures = _check_signatures(signatures, tokenizer)
     if quantize is not None and format == "saved_model":
         _check_quantizable(model, quantize, trained)
-    target = _check_target(target, quantize, format)
+    target = _check_target(target, quantize, format, model)
     if target == "avx2":
         _warn_of_reduction(model)
     if evaluate is not None and not isinstance(evaluate, Evaluation):
@@ -106,7 +106,7 @@ def validate_arguments(
     )
 
 
-def _check_target(target, quantize, format):
+def _check_target(target, quantize, format, model):
     """Return the kind of CPU that an export in integers is for, or None for other exports."""
     integers = quantize == "int8" and format == "saved_model"
     if target is not None and (target not in _TARGETS or not integers):
@@ -123,7 +123,13 @@ def _check_target(target, quantize, format):
             f"target={target!r} on a CPU without VNNI, whose products of 8 bits overflow. Export "
             "there, or use target='avx2', whose weights of 7 bits are right on both."
         )
-    return target or ("avx2" if saturates() else "vnni")
+    return target or ("avx2" if saturates() or _fits_all(model) else "vnni")
+
+
+def _fits_all(model):
+    """Return whether no kernel of a quantized model uses 8 bits."""
+    kernels = [t for t in transforms(model, FakeQuant) if t.weight.kind == KERNEL]
+    return bool(kernels) and all(transform.range_bits < 8 for transform in kernels)
 
 
 def _warn_of_reduction(model):
