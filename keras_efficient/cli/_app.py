@@ -60,6 +60,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last c
 Quantize = Annotated[
     str | None, typer.Option(help="Export as int8, int8-weights or bfloat16; default: float32.")
 ]
+Target = Annotated[
+    str | None,
+    typer.Option(help="For --quantize int8: CPUs that serve, avx2, vnni or amx; default: this."),
+]
 LogSeconds = Annotated[
     float, typer.Option(help="Time between lines of progress if output is not a terminal.")
 ]
@@ -100,6 +104,7 @@ def finetune(
         int | None, typer.Option(help="Stop after this many epochs without a better --metric.")
     ] = None,
     quantize: Quantize = None,
+    target: Target = None,
     seed: Seed = 0,
     log_seconds: LogSeconds = 30.0,
     dry_run: DryRun = False,
@@ -123,6 +128,7 @@ def demo(
     learning_rate: LearningRate = 1e-4,
     precision: Precision = "auto",
     quantize: Quantize = None,
+    target: Target = None,
     seed: Seed = 0,
     log_seconds: LogSeconds = 30.0,
     dry_run: DryRun = False,
@@ -154,6 +160,7 @@ def demo(
             metric=None,
             patience=None,
             quantize=quantize,
+            target=target,
             seed=seed,
             log_seconds=log_seconds,
             dry_run=dry_run,

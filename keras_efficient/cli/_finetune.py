@@ -43,6 +43,7 @@ class Settings:
     metric: str | None = None
     patience: int | None = None
     quantize: str | None = None
+    target: str | None = None
     log_seconds: float = 30.0
 
     @classmethod
@@ -60,6 +61,7 @@ class Settings:
             ("class_weights", (None, "balanced")),
             ("metric", (None, *METRICS)),
             ("quantize", (None, "int8", "int8-weights", "bfloat16")),
+            ("target", (None, "avx2", "vnni", "amx")),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -67,6 +69,12 @@ class Settings:
                     f"--{name.replace('_', '-')} must be one of "
                     f"{', '.join(c for c in choices if c)}. Received: {value!r}."
                 )
+        if self.target is not None and self.quantize != "int8":
+            raise InputError(
+                "--target is for the products of --quantize int8. Received: --target "
+                f"{self.target} with --quantize {self.quantize}. Leave out one, or change the "
+                "other."
+            )
         for name in (
             "epochs",
             "batch_size",
@@ -140,6 +148,7 @@ def run(settings: Settings):
             settings.output,
             sample=next(iter(held_out)),
             quantize=settings.quantize,
+            target=settings.target,
             labels=train.label_names,
         )
         blocks = _without_padding(model)
@@ -243,6 +252,7 @@ def run(settings: Settings):
                 settings.output,
                 sample=next(iter(held_out)),
                 quantize=settings.quantize,
+                target=settings.target,
                 tokenizer=tokenizer if in_graph else None,
                 labels=labels,
                 # What is served differs from the model in memory: report what is served.

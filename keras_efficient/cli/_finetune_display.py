@@ -60,7 +60,8 @@ class Plan:
                 epochs = "1 epoch" if settings.patience == 1 else f"{settings.patience} epochs"
                 rows["weights"] += f"; stops after {epochs} without a better one"
         if settings.quantize is not None:
-            rows["export"] = settings.quantize
+            target = "" if settings.target is None else f" for CPUs with {settings.target.upper()}"
+            rows["export"] = settings.quantize + target
         return rows
 
     def _baseline(self):

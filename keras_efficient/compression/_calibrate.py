@@ -47,6 +47,7 @@ class CalibrationReport:
             rounded.
         unused: tuple of the paths of the layers the data did not reach, whose input is not rounded.
         batches: number of batches the ranges were measured on.
+        reduce_range: whether kernels use 7 of their 8 bits.
     """
 
     method: str
@@ -55,9 +56,11 @@ class CalibrationReport:
     ranges: dict[str, tuple[float, float]]
     unused: tuple[str, ...]
     batches: int
+    reduce_range: bool = False
 
     def __str__(self):
         text = f"calibrate: {self.method}, {len(self.weights)} weights in {self.weight_bits} bits"
+        text += ", kernels in 7" if self.reduce_range else ""
         if self.ranges:
             text += f", inputs of {len(self.ranges)} layers in 8, from {self.batches} batches"
         if self.unused:
@@ -71,6 +74,7 @@ def calibrate(
     *,
     weight_bits: int = 8,
     activation_bits: int | None = 8,
+    reduce_range: bool = False,
     method: Any = "minmax",
     percentile: float = 99.99,
     group_size: int | None = None,
@@ -91,6 +95,10 @@ def calibrate(
             where inputs are not rounded and with Keras' own methods.
         weight_bits: bits per number of a weight: 8 or 4. Default: 8.
         activation_bits: bits per number of an input: 8, or None not to round inputs. Default: 8.
+        reduce_range: whether kernels use 7 of their 8 bits, -63 ... 63, as `ke.export` with
+            quantize="int8" needs it for x86 CPUs without VNNI (target="avx2"). The model in memory
+            then computes what such an export does, and "mse" and "reconstruction" choose for 7
+            bits. Default: False.
         method: how ranges are chosen. Default: "minmax".
 
             - "minmax": ranges cover all observed numbers.
@@ -136,14 +144,24 @@ def calibrate(
         Transformers".
     """
     caller = "ke.calibrate"
-    check_bits(caller, weight_bits, activation_bits, True, group_size)
+    check_bits(caller, weight_bits, activation_bits, True, group_size, reduce_range)
     if method not in METHODS:
-        plain = (weight_bits, activation_bits, group_size) == (8, 8, None)
+        plain = (weight_bits, activation_bits, group_size) == (8, 8, None) and not reduce_range
         paths, bits = quantize_with_keras(model, method, layers, data, plain)
         return CalibrationReport(f"Keras' {name_of(method)}", paths, bits, {}, (), 0)
     _check_numbers(percentile, migration, method, activation_bits)
     weights = select(model, layers, (KERNEL, EMBEDDING), caller=caller, transform=FakeQuant.name)
-    pairs = [(weight, FakeQuant(weight_bits, group_size=group_size)) for weight in weights]
+    pairs = [
+        (
+            weight,
+            FakeQuant(
+                weight_bits,
+                reduce_range=reduce_range and weight.kind == KERNEL,
+                group_size=group_size,
+            ),
+        )
+        for weight in weights
+    ]
     for weight, transform in pairs:
         transform.check(weight)
     reconstructs = method == "reconstruction"
@@ -163,7 +181,7 @@ def calibrate(
     if not activation_bits:
         _choose_scales(model, pairs, method, grams)
         attach(model, pairs)
-        return CalibrationReport(method, paths, weight_bits, {}, (), len(batches))
+        return CalibrationReport(method, paths, weight_bits, {}, (), len(batches), reduce_range)
     quantizers = attach_quantizers(model, weights, None, activation_bits)
     with detached_on_error(model, quantizers):
         if method == "smoothquant":
@@ -179,7 +197,7 @@ def calibrate(
         _choose_scales(model, pairs, method, grams)
     attach(model, pairs)
     unused = tuple(path for path, found in stats.items() if not found.calls)
-    return CalibrationReport(method, paths, weight_bits, ranges, unused, len(batches))
+    return CalibrationReport(method, paths, weight_bits, ranges, unused, len(batches), reduce_range)
 
 
 def smoothing(channels: np.ndarray, matrix: np.ndarray, migration: float) -> np.ndarray:
@@ -242,7 +260,7 @@ def _choose_scales(model, pairs, method, grams):
         return
     new = []
     for weight, transform in pairs:
-        bits, group_size = transform.bits, transform.group_size
+        bits, group_size = transform.range_bits, transform.group_size
         gram = grams.pop(weight, None)
         if gram is None or method == "mse":
             transform.clip = weight_clip(matrix_of(weight), bits, group_size, gram)

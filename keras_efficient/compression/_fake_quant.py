@@ -50,6 +50,7 @@ class FakeQuant(Transform):
 
     Args:
         bits: 8 or 4. Default: 8.
+        reduce_range: whether the integers of 8 bits use only 7, -63 ... 63. Default: False.
         per_channel: whether each output has its own scale. Default: True. False: one for all.
         group_size: number of consecutive inputs of an output that share a scale. Default: None,
             all inputs.
@@ -67,6 +68,7 @@ class FakeQuant(Transform):
         self,
         bits: int = 8,
         *,
+        reduce_range: bool = False,
         per_channel: bool = True,
         group_size: int | None = None,
         updater: Any = None,
@@ -74,6 +76,7 @@ class FakeQuant(Transform):
         smooth: Any = None,
     ):
         self.bits, self.per_channel, self.group_size = bits, per_channel, group_size
+        self.reduce_range = reduce_range
         self.updater, self.clip, self.smooth = updater, clip, smooth
 
     def check(self, weight: Weight) -> None:
@@ -104,7 +107,7 @@ class FakeQuant(Transform):
             smooth = tf.reshape(self.smooth, [1, self.groups, -1, 1])
             x = x * smooth
         most = tf.reduce_max(tf.abs(x), 2 if self.per_channel else None, keepdims=True)
-        n = float(largest(self.bits))
+        n = float(largest(self.range_bits))
         if self.clip is None:
             x = fake_quantize(x, self._scale(most, n), None, None)
         else:
@@ -121,6 +124,11 @@ class FakeQuant(Transform):
     def _scale(most, n):
         # Any scale will do for a channel of zeros, which has no range.
         return tf.where(most > TINY, most * reciprocal(n), tf.ones_like(most))
+
+    @property
+    def range_bits(self) -> int:
+        """Bits that the integers use of those they are stored in."""
+        return self.bits - self.reduce_range
 
     @property
     def groups(self) -> int:
@@ -170,7 +178,7 @@ class FakeQuant(Transform):
             matrix = matrix * smooth[:, None]
         clip = None if self.clip is None else self.clip.numpy()
         made = to_integers(
-            matrix, self.bits, self.group_size, per_channel=self.per_channel, clip=clip
+            matrix, self.range_bits, self.group_size, per_channel=self.per_channel, clip=clip
         )
         return (*made, smooth)
 
@@ -182,4 +190,5 @@ class FakeQuant(Transform):
 
     def describe(self):
         group = "" if self.group_size is None else f" groups of {self.group_size}"
-        return f"int{self.bits}{group}"
+        reduced = f" of {self.range_bits} bits" if self.reduce_range else ""
+        return f"int{self.bits}{reduced}{group}"

@@ -13,7 +13,7 @@ TINY = np.float32(1e-30)
 
 
 def largest(bits: int) -> int:
-    """Return the largest integer of a symmetric narrow range: 127 for 8 bits, 7 for 4."""
+    """Return the largest integer of a symmetric narrow range: 127 for 8 bits, 63 for 7, 7 for 4."""
     return 2 ** (bits - 1) - 1
 
 
@@ -37,7 +37,7 @@ def to_integers(
 
     Args:
         matrix: float32 array [inputs, outputs].
-        bits: 8 or 4. Default: 8.
+        bits: 8, 7 or 4. Default: 8.
         group_size: int that divides inputs. Default: None, one group of all inputs.
         per_channel: whether each output has its own scale. Default: True. False: one for all.
         clip: array [groups, outputs] of numbers above 0 that m is multiplied with. Default: None.

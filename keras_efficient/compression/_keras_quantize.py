@@ -62,7 +62,8 @@ def quantize_with_keras(
     if not plain or (config and data is not None):
         raise ValueError(
             f"method={shown} is Keras' own and takes no other settings. Received: some. Leave out "
-            "`weight_bits`, `activation_bits` and `group_size`, and `data` with a config."
+            "`weight_bits`, `activation_bits`, `reduce_range` and `group_size`, and `data` with a "
+            "config."
         )
     if layers is not None and not isinstance(layers, str):
         raise ValueError(

@@ -28,6 +28,7 @@ class QuantizeAwareReport:
         inputs: tuple of the paths of the layers whose input is rounded.
         activation_bits: bits of each number of an input, or None if inputs are not rounded.
         begin_step: the update from which on weights and inputs are rounded.
+        reduce_range: whether kernels use 7 of their 8 bits.
         batches: number of batches the ranges were measured on; 0 without calibration.
     """
 
@@ -37,9 +38,11 @@ class QuantizeAwareReport:
     activation_bits: int | None
     begin_step: int
     batches: int
+    reduce_range: bool = False
 
     def __str__(self):
         text = f"quantize_aware: {len(self.weights)} weights in {self.weight_bits} bits"
+        text += ", kernels in 7" if self.reduce_range else ""
         if self.inputs:
             text += f", inputs of {len(self.inputs)} layers in {self.activation_bits}"
             measured = (
@@ -54,6 +57,7 @@ def quantize_aware(
     weight_bits: int = 8,
     activation_bits: int | None = 8,
     *,
+    reduce_range: bool = False,
     per_channel: bool = True,
     group_size: int | None = None,
     calibration: Any = None,
@@ -76,6 +80,10 @@ def quantize_aware(
         model: a built Keras 3 or tf_keras model of any kind.
         weight_bits: bits per number of a weight: 8 or 4. Default: 8.
         activation_bits: bits per number of an input: 8, or None not to round inputs. Default: 8.
+        reduce_range: whether kernels use 7 of their 8 bits, -63 ... 63. `ke.export` with
+            quantize="int8" needs that for CPUs whose products of 8 bits saturate, x86 without VNNI
+            (target="avx2"); trained so, they lose nothing more there. Embeddings are not
+            multiplied and keep 8. Default: False.
         per_channel: whether each output has its own scale (of an embedding, each row). Default:
             True. False: one scale per weight.
         group_size: number of consecutive inputs of an output that share a scale, mostly used with
@@ -107,13 +115,24 @@ def quantize_aware(
         moving averages start at ±6 and are not debiased (trap 27), differ between replicas (28),
         and whose per-axis quantizer fails on kernels of three axes (29).
     """
-    check_bits("ke.quantize_aware", weight_bits, activation_bits, per_channel, group_size)
+    check_bits(
+        "ke.quantize_aware", weight_bits, activation_bits, per_channel, group_size, reduce_range
+    )
     _check_steps(begin_step, freeze_step, activation_bits, calibration)
     kinds = (KERNEL, EMBEDDING) if embeddings else (KERNEL,)
     weights = select(model, layers, kinds, caller="ke.quantize_aware", transform=FakeQuant.name)
     updater = RangeTracker(begin_step, freeze_step) if activation_bits or begin_step else None
     pairs = [
-        (w, FakeQuant(weight_bits, per_channel=per_channel, group_size=group_size, updater=updater))
+        (
+            w,
+            FakeQuant(
+                weight_bits,
+                reduce_range=reduce_range and w.kind == KERNEL,
+                per_channel=per_channel,
+                group_size=group_size,
+                updater=updater,
+            ),
+        )
         for w in weights
     ]
     for weight, transform in pairs:
@@ -137,6 +156,7 @@ def quantize_aware(
         activation_bits,
         begin_step,
         len(batches),
+        reduce_range,
     )
 
 
@@ -146,6 +166,7 @@ def check_bits(
     activation_bits: int | None,
     per_channel: bool,
     group_size: int | None,
+    reduce_range: bool,
 ) -> None:
     """Raise a ValueError if the bits or groups are not supported."""
     for name, value, allowed in (
@@ -156,6 +177,15 @@ def check_bits(
             raise ValueError(
                 f"`{name}` of {caller} must be {allowed[0]} or {allowed[1]}. Received: {value!r}."
             )
+    if not isinstance(reduce_range, bool):
+        raise ValueError(
+            f"`reduce_range` of {caller} must be True or False. Received: {reduce_range!r}."
+        )
+    if reduce_range and weight_bits != 8:
+        raise ValueError(
+            "Products saturate with weights of 8 bits, whose range can be reduced to 7. Received: "
+            f"reduce_range=True with weight_bits={weight_bits} in {caller}. Leave it out."
+        )
     if group_size is None:
         return
     if not isinstance(group_size, int) or isinstance(group_size, bool) or group_size < 2:

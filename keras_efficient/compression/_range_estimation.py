@@ -43,7 +43,7 @@ def weight_clip(
 
     Args:
         matrix: float32 array [inputs, outputs], W.
-        bits: 8 or 4.
+        bits: 8, 7 or 4.
         group_size: number of consecutive inputs in a group, or None: all inputs.
         gram: float array [inputs, inputs], XᵀX of some inputs X. Default: None, which measures the
             error of the weights themselves.

@@ -197,7 +197,7 @@ def quantize_gptq(
     Args:
         matrix: float array [inputs, outputs], W.
         gram: float array [inputs, inputs], XᵀX.
-        bits: 8 or 4.
+        bits: 8, 7 or 4.
         group_size: int that divides inputs. Default: None, one group of all inputs.
         damping: number above 0. Default: 0.01.
 

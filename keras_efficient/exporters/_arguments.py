@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ def validate_arguments(
     signatures = _check_signatures(signatures, tokenizer)
     if quantize is not None and format == "saved_model":
         _check_quantizable(model, quantize, trained)
-    target = _check_target(target, quantize, format)
+    target = _check_target(target, quantize, format, model)
+    if target == "avx2":
+        _warn_of_reduction(model)
     if evaluate is not None and not isinstance(evaluate, Evaluation):
         evaluate = Evaluation(evaluate)
     if evaluate is not None and "tokens" not in signatures:
@@ -103,7 +106,7 @@ def validate_arguments(
     )
 
 
-def _check_target(target, quantize, format):
+def _check_target(target, quantize, format, model):
     """Return the kind of CPU that an export in integers is for, or None for other exports."""
     integers = quantize == "int8" and format == "saved_model"
     if target is not None and (target not in _TARGETS or not integers):
@@ -120,7 +123,33 @@ def _check_target(target, quantize, format):
             f"target={target!r} on a CPU without VNNI, whose products of 8 bits overflow. Export "
             "there, or use target='avx2', whose weights of 7 bits are right on both."
         )
-    return target or ("avx2" if saturates() else "vnni")
+    return target or ("avx2" if saturates() or _fits_all(model) else "vnni")
+
+
+def _fits_all(model):
+    """Return whether no kernel of a quantized model uses 8 bits."""
+    kernels = [t for t in transforms(model, FakeQuant) if t.weight.kind == KERNEL]
+    return bool(kernels) and all(transform.range_bits < 8 for transform in kernels)
+
+
+def _warn_of_reduction(model):
+    """Warn of kernels that were trained or clipped for 8 bits and will be rounded to 7."""
+    adapted = [
+        t.weight.path
+        for t in transforms(model, FakeQuant)
+        if t.weight.kind == KERNEL
+        and t.bits == 8
+        and not t.reduce_range
+        # Other kernels are rounded by their largest magnitude, with whatever bits.
+        and (t.updater is not None or t.clip is not None)
+    ]
+    if adapted:
+        warnings.warn(
+            "target='avx2' rounds kernels to 7 bits. Received: kernels that were trained or "
+            f"calibrated for 8 bits ({listed(adapted)}). The accuracy may be better with "
+            "reduce_range=True in ke.quantize_aware or ke.calibrate.",
+            stacklevel=4,
+        )
 
 
 def _with_labels(facts, labels):

@@ -27,6 +27,7 @@ def check_export(
     labels: Sequence[str] | None = None,
     evaluate: Any = None,
     compress: bool = False,
+    target: str | None = None,
 ) -> Path:
     """Check before training that `ke.export` with these arguments will be possible after it.
 
@@ -47,13 +48,15 @@ def check_export(
         labels: as for `ke.export`. Default: None.
         evaluate: as for `ke.export`; the first batch is run. Default: None.
         compress: as for `ke.export`. Default: False.
+        target: as for `ke.export`; warns of kernels that `ke.quantize_aware` trains in 8 bits and
+            that an export for "avx2" rounds to 7. Default: None.
 
     Returns:
         The version directory that the export would write now.
 
     Raises:
         InputError: an export would refuse this, for instance `quantize="int8"` with a TensorFlow
-            without products of integers.
+            without products of integers, or `target="vnni"` on a CPU without VNNI.
 
     Examples:
         >>> import tempfile, numpy as np
@@ -74,6 +77,7 @@ def check_export(
         labels=labels,
         evaluate=evaluate,
         compress=compress,
+        target=target,
         trained=False,
     )
     flavor = flavors.of(model)

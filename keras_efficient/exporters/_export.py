@@ -33,6 +33,7 @@ from keras_efficient.exporters._manifest import write_manifest
 from keras_efficient.exporters._signature import Features, describe_specs, flat_outputs, trace
 from keras_efficient.exporters._verification import check_reference, compare, run_without_keras
 from keras_efficient.exporters._warmup import write_warmup
+from keras_efficient.exporters.inference_ops.cpu_check import cpu_check
 from keras_efficient.exporters.inference_ops.substitution import rounded, substituted_layers
 from keras_efficient.exporters.litert.export import export_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
@@ -125,8 +126,10 @@ def export(
         latency: bool, whether to time the SavedModel at batch sizes 1 and 8. Default: True.
         target: the CPUs that will run an export with quantize="int8": "vnni" or "amx", which add
             products of 8 bits in 32; or "avx2", which adds two of them in 16, so that kernels of 8
-            bits are rounded to 7. What is exported for "avx2" runs on all of them. Default: None,
-            this machine's.
+            bits are rounded to 7. What is exported for "avx2" runs on all of them. What is exported
+            for the others checks the CPU when it is loaded, and fails where sums saturate. Default:
+            None, which is this machine's, or "avx2" if the kernels have fewer than 8 bits already
+            (`reduce_range=True`).
 
     Returns:
         An `ExportReport`, also written to `report.json` in the version.
@@ -219,6 +222,8 @@ def _write(flavor, model, directory, sample, arguments):
             arguments = dataclasses.replace(arguments, tolerance=tolerance)
         unread, loaded = stack.enter_context(substituted_layers(model, arguments.quantize, form))
         stack.enter_context(folded_weights(model))
+        if arguments.target not in (None, "avx2"):
+            loaded.append(cpu_check())
         with form.on():
             module, functions, tokens = _module(
                 flavor, model, unread, loaded, features, text, arguments

@@ -7,6 +7,7 @@ Run as `python -P _predict_script.py FOLDER`. FOLDER holds `request.json` ({"sav
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -53,7 +54,11 @@ def predict(path, signature, texts):
             probabilities += out["probabilities"].numpy().astype("float64").tolist()
     except Exception as error:
         # A damaged model can make TensorFlow raise any exception.
-        why = (str(error).strip() or "no message").splitlines()[0][:300]
+        text = str(error).strip() or "no message"
+        if asserted := re.search(r"assertion failed: \[(This SavedModel .*?)\] \[", text):
+            # The model's own check of this CPU says what to do.
+            return {"error": f"{asserted[1][:500]} ({path})"}
+        why = text.splitlines()[0][:300]
         return {
             "error": f"A version must load and run in TensorFlow. Received: {path}, which raised "
             f"{type(error).__name__}: {why}. Copy the version again, or export it again."

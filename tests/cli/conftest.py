@@ -57,7 +57,7 @@ def exported(monkeypatch):
     """
     runs = []
 
-    def export(model, directory, *, sample, tokenizer, labels, quantize, evaluate, facts):
+    def export(model, directory, *, sample, tokenizer, labels, quantize, target, evaluate, facts):
         version = ke.exporters.check_destination(directory)
         version.mkdir(parents=True)
         runs.append(Exported(model.get_weights(), facts))

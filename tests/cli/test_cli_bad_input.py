@@ -196,6 +196,8 @@ def test_split_that_leaves_a_side_empty(validation, no_model, finetune, reviews,
         ("metric", "f1", "macro_f1, accuracy, loss"),
         ("patience", 0, "must be positive"),
         ("quantize", "int4", "int8, int8-weights, bfloat16"),
+        ("target", "sse4", "avx2, vnni, amx"),
+        ("target", "avx2", "--target avx2 with --quantize None"),
         ("log_seconds", 0, "must be positive"),
         ("seed", -1, "from 0 to"),
         ("seed", 2**32, "from 0 to"),
@@ -381,6 +383,9 @@ def test_int8_without_exact_products_is_refused_before_training(
     outcome = finetune(reviews, bert, output, quantize="int8")
     outcome.refused("--quantize int8 needs", "Use --quantize int8-weights")
     assert not output.exists()
+    monkeypatch.setattr("keras_efficient.exporters._arguments.saturates", lambda: True)
+    outcome = finetune(reviews, bert, output, quantize="int8", target="vnni")
+    outcome.refused("--target vnni on a CPU without VNNI", "or use --target avx2")
 
 
 # --resume.

@@ -104,6 +104,7 @@ def test_plan_names_the_baseline_and_what_is_kept():
         "of the epoch with the best accuracy; stops after 1 epoch without a better one"
     )
     assert rows["export"] == "int8-weights"
+    assert plan(quantize="int8", target="avx2")["export"] == "int8 for CPUs with AVX2"
     assert plan(patience=2)["weights"].startswith("of the epoch with the best macro-F1; stops")
     assert not {"weights", "export", "cut texts"} & set(plan())
     many = plan(names=tuple(f"class {i}" for i in range(20_000)))

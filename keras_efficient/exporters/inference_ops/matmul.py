@@ -307,6 +307,25 @@ def multiply(x, x_largest, matrix, largest, bias, fused, add=None, grid=None, co
     return y
 
 
+#: What each output of `largest_product` is where products are added exactly.
+PROBE = 8.0
+
+
+def largest_product():
+    """Return float32 [1, 8], a product of the largest integers of 8 bits, in a graph.
+
+    Its outputs are `PROBE`, or about half of it where two products are added in 16 bits.
+    """
+    matrix = Int8MatMul(
+        "probe",
+        np.zeros(8, "float32"),
+        integers=np.full((8, 8), 127, "int8"),
+        scales=np.full(8, 1 / 127, "float32"),
+        range=(0.0, 1.0),
+    )
+    return replace(matrix, variable=matrix.integers)(tf.ones([1, 8]))
+
+
 @functools.cache
 def saturates() -> bool:
     """Return whether this machine adds products of 8 bits in 16 bits, which 7 bits must fit in.
@@ -316,17 +335,8 @@ def saturates() -> bool:
     Raises:
         InputError: TensorFlow lacks the operation.
     """
-    matrix = Int8MatMul(
-        "probe",
-        np.zeros(8, "float32"),
-        # The largest integers.
-        integers=np.full((8, 8), 127, "int8"),
-        scales=np.full(8, 1 / 127, "float32"),
-        range=(0.0, 1.0),
-    )
-    matrix = matrix.with_variable()
     try:
-        y = tf.function(lambda: matrix(tf.ones([1, 8])))().numpy()
+        y = tf.function(largest_product)().numpy()
     except Exception as error:
         last = str(error).strip().splitlines()[-1]
         raise InputError(
@@ -334,4 +344,4 @@ def saturates() -> bool:
             f"CPUs (with oneDNN) has. Received: a TensorFlow where it fails: {last}. Use "
             "quantize='int8-weights', which runs on any device."
         ) from error
-    return bool(np.abs(y - 8).max() > 0.1)
+    return bool(np.abs(y - PROBE).max() > 0.1)

@@ -64,7 +64,8 @@ def rounded(model, quantize, features, reduce_range=False):
         quantize: as for `ke.export`.
         features: the `Features` of the sample.
         reduce_range: whether kernels of 8 bits are rounded to 7, whose products do not overflow
-            on CPUs that add two of them in 16 bits. Default: False.
+            on CPUs that add two of them in 16 bits. Those that have `reduce_range` stay as they
+            are. Default: False.
     """
     saved = any(vars(model).get(name) is not None for name in ("save", "save_pretrained"))
     weights = [w for w in all_weights(model) if w.kind in (KERNEL, EMBEDDING)]
@@ -87,13 +88,14 @@ def rounded(model, quantize, features, reduce_range=False):
                 quantizers = attach_quantizers(model, weights, None, 8)
                 _measure(model, quantizers, features)
             for transform in transforms(model, FakeQuant) if reduce_range else ():
-                if transform.bits == 8 and transform.weight.kind == KERNEL:
+                reducible = transform.bits == 8 and transform.weight.kind == KERNEL
+                if reducible and not transform.reduce_range:
                     narrowed.append(transform)
-                    transform.bits = 7
+                    transform.reduce_range = True
             yield
         finally:
             for transform in narrowed:
-                transform.bits = 8
+                transform.reduce_range = False
             detach_call_wrappers(model, quantizers.values())
             detach(model, [transform for _, transform in pairs])
             if not saved:
