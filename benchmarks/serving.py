@@ -89,6 +89,10 @@ def write(folder, quick, allow_missing):
         "parameters": parameters,
         "paths": {},
     }
+    # What a run that was interrupted has written is kept.
+    progress = folder / "written.json"
+    if progress.exists():
+        made["paths"] = json.loads(progress.read_text())
 
     def own(name, quantize):
         target = folder / name
@@ -127,6 +131,8 @@ def write(folder, quick, allow_missing):
         "int8": lambda: calibrated("int8", "int8"),
     }
     for name, make in makers.items():
+        if name in made["paths"]:
+            continue
         start = time.perf_counter()
         try:
             made["paths"][name] = str(make())
@@ -136,6 +142,7 @@ def write(folder, quick, allow_missing):
             print(f"{name}: missing. {error}", file=sys.stderr)
         else:
             print(f"{name}: written, {time.perf_counter() - start:.0f} s", file=sys.stderr)
+            progress.write_text(json.dumps(made["paths"]))
     (folder / "made.json").write_text(json.dumps(made))
 
 
