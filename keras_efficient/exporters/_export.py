@@ -33,7 +33,7 @@ from keras_efficient.exporters._manifest import write_manifest
 from keras_efficient.exporters._signature import Features, describe_specs, flat_outputs, trace
 from keras_efficient.exporters._verification import check_reference, compare, run_without_keras
 from keras_efficient.exporters._warmup import write_warmup
-from keras_efficient.exporters.inference_ops.cpu_check import cpu_check
+from keras_efficient.exporters.inference_ops.cpu_check import CpuCheck
 from keras_efficient.exporters.inference_ops.substitution import rounded, substituted_layers
 from keras_efficient.exporters.litert.export import export_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
@@ -222,12 +222,12 @@ def _write(flavor, model, directory, sample, arguments):
             arguments = dataclasses.replace(arguments, tolerance=tolerance)
         unread, loaded = stack.enter_context(substituted_layers(model, arguments.quantize, form))
         stack.enter_context(folded_weights(model))
-        if arguments.target not in (None, "avx2"):
-            loaded.append(cpu_check())
         with form.on():
             module, functions, tokens = _module(
                 flavor, model, unread, loaded, features, text, arguments
             )
+        if arguments.target not in (None, "avx2"):
+            module.cpu_check = CpuCheck()
         with staged(directory, version) as staging:
             tf.saved_model.save(
                 module,

@@ -16,7 +16,6 @@ from zoo import ZOO
 import keras_efficient as ke
 from keras_efficient.compression._fake_quant import FakeQuant
 from keras_efficient.exporters.inference_ops import cpu_check
-from keras_efficient.exporters.inference_ops.loaded_floats import LoadedFloats
 from keras_efficient.exporters.inference_ops.matmul import saturates
 from keras_efficient.parametrize._parametrized_layer import transforms
 from keras_efficient.versions._check_manifest import check_manifest
@@ -46,7 +45,7 @@ def test_a_reduced_range_is_exported_as_it_is(specimen, target, tmp_path, in_pro
         )
     # It needs nothing, whatever this machine has.
     assert check_manifest(report.directory)["recipe"]["target"] == "avx2"
-    assert not tf.saved_model.load(str(report.directory)).loaded
+    assert not hasattr(tf.saved_model.load(str(report.directory)), "cpu_check")
     (answer,) = in_process[-1].values()
     np.testing.assert_allclose(answer, seen, rtol=0, atol=2e-3)
     # Queries, keys and values are joined in the file.
@@ -89,10 +88,7 @@ def load_in_session(path):
 def test_a_cpu_that_saturates_does_not_load_the_model(load, tmp_path, monkeypatch):
     """Simulated on any machine: the saved check expects another number than it gets."""
     module = tf.Module()
-    with monkeypatch.context() as patch:
-        # In memory, it would fail already.
-        patch.setattr(LoadedFloats, "_initialize", lambda self: None)
-        module.loaded = [cpu_check.cpu_check()]
+    module.cpu_check = cpu_check.CpuCheck()
     monkeypatch.setattr(cpu_check, "PROBE", 9.0)
     tf.saved_model.save(module, str(tmp_path))
     message = r"for CPUs that add .* exactly .*Received: a CPU.*again with target avx2.*\] \[[48]"

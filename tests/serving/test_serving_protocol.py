@@ -135,8 +135,11 @@ def test_texts_are_answered_with_labels(number, base, server):
     rows = {"signature_name": "text", "instances": [{"text": text} for text in TEXTS]}
     predictions = http(server.rest_port, f"reviews/versions/{number}:predict", rows)["predictions"]
     assert [row["label"] for row in predictions] == outputs["label"]
-    # What a batching server needs: each output has a row for each text.
+    # What a batching server needs: each output has a row for each text, whatever the others are.
     assert {len(value) for value in found.values()} == {len(TEXTS)}
+    alone = ke.serving.grpc_request("reviews", "text", TEXTS[1:2], version=number)
+    alone = arrays(ask(server.grpc_port, alone))["logits"]
+    np.testing.assert_allclose(alone, found["logits"][1:2], rtol=0, atol=1e-5)
 
 
 def test_signatures_versions_and_labels(base, server):

@@ -2,7 +2,6 @@
 
 import tensorflow as tf
 
-from keras_efficient.exporters.inference_ops.loaded_floats import LoadedFloats
 from keras_efficient.exporters.inference_ops.matmul import PROBE, largest_product
 
 # Without quotation marks, which TensorFlow would print with backslashes.
@@ -13,18 +12,20 @@ _MESSAGE = (
 )
 
 
-def cpu_check() -> LoadedFloats:
-    """Return a resource whose initializer fails where products of 8 bits saturate.
+class CpuCheck(tf.saved_model.experimental.TrackableResource):
+    """A resource whose initializer fails where products of 8 bits saturate.
 
-    `tf.saved_model.load`, sessions of TensorFlow 1 and TensorFlow Serving run it, so that a model
-    is not loaded rather than wrong.
+    `tf.saved_model.load`, sessions of TensorFlow 1 and TensorFlow Serving run the initializer, so
+    that a model which would compute wrong numbers is not loaded.
     """
-    return LoadedFloats(tf.function(_checked_product), [], [], tf.float32)
 
+    def _create_resource(self):
+        # Every resource has a handle; nothing reads this one.
+        return tf.raw_ops.VarHandleOp(
+            dtype=tf.float32, shape=[], shared_name="keras_efficient_cpu_check"
+        )
 
-def _checked_product():
-    # Its outputs are equal.
-    y = tf.reduce_min(largest_product())
-    exact = tf.Assert(tf.abs(y - PROBE) < 0.1, [_MESSAGE, y])
-    with tf.control_dependencies([exact]):
-        return tf.identity(y)
+    def _initialize(self):
+        # The outputs of the product are equal.
+        y = tf.reduce_min(largest_product())
+        tf.Assert(tf.abs(y - PROBE) < 0.1, [_MESSAGE, y])
