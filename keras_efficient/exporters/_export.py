@@ -33,6 +33,7 @@ from keras_efficient.exporters._manifest import write_manifest
 from keras_efficient.exporters._signature import Features, describe_specs, flat_outputs, trace
 from keras_efficient.exporters._verification import check_reference, compare, run_without_keras
 from keras_efficient.exporters._warmup import write_warmup
+from keras_efficient.exporters.inference_ops.loaded_tensor import loaded_tensors
 from keras_efficient.exporters.inference_ops.substitution import rounded, substituted_layers
 from keras_efficient.exporters.litert.export import export_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
@@ -217,12 +218,10 @@ def _write(flavor, model, directory, sample, arguments):
             tolerance = _rounding_tolerance(flavor, model, features, reference["tokens"])
             tolerance = max(tolerance, arguments.tolerance)
             arguments = dataclasses.replace(arguments, tolerance=tolerance)
-        unread, loaded = stack.enter_context(substituted_layers(model, arguments.quantize, form))
+        unread = stack.enter_context(substituted_layers(model, arguments.quantize, form))
         stack.enter_context(folded_weights(model))
         with form.on():
-            module, functions, tokens = _module(
-                flavor, model, unread, loaded, features, text, arguments
-            )
+            module, functions, tokens = _module(flavor, model, unread, features, text, arguments)
         with staged(directory, version) as staging:
             tf.saved_model.save(
                 module,
@@ -290,7 +289,7 @@ def check_graph_export(flavor, model, features, text, arguments) -> None:
     # Weights in floats, since quantization is often attached or calibrated later.
     arguments = dataclasses.replace(arguments, quantize=None)
     with folded_weights(model):
-        _module(flavor, model, [], [], features, text, arguments)
+        _module(flavor, model, [], features, text, arguments)
 
 
 def _write_litert(flavor, model, directory, sample, arguments):
@@ -370,7 +369,7 @@ def _publish(flavor, model, staging, arguments, measurements, evaluation, recipe
     return dataclasses.replace(report, directory=staging.publish())
 
 
-def _module(flavor, model, unread, loaded, features, text, arguments):
+def _module(flavor, model, unread, features, text, arguments):
     """Return the module to save, its functions by signature, and the function of the tokens.
 
     The module holds all variables that the functions and initializers read.
@@ -383,9 +382,10 @@ def _module(flavor, model, unread, loaded, features, text, arguments):
     # Of a quantized model only the variables that the graph reads are written.
     weights = [] if arguments.quantize else _served_weights(flavor, model, unread)
     module: Any = tf.Module()
-    weights += [variable for floats in loaded for variable in floats.variables]
-    module.weights = weights + _other_state(tokens, weights, loaded)
-    module.loaded = loaded
+    module.loaded = loaded_tensors(tokens)
+    encodings = {id(x): x for tensor in module.loaded for x in tensor.encodings}.values()
+    weights += [variable for encoding in encodings for variable in encoding.variables]
+    module.weights = weights + _other_state(tokens, weights, module.loaded)
     functions = {"tokens": tokens}
     if text is not None:
         module.text = text.function(tokens)
