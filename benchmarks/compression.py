@@ -14,8 +14,8 @@ Rates: 1e-4, falling to 0 (post-training: none); the pruned and the parameter-ef
 the rates in `ROWS`. A figure is the median over seeds; differences to dense are medians of the
 differences of a seed.
 
-Bytes are those of all files of an export, with quantize="int8-weights" if the weights are quantized.
-Runs are kept in `--folder` and not repeated: remove it to measure again.
+Bytes are those of all files of an export, with quantize="int8-weights" if the weights are
+quantized. Runs are kept in `--folder` and not repeated: remove it to measure again.
 """
 
 import argparse

@@ -29,7 +29,7 @@ class Codebook(Encoding):
         packed, table = map(tf.convert_to_tensor, self.variables)
         indices = tf.cast(unpack_bits(packed, self.size, self.bits), tf.int32)
         if len(table.shape) == 2:
-            columns = table.shape[1]
+            columns = self.parts["table"].shape[1]
             indices = tf.reshape(indices, [-1, columns]) * columns + tf.range(columns)
             table = tf.reshape(table, [-1])
         return tf.reshape(tf.gather(table, indices), self.shape)

@@ -22,7 +22,7 @@ class Encoding:
         variables: list of a `tf.Variable` for each part, after `create`.
     """
 
-    def __init__(self, array: np.ndarray, parts: dict[str, np.ndarray]):
+    def __init__(self, array: np.ndarray, parts: dict[str, Any]):
         self.shape, self.dtype, self.parts = array.shape, array.dtype, parts
         self.size = math.prod(self.shape)
         self.variables: list[Any] = []

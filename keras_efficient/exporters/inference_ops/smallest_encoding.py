@@ -22,7 +22,7 @@ def smallest_encoding(array: np.ndarray, part: str = "values") -> Encoding:
     array = np.ascontiguousarray(array)
     # Where a mask is multiplied with a negative number, the zero is negative.
     array = np.where(array == 0, np.zeros((), array.dtype), array)
-    found = [_without_bitmap(array)]
+    found: list[Encoding] = [_without_bitmap(array)]
     if array.dtype == np.int8 and array.ndim == 2:
         found.append(codebook_of_columns(array) or found[0])
     if np.count_nonzero(array) < 0.75 * array.size:
