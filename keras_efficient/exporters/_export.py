@@ -31,9 +31,11 @@ from keras_efficient.exporters._export_report import ExportReport
 from keras_efficient.exporters._flat_form import flat_form
 from keras_efficient.exporters._manifest import write_manifest
 from keras_efficient.exporters._signature import Features, describe_specs, flat_outputs, trace
+from keras_efficient.exporters._storage import storage_of
 from keras_efficient.exporters._verification import check_reference, compare, run_without_keras
 from keras_efficient.exporters._warmup import write_warmup
 from keras_efficient.exporters.inference_ops.cpu_check import CpuCheck
+from keras_efficient.exporters.inference_ops.loaded_tensor import loaded_tensors
 from keras_efficient.exporters.inference_ops.substitution import rounded, substituted_layers
 from keras_efficient.exporters.litert.export import export_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
@@ -80,7 +82,10 @@ def export(
     "probabilities", float32 [batch, classes], and "label", string [batch].
 
     Transforms of weights (`ke.prune`, `ke.lora` and so on) are folded into the written weights. The
-    model in memory keeps its transforms.
+    model in memory keeps its transforms. A SavedModel stores kernels and embeddings of at most 256
+    different numbers (`ke.cluster`, 4 bits) as indices of as few bits as possible, and those with
+    many zeros (`ke.prune`) as a bitmap and the other numbers, if that saves a fifth of the bytes.
+    They are decoded once, when the SavedModel is loaded, to the same numbers.
 
     Verification requires of each float output `max|served - in memory| <= tolerance * max(1, max|in
     memory|)`. Both run on the CPU, on at most 32 examples of the sample.
@@ -95,9 +100,9 @@ def export(
         quantize: None: weights as floats. "int8": kernels and embeddings as integers, multiplied as
             integers on x86 CPUs. "int8-weights": as integers that are converted to floats when the
             SavedModel is loaded, once, on any device. "bfloat16": stored and multiplied in
-            bfloat16. The integers are those of `ke.quantize_aware` or `ke.calibrate`, also of 4
-            bits. Other models are quantized as they are; "int8" then rounds inputs of layers in the
-            ranges that they have on the sample, and warns. Default: None.
+            bfloat16. The integers are those of `ke.quantize_aware` or `ke.calibrate`, stored in 8
+            or 4 bits. Other models are quantized as they are; "int8" then rounds inputs of layers
+            in the ranges that they have on the sample, and warns. Default: None.
         format: "saved_model", or "litert": one file, `model.tflite`, written by TensorFlow's
             converter and verified with ai-edge-litert. There "int8-weights" means dynamic range
             quantization, and "int8" uses fixed ranges measured on the sample. Default:
@@ -220,12 +225,10 @@ def _write(flavor, model, directory, sample, arguments):
             tolerance = _rounding_tolerance(flavor, model, features, reference["tokens"])
             tolerance = max(tolerance, arguments.tolerance)
             arguments = dataclasses.replace(arguments, tolerance=tolerance)
-        unread, loaded = stack.enter_context(substituted_layers(model, arguments.quantize, form))
+        unread = stack.enter_context(substituted_layers(model, arguments.quantize, form))
         stack.enter_context(folded_weights(model))
         with form.on():
-            module, functions, tokens = _module(
-                flavor, model, unread, loaded, features, text, arguments
-            )
+            module, functions, tokens = _module(flavor, model, unread, features, text, arguments)
         if arguments.target not in (None, "avx2"):
             module.cpu_check = CpuCheck()
         with staged(directory, version) as staging:
@@ -265,8 +268,10 @@ def _write(flavor, model, directory, sample, arguments):
                     )
             _write_extra_files(staging.path, features, arguments)
             serving = functions["serving_default"]
+            storage = storage_of(module, tokens)
             measurements = {
-                "weight_bytes": sum(map(_bytes, module.weights)) + _constant_bytes(tokens),
+                "weight_bytes": sum(storage.values()),
+                "storage": storage,
                 "max_abs_difference": difference,
                 "tolerance": arguments.tolerance,
                 "signature": {
@@ -295,7 +300,7 @@ def check_graph_export(flavor, model, features, text, arguments) -> None:
     # Weights in floats, since quantization is often attached or calibrated later.
     arguments = dataclasses.replace(arguments, quantize=None)
     with folded_weights(model):
-        _module(flavor, model, [], [], features, text, arguments)
+        _module(flavor, model, [], features, text, arguments)
 
 
 def _write_litert(flavor, model, directory, sample, arguments):
@@ -375,7 +380,7 @@ def _publish(flavor, model, staging, arguments, measurements, evaluation, recipe
     return dataclasses.replace(report, directory=staging.publish())
 
 
-def _module(flavor, model, unread, loaded, features, text, arguments):
+def _module(flavor, model, unread, features, text, arguments):
     """Return the module to save, its functions by signature, and the function of the tokens.
 
     The module holds all variables that the functions and initializers read.
@@ -388,9 +393,10 @@ def _module(flavor, model, unread, loaded, features, text, arguments):
     # Of a quantized model only the variables that the graph reads are written.
     weights = [] if arguments.quantize else _served_weights(flavor, model, unread)
     module: Any = tf.Module()
-    weights += [variable for floats in loaded for variable in floats.variables]
-    module.weights = weights + _other_state(tokens, weights, loaded)
-    module.loaded = loaded
+    module.loaded = loaded_tensors(tokens)
+    encodings = {id(x): x for tensor in module.loaded for x in tensor.encodings}.values()
+    weights += [variable for encoding in encodings for variable in encoding.variables]
+    module.weights = weights + _other_state(tokens, weights, module.loaded)
     functions = {"tokens": tokens}
     if text is not None:
         module.text = text.function(tokens)
@@ -398,14 +404,6 @@ def _module(flavor, model, unread, loaded, features, text, arguments):
     functions = {name: functions[name] for name in arguments.signatures}
     functions = {"serving_default": functions[arguments.signatures[0]]} | functions
     return module, functions, tokens
-
-
-def _constant_bytes(function):
-    """Return the bytes of the arrays in a graph, such as scales and biases, but not of shapes."""
-    graph = function.graph.as_graph_def()
-    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
-    sizes = [len(n.attr["value"].tensor.tensor_content) for n in nodes if n.op == "Const"]
-    return sum(size for size in sizes if size >= 256)
 
 
 def _write_extra_files(folder, features, arguments):

@@ -19,7 +19,8 @@ class ExportReport:
     Attributes:
         directory: path of the version. It is not part of the JSON, since versions are moved.
         bytes: int, size of the version's files in bytes, without report and manifest.
-        weight_bytes: int, size of the model's variables in bytes, each counted once.
+        weight_bytes: int, size of the model's variables in bytes as they are stored, each counted
+            once.
         max_abs_difference: float, largest absolute difference between the served outputs and those
             of the model in memory, on the sample.
         tolerance: float, the difference allowed, relative to the largest output or 1.
@@ -31,6 +32,8 @@ class ExportReport:
             CPU, or None if it was not measured.
         max_rss_bytes: int, peak memory in bytes of the process that served the sample, or None.
         quantize: str, the export's `quantize`, or None.
+        storage: dict from a form of storage, such as "float32" or "4-bit codebook of int8", to the
+            bytes of the weights that are stored so; their sum is `weight_bytes`. None for LiteRT.
         evaluation: {"examples", "in_memory", "served"}, the number of examples and the accuracies,
             or None.
         classification: dict of a `ke.metrics.ClassificationReport`, given in the export's `facts`,
@@ -54,6 +57,7 @@ class ExportReport:
     latency_ms: dict | None = None
     max_rss_bytes: int | None = None
     quantize: str | None = None
+    storage: dict | None = None
     evaluation: dict | None = None
     classification: dict | None = None
     accuracy: float | None = None
@@ -98,6 +102,9 @@ class ExportReport:
         )
         if self.quantize is not None:
             rows.append(("Written as", self.quantize))
+        if self.storage is not None:
+            forms = (f"{size / 1e6:,.2f} MB {form}" for form, size in self.storage.items())
+            rows.append(("Stored as", ", ".join(forms)))
         if self.evaluation is not None:
             found = self.evaluation
             rows.append(

@@ -19,6 +19,7 @@ _METRICS = (
     "examples_per_second",
     "bytes",
     "weight_bytes",
+    "storage",
     "latency_ms",
     "max_abs_difference",
     "tolerance",

@@ -24,8 +24,9 @@ class WeightSummary:
         trainable: number of trainable parameters, of the weight and its transforms.
         sparsity: fraction of the transformed values that are exactly zero; 0.0 for untransformed
             biases and the like.
-        bits: bits per element in an export that packs it.
-        bytes: bytes for all elements at `bits` each, and for scales, centroids and the like.
+        bits: bits per element in an export, or per element that is not zero.
+        bytes: bytes for all elements at `bits` each, and for scales, centroids and the like. Where
+            that is less: one bit for each element, and `bits` for those that are not zero.
     """
 
     path: str
@@ -174,7 +175,8 @@ def summary(model: Model) -> Summary:
         bits = min([t.bits for t in transforms if t.bits] or [8 * weight.value.dtype.size])
         # Untransformed biases start as zeros, which is not sparsity.
         counted = weight.kind != OTHER or transforms
-        zeros = 0.0 if not counted else 1 - np.count_nonzero(value.numpy()) / max(1, weight.size)
+        kept = int(np.count_nonzero(value.numpy())) if counted else weight.size
+        stored = min(weight.size * bits, weight.size + kept * bits)
         parameters += weight.size
         rows.append(
             WeightSummary(
@@ -182,9 +184,9 @@ def summary(model: Model) -> Summary:
                 weight.shape,
                 tuple(t.describe() for t in transforms),
                 sum(v.shape.num_elements() or 0 for v in variables if id(v) in training),
-                float(zeros),
+                1 - kept / max(1, weight.size),
                 bits,
-                math.ceil(weight.size * bits / 8) + sum(t.extra_bytes for t in transforms),
+                math.ceil(stored / 8) + sum(t.extra_bytes for t in transforms),
             )
         )
     others = {}

@@ -11,7 +11,8 @@ from zoo import keras_of
 import keras_efficient as ke
 from keras_efficient.exporters import Features
 from keras_efficient.exporters._flat_form import flat_form
-from keras_efficient.exporters.inference_ops.loaded_floats import LoadedFloats
+from keras_efficient.exporters.inference_ops.encoding import Plain
+from keras_efficient.exporters.inference_ops.loaded_tensor import LoadedTensor, loaded_tensors
 from keras_efficient.training._flat_model import unpadded_model
 from keras_efficient.versions._check_manifest import check_manifest
 
@@ -188,10 +189,13 @@ def test_floats_are_made_when_an_export_is_loaded(tmp_path, in_process):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_loaded_floats_hold_what_they_were_made_of():
-    variable = tf.Variable([1.0, 2.0])
-    floats = LoadedFloats(lambda: variable * 2, [variable], (2,), "float32")
-    np.testing.assert_array_equal(tf.function(floats.value)(), [2.0, 4.0])
+def test_loaded_tensors_hold_what_they_were_made_of():
+    plain = Plain(np.array([1.0, 2.0], "float32"))
+    plain.create("weight")
+    loaded = LoadedTensor(lambda: plain.decode() * 2, [plain], (2,), "float32")
+    function = tf.function(loaded.value).get_concrete_function()
+    np.testing.assert_array_equal(function(), [2.0, 4.0])
+    assert loaded_tensors(function) == [loaded]
     # They are made once.
-    variable.assign([5.0, 5.0])
-    np.testing.assert_array_equal(floats.value(), [2.0, 4.0])
+    plain.variables[0].assign([5.0, 5.0])
+    np.testing.assert_array_equal(tf.convert_to_tensor(loaded), [2.0, 4.0])

@@ -70,7 +70,7 @@ class Int8MatMul(MatMul):
         scales: float32 array [outputs], t.
         range: (low, high) of x, which contains zero; None for the range of each batch of rows.
         smooth: float32 array [inputs] by which x is divided, or None.
-        variable: `tf.Variable` of `integers`.
+        variable: `tf.Variable` or `LoadedTensor` of `integers`.
     """
 
     integers: Any = None
@@ -138,7 +138,7 @@ class Int8MatMul(MatMul):
         return replace(self, scales=self.scales * factor, bias=self.bias * factor)
 
     def with_variable(self):
-        return replace(self, variable=written(self.integers, f"{self.name}.integers"))
+        return replace(self, variable=written(self.integers, self.name, "integers"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +147,7 @@ class BFloat16MatMul(MatMul):
 
     Attributes:
         half: bfloat16 array [inputs, outputs].
-        variable: `tf.Variable` of `half`.
+        variable: `tf.Variable` or `LoadedTensor` of `half`.
     """
 
     half: Any = None
@@ -168,7 +168,7 @@ class BFloat16MatMul(MatMul):
         return replace(self, half=half, bias=self.bias * np.float32(factor)).with_variable()
 
     def with_variable(self):
-        return replace(self, variable=written(self.half, f"{self.name}.half"))
+        return replace(self, variable=written(self.half, self.name, "half"))
 
 
 def joined(matrices):
@@ -239,7 +239,7 @@ class FoldedProduct(NamedTuple):
     """A product of quint8 rows and an int8 matrix whose scales and offsets are constants.
 
     Attributes:
-        variable: `tf.Variable` of the matrix, int8 [inputs, outputs].
+        variable: `tf.Variable` or `LoadedTensor` of the matrix, int8 [inputs, outputs].
         largest_input: what 255 in a row stands for.
         largest: float32 array [outputs], what 127 in the matrix stands for.
         bias: float32 array [outputs].

@@ -1,34 +1,50 @@
-"""Storage formats of exported weights: int8 integers with scales, or bfloat16."""
+"""Storage formats of exported weights: integers with scales, bfloat16, or floats in few bytes."""
 
+import functools
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_efficient.architecture._weights import EMBEDDING
+from keras_efficient.exporters.inference_ops.encoding import Encoding, Plain
+from keras_efficient.exporters.inference_ops.loaded_tensor import LoadedTensor
+from keras_efficient.exporters.inference_ops.smallest_encoding import smallest_encoding
 
 
-def written(array, name):
-    """Create a variable of the export, before the graph that reads it."""
-    with tf.device("CPU:0"):
-        return tf.Variable(array, trainable=False, name=name.replace("/", "."))
+def written(array, name, part):
+    """Store an array in its smallest form, before the graph that reads it.
+
+    Returns:
+        A variable or a `LoadedTensor`, which convert to the same tensor.
+    """
+    encoding = smallest_encoding(array, part)
+    encoding.create(name)
+    return _readable(encoding)
+
+
+def _readable(encoding):
+    if isinstance(encoding, Plain):
+        return encoding.variables[0]
+    return LoadedTensor(encoding.decode, [encoding], encoding.shape, encoding.dtype)
 
 
 class PackedWeight:
-    """A weight in its storage format. The variables that a graph reads are exported.
+    """A weight in its storage format. What a graph reads of it is exported.
 
     Attributes:
         weight: the `Weight`.
-        variables: list of the `tf.Variable`s of the format.
+        encodings: list of the `Encoding`s of its arrays.
     """
 
     def __init__(self, weight):
-        self.weight, self.variables = weight, []
+        self.weight, self.encodings = weight, []
 
-    def variable(self, part, array):
-        variable = written(array, f"{self.weight.path}.{part}")
-        self.variables.append(variable)
-        return variable
+    def store(self, encoding: Encoding) -> Encoding:
+        """Create the variables of an encoding, and return it."""
+        encoding.create(self.weight.path)
+        self.encodings.append(encoding)
+        return encoding
 
     def value(self):
         """Return the weight in its original shape and dtype."""
@@ -46,8 +62,8 @@ class Int8Weight(PackedWeight):
         matrix: int8 array [inputs, outputs].
         scales: float32 array [groups, outputs].
         smooth: float32 array [inputs] by which the rows are divided, or None.
-        integers: `tf.Variable` of `matrix`; for an embedding of its transpose, whose rows are those
-            of the embedding.
+        integers: `tf.Variable` or `LoadedTensor` of `matrix`; for an embedding of its transpose,
+            whose rows are those of the embedding.
     """
 
     def __init__(self, weight, quantize):
@@ -55,18 +71,26 @@ class Int8Weight(PackedWeight):
         self.matrix, scales, self.smooth = quantize.integers()
         self.scales = np.broadcast_to(scales, (len(scales), self.matrix.shape[1]))
         table = weight.kind == EMBEDDING
-        self.integers = self.variable("integers", self.matrix.T if table else self.matrix)
-        self._scales = self.variable("scales", scales)
-        self._smooth: Any = None if self.smooth is None else self.variable("smooth", self.smooth)
+        array = self.matrix.T if table else self.matrix
+        self._integers = self.store(smallest_encoding(array, "integers"))
+        self._scales: Any = self.store(Plain(scales, "scales")).variables[0]
+        self._smooth: Any = None
+        if self.smooth is not None:
+            self._smooth = self.store(Plain(self.smooth, "smooth")).variables[0]
+
+    @functools.cached_property
+    def integers(self) -> Any:
+        with tf.init_scope():
+            return _readable(self._integers)
 
     def value(self):
         (inputs, outputs), groups = self.matrix.shape, len(self.scales)
-        scales = self._scales
+        scales, integers = self._scales, self._integers.decode()
         if self.weight.kind == EMBEDDING:
-            table = tf.cast(tf.reshape(self.integers, [outputs, groups, -1]), tf.float32)
+            table = tf.cast(tf.reshape(integers, [outputs, groups, -1]), tf.float32)
             table *= tf.expand_dims(tf.transpose(scales), -1)
             return tf.cast(tf.reshape(table, self.weight.shape), self.weight.value.dtype)
-        matrix = tf.reshape(self.integers, [groups, inputs // groups, outputs])
+        matrix = tf.reshape(integers, [groups, inputs // groups, outputs])
         matrix = tf.reshape(tf.cast(matrix, tf.float32) * scales[:, None], [inputs, outputs])
         if self.smooth is not None:
             matrix /= self._smooth[:, None]
@@ -100,15 +124,34 @@ class BFloat16Weight(PackedWeight):
 
     Attributes:
         half: bfloat16 array of the weight's shape.
-        table: `tf.Variable` of `half`.
+        table: `tf.Variable` or `LoadedTensor` of `half`.
     """
 
     def __init__(self, weight, half):
         super().__init__(weight)
-        self.half, self.table = half, self.variable("half", half)
+        self.half, self.table = half, _readable(self.store(smallest_encoding(half, "half")))
 
     def value(self):
         return tf.cast(self.table, self.weight.value.dtype)
 
     def rows(self, ids):
         return tf.cast(tf.gather(self.table, ids), tf.float32)
+
+
+class EncodedWeight(PackedWeight):
+    """A weight in its own dtype, in a form that takes fewer bytes than its numbers.
+
+    Args:
+        weight: the `Weight`.
+        encoding: `Encoding` of its value.
+    """
+
+    def __init__(self, weight, encoding):
+        super().__init__(weight)
+        self._loaded = _readable(self.store(encoding))
+
+    def value(self):
+        return tf.convert_to_tensor(self._loaded)
+
+    def rows(self, ids):
+        return tf.gather(self.value(), ids)

@@ -23,12 +23,19 @@ from keras_efficient.exporters.inference_ops.embedding import (
     LazyEmbeddingOp,
     PositionEmbeddingOp,
 )
+from keras_efficient.exporters.inference_ops.encoding import Plain
 from keras_efficient.exporters.inference_ops.int8_block import Int8Block
 from keras_efficient.exporters.inference_ops.layer_norm import LayerNormOp, is_last_axis
-from keras_efficient.exporters.inference_ops.loaded_floats import LoadedFloats
+from keras_efficient.exporters.inference_ops.loaded_tensor import LoadedTensor
 from keras_efficient.exporters.inference_ops.matmul import joined
-from keras_efficient.exporters.inference_ops.packed_weights import BFloat16Weight, Int8Weight
+from keras_efficient.exporters.inference_ops.packed_weights import (
+    BFloat16Weight,
+    EncodedWeight,
+    Int8Weight,
+)
+from keras_efficient.exporters.inference_ops.smallest_encoding import smallest_encoding
 from keras_efficient.parametrize._attach import attach, detach, detach_call_wrappers
+from keras_efficient.parametrize._checks import check_weights
 from keras_efficient.parametrize._parametrized_layer import (
     parametrize_layer,
     parametrized_layer,
@@ -43,9 +50,9 @@ _TABLES = ("Embedding.call", "ReversibleEmbedding.call", "OnDeviceEmbedding.call
 
 
 class _Identity(Transform):
-    """Change nothing; gives weights that are exported in bfloat16 a transform chain."""
+    """Change nothing; gives weights that are exported in another form a transform chain."""
 
-    name, place = "bfloat16", QUANTIZE + 1
+    name, place = "identity", QUANTIZE + 1
 
     def __call__(self, value):
         return value
@@ -71,7 +78,10 @@ def rounded(model, quantize, features, reduce_range=False):
     weights = [w for w in all_weights(model) if w.kind in (KERNEL, EMBEDDING)]
     if quantize == "bfloat16":
         pairs = [(w, _Identity()) for w in weights]
-    elif quantize is None or transforms(model, FakeQuant):
+    elif quantize is None:
+        plain = [w for w in weights if transform_chain(w) is None and _is_unmodified(w)]
+        pairs = [(w, _Identity()) for w in plain if _encoded(w.value) is not None]
+    elif transforms(model, FakeQuant):
         pairs = []
     else:
         pairs = [(w, FakeQuant(8)) for w in weights]
@@ -123,23 +133,19 @@ def substituted_layers(model, quantize, form):
 
     Args:
         model: a model inside the context manager `rounded`.
-        quantize: None: no change. "int8-weights": integers that are converted to floats. "int8":
-            integers that are multiplied as such. "bfloat16": multiplied in bfloat16.
+        quantize: None: floats, stored in fewer bytes where that is possible. "int8-weights":
+            integers that are converted to floats. "int8": integers that are multiplied as such.
+            "bfloat16": multiplied in bfloat16.
         form: the `FlatForm` of the model.
 
     Yields:
-        The base variables that are not read in the block; and a list that receives the
-        `LoadedFloats` that are.
+        The base variables that are not read in the block.
     """
-    if quantize is None:
-        yield [], []
-        return
     with flavors.of(model).untraced(model):
         substitution = _Substitution(model, quantize, form)
         try:
             substitution.begin()
-            unread = [pack.weight.value for pack in substitution.packs.values()]
-            yield unread, substitution.loaded
+            yield [pack.weight.value for pack in substitution.packs.values()]
         finally:
             substitution.end()
 
@@ -149,7 +155,6 @@ class _Substitution:
         self.model, self.flavor, self.quantize = model, flavors.of(model), quantize
         self.form = form
         self.packs, self.parts, self.chains = {}, [], []
-        self.loaded: list[LoadedFloats] = []
 
     def begin(self):
         weights = all_weights(self.model)
@@ -199,6 +204,9 @@ class _Substitution:
         chain = transform_chain(weight)
         if chain is None:
             return None
+        if self.quantize is None:
+            encoding = _encoded(chain.value()) if weight.kind in (KERNEL, EMBEDDING) else None
+            return None if encoding is None else EncodedWeight(weight, encoding)
         if self.quantize == "bfloat16":
             return BFloat16Weight(weight, tf.cast(chain.value(), tf.bfloat16).numpy())
         quantize = [t for t in chain.transforms if isinstance(t, FakeQuant)]
@@ -207,7 +215,7 @@ class _Substitution:
     def _reader(self, pack):
         foreign = pack.weight.attribute == "weight" and pack.weight.kind == EMBEDDING
         if foreign and isinstance(pack, Int8Weight) and pack.scales.shape[0] == 1:
-            return lambda: LazyEmbeddingOp(pack.integers, pack.row_scales)
+            return lambda: LazyEmbeddingOp(tf.convert_to_tensor(pack.integers), pack.row_scales)
         if not isinstance(pack, Int8Weight):
             return pack.value
 
@@ -215,15 +223,13 @@ class _Substitution:
         @functools.cache
         def floats():
             weight = pack.weight
-            made = LoadedFloats(pack.value, pack.variables, weight.shape, weight.value.dtype)
-            self.loaded.append(made)
-            return made
+            return LoadedTensor(pack.value, pack.encodings, weight.shape, weight.value.dtype)
 
         return lambda: floats().value()
 
     def _parts(self, layer):
         """Return the call wrappers that substitute a layer, at most one."""
-        if _changed(layer):
+        if _changed(layer) or self.quantize is None:
             return []
         if self.quantize != "int8-weights":
             part = self._attention(layer) or self._intermediate(layer) or self._product(layer)
@@ -284,6 +290,20 @@ class _Substitution:
                 keras_hub = original_class(layer).__module__.startswith("keras_hub.")
                 return [PositionEmbeddingOp(pack)] if keras_hub else []
         return []
+
+
+def _encoded(value):
+    """Return the smallest `Encoding` of a value, or None if that is the value itself."""
+    encoding = smallest_encoding(tf.convert_to_tensor(value).numpy())
+    return None if isinstance(encoding, Plain) else encoding
+
+
+def _is_unmodified(weight):
+    try:
+        check_weights([weight], "ke.export")
+    except ValueError:
+        return False
+    return True
 
 
 def _changed(layer):
