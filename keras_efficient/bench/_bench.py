@@ -175,11 +175,12 @@ def _find(path) -> tuple[Path, str]:
     if (folder / "saved_model.pb").is_file():
         check_graph(folder)
         return folder, "saved_model"
-    if (folder / "model.tflite").is_file():
-        return folder / "model.tflite", "litert"
+    for suffix, kind in _KINDS.items():
+        if (folder / f"model{suffix}").is_file():
+            return folder / f"model{suffix}", kind
     raise InputError(
-        "A model's folder must hold saved_model.pb or model.tflite. Received: "
-        f"{folder}, with neither. Name the folder that was given to `ke.export`."
+        "A model's folder must hold saved_model.pb, model.tflite or model.onnx. Received: "
+        f"{folder}, with none of them. Name the folder that was given to `ke.export`."
     )
 
 

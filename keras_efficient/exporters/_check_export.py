@@ -12,6 +12,7 @@ from keras_efficient.exporters._arguments import validate_arguments
 from keras_efficient.exporters._evaluation import scores_in_memory
 from keras_efficient.exporters._export import check_graph_export, prepare
 from keras_efficient.exporters.litert.export import check_litert
+from keras_efficient.exporters.onnx.export import check_onnx
 from keras_efficient.flavor import Model
 
 
@@ -82,6 +83,9 @@ def check_export(
     scores_in_memory(flavor, model, batches[:1])
     if format == "saved_model":
         check_graph_export(flavor, model, features, text, arguments)
+        return version
+    if format == "onnx":
+        check_onnx(model, flavor, features)
         return version
     if importlib.util.find_spec("ai_edge_litert") is None:
         raise InputError(
