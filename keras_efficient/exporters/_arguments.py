@@ -112,9 +112,9 @@ def _check_target(target, quantize, format):
     integers = (format, quantize) in _INTEGERS
     if target is not None and (target not in _TARGETS or not integers):
         raise InputError(
-            f"`target` is one of {_TARGETS}, the CPUs that run a SavedModel or ONNX file of quantize='int8', or "
-            f"None for this machine's. Received: target={target!r} with quantize={quantize!r} and "
-            f"format={format!r}."
+            f"`target` is one of {_TARGETS}, the CPUs that run a SavedModel or ONNX file of "
+            f"quantize='int8', or None for this machine's. Received: target={target!r} with "
+            f"quantize={quantize!r} and format={format!r}."
         )
     if not integers:
         return None

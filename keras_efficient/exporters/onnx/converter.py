@@ -2,14 +2,13 @@
 
 import importlib.util
 import logging
-from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 from keras_efficient._errors import InputError, VerificationError, listed
 from keras_efficient.exporters._model_file import MissingOperationError
-from keras_efficient.exporters.onnx.rewrites import rewrite, write_erfc
+from keras_efficient.exporters.onnx.rewrites import all_nodes, rewrite, write_erfc
 
 #: Version of the operator set: the first one that has LayerNormalization.
 OPSET = 17
@@ -74,7 +73,9 @@ def _check_operations(model):
         raise VerificationError(
             f"An ONNX file is written for opset {OPSET}. tf2onnx wrote {versions}."
         )
-    lacking = sorted({node.op_type for node in _nodes(model.graph) if not _known(onnx, node)})
+    lacking = sorted(
+        {node.op_type for node in all_nodes(model.graph.node) if not _known(onnx, node)}
+    )
     if lacking:
         raise MissingOperationError(
             f"An ONNX file may only hold operations of ONNX's opset {OPSET}. The model needs "
@@ -82,14 +83,6 @@ def _check_operations(model):
             "or export a SavedModel."
         )
     onnx.checker.check_model(model)
-
-
-def _nodes(graph) -> Iterator[Any]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _nodes(inner)
 
 
 def _known(onnx, node):

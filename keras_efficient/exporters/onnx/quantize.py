@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from keras_efficient.exporters.onnx.rewrites import Nodes
+from keras_efficient.exporters.onnx.rewrites import Nodes, remove_unread
 
 _PRODUCTS = ("MatMul", "Gemm")
 #: Operations that are quantized where they read a constant. All others stay in float32.
@@ -30,7 +30,8 @@ def quantize_dynamically(model: Any, file: str | os.PathLike, reduce_range: bool
             prepared,
             file,
             op_types_to_quantize=_OPERATIONS,
-            nodes_to_quantize=nodes,
+            # A Gemm becomes a MatMul of this name and an Add.
+            nodes_to_quantize=[*nodes, *(f"{name}_MatMul" for name in nodes)],
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
@@ -144,6 +145,7 @@ def _separate_inputs(graph, names):
             graph.node.insert(list(graph.node).index(maker) + 1, copy)
             for node in own:
                 node.input[0] = f"{name}/quantized"
+    remove_unread(graph)
     return ranges
 
 

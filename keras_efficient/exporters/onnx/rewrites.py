@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -65,7 +66,7 @@ def rewrite(model: Any) -> None:
                 _order_gelu(nodes, node)
             elif node.op_type == "Reciprocal":
                 _make_layer_norm(nodes, node, ranks)
-    nodes.remove_unread()
+    remove_unread(graph)
 
 
 class Nodes:
@@ -108,16 +109,25 @@ class Nodes:
 
         return numpy_helper.to_array(self.constants[name])
 
-    def remove_unread(self):
-        """Remove the nodes of which nothing is read, and those that made only their inputs."""
-        read = set(self.outputs)
-        kept = []
-        for node in reversed(self.graph.node):
-            if read & set(node.output):
-                read |= set(node.input)
-                kept.append(node)
-        del self.graph.node[:]
-        self.graph.node.extend(reversed(kept))
+
+def remove_unread(graph: Any) -> None:
+    """Remove the nodes and constants that no output of a graph depends on."""
+    read = {value.name for value in graph.output}
+    for node in reversed(graph.node):
+        if read & set(node.output):
+            read |= {name for inner in all_nodes([node]) for name in inner.input}
+    for values, made in ((graph.node, lambda x: x.output), (graph.initializer, lambda x: [x.name])):
+        for value in [value for value in values if not read & set(made(value))]:
+            values.remove(value)
+
+
+def all_nodes(nodes: Iterable[Any]) -> Iterator[Any]:
+    """Return nodes and those of the graphs inside of them, such as the branches of an If."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from all_nodes(graph.node)
 
 
 def _order_gelu(nodes, erf):
