@@ -2,6 +2,7 @@ from ._check_export import check_export as check_export
 from ._destination import check_destination as check_destination
 from ._evaluation import Evaluation as Evaluation
 from ._export import export as export
+from ._export_fastest import export_fastest as export_fastest
 from ._export_report import ExportReport as ExportReport
 from ._html_report import write_html_report as write_html_report
 from ._manifest import write_manifest as write_manifest

@@ -211,7 +211,7 @@ def _check_archive(directory, compress):
 
 def _check_format(format, quantize, signatures, tokenizer):
     if format not in FORMATS:
-        raise InputError(f"`format` must be one of {FORMATS}. Received: {format!r}.")
+        raise InputError(f"`format` must be one of {(*FORMATS, 'auto')}. Received: {format!r}.")
     text = tokenizer is not None or signatures not in (None, "tokens", ("tokens",), ["tokens"])
     if format != "saved_model" and (quantize == "bfloat16" or text):
         received = "quantize='bfloat16'" if quantize == "bfloat16" else "a text signature"

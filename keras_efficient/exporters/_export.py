@@ -103,7 +103,9 @@ def export(
         format: "saved_model"; "litert": one file, `model.tflite`, written by TensorFlow's
             converter and verified with ai-edge-litert; or "onnx": one file, `model.onnx`, written
             by tf2onnx and verified with ONNX Runtime. In files "int8-weights" means dynamic range
-            quantization, and "int8" fixed ranges measured on the sample. Default: "saved_model".
+            quantization, and "int8" fixed ranges measured on the sample. "auto": all of them, in
+            ".../NAME/FORMAT/1", timed on this machine; see `ke.exporters.export_fastest`. Default:
+            "saved_model".
         signatures: "tokens", "text" or a tuple of both. Default: None, which is "tokens", and with
             a tokenizer both.
         tokenizer: the model's `data.Tokenizer`, as `ke.models.load` returns it, for the signature
@@ -132,7 +134,8 @@ def export(
             this machine's.
 
     Returns:
-        An `ExportReport`, also written to `report.json` in the version.
+        An `ExportReport`, also written to `report.json` in the version; with format="auto" that of
+        the fastest format.
 
     Raises:
         InputError: an argument is invalid, or this machine cannot run what it asks for. Nothing has
@@ -153,6 +156,25 @@ def export(
     Reference:
         TensorFlow, "Using the SavedModel format": https://www.tensorflow.org/guide/saved_model
     """
+    if format == "auto":
+        # It exports by this function.
+        from keras_efficient.exporters._export_fastest import export_fastest
+
+        return export_fastest(
+            model,
+            directory,
+            sample=sample,
+            quantize=quantize,
+            signatures=signatures,
+            tokenizer=tokenizer,
+            labels=labels,
+            evaluate=evaluate,
+            compress=compress,
+            facts=facts,
+            tolerance=tolerance,
+            latency=latency,
+            target=target,
+        )
     arguments = validate_arguments(
         model,
         directory,

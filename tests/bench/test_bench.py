@@ -17,6 +17,7 @@ from keras_efficient.bench._inputs import load_examples, resolve_shapes, synthet
 from keras_efficient.runtime import (
     _model_process as process_module,
     _runner_script as runner_script,
+    _time_in_turns as time_in_turns,
 )
 from keras_efficient.runtime._model_process import ModelProcess, ModelProcessError
 from tests.bench.bench_models import (
@@ -59,7 +60,7 @@ def test_every_kind_is_timed(report, models):
         assert list(target["cases"]) == CASES
         for batch, figures in zip((1, 2), target["cases"].values(), strict=True):
             assert 0 < figures["median_ms"] <= figures["p95_ms"]
-            assert figures["calls"] >= bench_module._ROUNDS
+            assert figures["calls"] >= time_in_turns._ROUNDS
             expected = 1e3 * batch / figures["median_ms"]
             assert figures["examples_per_second"] == pytest.approx(expected)
 
@@ -160,12 +161,12 @@ def test_targets_take_turns(turns, tmp_path):
         order = ("a", "bb", "ccc")
         assert names == order[first:] + order[:first]
         assert set(shapes) == {(1 + number % 2, 3)}
-    assert len(turns) == bench_module._ROUNDS * 2 * 3
+    assert len(turns) == time_in_turns._ROUNDS * 2 * 3
     assert report.targets[str(paths[2])]["cases"]["batch 2, length 3"] == {
         "median_ms": 3.0,
         "p95_ms": 3.0,
         "examples_per_second": 2000 / 3,
-        "calls": 2 * bench_module._ROUNDS,
+        "calls": 2 * time_in_turns._ROUNDS,
     }
 
 
