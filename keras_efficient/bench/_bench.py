@@ -18,13 +18,11 @@ from keras_efficient.exporters._manifest import MANIFEST
 from keras_efficient.metrics import classification_report, predicted_classes, scores_of
 from keras_efficient.metrics._scores import class_numbers
 from keras_efficient.runtime._model_process import ModelProcess, ModelProcessError
+from keras_efficient.runtime._time_in_turns import time_in_turns
 from keras_efficient.serving._check_graph import check_graph
 from keras_efficient.versions._check_manifest import check_manifest
 from keras_efficient.versions._find_version import find_version
 
-#: Turns of each target per case, and calls per turn at most. Taking turns spreads temporary load
-#: of the machine evenly over the targets.
-_ROUNDS, _CALLS = 5, 50
 #: Examples per call while accuracy is measured.
 _BATCH = 32
 _KINDS = {".tflite": "litert", ".onnx": "onnx", ".xml": "openvino"}
@@ -94,7 +92,7 @@ def bench(
     _validate(batches, lengths, threads, seconds, vocabulary)
     found = {name: _find(path) for name, path in _by_name(targets).items()}
     examples = None if data is None else load_examples(data)
-    times, evaluations = {name: {} for name in found}, {}
+    evaluations = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="keras_efficient-")))
         processes: dict[str, ModelProcess] = {}
@@ -106,19 +104,9 @@ def bench(
             for name, process in processes.items():
                 with _failure_as_input_error(found[name][0]):
                     evaluations[name] = _evaluation(process, examples, folder).to_dict()
-        for turn in range(_ROUNDS):
-            for case, files in cases.items():
-                # The order rotates, so that no target always runs after the same one.
-                order = list(processes)
-                start = turn % len(order)
-                for name in order[start:] + order[:start]:
-                    with _failure_as_input_error(found[name][0]):
-                        answer = processes[name].ask(
-                            time=files[name], calls=_CALLS, seconds=seconds / _ROUNDS
-                        )
-                    measured = times[name].setdefault(case, {"times": [], "processor": []})
-                    for kind, durations in measured.items():
-                        durations.extend(answer[kind])
+        times = time_in_turns(
+            processes, cases, seconds, lambda name: _failure_as_input_error(found[name][0])
+        )
     sizes = {_case(b, n, m): b for n in lengths for b in batches for m in (False, True)}
     return BenchReport(
         threads,
@@ -179,11 +167,12 @@ def _find(path) -> tuple[Path, str]:
     if (folder / "saved_model.pb").is_file():
         check_graph(folder)
         return folder, "saved_model"
-    if (folder / "model.tflite").is_file():
-        return folder / "model.tflite", "litert"
+    for suffix, kind in _KINDS.items():
+        if (folder / f"model{suffix}").is_file():
+            return folder / f"model{suffix}", kind
     raise InputError(
-        "A model's folder must hold saved_model.pb or model.tflite. Received: "
-        f"{folder}, with neither. Name the folder that was given to `ke.export`."
+        "A model's folder must hold saved_model.pb, model.tflite or model.onnx. Received: "
+        f"{folder}, with none of them. Name the folder that was given to `ke.export`."
     )
 
 

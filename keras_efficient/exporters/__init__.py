@@ -1,4 +1,4 @@
-"""Write trained models as SavedModel or LiteRT files, verified in a separate process."""
+"""Write trained models as SavedModel, LiteRT or ONNX files, verified in a separate process."""
 
 import lazy_loader
 

@@ -15,6 +15,7 @@ from keras_efficient.exporters._destination import ARCHIVES, is_version
 from keras_efficient.exporters._evaluation import Evaluation
 from keras_efficient.exporters._export_report import check_facts
 from keras_efficient.exporters.inference_ops.matmul import saturates
+from keras_efficient.exporters.onnx.converter import check_installed
 from keras_efficient.parametrize._checks import check_weights
 from keras_efficient.parametrize._parametrized_layer import transforms
 
@@ -29,6 +30,9 @@ _FORMAT_TOLERANCE = {"bfloat16": 5e-2, "int8": _QUANTIZED_TOLERANCE}
 _QUANTIZE = (None, "int8", "int8-weights", "bfloat16")
 _SIGNATURES = ("tokens", "text")
 _TARGETS = ("avx2", "vnni", "amx")
+FORMATS = ("saved_model", "litert", "onnx")
+#: Exports that multiply integers, for which it matters how a CPU adds products.
+_INTEGERS = (("saved_model", "int8"), ("onnx", "int8"), ("onnx", "int8-weights"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,22 +112,29 @@ def validate_arguments(
 
 def _check_target(target, quantize, format, model):
     """Return the kind of CPU that an export in integers is for, or None for other exports."""
-    integers = quantize == "int8" and format == "saved_model"
+    integers = (format, quantize) in _INTEGERS
     if target is not None and (target not in _TARGETS or not integers):
         raise InputError(
-            f"`target` is one of {_TARGETS}, the CPUs that run a SavedModel of quantize='int8', or "
-            f"None for this machine's. Received: target={target!r} with quantize={quantize!r} and "
-            f"format={format!r}."
+            f"`target` is one of {_TARGETS}, the CPUs that run a SavedModel or ONNX file of "
+            f"quantize='int8', or None for this machine's. Received: target={target!r} with "
+            f"quantize={quantize!r} and format={format!r}."
         )
     if not integers:
         return None
-    if target in ("vnni", "amx") and saturates():
+    try:
+        saturated = saturates()
+    except InputError:
+        # ONNX Runtime multiplies integers on other CPUs, too.
+        if format == "saved_model":
+            raise
+        saturated = False
+    if target in ("vnni", "amx") and saturated:
         raise InputError(
             "An export is verified on the machine that writes it. Received: "
             f"target={target!r} on a CPU without VNNI, whose products of 8 bits overflow. Export "
             "there, or use target='avx2', whose weights of 7 bits are right on both."
         )
-    return target or ("avx2" if saturates() or _fits_all(model) else "vnni")
+    return target or ("avx2" if saturated or _fits_all(model) else "vnni")
 
 
 def _fits_all(model):
@@ -183,7 +194,7 @@ def _check_model(model):
 
 
 def _check_tolerance(tolerance, model, quantize, format):
-    if tolerance is None and format == "litert":
+    if tolerance is None and format != "saved_model":
         return None
     if tolerance is None:
         layers = model._flatten_layers()
@@ -228,15 +239,17 @@ def _check_archive(directory, compress):
 
 
 def _check_format(format, quantize, signatures, tokenizer):
-    if format not in ("saved_model", "litert"):
-        raise InputError(f"`format` must be 'saved_model' or 'litert'. Received: {format!r}.")
+    if format not in FORMATS:
+        raise InputError(f"`format` must be one of {(*FORMATS, 'auto')}. Received: {format!r}.")
     text = tokenizer is not None or signatures not in (None, "tokens", ("tokens",), ["tokens"])
-    if format == "litert" and (quantize == "bfloat16" or text):
+    if format != "saved_model" and (quantize == "bfloat16" or text):
         received = "quantize='bfloat16'" if quantize == "bfloat16" else "a text signature"
         raise InputError(
-            "A LiteRT file has one signature, of tokens, in float32 or int8. Received: "
-            f"format='litert' with {received}. Leave that out, or export a SavedModel."
+            "A LiteRT or ONNX file has one signature, of tokens, in float32 or int8. Received: "
+            f"format={format!r} with {received}. Leave that out, or export a SavedModel."
         )
+    if format == "onnx":
+        check_installed()
 
 
 def _check_signatures(signatures, tokenizer):

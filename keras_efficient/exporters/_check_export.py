@@ -8,10 +8,12 @@ from typing import Any
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
-from keras_efficient.exporters._arguments import validate_arguments
+from keras_efficient.exporters._arguments import FORMATS, validate_arguments
+from keras_efficient.exporters._destination import is_version
 from keras_efficient.exporters._evaluation import scores_in_memory
 from keras_efficient.exporters._export import check_graph_export, prepare
 from keras_efficient.exporters.litert.export import check_litert
+from keras_efficient.exporters.onnx.export import check_onnx
 from keras_efficient.flavor import Model
 
 
@@ -42,7 +44,8 @@ def check_export(
         directory: as for `ke.export`.
         sample: as for `ke.export`: one batch of the training or validation data.
         quantize: as for `ke.export`. Default: None.
-        format: as for `ke.export`. Default: "saved_model".
+        format: as for `ke.export`; with "auto" one possible format is enough. Default:
+            "saved_model".
         signatures: as for `ke.export`. Default: None.
         tokenizer: as for `ke.export`. Default: None.
         labels: as for `ke.export`. Default: None.
@@ -67,6 +70,18 @@ def check_export(
     Reference:
         `ke.export`.
     """
+    if format == "auto":
+        return _check_candidates(
+            model,
+            directory,
+            sample=sample,
+            quantize=quantize,
+            signatures=signatures,
+            tokenizer=tokenizer,
+            labels=labels,
+            evaluate=evaluate,
+            compress=compress,
+        )
     arguments = validate_arguments(
         model,
         directory,
@@ -87,6 +102,9 @@ def check_export(
     if format == "saved_model":
         check_graph_export(flavor, model, features, text, arguments)
         return version
+    if format == "onnx":
+        check_onnx(model, flavor, features)
+        return version
     if importlib.util.find_spec("ai_edge_litert") is None:
         raise InputError(
             "A LiteRT file is verified with ai-edge-litert. Received: a Python without it. "
@@ -94,3 +112,15 @@ def check_export(
         )
     check_litert(model, flavor, features)
     return version
+
+
+def _check_candidates(model, directory, **options):
+    """Return the version of the first format that can be exported."""
+    path, errors = Path(directory).expanduser().absolute(), []
+    folder, number = (path.parent, path.name) if is_version(path) else (path, "")
+    for format in FORMATS:
+        try:
+            return check_export(model, folder / format / number, format=format, **options)
+        except InputError as error:
+            errors.append(error)
+    raise errors[0]

@@ -1,10 +1,11 @@
-"""`export`: write a model as a SavedModel or LiteRT file, verified before it is published."""
+"""`export`: write a model as a SavedModel, LiteRT or ONNX file, verified before it is published."""
 
 import collections
 import contextlib
 import dataclasses
 import datetime
 import errno
+import functools
 import json
 import math
 import os
@@ -39,6 +40,8 @@ from keras_efficient.exporters.inference_ops.loaded_tensor import loaded_tensors
 from keras_efficient.exporters.inference_ops.substitution import rounded, substituted_layers
 from keras_efficient.exporters.litert.export import export_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
+from keras_efficient.exporters.onnx.export import export_onnx
+from keras_efficient.exporters.onnx.session import run_onnx
 from keras_efficient.exporters.tokenizer_ops.text_signature import TEXTS, TextSignature
 from keras_efficient.flavor import Model
 from keras_efficient.metrics import scores_of
@@ -103,9 +106,11 @@ def export(
             bfloat16. The integers are those of `ke.quantize_aware` or `ke.calibrate`, stored in 8
             or 4 bits. Other models are quantized as they are; "int8" then rounds inputs of layers
             in the ranges that they have on the sample, and warns. Default: None.
-        format: "saved_model", or "litert": one file, `model.tflite`, written by TensorFlow's
-            converter and verified with ai-edge-litert. There "int8-weights" means dynamic range
-            quantization, and "int8" uses fixed ranges measured on the sample. Default:
+        format: "saved_model"; "litert": one file, `model.tflite`, written by TensorFlow's
+            converter and verified with ai-edge-litert; or "onnx": one file, `model.onnx`, written
+            by tf2onnx and verified with ONNX Runtime. In files "int8-weights" means dynamic range
+            quantization, and "int8" fixed ranges measured on the sample. "auto": all of them, in
+            ".../NAME/FORMAT/1", timed on this machine; see `ke.exporters.export_fastest`. Default:
             "saved_model".
         signatures: "tokens", "text" or a tuple of both. Default: None, which is "tokens", and with
             a tokenizer both.
@@ -127,7 +132,7 @@ def export(
             rounding error beside a tie becomes a whole quantization step; for "int8" twice the
             difference that rounding the inputs of layers makes in memory, if that is more. For
             LiteRT, whose products round more: 1e-4 in float32, 0.25 for "int8-weights" and 0.75 for
-            "int8".
+            "int8". For ONNX: 1e-4, 0.25 and 0.5.
         latency: bool, whether to time the SavedModel at batch sizes 1 and 8. Default: True.
         target: the CPUs that will run an export with quantize="int8": "vnni" or "amx", which add
             products of 8 bits in 32; or "avx2", which adds two of them in 16, so that kernels of 8
@@ -137,7 +142,8 @@ def export(
             (`reduce_range=True`).
 
     Returns:
-        An `ExportReport`, also written to `report.json` in the version.
+        An `ExportReport`, also written to `report.json` in the version; with format="auto" that of
+        the fastest format.
 
     Raises:
         InputError: an argument is invalid, or this machine cannot run what it asks for. Nothing has
@@ -158,6 +164,25 @@ def export(
     Reference:
         TensorFlow, "Using the SavedModel format": https://www.tensorflow.org/guide/saved_model
     """
+    if format == "auto":
+        # It exports by this function.
+        from keras_efficient.exporters._export_fastest import export_fastest
+
+        return export_fastest(
+            model,
+            directory,
+            sample=sample,
+            quantize=quantize,
+            signatures=signatures,
+            tokenizer=tokenizer,
+            labels=labels,
+            evaluate=evaluate,
+            compress=compress,
+            facts=facts,
+            tolerance=tolerance,
+            latency=latency,
+            target=target,
+        )
     arguments = validate_arguments(
         model,
         directory,
@@ -174,7 +199,7 @@ def export(
         target=target,
     )
     flavor = flavors.of(model)
-    write = _write if format == "saved_model" else _write_litert
+    write = _write if format == "saved_model" else functools.partial(_write_file, format)
     cluster = cluster_of(model)
     if cluster is not None and cluster.index > 0:
         # Several workers train one model: only the export of the first is kept.
@@ -303,25 +328,26 @@ def check_graph_export(flavor, model, features, text, arguments) -> None:
         _module(flavor, model, [], features, text, arguments)
 
 
-def _write_litert(flavor, model, directory, sample, arguments):
-    # A LiteRT file has no signature "text".
+def _write_file(format, flavor, model, directory, sample, arguments):
+    # A file has no signature "text".
     version, features, batches, _ = prepare(
         flavor, model, directory, sample, arguments, arguments.quantize
     )
+    options = {"quantize": arguments.quantize, "tolerance": arguments.tolerance}
+    write, run = export_litert, run_litert
+    recipe = {"format": format, "transforms": _describe_transforms(model)}
+    if format == "onnx":
+        write, run = export_onnx, run_onnx
+        options["reduce_range"] = arguments.reduce_range
+        if arguments.target is not None:
+            recipe["target"] = arguments.target
     in_memory = scores_in_memory(flavor, model, batches)
     with staged(directory, version) as staging:
         with _keep_refused_files(staging):
-            written = export_litert(
-                model,
-                flavor,
-                features,
-                staging.path,
-                quantize=arguments.quantize,
-                tolerance=arguments.tolerance,
-            )
+            written = write(model, flavor, features, staging.path, **options)
             evaluation = None
             if arguments.evaluate is not None:
-                served = run_litert(written.file, *(batch.arrays for batch, _, _ in batches))
+                served = run(written.file, *(batch.arrays for batch, _, _ in batches))
                 found = list(map(scores_of, served))
                 evaluation = check_drop(
                     in_memory,
@@ -336,7 +362,7 @@ def _write_litert(flavor, model, directory, sample, arguments):
             "tolerance": written.tolerance,
             "signature": written.signature,
         }
-        recipe = {"format": "litert", "transforms": _describe_transforms(model)}
+        recipe |= written.recipe
         return _publish(flavor, model, staging, arguments, measurements, evaluation, recipe)
 
 

@@ -44,6 +44,10 @@ class ExportReport:
         seed: seed of the training, from the export's `facts`, or None.
         data_fingerprint: fingerprint of the training data, from the export's `facts`, or None.
         facts: dict, the other facts given to the export.
+        candidates: with format="auto", {format: facts} of each format: "directory", "bytes",
+            "max_abs_difference", "median_ms" ({case: milliseconds}) and "speed", relative to the
+            slowest on average over the cases; or "refused", the reason. Otherwise None.
+        recommended: str, the fastest format on this machine, or None.
     """
 
     directory: Path
@@ -65,6 +69,8 @@ class ExportReport:
     seed: Any = None
     data_fingerprint: Any = None
     facts: dict = field(default_factory=dict)
+    candidates: dict | None = None
+    recommended: str | None = None
 
     def to_json(self) -> str:
         """Return all attributes except `directory` as JSON, in a fixed order."""
@@ -114,6 +120,10 @@ class ExportReport:
                     f"{found['in_memory']:.4f})",
                 )
             )
+        for name, found in (self.candidates or {}).items():
+            text = found.get("refused") or f"{found['speed']:.2f}x, {found['directory']}"
+            mark = " (recommended)" if name == self.recommended else ""
+            rows.append((f"Format {name}{mark}", text))
         for side, tensors in self.signature.items():
             for name, spec in tensors.items():
                 shape = ", ".join("any" if n is None else str(n) for n in spec["shape"])

@@ -66,6 +66,9 @@ def flat_form(model: Model, features: Any) -> Iterator[FlatForm]:
         model: the model.
         features: the `Features` of the sample.
     """
+    if not model.weights:
+        yield FlatForm(None)
+        return
     architecture = describe(model)
     if not architecture.blocks:
         yield FlatForm(None, dict(architecture.unknown))

@@ -17,7 +17,7 @@ _SCRIPT = Path(__file__).with_name("_runner_script.py")
 _REQUIREMENTS = {
     "saved_model": ("tensorflow", "TensorFlow", None),
     "litert": ("ai_edge_litert", "ai-edge-litert", "litert"),
-    "onnx": ("onnxruntime", "onnxruntime", "benchmarks"),
+    "onnx": ("onnxruntime", "onnxruntime", "onnx"),
     "openvino": ("openvino", "OpenVINO", "benchmarks"),
 }
 

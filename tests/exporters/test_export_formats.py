@@ -183,7 +183,8 @@ def test_bad_options(tmp_path):
     model, x = ZOO[0].make(), ZOO[0].batch(2)[0]
     for options, message in [
         ({"quantize": "int3"}, r"`quantize` must be one of \(None, 'int8'"),
-        ({"format": "onnx"}, "`format` must be"),
+        ({"format": "pmml"}, "`format` must be one of"),
+        ({"format": "onnx", "signatures": "text"}, "with a text signature"),
         ({"format": "litert", "quantize": "bfloat16"}, "with quantize='bfloat16'"),
         ({"format": "litert", "signatures": ("text",)}, "with a text signature"),
         ({"signatures": ("text",)}, "needs `tokenizer`"),

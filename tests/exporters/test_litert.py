@@ -11,6 +11,7 @@ from fit_helpers import mirrored
 import keras_efficient as ke
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError, VerificationError
+from keras_efficient.exporters import _layer_inputs
 from keras_efficient.exporters._signature import Features
 from keras_efficient.exporters.litert import converter as litert, export as litert_checking
 from keras_efficient.exporters.litert.converter import write_litert
@@ -152,8 +153,8 @@ def test_int8_takes_ranges_no_wider_than_the_models_own(tmp_path, in_process, mo
     ke.calibrate(model, ids(32), method="percentile", percentile=95.0)
     features, file = Features(model, ids(32)), tmp_path / "model.tflite"
     errors = []
-    for clipping in (litert._clipping, lambda low, high: litert._identity):
-        monkeypatch.setattr(litert, "_clipping", clipping)
+    for clipping in (_layer_inputs._clipping, lambda low, high: _layer_inputs._identity):
+        monkeypatch.setattr(_layer_inputs, "_clipping", clipping)
         write_litert(model, file, features, mode="int8")
         (outputs,) = litert_checking.run_litert(file, {"inputs": ids(32)})
         errors.append(np.abs(outputs["outputs"] - answer(model, ids(32))).mean())

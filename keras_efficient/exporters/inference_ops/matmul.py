@@ -154,9 +154,12 @@ class BFloat16MatMul(MatMul):
     variable: Any = None
 
     def __call__(self, x):
+        return tf.cast(self.half_outputs(x), tf.float32)
+
+    def half_outputs(self, x):
+        """Map a float tensor [rows, inputs] to bfloat16 [rows, outputs]."""
         y = tf.matmul(tf.cast(x, tf.bfloat16), tf.convert_to_tensor(self.variable))
-        y = tf.nn.bias_add(y, tf.cast(self.bias, tf.bfloat16))
-        return tf.cast(self._activated(y), tf.float32)
+        return self._activated(tf.nn.bias_add(y, tf.cast(self.bias, tf.bfloat16)))
 
     @property
     def inputs(self):

@@ -17,6 +17,7 @@ from keras_efficient.compression._activation_quantization import rounds_inputs
 from keras_efficient.compression._fake_quant import FakeQuant
 from keras_efficient.compression._observers import attach_quantizers, observe
 from keras_efficient.exporters.inference_ops.attention import SelfAttention
+from keras_efficient.exporters.inference_ops.bfloat16_block import BFloat16Block
 from keras_efficient.exporters.inference_ops.dense import DenseOp, matrix_of
 from keras_efficient.exporters.inference_ops.embedding import (
     EmbeddingOp,
@@ -45,6 +46,8 @@ from keras_efficient.parametrize._parametrized_layer import (
 from keras_efficient.parametrize._plain_model import restore_save_methods
 from keras_efficient.parametrize._transform import QUANTIZE, Transform
 
+#: Whole blocks by `quantize`.
+_BLOCKS = {"int8": Int8Block, "bfloat16": BFloat16Block}
 #: Calls of layers that look up rows of a table.
 _TABLES = ("Embedding.call", "ReversibleEmbedding.call", "OnDeviceEmbedding.call")
 
@@ -167,7 +170,7 @@ class _Substitution:
         for weight in weights:
             for layer, attribute in weight.owners:
                 self.owned.setdefault(id(layer), []).append((weight, attribute))
-        done = self._int8_blocks() if self.quantize == "int8" else set()
+        done = self._blocks() if self.quantize in _BLOCKS else set()
         for path, layer in layer_paths(self.model):
             for part in self._parts(layer) if id(layer) not in done else ():
                 parametrize_layer(layer, self.flavor, path).attach(part)
@@ -177,12 +180,13 @@ class _Substitution:
             vars(chain)["value"] = self._reader(pack)
             self.chains.append(chain)
 
-    def _int8_blocks(self):
-        """Compute blocks as integers; return the ids of the layers inside of them."""
+    def _blocks(self):
+        """Compute whole blocks in the format; return the ids of the layers inside of them."""
         done = set()
         for block in self.form.blocks:
+            make = _BLOCKS[self.quantize]
             try:
-                block.run = Int8Block(block.block, lambda *args: self._matrix(*args)[0]).run
+                block.run = make(block.block, lambda *args: self._matrix(*args)[0]).run
             except ValueError as error:
                 self.form.unchanged[block.block.path] = f"in floats between its products: {error}"
             else:

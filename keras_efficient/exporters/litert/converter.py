@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,15 @@ import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError, VerificationError
-from keras_efficient.compression._activation_quantization import ActivationQuantizer
-from keras_efficient.exporters._signature import Features, describe_specs, flat_outputs, trace
+from keras_efficient.exporters._layer_inputs import unquantized_inputs
+from keras_efficient.exporters._model_file import (
+    MissingOperationError,
+    calibration_batches,
+    check_precision,
+    trace_model,
+)
+from keras_efficient.exporters._signature import Features, describe_specs
 from keras_efficient.flavor import Model
-from keras_efficient.flavor._patched import patched
-from keras_efficient.parametrize._parametrized_layer import parametrized_layers
 from keras_efficient.parametrize._plain_model import folded_weights
 from keras_efficient.training._flat_model import padded
 
@@ -85,99 +89,26 @@ def write_litert(
     """
     if mode not in MODES:
         raise InputError(f"`mode` must be one of {', '.join(MODES)}. Received: {mode!r}.")
-    check_precision(model)
+    check_precision(model, "A LiteRT file")
     if representative is not None and mode != "int8":
         raise InputError(
             "`representative` is for mode='int8', whose ranges are measured on it. Received: mode="
             f"{mode!r}. Leave it out."
         )
-    batches = _batches(representative, features)
+    batches = calibration_batches(representative, features)
     flavor = flavors.of(model)
-
-    def serve(**tensors):
-        return flat_outputs(model, flavor.call(model, features.restore(tensors), training=False))
-
-    autograph = flavor.uses_autograph
-    with folded_weights(model), padded(model), _inputs_for(model, mode):
-        if any_length:
-            function = trace(serve, features, autograph=autograph)
-        else:
-            specs = features.specs(dynamic_length=False)
-            function = tf.function(serve, autograph=autograph).get_concrete_function(**specs)
+    with ExitStack() as stack:
+        stack.enter_context(folded_weights(model))
+        stack.enter_context(padded(model))
+        if mode != "float32":
+            stack.enter_context(unquantized_inputs(model, clips=mode == "int8"))
+        function = trace_model(model, flavor, features, any_length)
         written = _convert(function, mode, batches)
     Path(file).write_bytes(written)
     return {
         "inputs": describe_specs(function.structured_input_signature[1]),
         "outputs": describe_specs(function.structured_outputs),
     }
-
-
-def check_precision(model):
-    """Require a model whose layers compute in float32."""
-    low = {str(getattr(x, "compute_dtype", None)) for x in model._flatten_layers()}
-    if low := sorted(low & {"bfloat16", "float16"}):
-        raise InputError(
-            "A LiteRT file needs a model that computes in float32. Received: "
-            f"{model.name!r} with layers in {low[0]}. Make the model under "
-            'ke.mixed_precision("float32") and load the trained weights into it.'
-        )
-
-
-def _batches(representative, features):
-    """Return the batches on which ranges are measured."""
-    batches = [features.arrays] if representative is None else list(representative)
-    names = set(features.arrays)
-    for batch in batches:
-        if not isinstance(batch, dict) or set(batch) != names:
-            received = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
-            raise InputError(
-                f"`representative` must give dicts of arrays with the sample's features, "
-                f"{sorted(names)}. Received: {received}. Give `Features(model, batch).arrays`."
-            )
-    if not batches:
-        raise InputError(
-            "`representative` must give at least one batch. Received: none. Leave it out for the "
-            "sample."
-        )
-    return [
-        {name: array.astype(features.arrays[name].dtype) for name, array in batch.items()}
-        for batch in batches
-    ]
-
-
-@contextmanager
-def _inputs_for(model, mode):
-    """Replace the quantization of layer inputs for the time of the conversion.
-
-    With mode "int8" inputs are clipped to their known ranges instead; otherwise the converter's own
-    quantization replaces it.
-    """
-    parts = [
-        p
-        for v in parametrized_layers(model)
-        for p in v.call_wrappers
-        if isinstance(p, ActivationQuantizer)
-    ]
-    if mode == "float32" or not parts:
-        yield
-        return
-    # Read before tracing, where variables have no values.
-    low_high = [tuple(map(float, part.range.numpy())) for part in parts]
-    with ExitStack() as stack:
-        stack.enter_context(flavors.of(model).untraced(model))
-        for part, (low, high, sure) in zip(parts, low_high, strict=True):
-            clips = mode == "int8" and sure > 0 and high > low and part.smooth is None
-            quantize = _clipping(low, high) if clips else _identity
-            stack.enter_context(patched(part, quantize=quantize))
-        yield
-
-
-def _clipping(low, high):
-    return lambda x: tf.cast(tf.clip_by_value(tf.cast(x, tf.float32), low, high), x.dtype)
-
-
-def _identity(x):
-    return x
 
 
 def _convert(function, mode, batches):
@@ -196,14 +127,14 @@ def _convert(function, mode, batches):
             converter=converter, debug_dataset=lambda: iter(batches), debug_options=options
         ).get_nondebug_quantized_model()
     except Exception as error:
-        raise VerificationError(_describe_failure(error)) from error
+        raise _described(error) from error
 
 
-def _describe_failure(error):
+def _described(error):
     text = str(error).strip()
     lacking = re.search(r"(?:TF Select|Custom) ops: ([\w, ]+)", text)
     if lacking:
-        return (
+        return MissingOperationError(
             "A LiteRT file may only hold operations of LiteRT itself, since servers and phones "
             f"seldom have those of TensorFlow (Flex). The model needs {lacking[1]}. Do that step "
             "before the model or in another way, or export a SavedModel."
@@ -211,4 +142,6 @@ def _describe_failure(error):
     # The converter prints the entire graph after the errors.
     lines = [line for line in text.splitlines() if "error:" in line] or text.splitlines()
     tail = "\n".join(line[:300] for line in lines[-12:])
-    return f"TensorFlow's LiteRT converter could not write the model. It said:\n{tail}"
+    return VerificationError(
+        f"TensorFlow's LiteRT converter could not write the model. It said:\n{tail}"
+    )

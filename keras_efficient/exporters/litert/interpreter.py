@@ -2,10 +2,7 @@
 
 import os
 
-import numpy as np
-
-from keras_efficient._errors import VerificationError
-from keras_efficient.runtime._model_process import ModelProcess, ModelProcessError
+from keras_efficient.exporters._run_file import run_file
 
 
 def run_litert(file: str | os.PathLike, *samples: dict, threads: int = 1) -> list[dict]:
@@ -39,18 +36,4 @@ def run_litert(file: str | os.PathLike, *samples: dict, threads: int = 1) -> lis
         LiteRT, "Get started with LiteRT", section Signatures:
         https://ai.google.dev/edge/litert/models/signatures
     """
-    outputs = []
-    try:
-        with ModelProcess(file, "litert", threads) as child:
-            inputs, answer = child.folder / "inputs.npz", child.folder / "outputs.npz"
-            for sample in samples:
-                np.savez(inputs, **sample)
-                child.ask(run=str(inputs), to=str(answer))
-                with np.load(answer) as written:
-                    outputs.append(dict(written))
-    except ModelProcessError as error:
-        tail = "\n".join([str(error), *error.lines])
-        raise VerificationError(
-            f"A LiteRT file must run in a process that has LiteRT but no Keras. It did not:\n{tail}"
-        ) from error
-    return outputs
+    return run_file(file, "litert", *samples, threads=threads)
