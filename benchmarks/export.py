@@ -5,8 +5,9 @@
 "dense" is also compared with Keras' own `model.export`. The other rows are those of
 `benchmarks/compression.py`, without its training: the bytes follow from the number of zeros,
 clusters and bits. Bytes are those of all files of the version, and of its archive
-(`compress=True`), relative to 4 for each parameter. The load time is that of `tf.saved_model.load`,
-the median over processes that load each version once, after a first one that is not counted.
+(`compress=True`), relative to 4 for each parameter. Load times are processor and wall time of
+`tf.saved_model.load`: medians over processes that load each version once, after a first one that is
+not counted.
 """
 
 import argparse
@@ -37,9 +38,9 @@ import json, sys, time
 import tensorflow as tf
 times = []
 for path in [sys.argv[1], *sys.argv[1:]]:
-    start = time.perf_counter()
+    start = time.process_time(), time.perf_counter()
     tf.saved_model.load(path)
-    times.append(time.perf_counter() - start)
+    times.append((time.process_time() - start[0], time.perf_counter() - start[1]))
 print(json.dumps(times[1:]))
 """
 
@@ -102,12 +103,14 @@ def main():
             loads.append(
                 json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
             )
-    print(f"{'':<22} {'files':>6} {'archive':>7} {'load':>7}")
+    print(f"{'':<22} {'files':>6} {'archive':>7} {'load, processor':>15} {'wall':>7}")
     for number, (name, row) in enumerate(rows.items()):
         del row["directory"]
-        row["load_seconds"] = statistics.median(times[number] for times in loads)
+        for part, clock in enumerate(("processor", "wall")):
+            row[f"load_{clock}_seconds"] = statistics.median(t[number][part] for t in loads)
         print(
-            f"{name:<22} {row['files']:>6.3f} {row['archive']:>7.3f} {row['load_seconds']:>5.2f} s"
+            f"{name:<22} {row['files']:>6.3f} {row['archive']:>7.3f} "
+            f"{row['load_processor_seconds']:>13.2f} s {row['load_wall_seconds']:>5.2f} s"
         )
     table = {
         "ours": rows["dense"]["files"],
