@@ -27,8 +27,10 @@ def is_changed(layer: Layer) -> bool:
 def has_own_call(layer: Layer) -> bool:
     """Whether a layer's `call` is not that of its class, or its outputs are regularized."""
     own = vars(layer).get("call")
-    # `ke.unpad` replaces the `call` of plain layers, and keeps the one before.
-    own = getattr(own, "replaced_call", own)
+    # `ke.unpad` replaces the `call` of plain layers, for each block that has them, and keeps the
+    # one before.
+    while hasattr(own, "replaced_call"):
+        own = own.replaced_call
     return own is not None or getattr(layer, "activity_regularizer", None) is not None
 
 

@@ -152,7 +152,8 @@ class FlatModel:
             block.install()
 
     def uninstall(self):
-        for block in self.all_blocks:
+        # Blocks of plain layers may share one.
+        for block in reversed(self.all_blocks):
             block.remove()
         object.__delattr__(self.model, "call")
         object.__delattr__(self.model, _ATTRIBUTE)

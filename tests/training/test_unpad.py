@@ -1,6 +1,5 @@
 """`ke.unpad` changes neither losses nor gradients, and says where it does nothing."""
 
-import contextlib
 import dataclasses
 import functools
 import inspect
@@ -11,46 +10,21 @@ import padded_models
 import pytest
 import tensorflow as tf
 from covering import covering, sampled
-from fit_helpers import assert_same, batches, compiled, mirrored
+from fit_helpers import assert_same, batches, compiled
+from unpad_methods import METHODS, SAME, surroundings
 from zoo import CLASSES, VOCABULARY, ZOO, keras_of, kerashub_backbone
 
 import keras_efficient as ke
 from keras_efficient.architecture import recognizers
 
-METHODS = {
-    "plain": lambda model: None,
-    "accumulate": lambda model: ke.accumulate(model, 4),
-    "lora": lambda model: ke.lora(model, rank=2),
-    "adapters": lambda model: ke.adapters(model, 2),
-    "prune": lambda model: ke.prune(model, 0.5),
-    "quantize_aware": lambda model: ke.quantize_aware(model, activation_bits=None),
-    "remat": ke.remat,
-    "two replicas": lambda model: None,
-    "one replica": lambda model: None,
-    "bfloat16": lambda model: None,
-    "jit_compile": lambda model: None,
-}
-STRATEGIES = {
-    "two replicas": mirrored,
-    "one replica": lambda: tf.distribute.OneDeviceStrategy("CPU:0"),
-}
 every_model = pytest.mark.parametrize("name", padded_models.MODELS)
-
-
-@contextlib.contextmanager
-def precision(library, method):
-    policy = "mixed_bfloat16" if method == "bfloat16" else "float32"
-    ke.mixed_precision(policy, library=library)
-    yield
-    ke.mixed_precision("float32", library=library)
 
 
 def run(name, method, unpad, *, before=True):
     """Train for five updates; return the model, the history and the report of `ke.unpad`."""
     library, make, _ = padded_models.MODELS[name]
-    strategy = STRATEGIES.get(method, tf.distribute.get_strategy)()
     report = None
-    with precision(library, method), strategy.scope():
+    with surroundings(library, method):
         model = make()
         if unpad and before:
             report = ke.unpad(model)
@@ -74,8 +48,6 @@ def run(name, method, unpad, *, before=True):
 
 #: Methods that read weights as others do, and XLA, which takes long and computes the padding.
 LONG = ("lora", "adapters", "quantize_aware", "remat", "one replica", "bfloat16", "jit_compile")
-#: Methods with which the padded model trains as without.
-SAME = ("accumulate", "remat", "two replicas", "one replica", "jit_compile")
 
 
 @functools.cache
