@@ -89,6 +89,9 @@ def _attention(block, x, rows, training, first, position_bias):
     back = rows.back(part.heads)
     used = rows.used if rows.used is None else tf.cast(rows.used, _compute_dtype(part.key))
     products, query = _projected(part, x, rows, first)
+    if rows.present is not None:
+        # So that rows which stand for nothing get no gradient.
+        products *= tf.cast(rows.present, products.dtype)
     parts = functions.split_heads(products, 2 if first else 3, part.heads, rows.place, back)
     if first:
         size = query.shape[-1] // part.heads
