@@ -116,13 +116,13 @@ def _attention(block, x, rows, training, first, position_bias):
     return functions.join_heads(context, rows.place, back, used)
 
 
-def _projected(part, x, rows, first):
+def _projected(part, x, rows, first) -> tuple[Any, Any]:
     """The queries, keys and values side by side; for `first`, the queries of first tokens apart."""
     layers = [part.query] if part.joint else [part.query, part.key, part.value]
     if not first:
         return _joined(layers, x), None
     if part.joint:
-        products = _dense(part.query, x)
+        products: Any = _dense(part.query, x)
         width = products.shape[1] // 3
         return products[:, width:], functions.take_rows(products[:, :width], rows.first)
     return _joined(layers[1:], x), _dense(part.query, functions.take_rows(x, rows.first))

@@ -173,8 +173,9 @@ def made_up(model: Model, lengths: Sequence[int] = _LENGTHS) -> Any:
 
 def _made_up(name, spec: Any, vocabulary, lengths):
     rank = len(spec.shape) if spec.shape is not None and spec.shape.rank is not None else None
-    if rank and rank > 2 and spec.dtype.is_floating and spec.shape[1:].is_fully_defined():
-        shape = (len(lengths), *spec.shape[1:])
+    sizes: Any = None if rank is None else spec.shape[1:]
+    if rank is not None and rank > 2 and spec.dtype.is_floating and sizes.is_fully_defined():
+        shape = (len(lengths), *sizes)
         return tf.constant(np.random.default_rng(0).normal(size=shape), spec.dtype)
     if rank != 2 or not (spec.dtype.is_integer or "mask" in name or spec.dtype == tf.bool):
         return None
