@@ -173,7 +173,7 @@ def made_up(model: Model, lengths: Sequence[int] = _LENGTHS) -> Any:
 
 def _made_up(name, spec: Any, vocabulary, lengths):
     rank = len(spec.shape) if spec.shape is not None and spec.shape.rank is not None else None
-    sizes: Any = None if rank is None else spec.shape[1:]
+    sizes = spec.shape[1:] if rank else spec.shape
     if rank is not None and rank > 2 and spec.dtype.is_floating and sizes.is_fully_defined():
         shape = (len(lengths), *sizes)
         return tf.constant(np.random.default_rng(0).normal(size=shape), spec.dtype)
