@@ -76,6 +76,40 @@ def functional(library, norm_first=False, masked=True):
     return fixed(model, 0.3)
 
 
+def model_class(library, norm_first=False, masked=True, dropout=0.0):
+    """A model of a class of its own that makes such blocks; all share one Dropout."""
+    keras = keras_of(library)
+    layers = keras.layers
+
+    class Encoder(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = layers.Embedding(VOCABULARY, WIDTH), layers.Dense(CLASSES)
+            self.attend = [layers.MultiHeadAttention(2, 4) for _ in range(2)]
+            self.norms = [layers.LayerNormalization() for _ in range(4)]
+            self.up = [layers.Dense(16, activation="gelu") for _ in range(2)]
+            self.down = [layers.Dense(WIDTH) for _ in range(2)]
+            self.drop = layers.Dropout(dropout)
+
+        def call(self, inputs, training=False):
+            x = self.embedding(inputs["token_ids"])
+            mask = inputs["padding_mask"][:, None] if masked else None
+            for n in range(2):
+                first, second = self.norms[2 * n : 2 * n + 2]
+                y = first(x) if norm_first else x
+                y = self.attend[n](y, y, attention_mask=mask, training=training)
+                x = x + self.drop(y, training=training)
+                x = x if norm_first else first(x)
+                y = second(x) if norm_first else x
+                x = x + self.drop(self.down[n](self.up[n](y)), training=training)
+                x = x if norm_first else second(x)
+            return self.head(x[:, 0])
+
+    model = Encoder()
+    model({key: value[:1] for key, value in data(masked=masked)[0].items()})
+    return fixed(model, 0.3)
+
+
 def data(n=24, masked=True):
     rng = np.random.default_rng(1)
     lengths = rng.integers(1, LENGTH + 1, n)
@@ -85,5 +119,8 @@ def data(n=24, masked=True):
     return x, rng.integers(0, CLASSES, n).astype("int32")
 
 
-def inputs(x):
+def inputs(x, make=None):
+    """The features in the form that a function of this file has made a model for."""
+    if make is model_class:
+        return x
     return list(x.values()) if len(x) > 1 else x["token_ids"]

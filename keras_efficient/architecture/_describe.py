@@ -16,10 +16,11 @@ from keras_efficient.flavor import Model
 def describe(model: Model, *, sample: Any = None) -> Architecture:
     """Describe the architecture of a Transformer: which layers and weights do what.
 
-    Known are the blocks of KerasHub's encoders (BERT, RoBERTa, DistilBERT, ALBERT) and decoders
-    without an encoder (GPT-2), of Hugging Face's BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA,
-    ALBERT and DistilBERT, and of Model Garden's encoders. Their descriptions are read from classes
-    and attributes.
+    Known are the blocks of KerasHub's encoders (BERT, RoBERTa, DistilBERT, ALBERT, ViT) and of its
+    decoders without an encoder (GPT-2); of Hugging Face's BERT, RoBERTa, XLM-RoBERTa, CamemBERT,
+    ELECTRA, ALBERT, DistilBERT, GPT-2, ViT and DeiT, and of its encoders of BART, mBART, Marian,
+    Pegasus, Blenderbot and T5; and of Model Garden's encoders. Their descriptions are read from
+    classes and attributes. Decoders that attend to an encoder are not known.
 
     Other blocks are found if they consist of the library's own layers: a MultiHeadAttention, two
     LayerNormalizations and two Dense layers with their Dropouts and residual connections, with the

@@ -86,7 +86,8 @@ def plain_blocks(
             unknown[path] = str(reason)
     for block in list(blocks):
         others = {id(layer) for other in blocks if other is not block for layer in other.chain}
-        if any(id(layer) in others for layer in block.chain):
+        # Blocks may share a Dropout, which has no weights.
+        if any(id(layer) in others and _kind(layer) != "dropout" for layer in block.chain):
             blocks.remove(block)
             unknown[block.path] = "it shares layers with another block"
     return blocks, unknown

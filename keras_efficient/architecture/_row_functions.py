@@ -182,10 +182,9 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
 
     @tf.custom_gradient
     def taken(x):
-        shape = tf.shape(x)
-
         def gradient(dy):
-            return tf.scatter_nd(index[:, None], dy, shape)
+            # The shape is taken here, because XLA must know it when it compiles a gradient.
+            return tf.scatter_nd(index[:, None], dy, tf.shape(x))
 
         return tf.gather(x, index), gradient
 
@@ -255,12 +254,10 @@ def join_heads(context: Tensor, place: Tensor, back: Tensor, used: Tensor | None
 
     @tf.custom_gradient
     def joined(context):
-        shape = tf.shape(context)
-        head = tf.range(heads)[:, None]
-
         def gradient(dy):
+            head = tf.range(heads)[:, None]
             pieces = tf.gather(tf.reshape(dy, [-1, size]), place[:, None, :] * heads + head)
-            return tf.reshape(pieces if used is None else pieces * used, shape)
+            return tf.reshape(pieces if used is None else pieces * used, tf.shape(context))
 
         rows = tf.gather(tf.reshape(context, [-1, size]), back)
         return tf.reshape(rows, [-1, heads * size]), gradient

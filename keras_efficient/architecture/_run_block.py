@@ -27,8 +27,10 @@ def is_changed(layer: Layer) -> bool:
 def has_own_call(layer: Layer) -> bool:
     """Whether a layer's `call` is not that of its class, or its outputs are regularized."""
     own = vars(layer).get("call")
-    # `ke.unpad` replaces the `call` of plain layers, and keeps the one before.
-    own = getattr(own, "replaced_call", own)
+    # `ke.unpad` replaces the `call` of plain layers, for each block that has them, and keeps the
+    # one before.
+    while hasattr(own, "replaced_call"):
+        own = own.replaced_call
     return own is not None or getattr(layer, "activity_regularizer", None) is not None
 
 
@@ -87,6 +89,9 @@ def _attention(block, x, rows, training, first, position_bias):
     back = rows.back(part.heads)
     used = rows.used if rows.used is None else tf.cast(rows.used, _compute_dtype(part.key))
     products, query = _projected(part, x, rows, first)
+    if rows.present is not None:
+        # So that rows which stand for nothing get no gradient.
+        products *= tf.cast(rows.present, products.dtype)
     parts = functions.split_heads(products, 2 if first else 3, part.heads, rows.place, back)
     if first:
         size = query.shape[-1] // part.heads
@@ -111,13 +116,13 @@ def _attention(block, x, rows, training, first, position_bias):
     return functions.join_heads(context, rows.place, back, used)
 
 
-def _projected(part, x, rows, first):
+def _projected(part, x, rows, first) -> tuple[Any, Any]:
     """The queries, keys and values side by side; for `first`, the queries of first tokens apart."""
     layers = [part.query] if part.joint else [part.query, part.key, part.value]
     if not first:
         return _joined(layers, x), None
     if part.joint:
-        products = _dense(part.query, x)
+        products: Any = _dense(part.query, x)
         width = products.shape[1] // 3
         return products[:, width:], functions.take_rows(products[:, :width], rows.first)
     return _joined(layers[1:], x), _dense(part.query, functions.take_rows(x, rows.first))

@@ -34,6 +34,14 @@ class TokenRows:
             of 32 beyond 128. Products that are prepared for each number of rows then are prepared
             for few. Default: False.
         queries_masked: as in `BlockInputs`. Default: False.
+        budget: number of rows, for compilers that take only shapes that do not depend on data:
+            rows that stand for nothing are added. Attention then sees examples of `length`.
+            Default: None, as many as are needed.
+
+    Attributes:
+        fits: bool tensor, whether `budget` is enough. If not, nothing else here is of use.
+        present: float `[tokens, 1]`, 0 for rows that stand for nothing if there is a budget; None
+            if no row has to be told apart.
     """
 
     def __init__(
@@ -45,12 +53,14 @@ class TokenRows:
         everywhere: bool = False,
         whole: bool = False,
         queries_masked: bool = False,
+        budget: int | None = None,
     ):
         if added is not None:
             batch, length = tf.unstack(tf.shape(added))
         self.batch, self.length = batch, length
         self.size = batch * length
         self.number: Any = None
+        self.present: Any = None
         if added is None or everywhere:
             self.index = self.used = None
             self.place = tf.reshape(tf.range(self.size), [batch, length])
@@ -67,12 +77,19 @@ class TokenRows:
             kept = real | first | empty
             if queries_masked:
                 kept |= tf.logical_not(real[:, :1])
-            self.index = tf.cast(tf.where(tf.reshape(kept, [-1]))[:, 0], tf.int32)
             self.counts = tf.reduce_sum(tf.cast(kept, tf.int32), 1)
             starts = tf.cumsum(self.counts, exclusive=True)
-            places = tf.range(tf.reduce_max(self.counts))
+            if budget is None:
+                self.index = tf.cast(tf.where(tf.reshape(kept, [-1]))[:, 0], tf.int32)
+                last, places = None, tf.range(tf.reduce_max(self.counts))
+            else:
+                self.index, last, places = _first(kept, budget), budget - 1, tf.range(length)
+                number = tf.reduce_sum(self.counts)
+                self.fits = number <= budget
+                self.present = tf.cast(tf.range(budget) < number, tf.float32)[:, None]
             present = places[None] < self.counts[:, None]
             self.place = starts[:, None] + tf.minimum(places[None], self.counts[:, None] - 1)
+            self.place = self.place if last is None else tf.minimum(self.place, last)
             bias = tf.gather(tf.reshape(added, [-1]), tf.gather(self.index, self.place))
             # Less than anything added, so that nothing beyond an example's end is attended to.
             self.bias = tf.where(present, bias, bias.dtype.min)[:, None, None, :]
@@ -81,6 +98,8 @@ class TokenRows:
             self.used = tf.cast(present, tf.float32)[:, None, :, None]
             self.example = self.index // length
             self.rank = tf.range(tf.size(self.index)) - tf.gather(starts, self.example)
+            if budget is not None:
+                self.rank *= tf.cast(self.present[:, 0], tf.int32)
             if whole:
                 self.number = tf.size(self.index)
                 multiple = tf.where(self.number > 128, 32, 16)
@@ -138,6 +157,8 @@ class TokenRows:
     def put(self, rows: Tensor, fill: Tensor | None = None) -> Tensor:
         """Return `[batch, length, width]`, zero or `fill` where there is no row."""
         shape = tf.stack([self.batch, self.length, tf.shape(rows)[1]])
+        if self.present is not None:
+            rows *= tf.cast(self.present, rows.dtype)
         if self.index is not None:
             rows = functions.put_rows(self._used(rows), self._used(self.index), self.size)
         padded = tf.reshape(rows, shape)
@@ -155,3 +176,11 @@ class TokenRows:
         rest = [self.batch, self.length - 1, rows.shape[-1]]
         others = tf.zeros(rest, rows.dtype) if fill is None else fill[:, 1:]
         return tf.concat([rows[:, None], others], 1)
+
+
+def _first(kept, number):
+    """The first indices at which a bool tensor is true, filled up with zeros."""
+    kept = tf.reshape(kept, [-1])
+    slots = tf.where(kept, tf.cumsum(tf.cast(kept, tf.int32)) - 1, number)
+    slots = tf.minimum(slots, number)[:, None]
+    return tf.scatter_nd(slots, tf.range(tf.size(kept)), [number + 1])[:number]

@@ -172,13 +172,13 @@ def made_up(model: Model, lengths: Sequence[int] = _LENGTHS) -> Any:
 
 
 def _made_up(name, spec: Any, vocabulary, lengths):
-    rank = len(spec.shape) if spec.shape is not None and spec.shape.rank is not None else None
-    if rank and rank > 2 and spec.dtype.is_floating and spec.shape[1:].is_fully_defined():
-        shape = (len(lengths), *spec.shape[1:])
-        return tf.constant(np.random.default_rng(0).normal(size=shape), spec.dtype)
-    if rank != 2 or not (spec.dtype.is_integer or "mask" in name or spec.dtype == tf.bool):
+    sizes = [] if spec.shape is None or spec.shape.rank is None else list(spec.shape)
+    if len(sizes) > 2 and spec.dtype.is_floating and None not in sizes[1:]:
+        values = np.random.default_rng(0).normal(size=(len(lengths), *sizes[1:]))
+        return tf.constant(values, spec.dtype)
+    if len(sizes) != 2 or not (spec.dtype.is_integer or "mask" in name or spec.dtype == tf.bool):
         return None
-    fixed = None if spec.shape is None else spec.shape[1]
+    fixed = sizes[1]
     length = max(lengths) if fixed is None else fixed
     lengths = np.minimum(lengths, length)
     if "mask" in name:

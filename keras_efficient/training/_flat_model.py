@@ -104,7 +104,9 @@ class FlatModel:
     Args:
         model: the model.
         blocks: the `Block`s to compute on rows of tokens.
-        compiled: whether XLA may compile the model, in which case it computes padding.
+        compiled: whether XLA may compile the model, in which case it computes padding unless there
+            is a number of `rows`.
+        rows: number of rows that it computes then, or None.
 
     Attributes:
         blocks: list of the `FlatBlock`s.
@@ -115,8 +117,9 @@ class FlatModel:
         padding: whether the last eager call had any padding; None if it had no mask.
     """
 
-    def __init__(self, model: Model, blocks: Any, compiled: bool = True):
+    def __init__(self, model: Model, blocks: Any, compiled: bool = True, rows: int | None = None):
         self.model, self.flavor = model, flavors.of(model)
+        self.rows = rows
         self.compiled, self.everywhere, self.whole, self.padding = compiled, False, False, None
         self.all_blocks = [
             (FlatChain if block.chain else FlatBlock)(self, block) for block in blocks
@@ -152,7 +155,8 @@ class FlatModel:
             block.install()
 
     def uninstall(self):
-        for block in self.all_blocks:
+        # Blocks of plain layers may share one.
+        for block in reversed(self.all_blocks):
             block.remove()
         object.__delattr__(self.model, "call")
         object.__delattr__(self.model, _ATTRIBUTE)
@@ -186,10 +190,16 @@ class FlatModel:
         """Say once that XLA keeps the padding."""
         if not self.warned:
             self.warned = True
+            remedy = "Pass jit_compile=False to `compile`, or the number of `rows` to ke.unpad."
+            if self.rows is not None:
+                remedy = (
+                    "With `rows`, pass batches of one shape, padded to one length and without a "
+                    "smaller last one, and do not accumulate microbatches."
+                )
             warnings.warn(
                 "XLA compiles fixed shapes, so it computes padding in spite of ke.unpad. Received: "
                 f"{self.model.name!r} with jit_compile=True, which Keras 3 also chooses by "
-                "itself, or on a TPU. Pass jit_compile=False to `compile`.",
+                f"itself, or on a TPU. {remedy}",
                 stacklevel=2,
             )
 
@@ -221,10 +231,11 @@ class _Call:
         #: Whether layers are called for their own results.
         self.computes = False
 
-    def rows_of(self, inputs):
+    def rows_of(self, inputs, everywhere=None, budget=None):
         mask = inputs.mask
         owned = inputs.hidden if mask is None else mask
-        key = (id(owned), inputs.queries_masked)
+        everywhere = self.owner.everywhere if everywhere is None else everywhere
+        key = (id(owned), inputs.queries_masked, everywhere, budget)
         if key not in self.rows:
             if mask is None:
                 rows = TokenRows(None, *tf.unstack(tf.shape(inputs.hidden)[:2]))
@@ -233,9 +244,10 @@ class _Call:
                 added = inputs.added(mask)
                 rows = TokenRows(
                     added,
-                    everywhere=owner.everywhere,
+                    everywhere=everywhere,
                     whole=owner.whole,
                     queries_masked=inputs.queries_masked,
+                    budget=budget,
                 )
                 owner.masked = True
                 if tf.executing_eagerly():
@@ -288,21 +300,26 @@ class FlatBlock:
     def inputs(self, args, kwargs):
         """What the block computes with, or None if it cannot be computed without padding here."""
         block = self.block
-        if self.owner.static:
-            self.owner.warn_static()
-            return None
         wrapped = parametrized_layer(self.layer)
         if wrapped is not None and wrapped.call_wrappers:
             return None
         if self.run is run_block and any(map(is_changed, block.inner)):
             return None
         inputs = block.inputs(args, kwargs)
-        return inputs if inputs is not None and isinstance(inputs.hidden, tf.Tensor) else None
+        if inputs is None or not isinstance(inputs.hidden, tf.Tensor):
+            return None
+        owner = self.owner
+        if owner.static and (owner.rows is None or not inputs.hidden.shape.is_fully_defined()):
+            owner.warn_static()
+            return None
+        return inputs
 
     def compute(self, current, inputs, residual=True):
         """Return the hidden states after the block, padded."""
         owner, block = self.owner, self.block
         current.counts[id(self)] = current.counts.get(id(self), 0) + 1
+        if owner.static:
+            return self.compute_compiled(current, inputs, residual)
         rows = current.rows_of(inputs)
         last = self is owner.blocks[-1]
         first = last and owner.first_token_only
@@ -329,6 +346,36 @@ class FlatBlock:
         else:
             padded = rows.put(x, fill)
             current.hidden[id(padded)] = (padded, rows, left)
+        padded.set_shape(inputs.hidden.shape)
+        return padded
+
+    def compute_compiled(self, current, inputs, residual):
+        """The same in shapes that do not depend on data: `owner.rows` rows, or else all."""
+        owner, block = self.owner, self.block
+        first = self is owner.blocks[-1] and owner.first_token_only
+
+        def computed(rows):
+            bias = inputs.position_bias
+            x = rows.take(inputs.hidden)
+            x = run_block(block, x, rows, inputs.training, first, residual, bias)
+            return rows.put_first(x) if first else rows.put(x)
+
+        current.computes = True
+        try:
+            every = current.rows_of(inputs, everywhere=True)
+            if inputs.mask is None:
+                padded = computed(every)
+            else:
+                few = current.rows_of(inputs, budget=owner.rows)
+                for rows in (few, every):
+                    # What blocks share must not be made in a branch.
+                    rows.back(block.attention.heads)
+                    rows.attention_bias(block.attention.causal)
+                    if inputs.position_bias is not None:
+                        rows.position_bias(inputs.position_bias)
+                padded = tf.cond(few.fits, lambda: computed(few), lambda: computed(every))
+        finally:
+            current.computes = False
         padded.set_shape(inputs.hidden.shape)
         return padded
 

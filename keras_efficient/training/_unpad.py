@@ -50,7 +50,13 @@ class UnpadReport:
         return "\n".join(lines)
 
 
-def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = False) -> UnpadReport:
+def unpad(
+    model: Model,
+    *,
+    sample: Any = None,
+    ignore_padding_outputs: bool = False,
+    rows: int | None = None,
+) -> UnpadReport:
     """Compute the Transformer blocks of a model on real tokens only.
 
     A batch of texts is padded to its longest one, and a model computes the padding like text. With
@@ -68,9 +74,12 @@ def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = Fa
 
     It works in `fit`, `evaluate` and `predict`, with `ke.accumulate`, LoRA, pruning, quantization,
     `ke.remat`, mixed precision and strategies; ranges of activations that quantization learns are
-    those of real tokens. XLA compiles static shapes, so with `jit_compile=True` and on TPUs the
-    model computes as before. The setting belongs to the model in memory: saving and exporting
+    those of real tokens. The setting belongs to the model in memory: saving and exporting
     leave it out.
+
+    XLA compiles fixed shapes, that is with `jit_compile=True` and on TPUs. The model then computes
+    padding as before, unless you say how many `rows` it is to compute, and all batches have one
+    shape.
 
     Args:
         model: a built Keras 3 or tf_keras model.
@@ -79,15 +88,19 @@ def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = Fa
         ignore_padding_outputs: whether the training ignores what the model returns for padding,
             as token classifiers' losses do with labels of -100 or sample weights of zero. Outputs
             `[batch, length, ...]` are then compared for real tokens only. Default: False.
+        rows: int, number of tokens that a model compiled by XLA computes for the batch of one call,
+            which is a microbatch on one replica: at least its real tokens and one for each text
+            that begins with padding. A batch with more tokens is computed with its padding.
+            Without XLA there are as many rows as tokens. Default: None, all tokens with XLA.
 
     Returns:
         An `UnpadReport`; `print(ke.unpad(model))` shows the blocks. Its `remove()` undoes it.
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: the model is not built; no block is known, or none agrees with the model; the
-            model reads the outputs of padding, such as a mean over all positions; or its inputs
-            are not known and there is no `sample`.
+        ValueError: `rows` is not a positive int; the model is not built; no block is known, or none
+            agrees with the model; the model reads the outputs of padding, such as a mean over all
+            positions; or its inputs are not known and there is no `sample`.
 
     Examples:
         >>> import keras_hub
@@ -103,6 +116,11 @@ def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = Fa
         Zeng et al. 2022, "Boosting Distributed Training Performance of the Unpadded BERT Model";
         the padding-free collators of Hugging Face are similar.
     """
+    if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or rows < 1):
+        raise ValueError(
+            "`rows` must be the number of tokens to compute in a batch, an int above 0, or None. "
+            f"Received: {rows!r}."
+        )
     if (present := unpadded_model(model)) is not None:
         present.remove()
     architecture = describe(model, sample=sample)
@@ -117,7 +135,7 @@ def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = Fa
             "MultiHeadAttention, LayerNormalization and Dense layers; train other models without "
             "ke.unpad."
         )
-    holder = FlatModel(model, architecture.blocks)
+    holder = FlatModel(model, architecture.blocks, compiled=False, rows=rows)
     compare = Comparison(model, sample, ignore_padding_outputs)
     holder.install()
     try:
@@ -127,6 +145,8 @@ def unpad(model: Model, *, sample: Any = None, ignore_padding_outputs: bool = Fa
     except BaseException:
         holder.remove()
         raise
+    # What is checked above is not compiled.
+    holder.compiled = True
     holder.flavor.retrace(model)
     return UnpadReport(
         blocks=tuple(block.block.path for block in holder.blocks),

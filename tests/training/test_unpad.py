@@ -1,9 +1,9 @@
 """`ke.unpad` changes neither losses nor gradients, and says where it does nothing."""
 
-import contextlib
 import dataclasses
 import functools
 import inspect
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,46 +11,22 @@ import padded_models
 import pytest
 import tensorflow as tf
 from covering import covering, sampled
-from fit_helpers import assert_same, batches, compiled, mirrored
+from fit_helpers import assert_same, batches, compiled
+from unpad_methods import METHODS, SAME, surroundings
 from zoo import CLASSES, VOCABULARY, ZOO, keras_of, kerashub_backbone
 
 import keras_efficient as ke
 from keras_efficient.architecture import recognizers
+from keras_efficient.architecture._token_rows import TokenRows
 
-METHODS = {
-    "plain": lambda model: None,
-    "accumulate": lambda model: ke.accumulate(model, 4),
-    "lora": lambda model: ke.lora(model, rank=2),
-    "adapters": lambda model: ke.adapters(model, 2),
-    "prune": lambda model: ke.prune(model, 0.5),
-    "quantize_aware": lambda model: ke.quantize_aware(model, activation_bits=None),
-    "remat": ke.remat,
-    "two replicas": lambda model: None,
-    "one replica": lambda model: None,
-    "bfloat16": lambda model: None,
-    "jit_compile": lambda model: None,
-}
-STRATEGIES = {
-    "two replicas": mirrored,
-    "one replica": lambda: tf.distribute.OneDeviceStrategy("CPU:0"),
-}
 every_model = pytest.mark.parametrize("name", padded_models.MODELS)
-
-
-@contextlib.contextmanager
-def precision(library, method):
-    policy = "mixed_bfloat16" if method == "bfloat16" else "float32"
-    ke.mixed_precision(policy, library=library)
-    yield
-    ke.mixed_precision("float32", library=library)
 
 
 def run(name, method, unpad, *, before=True):
     """Train for five updates; return the model, the history and the report of `ke.unpad`."""
     library, make, _ = padded_models.MODELS[name]
-    strategy = STRATEGIES.get(method, tf.distribute.get_strategy)()
     report = None
-    with precision(library, method), strategy.scope():
+    with surroundings(library, method):
         model = make()
         if unpad and before:
             report = ke.unpad(model)
@@ -74,8 +50,6 @@ def run(name, method, unpad, *, before=True):
 
 #: Methods that read weights as others do, and XLA, which takes long and computes the padding.
 LONG = ("lora", "adapters", "quantize_aware", "remat", "one replica", "bfloat16", "jit_compile")
-#: Methods with which the padded model trains as without.
-SAME = ("accumulate", "remat", "two replicas", "one replica", "jit_compile")
 
 
 @functools.cache
@@ -337,6 +311,89 @@ def test_xla_is_told_of():
     x, y = padded_models.batch("kerashub")
     with pytest.warns(UserWarning, match=r"computes padding in spite of ke\.unpad"):
         model.fit(batches(x, y, batch_size=8), verbose=0)
+
+
+def _outputs_and_gradients(model, x, y):
+    with tf.GradientTape() as tape:
+        result = model(x, training=False)
+        outputs = getattr(result, "logits", result)
+        loss = tf.reduce_mean(tf.keras.losses.sparse_categorical_crossentropy(y, outputs, True))
+    variables = [ke.flavor.of(model).value(v) for v in model.trainable_variables]
+    gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
+    return [outputs, *map(tf.convert_to_tensor, gradients)]
+
+
+@pytest.mark.parametrize("rows", [43, 50, 12])
+def test_a_number_of_rows_for_xla(rows):
+    """Rows that stand for nothing get no gradient, and a batch with more tokens is padded.
+
+    The model runs eagerly, which takes less time than XLA.
+    """
+    model = padded_models.hugging_face()
+    x, y = padded_models.batch("hugging-face")
+    expected = _outputs_and_gradients(model, x, y)
+    report = ke.unpad(model, rows=rows)
+    compiled("tf_keras", model, jit_compile=True)
+    used = []
+    holder = report._holder
+    for block in holder.blocks:
+        plain = block.compute_compiled
+        block.compute_compiled = lambda *args, plain=plain: used.append(1) or plain(*args)
+    found = _outputs_and_gradients(model, x, y)
+    assert len(used) == 2
+    for value, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(value, other, atol=1e-6)
+
+
+def test_rows_of_a_budget_are_the_real_tokens():
+    added = tf.constant([[0.0, 0, -9, -9], [-9, -9, -9, -9], [-9, 0, -9, 0]])
+    free, fixed = TokenRows(added), TokenRows(added, budget=10)
+    assert fixed.index.shape == (10,) and bool(fixed.fits)
+    np.testing.assert_array_equal(fixed.index[:9], free.index)
+    np.testing.assert_array_equal(fixed.present[:, 0], [1] * 9 + [0])
+    padded = tf.random.normal([3, 4, 2])
+    np.testing.assert_array_equal(fixed.put(fixed.take(padded)), free.put(free.take(padded)))
+    assert not bool(TokenRows(added, budget=8).fits)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "name, method, rows",
+    [("kerashub", "remat", 43), ("hugging-face", "lora", 60), ("distilbert", "prune", 10)],
+)
+def test_xla_computes_a_number_of_rows(name, method, rows):
+    library, make, _ = padded_models.MODELS[name]
+    x, y = padded_models.batch(name)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8, drop_remainder=True).repeat(2)
+    models, losses = [], []
+    for unpad in (False, True):
+        model = make()
+        METHODS[method](model)
+        if unpad:
+            ke.unpad(model, rows=rows)
+        compiled(library, model, jit_compile=unpad, metrics=None, weighted_metrics=None)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="XLA compiles fixed shapes")
+            losses.append(model.fit(data, shuffle=False, verbose=0).history["loss"])
+        models.append(model)
+    np.testing.assert_allclose(*losses, atol=1e-5)
+    assert_same(*models, atol=3e-6)
+
+
+@pytest.mark.full
+def test_a_number_of_rows_needs_fixed_shapes():
+    model = padded_models.kerashub()
+    ke.unpad(model, rows=50)
+    compiled("keras", model, jit_compile=True)
+    x, y = padded_models.batch("kerashub")
+    with pytest.warns(UserWarning, match="pass batches of one shape"):
+        model.fit(batches(x, y, batch_size=8), verbose=0)
+
+
+@pytest.mark.parametrize("rows", [0, True, 2.5, "all"])
+def test_a_number_of_rows_must_be_an_int_above_0(rows):
+    with pytest.raises(ValueError, match="`rows` must be the number of tokens"):
+        ke.unpad(padded_models.kerashub(), rows=rows)
 
 
 def test_the_signature_of_the_model_remains():
