@@ -1,6 +1,7 @@
 """Compare a model with itself, computed another way, on a few examples."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,21 +56,21 @@ class Comparison:
         if [*outputs] != [*self.reference[0]]:
             return "the number of outputs differs"
         for name, value in outputs.items():
-            if reason := self._differs(value, self.reference[0][name], 0.0):
-                return f"{name} differs by {reason}"
-        # The gradient of a key's bias is zero but for rounding, which is as large as in others.
-        largest = max((float(np.max(np.abs(g), initial=0)) for g in self.reference[1]), default=0)
+            known = self.reference[0][name]
+            if share := self._difference(value, known, _largest(known)):
+                return f"{name} differs by {share} of its size"
+        # Rounding is as large as in others where a gradient is zero otherwise, as of a key's bias.
+        largest = max(map(_largest, self.reference[1]), default=0.0)
         for variable, value, known in zip(self.variables, found, self.reference[1], strict=False):
-            if reason := self._differs(value, known, 0.1 * largest):
-                return f"the gradient of {variable.name} differs by {reason}"
+            if share := self._difference(value, known, largest):
+                return f"the gradient of {variable.name} differs by {share} of the largest one"
         return None
 
-    def _differs(self, value, reference, least):
-        if value.shape != reference.shape or not value.size:
-            return None if value.shape == reference.shape else "shape"
-        scale = max(float(np.max(np.abs(reference))), least, 1e-30)
-        difference = float(np.max(np.abs(value - reference))) / scale
-        return f"{difference:.1e} of its size" if not difference <= self.tolerance else None
+    def _difference(self, value, reference, scale):
+        """The difference as a share of `scale`, infinite for other shapes; None if it is small."""
+        same = value.shape == reference.shape
+        share = _largest(value - reference) / max(scale, 1e-30) if same else math.inf
+        return None if share <= self.tolerance else f"{share:.1e}"
 
     def _compute(self, gradients):
         """Outputs by name and, if wanted, the gradients of a weighted sum of them, as arrays."""
@@ -115,6 +116,10 @@ def run_on_one_replica(model: Model, function: Callable[[], Any]) -> Any:
     return tf.nest.map_structure(
         lambda value: strategy.experimental_local_results(value)[0], strategy.run(function)
     )
+
+
+def _largest(array):
+    return float(np.max(np.abs(array), initial=0.0))
 
 
 def _shape(tensor: Any) -> Any:

@@ -28,7 +28,7 @@ def quantize_dynamically(model: Any, file: str | os.PathLike, reduce_range: bool
         prepared, nodes = _prepared(model, folder)
         quantize_dynamic(
             prepared,
-            file,
+            Path(file),
             op_types_to_quantize=_OPERATIONS,
             # A Gemm becomes a MatMul of this name and an Add.
             nodes_to_quantize=[*nodes, *(f"{name}_MatMul" for name in nodes)],
@@ -68,7 +68,7 @@ def quantize_statically(
         onnx.save(separated, prepared)
         quantize_static(
             prepared,
-            file,
+            Path(file),
             Batches(),
             op_types_to_quantize=_OPERATIONS,
             nodes_to_quantize=nodes,
