@@ -359,7 +359,7 @@ def test_rows_of_a_budget_are_the_real_tokens():
 @pytest.mark.full
 @pytest.mark.parametrize(
     "name, method, rows",
-    [("kerashub", "remat", 43), ("hugging-face", "lora", 60), ("distilbert", "prune", 10)],
+    [("kerashub", "remat", 43), ("hugging-face", "lora", 60), ("distilbert", "plain", 10)],
 )
 def test_xla_computes_a_number_of_rows(name, method, rows):
     library, make, _ = padded_models.MODELS[name]
