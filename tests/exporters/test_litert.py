@@ -75,6 +75,7 @@ def test_zoo_at_any_batch_and_length(specimen, tmp_path, in_process):
     assert all(spec["shape"][0] is None for spec in made.signature["outputs"].values())
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     "name, quantize", covering(padded_models.MODELS, [None, "int8-weights", "int8"], strength=1)
 )

@@ -80,6 +80,7 @@ def test_zoo_at_any_batch_and_length(specimen, tmp_path, in_process):
     assert {x.version for x in onnx.load(made.file).opset_import if x.domain == ""} == {17}
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     "name, method, quantize",
     covering(padded_models.MODELS, METHODS, QUANTIZE, strength=1),
