@@ -1,13 +1,14 @@
-"""Latency, bytes and accuracy of MiniLM in eleven formats, in one interleaved run.
+"""Latency, bytes and accuracy of MiniLM in fifteen formats, in one interleaved run.
 
     python benchmarks/serving.py [--quick] [--threads N] [--json FILE] [--plot [FILE]]
 
 Movie reviews, sentiment. MiniLM is trained briefly, calibrated on 256 training reviews, and written
-by Keras' own `model.export`, by `ke.export` as float32, bfloat16, int8 weights and int8, by the
-LiteRT converter as float and as dynamic int8, by tf2onnx as float and, quantized by ONNX Runtime,
-as dynamic int8, and from the ONNX file by OpenVINO as float and, quantized by NNCF on the same 256
-reviews, as int8. `ke.bench.bench` then times them in turns at batches 1, 8 and 32 and lengths 32,
-64 and 128, equal and mixed ones, and measures accuracy on the same held-out reviews.
+by Keras' own `model.export`, by `ke.export` as float32, bfloat16, int8 weights and int8, and as
+LiteRT and ONNX files in float and dynamic int8; and of Keras' own export by the LiteRT converter as
+float and as dynamic int8, by tf2onnx as float and, quantized by ONNX Runtime, as dynamic int8, and
+from the ONNX file by OpenVINO as float and, quantized by NNCF on the same 256 reviews, as int8.
+`ke.bench.bench` then times them in turns at batches 1, 8 and 32 and lengths 32, 64 and 128, equal
+and mixed ones, and measures accuracy on the same held-out reviews.
 
 `--quick` trains on 1,280 reviews (else 3,200), times batches 1 and 8 at length 64, and measures
 accuracy on 800 of the 1,605 held-out reviews. The JSON has {"speedup": {format: {case: latency of
@@ -67,7 +68,6 @@ def write(folder, quick, allow_missing):
 
     import keras_efficient as ke
     from keras_efficient._errors import InputError, VerificationError
-    from keras_efficient.exporters import Features, export_litert
 
     ke.mixed_precision("float32")
     model, tokenizer = ke.models.load(ke.data.demo_model(), seed=0)
@@ -102,11 +102,10 @@ def write(folder, quick, allow_missing):
         model.export(folder / "keras_export", verbose=False)
         return folder / "keras_export"
 
-    def litert(name, quantize):
-        (folder / name).mkdir()
-        features = Features(model, sample)
-        flavor = ke.flavor.of(model)
-        return export_litert(model, flavor, features, folder / name, quantize=quantize).file
+    def own_file(format, quantize):
+        name = f"own_{format}_{quantize}"
+        made = ke.export(model, folder / name, sample=sample, quantize=quantize, format=format)
+        return made.directory
 
     def calibrated(quantize, name):
         if not calibrated.done:
@@ -119,14 +118,20 @@ def write(folder, quick, allow_missing):
         "keras_export": by_keras,
         "fp32": lambda: own("fp32", None),
         "bfloat16": lambda: own("bfloat16", "bfloat16"),
-        "litert_float": lambda: litert("litert_float", None),
-        "litert_int8": lambda: litert("litert_int8", "int8-weights"),
+        "litert_float": lambda: litert(made["paths"]["keras_export"], folder / "float.tflite"),
+        "litert_int8": lambda: litert(
+            made["paths"]["keras_export"], folder / "int8.tflite", dynamic=True
+        ),
         "ort_float": lambda: onnx(made["paths"]["keras_export"], folder / "float.onnx"),
         "ort_int8": lambda: onnx_int8(made["paths"]["ort_float"], folder / "int8.onnx"),
         "openvino_float": lambda: openvino(made["paths"]["ort_float"], folder / "float.xml"),
         "openvino_int8": lambda: openvino(
             made["paths"]["ort_float"], folder / "int8.xml", calibration
         ),
+        "own_litert_float": lambda: own_file("litert", None),
+        "own_litert_int8": lambda: own_file("litert", "int8-weights"),
+        "own_onnx_float": lambda: own_file("onnx", None),
+        "own_onnx_int8": lambda: own_file("onnx", "int8-weights"),
         "int8_weights": lambda: calibrated("int8-weights", "int8_weights"),
         "int8": lambda: calibrated("int8", "int8"),
     }
@@ -144,6 +149,19 @@ def write(folder, quick, allow_missing):
             print(f"{name}: written, {time.perf_counter() - start:.0f} s", file=sys.stderr)
             progress.write_text(json.dumps(made["paths"]))
     (folder / "made.json").write_text(json.dumps(made))
+
+
+def litert(saved_model, file, dynamic=False):
+    """Keras' own SavedModel, by the converter of LiteRT."""
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_saved_model(
+        str(saved_model), signature_keys=["serving_default"]
+    )
+    if dynamic:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    file.write_bytes(converter.convert())
+    return file
 
 
 def onnx(saved_model, file):
@@ -245,6 +263,7 @@ FORMATS = (
     *("keras_export", "fp32", "bfloat16", "int8_weights", "int8"),
     *("litert_float", "litert_int8", "ort_float", "ort_int8"),
     *("openvino_float", "openvino_int8"),
+    *("own_litert_float", "own_litert_int8", "own_onnx_float", "own_onnx_int8"),
 )
 
 

@@ -224,7 +224,7 @@ def split_heads(rows: Tensor, parts: int, heads: int, place: Tensor, back: Tenso
     def divided(rows):
         pieces = tf.reshape(rows, [-1, size])
         outputs = [
-            tf.gather(pieces, place[:, None, :] * (parts * heads) + head + heads * part)
+            tf.gather(pieces, tf.expand_dims(place, 1) * (parts * heads) + head + heads * part)
             for part in range(parts)
         ]
 
@@ -256,7 +256,7 @@ def join_heads(context: Tensor, place: Tensor, back: Tensor, used: Tensor | None
     def joined(context):
         def gradient(dy):
             head = tf.range(heads)[:, None]
-            pieces = tf.gather(tf.reshape(dy, [-1, size]), place[:, None, :] * heads + head)
+            pieces = tf.gather(tf.reshape(dy, [-1, size]), tf.expand_dims(place, 1) * heads + head)
             return tf.reshape(pieces if used is None else pieces * used, tf.shape(context))
 
         rows = tf.gather(tf.reshape(context, [-1, size]), back)

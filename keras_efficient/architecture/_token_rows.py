@@ -65,9 +65,9 @@ class TokenRows:
             self.index = self.used = None
             self.place = tf.reshape(tf.range(self.size), [batch, length])
             self.counts = tf.fill([batch], length)
-            self.bias: Any = None if added is None else added[:, None, None, :]
+            self.bias: Any = None if added is None else _for_keys(added)
             if added is not None and queries_masked:
-                self.bias = tf.minimum(self.bias, added[:, None, :, None])
+                self.bias = tf.minimum(self.bias, _for_queries(added))
             self.example = tf.repeat(tf.range(batch), length)
             self.rank = tf.tile(tf.range(length), [batch])
         else:
@@ -92,10 +92,10 @@ class TokenRows:
             self.place = self.place if last is None else tf.minimum(self.place, last)
             bias = tf.gather(tf.reshape(added, [-1]), tf.gather(self.index, self.place))
             # Less than anything added, so that nothing beyond an example's end is attended to.
-            self.bias = tf.where(present, bias, bias.dtype.min)[:, None, None, :]
+            self.bias = _for_keys(tf.where(present, bias, bias.dtype.min))
             if queries_masked:
-                self.bias = tf.minimum(self.bias, bias[:, None, :, None])
-            self.used = tf.cast(present, tf.float32)[:, None, :, None]
+                self.bias = tf.minimum(self.bias, _for_queries(bias))
+            self.used = _for_queries(tf.cast(present, tf.float32))
             self.example = self.index // length
             self.rank = tf.range(tf.size(self.index)) - tf.gather(starts, self.example)
             if budget is not None:
@@ -184,3 +184,16 @@ def _first(kept, number):
     slots = tf.where(kept, tf.cumsum(tf.cast(kept, tf.int32)) - 1, number)
     slots = tf.minimum(slots, number)[:, None]
     return tf.scatter_nd(slots, tf.range(tf.size(kept)), [number + 1])[:number]
+
+
+# LiteRT has no operation for `x[:, None, None, :]` of unknown sizes.
+
+
+def _for_keys(x):
+    """`[batch, length]` as `[batch, 1, 1, length]`."""
+    return tf.expand_dims(tf.expand_dims(x, 1), 1)
+
+
+def _for_queries(x):
+    """`[batch, length]` as `[batch, 1, length, 1]`."""
+    return tf.expand_dims(tf.expand_dims(x, 1), -1)

@@ -42,6 +42,13 @@ class FlatForm:
         """Return a context in which the model computes in this form."""
         return nullcontext() if self.model is None else self.model.on()
 
+    def leave_out(self, reason: str) -> None:
+        """Compute no block on rows, for this reason."""
+        self.unchanged |= {block.block.path: reason for block in self.blocks}
+        if self.model is not None:
+            self.model.keep([])
+        self.model = None
+
     def facts(self) -> dict[str, Any]:
         """Return what a report says about the form, as JSON values."""
         holder = self.model

@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import padded_models
 import pytest
 import tensorflow as tf
 from covering import covering, sampled
@@ -72,6 +73,47 @@ def test_zoo_at_any_batch_and_length(specimen, tmp_path, in_process):
     assert made.max_abs_difference <= 1e-6 and made.tolerance == 1e-4
     assert all(spec["shape"] == [None, None] for spec in made.signature["inputs"].values())
     assert all(spec["shape"][0] is None for spec in made.signature["outputs"].values())
+
+
+@sampled(2)
+@pytest.mark.parametrize(
+    "name, quantize", covering(padded_models.MODELS, [None, "int8-weights", "int8"], strength=1)
+)
+def test_padded_models_on_rows_of_real_tokens(name, quantize, tmp_path, in_process):
+    """The sample has an example of one token, one without any, and one without padding."""
+    model = padded_models.MODELS[name][1]()
+    x, _ = padded_models.batch(name)
+    made = export_litert(
+        model, flavors.of(model), Features(model, x), tmp_path, quantize=quantize, tolerance=0.05
+    )
+    form = made.recipe["transformer"]
+    if quantize == "int8":
+        assert form["blocks"] == 0 and len(form["unchanged"]) == 2
+    else:
+        assert form["blocks"] == 2 and form["rows"] == "real tokens" and form["first_token_only"]
+    few, _ = padded_models.batch(name, (2, 3, 1), 5, seed=1)
+    more = {key: np.pad(value, ((0, 0), (0, 4))) for key, value in few.items()}
+    one, other = litert_checking.run_litert(made.file, few, more)
+    np.testing.assert_allclose(one["logits"], other["logits"], atol=0.05 if quantize else 1e-5)
+
+
+def test_blocks_that_litert_lacks_operations_for(tmp_path, monkeypatch, in_process):
+    """No operation of the rows is known to be missing, so the first attempt is made to fail."""
+    convert, attempts = litert._convert, []
+
+    def once(*args):
+        attempts.append(args)
+        if len(attempts) == 1:
+            raise VerificationError("It needs Erfc.")
+        return convert(*args)
+
+    monkeypatch.setattr(litert, "_convert", once)
+    model = padded_models.MODELS["kerashub"][1]()
+    features = Features(model, padded_models.batch("kerashub")[0])
+    made = export_litert(model, flavors.of(model), features, tmp_path)
+    form = made.recipe["transformer"]
+    assert len(attempts) == 2 and made.max_abs_difference < 1e-5 and form["blocks"] == 0
+    assert all("It needs Erfc" in reason for reason in form["unchanged"].values())
 
 
 @sampled()

@@ -80,6 +80,7 @@ def test_zoo_at_any_batch_and_length(specimen, tmp_path, in_process):
     assert {x.version for x in onnx.load(made.file).opset_import if x.domain == ""} == {17}
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     "name, method, quantize",
     covering(padded_models.MODELS, METHODS, QUANTIZE, strength=1),
@@ -169,7 +170,7 @@ def test_int8_is_small_and_close(library, tmp_path, in_process):
     kernels = {"int8-weights": "MatMulInteger", "int8": "DequantizeLinear"}
     for quantize, operation in kernels.items():
         assert 1e-4 < made[quantize].max_abs_difference < 0.15
-        assert made[quantize].bytes < 0.6 * made[None].bytes
+        assert made[quantize].bytes < 0.65 * made[None].bytes
         assert operation in operations(made[quantize].file)
     for quantize in kernels:
         narrow = written(model, tmp_path / f"{quantize}-7", quantize, reduce_range=True)

@@ -10,7 +10,9 @@ from typing import Any
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
-from keras_efficient._errors import InputError, VerificationError
+from keras_efficient._errors import InputError, VerificationError, shortened
+from keras_efficient.architecture import _row_functions as functions
+from keras_efficient.exporters._flat_form import flat_form
 from keras_efficient.exporters._layer_inputs import unquantized_inputs
 from keras_efficient.exporters._model_file import (
     MissingOperationError,
@@ -20,10 +22,13 @@ from keras_efficient.exporters._model_file import (
 )
 from keras_efficient.exporters._signature import Features, describe_specs
 from keras_efficient.flavor import Model
+from keras_efficient.flavor._patched import patched
 from keras_efficient.parametrize._plain_model import folded_weights
-from keras_efficient.training._flat_model import padded
 
 MODES = ("float32", "dynamic-int8", "int8")
+#: Modes in which known Transformer blocks are computed on rows of real tokens. "int8" would also
+#: round what is gathered between products, which doubles the difference of MiniLM.
+_ROWS = ("float32", "dynamic-int8")
 #: Operations that full int8 leaves in float32. Adding an attention mask of -1e9 in int8 would lose
 #: all scores, and sums, norms and softmax of BERT take little time but lose much accuracy in int8.
 #: Products and look-ups are quantized.
@@ -96,19 +101,42 @@ def write_litert(
             f"{mode!r}. Leave it out."
         )
     batches = calibration_batches(representative, features)
+    written, signature, _ = convert_model(model, features, mode, batches, any_length)
+    Path(file).write_bytes(written)
+    return signature
+
+
+def convert_model(model: Model, features: Features, mode: str, batches: list, any_length: bool):
+    """Convert a model whose arguments are checked; they are those of `write_litert`.
+
+    Returns:
+        `(bytes, signature, facts)`: the file, its signature, and what a report says about the form
+        of the model's Transformer blocks.
+    """
     flavor = flavors.of(model)
     with ExitStack() as stack:
         stack.enter_context(folded_weights(model))
-        stack.enter_context(padded(model))
+        form = stack.enter_context(flat_form(model, features))
         if mode != "float32":
             stack.enter_context(unquantized_inputs(model, clips=mode == "int8"))
-        function = trace_model(model, flavor, features, any_length)
-        written = _convert(function, mode, batches)
-    Path(file).write_bytes(written)
-    return {
+        if mode in _ROWS and form.blocks:
+            try:
+                # LiteRT has one operation for the GELU as the libraries write it.
+                with form.on(), patched(functions, faster_activation=lambda own: own):
+                    function = trace_model(model, flavor, features, any_length)
+                written = _convert(function, mode, batches)
+            except VerificationError as error:
+                form.leave_out(f"LiteRT cannot compute it on rows: {shortened(str(error), 300)}")
+        elif form.blocks:
+            form.leave_out("LiteRT's int8 would round the rows that attention gathers")
+        if not form.blocks:
+            function = trace_model(model, flavor, features, any_length)
+            written = _convert(function, mode, batches)
+    signature = {
         "inputs": describe_specs(function.structured_input_signature[1]),
         "outputs": describe_specs(function.structured_outputs),
     }
+    return written, signature, form.facts()
 
 
 def _convert(function, mode, batches):

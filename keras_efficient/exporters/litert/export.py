@@ -8,12 +8,13 @@ from typing import Any
 from keras_efficient.compression._activation_quantization import rounds_inputs
 from keras_efficient.exporters._model_file import (
     ModelFile,
+    calibration_batches,
     check_precision,
     reference_outputs,
     write_verified,
 )
 from keras_efficient.exporters._signature import Features
-from keras_efficient.exporters.litert.converter import write_litert
+from keras_efficient.exporters.litert.converter import convert_model
 from keras_efficient.exporters.litert.interpreter import run_litert
 from keras_efficient.flavor import Model
 
@@ -83,13 +84,18 @@ def export_litert(
         https://ai.google.dev/edge/litert/models/convert_tf
     """
     mode, file = _MODES[quantize], Path(folder) / FILE
+    check_precision(model, "A LiteRT file")
+    batches = calibration_batches(representative, features)
     if tolerance is None:
         quantized = mode == "float32" and rounds_inputs(model)
         tolerance = _QUANTIZED_TOLERANCE if quantized else _TOLERANCE[mode]
 
-    def write(any_length):
-        return write_litert(
-            model, file, features, mode=mode, representative=representative, any_length=any_length
-        )
+    recipe: dict = {}
 
-    return write_verified(model, flavor, features, file, write, run_litert, tolerance, {})
+    def write(any_length):
+        written, signature, facts = convert_model(model, features, mode, batches, any_length)
+        file.write_bytes(written)
+        recipe["transformer"] = facts
+        return signature
+
+    return write_verified(model, flavor, features, file, write, run_litert, tolerance, recipe)

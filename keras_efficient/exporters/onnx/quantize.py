@@ -1,7 +1,6 @@
 """Quantize an ONNX model with ONNX Runtime's tools."""
 
 import logging
-import os
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ _PRODUCTS = ("MatMul", "Gemm")
 _OPERATIONS = [*_PRODUCTS, "Gather"]
 
 
-def quantize_dynamically(model: Any, file: str | os.PathLike, reduce_range: bool) -> None:
+def quantize_dynamically(model: Any, file: Path, reduce_range: bool) -> None:
     """Write a model with weights of 8 bits, whose products quantize their inputs in each call.
 
     Args:
@@ -38,9 +37,7 @@ def quantize_dynamically(model: Any, file: str | os.PathLike, reduce_range: bool
         )
 
 
-def quantize_statically(
-    model: Any, file: str | os.PathLike, batches: list[dict], reduce_range: bool
-) -> None:
+def quantize_statically(model: Any, file: Path, batches: list[dict], reduce_range: bool) -> None:
     """Write a model with weights of 8 bits and fixed ranges of the inputs of its products.
 
     The file has pairs of QuantizeLinear and DequantizeLinear ("QDQ") around the products. A range
