@@ -141,6 +141,9 @@ def write(folder, quick, allow_missing):
         start = time.perf_counter()
         try:
             made["paths"][name] = str(make())
+        except ImportError as error:
+            # A peer whose converter is not installed.
+            print(f"{name}: missing. {error}", file=sys.stderr)
         except (InputError, VerificationError) as error:
             if not allow_missing:
                 raise
