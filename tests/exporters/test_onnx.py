@@ -161,6 +161,11 @@ def written(model, folder, quantize, **options):
     )
 
 
+def weight_bytes(file):
+    constants = onnx.load(file).graph.initializer
+    return sum(onnx.numpy_helper.to_array(constant).nbytes for constant in constants)
+
+
 @sampled()
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_int8_is_small_and_close(library, tmp_path, in_process):
@@ -170,7 +175,8 @@ def test_int8_is_small_and_close(library, tmp_path, in_process):
     kernels = {"int8-weights": "MatMulInteger", "int8": "DequantizeLinear"}
     for quantize, operation in kernels.items():
         assert 1e-4 < made[quantize].max_abs_difference < 0.15
-        assert made[quantize].bytes < 0.65 * made[None].bytes
+        # Without the names of nodes, which most of such a small file consists of.
+        assert weight_bytes(made[quantize].file) < 0.4 * weight_bytes(made[None].file)
         assert operation in operations(made[quantize].file)
     for quantize in kernels:
         narrow = written(model, tmp_path / f"{quantize}-7", quantize, reduce_range=True)
