@@ -5,6 +5,7 @@ from . import (
     checkpoint as checkpoint,
     compression as compression,
     data as data,
+    distillation as distillation,
     distribute as distribute,
     dtype_policies as dtype_policies,
     exporters as exporters,

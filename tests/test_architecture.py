@@ -78,6 +78,10 @@ LAYERS = {
     "versions": {"exporters"},
     "serving": {"exporters", "runtime", "versions"},
     "bench": {"exporters", "metrics", "runtime", "serving", "versions"},
+    "distillation": {
+        *("architecture", "checkpoint", "data", "parametrize", "runtime", "serving", "training"),
+        "versions",
+    },
 }
 LAYERS["cli"] = {*LAYERS}
 

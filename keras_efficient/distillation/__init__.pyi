@@ -1,0 +1,4 @@
+from ._attention_maps import attention_distance as attention_distance
+from ._hidden_states import hidden_state_distance as hidden_state_distance
+from ._relations import relation_divergence as relation_divergence
+from ._soft_targets import soft_target_divergence as soft_target_divergence
