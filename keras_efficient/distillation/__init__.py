@@ -1,4 +1,4 @@
-"""Knowledge distillation: losses between a student and a teacher, teachers, and caches of outputs."""
+"""Knowledge distillation: losses between a student and a teacher, teachers, cached outputs."""
 
 import lazy_loader
 

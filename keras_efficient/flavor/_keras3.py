@@ -245,8 +245,8 @@ class Keras3(Flavor):
         examples = tf.shape(tf.nest.flatten(x)[0])[0]
         trackers = model._compile_loss.metrics
         weighted = losses.weighted_by_examples(trackers, examples)
-        with weighted, losses.recorded_denominators() as denominators:
-            return model._compile_loss(y, y_pred, sample_weight), denominators
+        with weighted, losses.recorded() as recorded:
+            return model._compile_loss(y, y_pred, sample_weight), recorded
 
     def _update_metrics(self, model, x, y, y_pred, sample_weight, loss):
         model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
@@ -256,6 +256,9 @@ class Keras3(Flavor):
 
     def _compiled_parts(self, model):
         return [model._compile_metrics, model._compile_loss]
+
+    def recorded_losses(self):
+        return losses.recorded()
 
     def without_replica_scaling(self):
         return losses.without_replica_scaling()
