@@ -9,20 +9,6 @@ from keras_efficient.flavor import Tensor
 DISTANCES = ("mse", "kl")
 
 
-def attention_logits(query: Tensor, key: Tensor, scale: float, added: Tensor | None) -> Tensor:
-    """Return what attention takes the softmax of, `[examples, heads, queries, keys]`.
-
-    Args:
-        query: float `[examples, heads, queries, size]`.
-        key: float `[examples, heads, keys, size]`.
-        scale: factor of the products.
-        added: float, added to them, such as a large negative number for padding; or None.
-    """
-    logits = tf.matmul(wide(query), wide(key), transpose_b=True) * scale
-    # Not infinite, so that the products of a masked position with its probability are numbers.
-    return logits if added is None else logits + tf.maximum(tf.cast(added, logits.dtype), -1e9)
-
-
 def attention_distance(
     student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, distance: str = "kl"
 ) -> Tensor:

@@ -68,7 +68,9 @@ def _like(tensor: Any, rank: int) -> Any:
 
     while tensor.shape.rank < rank:
         tensor = tensor[..., None]
-    return tf.squeeze(tensor, list(range(rank, tensor.shape.rank)))
+    # Without axes, `tf.squeeze` takes all.
+    axes = list(range(rank, tensor.shape.rank))
+    return tf.squeeze(tensor, axes) if axes else tensor
 
 
 @dataclass(frozen=True)

@@ -252,7 +252,11 @@ class Keras3(Flavor):
         model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     def _losses(self, model):
-        return [loss for _, loss, _, _ in model._compile_loss._flat_losses]
+        compiled = model._compile_loss
+        if compiled is None or compiled._flat_losses is None:
+            # Of a model that has not been trained yet.
+            return [] if compiled is None else tf.nest.flatten(compiled._user_loss)
+        return [loss for _, loss, _, _ in compiled._flat_losses]
 
     def _compiled_parts(self, model):
         return [model._compile_metrics, model._compile_loss]

@@ -241,7 +241,8 @@ class TfKeras(Flavor):
             model.compiled_metrics.update_state(y, y_pred, sample_weight)
 
     def _losses(self, model):
-        return tf.nest.flatten(model.compiled_loss._losses)
+        compiled = model.compiled_loss
+        return [] if compiled is None else tf.nest.flatten(compiled._losses)
 
     def _compiled_parts(self, model):
         return [model.compiled_loss, model.compiled_metrics]

@@ -172,8 +172,15 @@ class TrainingAccess(ABC):
 
     def from_logits(self, model: Model) -> bool:
         """Whether a compiled loss takes the model's outputs as logits."""
-        losses = [loss for loss in self._losses(model) if loss is not None]
+        losses = [loss for loss in self._losses(model) if hasattr(loss, "get_config")]
         return any(loss.get_config().get("from_logits") for loss in losses)
+
+    def has_independent_labels(self, model: Model) -> bool:
+        """Whether a compiled loss takes each output as the probability of a label of its own."""
+        names = [
+            getattr(getattr(loss, "fn", None), "__name__", loss) for loss in self._losses(model)
+        ]
+        return any(str(name).startswith("binary_") for name in names)
 
     def is_ready(self, model: Model) -> bool:
         """Whether the model, its compiled loss and its metrics have all their variables."""

@@ -153,6 +153,8 @@ def _as_long(weights, output):
     values = weights.values
     if values.shape.rank != 2 or output.shape.rank != 3 or weights.mask is None:
         return weights
+    if values.shape[1] is not None and values.shape[1] == output.shape[1]:
+        return weights
     missing = [[0, 0], [0, tf.shape(output)[1] - tf.shape(values)[1]]]
     return replace(
         weights,

@@ -248,6 +248,7 @@ class CustomTrainStep(CompiledLossStep):
                 outputs = stack.enter_context(last_outputs(self.model))
                 losses = stack.enter_context(self.flavor.recorded_losses())
 
+                @tf.autograph.experimental.do_not_convert
                 def add(loss):
                     # The last one is that of the model as a whole.
                     weights = losses[-1:] if of_loss is None else [of_loss()]
