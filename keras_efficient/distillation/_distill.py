@@ -1,11 +1,12 @@
 """Distillation: train a student on its labels and on what a teacher computes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from keras_efficient import flavor as flavors
 from keras_efficient.architecture._check_built import check_built
 from keras_efficient.architecture._embeddings import embeddings
+from keras_efficient.distillation._as_teacher import as_teacher
 from keras_efficient.distillation._block_recorder import BlockRecorder
 from keras_efficient.distillation._distillation_term import (
     AttentionMaps,
@@ -15,7 +16,7 @@ from keras_efficient.distillation._distillation_term import (
 )
 from keras_efficient.distillation._layer_mapping import check_layers, map_layers
 from keras_efficient.distillation._soft_targets import check_divergence
-from keras_efficient.distillation._teacher import FunctionTeacher, KerasTeacher, Teacher
+from keras_efficient.distillation._teacher import KerasTeacher, Teacher
 from keras_efficient.flavor import Model
 from keras_efficient.training import _train_step_hook as train_step_hook
 
@@ -55,7 +56,9 @@ def distill(
     Args:
         student: a built Keras 3 or tf_keras model; before or after `compile`.
         teacher: a built model of either library, which receives the student's features, with those
-            of KerasHub, Hugging Face and Model Garden renamed as it needs them; a function of a
+            of KerasHub, Hugging Face and Model Garden renamed as it needs them; the path of a
+            SavedModel, LiteRT or ONNX file, which runs in a process of its own; a
+            `ke.distillation.cache` or its path; a function of a
             batch of features that returns outputs, or a dict with "logits" or "probabilities"; a
             list of these, whose probabilities are averaged; or None, to remove the teacher.
         alpha: float in [0, 1], α: weight of the loss of the labels. Default: 0.5.
@@ -112,7 +115,7 @@ def distill(
         )
     check_built(student, "ke.distill")
     several = isinstance(teacher, list | tuple)
-    teachers = tuple(_teacher(student, t) for t in (teacher if several else [teacher]))
+    teachers = tuple(_teacher_of(student, t) for t in (teacher if several else [teacher]))
     if not teachers:
         raise ValueError("`teacher` must name at least one teacher. Received: an empty list.")
     recorder = None
@@ -165,26 +168,20 @@ def _between_blocks(hidden, attention):
     return tuple(found)
 
 
-def _teacher(student, teacher) -> Teacher:
-    if isinstance(teacher, Teacher):
-        return teacher
-    if not _is_model(teacher):
-        if isinstance(teacher, Callable):
-            return FunctionTeacher(teacher)
-        raise TypeError(
-            "`teacher` must be a Keras model, a function of features, a list of them, or None. "
-            f"Received: {type(teacher).__name__}."
-        )
+def _teacher_of(student, teacher) -> Teacher:
+    """Return the `Teacher`, unless the student cannot learn from it."""
     if teacher is student:
         raise ValueError(
             "A teacher must be another model than the student. Received: the same object for "
             "both. Give a copy of it, `clone_model` with its weights, to distil a model into "
             "itself."
         )
-    check_built(teacher, "ke.distill (teacher)")
+    found = as_teacher(teacher)
+    if not isinstance(found, KerasTeacher):
+        return found
     rows = [
         max((weight.shape[0] for weight in embeddings(model).token), default=None)
-        for model in (student, teacher)
+        for model in (student, found.model)
     ]
     if None not in rows and rows[0] != rows[1]:
         raise ValueError(
@@ -193,15 +190,7 @@ def _teacher(student, teacher) -> Teacher:
             "tokenizer, or give as teacher a function of the student's features that tokenizes "
             "anew."
         )
-    return KerasTeacher(teacher)
-
-
-def _is_model(teacher):
-    try:
-        flavors.of(teacher)
-    except TypeError:
-        return False
-    return True
+    return found
 
 
 def _record_blocks(teachers, sample):

@@ -1,5 +1,6 @@
 """Teachers: models whose outputs a student learns from, as functions of features."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from keras_efficient.flavor import Model
 from keras_efficient.training._loss_terms import predictions
 
 #: What KerasHub, Hugging Face and Model Garden call token ids, the mask of real tokens, segments.
-_NAMES = (
+NAMES = (
     ("token_ids", "input_ids", "input_word_ids"),
     ("padding_mask", "attention_mask", "input_mask"),
     ("segment_ids", "token_type_ids", "input_type_ids"),
@@ -33,6 +34,10 @@ class Teacher:
     def __call__(self, x: Any) -> Any:
         """Return the outputs for a batch of features."""
         raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Return what tells teachers with different outputs apart."""
+        return self.name
 
     def from_logits(self, outputs: Any) -> bool | None:
         """Whether outputs are logits; None if it is not known."""
@@ -69,6 +74,12 @@ class KerasTeacher(Teacher):
         status = ag_ctx.Status.ENABLED if self.flavor.uses_autograph else ag_ctx.Status.DISABLED
         with ag_ctx.ControlStatusCtx(status):
             return self.flavor.call(self.model, features_for(self.model, x), training=False)
+
+    def fingerprint(self):
+        digest = hashlib.sha256(type(self.model).__name__.encode())
+        for value in self.flavor.weights(self.model):
+            digest.update(f"{value.shape} {value.dtype}".encode() + value.numpy().tobytes())
+        return digest.hexdigest()
 
     def from_logits(self, outputs):
         known = super().from_logits(outputs)
@@ -114,9 +125,9 @@ def features_for(model: Model, x: Any) -> Any:
     ]
     if not wanted:
         wanted = [tensor.name for tensor in getattr(model, "inputs", None) or ()]
-    library = next((i for i, name in enumerate(_NAMES[0]) if name in wanted), None)
-    if library is None or _NAMES[0][library] in x:
+    library = next((i for i, name in enumerate(NAMES[0]) if name in wanted), None)
+    if library is None or NAMES[0][library] in x:
         return x
-    renamed = {names[library]: x[name] for names in _NAMES for name in names if name in x}
+    renamed = {names[library]: x[name] for names in NAMES for name in names if name in x}
     functional = bool(getattr(model, "inputs", None))
     return {k: v for k, v in renamed.items() if k in wanted} if functional else renamed
