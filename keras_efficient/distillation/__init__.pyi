@@ -6,6 +6,7 @@ from ._distillation_term import (
     HiddenStates as HiddenStates,
     Relations as Relations,
 )
+from ._exported_teacher import ExportedTeacher as ExportedTeacher
 from ._hidden_states import hidden_state_distance as hidden_state_distance
 from ._relations import relation_divergence as relation_divergence
 from ._soft_targets import soft_target_divergence as soft_target_divergence
