@@ -73,10 +73,10 @@ class ExportedTeacher(Teacher):
             return [found[name].astype(np.float32) for name in names]
 
         found = tf.numpy_function(run, list(named.values()), [tf.float32] * len(names))
-        for name, output in zip(names, found, strict=True):
-            output.set_shape(
-                [None, *[None] * (len(self._shapes[name]) - 2), self._shapes[name][-1]]
-            )
+        # A single output comes by itself.
+        found = [found] if isinstance(found, tf.Tensor) else found
+        for shape, output in zip(self._shapes.values(), found, strict=True):
+            output.set_shape([None, *[None] * (len(shape) - 2), shape[-1]])
         return dict(zip(names, found, strict=True))
 
     def _inputs(self, x):
