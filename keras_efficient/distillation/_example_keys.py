@@ -19,6 +19,7 @@ def named_features(x: Any) -> dict[str, np.ndarray]:
     Args:
         x: a dict, list or tuple of arrays or tensors, or one.
     """
+    named: dict[str, Any]
     if isinstance(x, dict):
         named = {_CANONICAL.get(name, name): value for name, value in x.items()}
     elif isinstance(x, list | tuple):

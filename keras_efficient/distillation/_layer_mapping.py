@@ -13,8 +13,8 @@ def check_layers(layers: Any) -> None:
         ValueError: it is another value.
     """
     named = isinstance(layers, str) and layers in MAPPINGS
-    given = isinstance(layers, Mapping) and layers
-    numbers = given and all(type(n) is int for pair in layers.items() for n in pair)
+    pairs = list(layers.items()) if isinstance(layers, Mapping) else []
+    numbers = bool(pairs) and all(type(n) is int for pair in pairs for n in pair)
     if not named and not numbers:
         raise ValueError(
             "`layers` must be 'uniform', 'last', or a dict from the index of a block of the "

@@ -232,7 +232,7 @@ class CustomTrainStep(CompiledLossStep):
         examples = tf.cast(batch_size(part), self.step.dtype)
         given = self.step.split.weight_of(part, examples)
         weight: Any = tf.cast(examples if given is None else given, self.step.dtype) / self.unit
-        terms, add = self.terms(part), None
+        terms, add_terms = self.terms(part), None
         with ExitStack() as stack:
             seen = []
             if self.quiet:
@@ -249,11 +249,13 @@ class CustomTrainStep(CompiledLossStep):
                 losses = stack.enter_context(self.flavor.recorded_losses())
 
                 @tf.autograph.experimental.do_not_convert
-                def add(loss):
+                def with_terms(loss):
                     # The last one is that of the model as a whole.
                     weights = losses[-1:] if of_loss is None else [of_loss()]
                     term = term_of(outputs[0], weights)
                     return loss * tf.cast(terms.factor, loss.dtype) + tf.cast(term, loss.dtype)
+
+                add_terms = with_terms
 
             if self.counts:
                 *counts, total = self.counts
@@ -262,7 +264,9 @@ class CustomTrainStep(CompiledLossStep):
             elif self.loss is not None:
                 of_loss = stack.enter_context(self.loss.recorded(part))
                 weight = functools.partial(self.weigh, of_loss, weight, copies)
-            recording = stack.enter_context(self.flavor.record_gradients(self.model, weight, add))
+            recording = stack.enter_context(
+                self.flavor.record_gradients(self.model, weight, add_terms)
+            )
             logs = flat_logs(self.train_step(terms.part))
             weight = recording.weight
         recorded = (recording.variables or (), recording.gradients or ())

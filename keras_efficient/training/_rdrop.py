@@ -58,6 +58,7 @@ class RDrop(LossTerm):
             from_logits = flavor.from_logits(model)
         terms = []
         for output, weight in zip(predictions(y_pred), weights, strict=True):
-            divergence = symmetric_divergence(*tf.split(output, 2), from_logits)
+            one, other = tf.split(output, 2)
+            divergence = symmetric_divergence(one, other, from_logits)
             terms.append(weight.mean(tf.concat([divergence, divergence], 0)))
         return self.alpha * tf.add_n(terms)
