@@ -63,9 +63,11 @@ def cache(
         TypeError: `teacher` is no teacher.
 
     Examples:
-        >>> teacher_outputs = ke.distillation.cache(model, dataset, "teacher_outputs")
-        >>> len(teacher_outputs)
-        8
+        >>> import numpy as np
+        >>> batches = [np.eye(3, dtype="float32"), np.ones((2, 3), "float32")]
+        >>> outputs = ke.distillation.cache(model, batches, "teacher_outputs")
+        >>> len(outputs)  # the last two examples are equal
+        4
 
     Reference:
         Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent", on

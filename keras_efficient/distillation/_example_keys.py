@@ -21,7 +21,7 @@ def named_features(x: Any) -> dict[str, np.ndarray]:
     """
     named: dict[str, Any]
     if isinstance(x, dict):
-        named = {_CANONICAL.get(name, name): value for name, value in x.items()}
+        named = {_CANONICAL.get(str(name), str(name)): value for name, value in x.items()}
     elif isinstance(x, list | tuple):
         named = {str(number): value for number, value in enumerate(x)}
     else:

@@ -27,6 +27,18 @@ class ExportedTeacher(Teacher):
 
     Raises:
         InputError: there is no such file, or it does not load or run.
+
+    Examples:
+        >>> import numpy as np
+        >>> x = np.ones((2, 3), "float32")
+        >>> report = ke.export(model, "saved_models/teacher", sample=x)
+        >>> teacher = ke.distillation.ExportedTeacher("saved_models/teacher")
+        >>> teacher(x)["outputs"].shape
+        TensorShape([2, 2])
+
+    Reference:
+        TensorFlow, "Using TensorFlow Securely": models are programs.
+        https://github.com/tensorflow/tensorflow/blob/master/SECURITY.md
     """
 
     compiles = False

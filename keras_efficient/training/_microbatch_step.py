@@ -232,7 +232,7 @@ class CustomTrainStep(CompiledLossStep):
         examples = tf.cast(batch_size(part), self.step.dtype)
         given = self.step.split.weight_of(part, examples)
         weight: Any = tf.cast(examples if given is None else given, self.step.dtype) / self.unit
-        terms, add_terms = self.terms(part), None
+        terms, add = self.terms(part), None
         with ExitStack() as stack:
             seen = []
             if self.quiet:
@@ -255,7 +255,7 @@ class CustomTrainStep(CompiledLossStep):
                     term = term_of(outputs[0], weights)
                     return loss * tf.cast(terms.factor, loss.dtype) + tf.cast(term, loss.dtype)
 
-                add_terms = with_terms
+                add = with_terms
 
             if self.counts:
                 *counts, total = self.counts
@@ -264,9 +264,7 @@ class CustomTrainStep(CompiledLossStep):
             elif self.loss is not None:
                 of_loss = stack.enter_context(self.loss.recorded(part))
                 weight = functools.partial(self.weigh, of_loss, weight, copies)
-            recording = stack.enter_context(
-                self.flavor.record_gradients(self.model, weight, add_terms)
-            )
+            recording = stack.enter_context(self.flavor.record_gradients(self.model, weight, add))
             logs = flat_logs(self.train_step(terms.part))
             weight = recording.weight
         recorded = (recording.variables or (), recording.gradients or ())

@@ -5,8 +5,8 @@ import padded_models
 import pytest
 import tensorflow as tf
 from covering import sampled
+from fit_helpers import SMALL
 from resumed_runs import IDS, Case, assert_goes_on, dataset, held_out, model_of, plain
-from zoo import fixed
 
 import keras_efficient as ke
 
@@ -24,7 +24,7 @@ def rdrop(model):
 
 
 def distilled(model):
-    teacher = fixed(model_of(ke.flavor.of(model).name))
+    teacher = SMALL[ke.flavor.of(model).name].make()
     return ke.accumulate(ke.distill(model, teacher), 2)
 
 
