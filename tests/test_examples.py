@@ -77,3 +77,16 @@ def test_what_a_tpu_would_run(here, monkeypatch, capsys):  # noqa: F811
     runpy.run_path(str(EXAMPLES[0].with_name("tpu.py")), run_name="__main__")
     out = capsys.readouterr().out
     assert "every batch: {TensorShape([8, 16])}, 3 steps per call" in out
+
+
+@pytest.mark.full
+def test_distill(here, monkeypatch, capsys):  # noqa: F811
+    options = {"data": "reviews.csv", "model": MODEL, "limit": 30, "epochs": 1}
+    script("distill.py", monkeypatch, **options)
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.rsplit(None, 1)[0] for line in lines] == [
+        "teacher",
+        "student, labels alone",
+        "student, with the teacher",
+    ]
+    assert all(0 <= float(line.rsplit(None, 1)[1]) <= 1 for line in lines)

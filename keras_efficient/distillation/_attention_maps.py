@@ -6,11 +6,11 @@ from keras_efficient.distillation._hidden_states import token_mean
 from keras_efficient.distillation._soft_targets import wide
 from keras_efficient.flavor import Tensor
 
-DISTANCES = ("mse", "kl")
+MAP_METRICS = ("mse", "kl")
 
 
 def attention_distance(
-    student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, distance: str = "kl"
+    student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, metric: str = "kl"
 ) -> Tensor:
     """Return the distance between attention maps, a mean over heads and real tokens as queries.
 
@@ -22,13 +22,13 @@ def attention_distance(
         student: float `[examples, heads, tokens, tokens]`, scores before the softmax.
         teacher: likewise. It receives no gradient.
         mask: `[examples, tokens]`, nonzero for real tokens. Default: None, all are real.
-        distance: "kl" or "mse". Default: "kl".
+        metric: "kl" or "mse". Default: "kl".
 
     Returns:
         Float `[examples]`, at least float32; 0 for an example without a real token.
 
     Raises:
-        ValueError: `distance` is unknown, or the numbers of heads differ.
+        ValueError: `metric` is unknown, or the numbers of heads differ.
 
     Examples:
         >>> import numpy as np
@@ -39,8 +39,8 @@ def attention_distance(
     Reference:
         Jiao et al. 2020, "TinyBERT" ("mse"); Wang et al. 2020, "MiniLM" ("kl").
     """
-    if distance not in DISTANCES:
-        raise ValueError(f"`distance` must be one of {DISTANCES}. Received: {distance!r}.")
+    if metric not in MAP_METRICS:
+        raise ValueError(f"`metric` must be one of {MAP_METRICS}. Received: {metric!r}.")
     student, teacher = wide(student), tf.stop_gradient(wide(teacher))
     teacher = tf.cast(teacher, student.dtype)
     if student.shape[1] != teacher.shape[1]:
@@ -53,7 +53,7 @@ def attention_distance(
         real = tf.cast(mask, tf.bool)[:, None, None, :]
         student, teacher = (tf.where(real, x, _far(x)) for x in (student, teacher))
     log_p, log_q = tf.nn.log_softmax(teacher), tf.nn.log_softmax(student)
-    if distance == "kl":
+    if metric == "kl":
         # Masked keys have the probability 0 in the teacher.
         per_query = tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), -1)
     else:

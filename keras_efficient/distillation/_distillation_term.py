@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_efficient.distillation._attention_maps import DISTANCES, attention_distance
+from keras_efficient.distillation._attention_maps import MAP_METRICS, attention_distance
 from keras_efficient.distillation._block_recorder import BlockRecorder
 from keras_efficient.distillation._hidden_states import METRICS, hidden_state_distance
 from keras_efficient.distillation._layer_mapping import map_layers
@@ -62,13 +62,13 @@ class AttentionMaps:
 
     Attributes:
         weight: float > 0, weight of the term, a mean over the pairs of blocks. Default: 1.0.
-        distance_of: "kl" or "mse", as in `attention_distance`. Default: "kl".
+        metric: "kl" or "mse", as in `attention_distance`. Default: "kl".
 
     Raises:
         ValueError: a value is not accepted.
 
     Examples:
-        >>> ke.distillation.AttentionMaps(distance_of="mse").weight
+        >>> ke.distillation.AttentionMaps(metric="mse").weight
         1.0
 
     Reference:
@@ -76,19 +76,17 @@ class AttentionMaps:
     """
 
     weight: float = 1.0
-    distance_of: str = "kl"
+    metric: str = "kl"
 
     def __post_init__(self):
         _check_weight(self.weight)
-        if self.distance_of not in DISTANCES:
-            raise ValueError(
-                f"`distance_of` must be one of {DISTANCES}. Received: {self.distance_of!r}."
-            )
+        if self.metric not in MAP_METRICS:
+            raise ValueError(f"`metric` must be one of {MAP_METRICS}. Received: {self.metric!r}.")
 
     def distance(self, student, teacher):
         """Return the distance of two `BlockRecord`s, `[examples]`."""
         return attention_distance(
-            student.scores(), teacher.scores(), student.mask, distance=self.distance_of
+            student.scores(), teacher.scores(), student.mask, metric=self.metric
         )
 
 

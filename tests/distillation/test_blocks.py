@@ -109,7 +109,7 @@ TERMS = {
     "hidden": {"hidden": HiddenStates(2.0)},
     "cosine": {"hidden": HiddenStates(metric="cosine"), "layers": {0: 0}},
     "attention": {"attention": AttentionMaps(3.0)},
-    "mse": {"attention": AttentionMaps(distance_of="mse"), "layers": "last"},
+    "mse": {"attention": AttentionMaps(metric="mse"), "layers": "last"},
     "relations": {"attention": Relations(), "layers": "last"},
 }
 

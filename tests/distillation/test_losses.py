@@ -125,19 +125,19 @@ def test_hidden_states_are_numpys(metric):
     close(hidden_state_distance(c, b, metric=metric), each.mean(1), "float64")
 
 
-@pytest.mark.parametrize("distance", ["kl", "mse"])
-def test_attention_maps_are_numpys(distance):
+@pytest.mark.parametrize("metric", ["kl", "mse"])
+def test_attention_maps_are_numpys(metric):
     a, b = normal(4, 2, 5, 5), normal(4, 2, 5, 5, seed=1)
-    found = attention_distance(a, b, MASK, distance=distance)
+    found = attention_distance(a, b, MASK, metric=metric)
     lengths = LENGTHS > 0
     expected = np.zeros(4)
     for i in np.flatnonzero(lengths):
         n = LENGTHS[i]
         p, q = softmax(b[i, :, :n, :n]), softmax(a[i, :, :n, :n])
-        expected[i] = (kl(p, q) if distance == "kl" else ((p - q) ** 2).mean(-1)).mean()
+        expected[i] = (kl(p, q) if metric == "kl" else ((p - q) ** 2).mean(-1)).mean()
     close(found, expected, "float64")
-    whole = attention_distance(a, b, distance=distance)
-    full = attention_distance(a, b, np.ones((4, 5)), distance=distance)
+    whole = attention_distance(a, b, metric=metric)
+    full = attention_distance(a, b, np.ones((4, 5)), metric=metric)
     close(whole, full, "float64")
     close(whole[0], found[0], "float64")
 
@@ -160,7 +160,7 @@ MASKED = {
     "hidden": (lambda a, b, m: hidden_state_distance(a, b, m), (4, 5, 8), 1),
     "cosine": (lambda a, b, m: hidden_state_distance(a, b, m, metric="cosine"), (4, 5, 8), 1),
     "kl": (lambda a, b, m: attention_distance(a, b, m), (4, 2, 5, 5), 2),
-    "attention mse": (lambda a, b, m: attention_distance(a, b, m, distance="mse"), (4, 2, 5, 5), 2),
+    "attention mse": (lambda a, b, m: attention_distance(a, b, m, metric="mse"), (4, 2, 5, 5), 2),
     "relations": (lambda a, b, m: relation_divergence(a, b, m, heads=2), (4, 5, 8), 1),
 }
 
@@ -197,7 +197,7 @@ def test_masked_positions_change_neither_values_nor_gradients(name):
             lambda a: hidden_state_distance(a, a[..., :2]),
             r"equally wide\. Received: widths 8 and 2",
         ),
-        (lambda a: attention_distance(a, a, distance="l1"), "`distance` must be one of"),
+        (lambda a: attention_distance(a, a, metric="l1"), "`metric` must be one of"),
         (lambda a: attention_distance(a[None], a[None, :2]), "4 heads in the student and 2"),
         (lambda a: relation_divergence(a, a, heads=3), "3 heads for a width of 8"),
     ],
