@@ -110,7 +110,7 @@ TERMS = {
     "cosine": {"hidden": HiddenStates(metric="cosine"), "layers": {0: 0}},
     "attention": {"attention": AttentionMaps(3.0)},
     "mse": {"attention": AttentionMaps(metric="mse"), "layers": "last"},
-    "relations": {"attention": Relations(), "layers": "last"},
+    "relations": {"attention": Relations(100.0), "layers": "last"},
 }
 
 
@@ -170,7 +170,7 @@ def test_it_is_the_same_with_other_parts_of_the_step(specimen, change):
     assert_same(plain, changed, tolerance)
 
 
-@sampled()
+@pytest.mark.full
 @pytest.mark.parametrize("specimen", BERTS)
 def test_only_adapters_train_with_lora(specimen):
     x, y, _ = ragged(specimen)
@@ -184,7 +184,7 @@ def test_only_adapters_train_with_lora(specimen):
     assert max(changes) > 1e-6
 
 
-@sampled()
+@pytest.mark.full
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_in_mixed_precision(library, policy):

@@ -211,6 +211,7 @@ def test_a_teacher_of_the_other_library(student, teacher):
     assert_same(run(theirs), run(lambda _: {"logits": target}), 1e-6)
 
 
+@sampled()
 @libraries
 def test_several_teachers_are_averaged_as_probabilities(library):
     specimen = SMALL[library]
