@@ -5,6 +5,7 @@ from . import (
     checkpoint as checkpoint,
     compression as compression,
     data as data,
+    distillation as distillation,
     distribute as distribute,
     dtype_policies as dtype_policies,
     exporters as exporters,
@@ -30,6 +31,7 @@ from .compression import (
     quantize_aware as quantize_aware,
     share_weights as share_weights,
 )
+from .distillation import distill as distill
 from .distribute import strategy as strategy
 from .dtype_policies import mixed_precision as mixed_precision
 from .exporters import export as export

@@ -3,11 +3,13 @@
 import ast
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from covering import sampled
+from safetensors.numpy import load_file, save_file
 from test_docs import MODEL, here, quick_export, tiny  # noqa: F401 (fixtures)
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
@@ -77,3 +79,23 @@ def test_what_a_tpu_would_run(here, monkeypatch, capsys):  # noqa: F811
     runpy.run_path(str(EXAMPLES[0].with_name("tpu.py")), run_name="__main__")
     out = capsys.readouterr().out
     assert "every batch: {TensorShape([8, 16])}, 3 steps per call" in out
+
+
+@pytest.mark.full
+def test_distill(here, monkeypatch, capsys):  # noqa: F811
+    """With a second layer in the tiny model, equal to the first."""
+    folder = Path(shutil.copytree(MODEL, "two_layers"))
+    arrays = load_file(folder / "model.safetensors")
+    arrays |= {name.replace("layer.0.", "layer.1."): value for name, value in arrays.items()}
+    save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    options = {"data": "reviews.csv", "model": folder, "limit": 30, "epochs": 1}
+    script("distill.py", monkeypatch, **options)
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.rsplit(None, 1)[0] for line in lines] == [
+        "teacher",
+        "student, labels alone",
+        "student, with the teacher",
+    ]
+    assert all(0 <= float(line.rsplit(None, 1)[1]) <= 1 for line in lines)

@@ -84,6 +84,22 @@ def run_block(
     return x if block.norm_first else _norm(block.feed_forward_norm, x)
 
 
+def project(block: Block, x: Tensor) -> list[Tensor]:
+    """Return the queries, keys and values of a block's attention, rows `[tokens, heads · size]`.
+
+    Args:
+        block: the `Block`.
+        x: rows `[tokens, width]` of its `BlockInputs.hidden`.
+    """
+    # What the attention layer of a block of plain layers receives is normalized already.
+    if block.norm_first and not block.chain:
+        x = _norm(block.attention_norm, x)
+    part = block.attention
+    if part.joint:
+        return tf.split(_dense(part.query, x), 3, axis=1)
+    return [_dense(layer, x) for layer in (part.query, part.key, part.value)]
+
+
 def _attention(block, x, rows, training, first, position_bias):
     part = block.attention
     back = rows.back(part.heads)

@@ -13,8 +13,7 @@ class GradientRecorder:
         model: The compiled model.
         weight: Scalar, multiplies the loss or the gradients; or a function that returns it, called
             once the step has computed its loss.
-        penalty: Function without arguments whose scalar result is added to the loss. Default:
-            None.
+        terms: Function of the loss that returns it with terms added. Default: None.
 
     Attributes:
         gradients: List of gradients, times `weight` and the loss scale.
@@ -24,9 +23,9 @@ class GradientRecorder:
     """
 
     def __init__(
-        self, flavor: Any, model: Any, weight: Any, penalty: Callable[[], Any] | None = None
+        self, flavor: Any, model: Any, weight: Any, terms: Callable[[Any], Any] | None = None
     ):
-        self.flavor, self.model, self._weight, self.penalty = flavor, model, weight, penalty
+        self.flavor, self.model, self._weight, self.terms = flavor, model, weight, terms
         self.gradients: list | None = None
         self.variables: list | None = None
         self.loss = None
@@ -43,8 +42,8 @@ class GradientRecorder:
             tape = tf.GradientTape()
         with tape:
             loss = loss() if callable(loss) else loss
-            if self.penalty is not None:
-                loss += self.penalty()
+            if self.terms is not None:
+                loss = self.terms(loss)
             # Cheaper than multiplying every gradient.
             self.loss = loss = loss * tf.cast(self.weight, loss.dtype)
             loss = self.flavor.scale_loss(self.model, loss)
@@ -61,11 +60,11 @@ class GradientRecorder:
         """Record gradients, by default those of all trainable variables."""
         import tensorflow as tf
 
-        if self.penalty is not None:
+        if self.terms is not None:
             raise NotImplementedError(
-                "R-Drop adds a term to the loss, so it needs a `train_step` that gives its loss to "
-                "`optimizer.minimize(loss, variables, tape=tape)`. Received one that applies "
-                "gradients. Use Keras' own `train_step`, or `minimize`."
+                "R-Drop and ke.distill add terms to the loss, so they need a `train_step` that "
+                "gives its loss to `optimizer.minimize(loss, variables, tape=tape)`. Received one "
+                "that applies gradients. Use Keras' own `train_step`, or `minimize`."
             )
         if trainable_variables is None:
             trainable_variables = self.model.trainable_variables

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
 from keras_efficient.flavor import _tf_keras_losses as losses
+from keras_efficient.flavor._forward import LossWeights
 from keras_efficient.flavor._patched import patched
 from keras_efficient.flavor._typing import Model
 
@@ -74,9 +76,9 @@ class HuggingFaceLoss:
 
     @contextmanager
     def recorded(self, data: Any) -> Iterator[Callable[[], Any]]:
-        """Yield a function that returns the divisor of the loss computed inside the block.
+        """Yield a function that returns the `LossWeights` of the loss computed inside the block.
 
-        It returns a scalar int tensor, or None if the model's own loss has not been computed.
+        It returns None if the model's own loss has not been computed.
 
         Raises:
             ValueError: from that function, if the divisor is not known.
@@ -91,14 +93,14 @@ class HuggingFaceLoss:
         record = nullcontext()
         if compute is not None:
             record = patched(self.model, hf_compute_loss=hf_compute_loss)
-        with record, losses.recorded_values() as values:
+        with record, losses.recorded() as found:
             signature = None if compute is None else inspect.signature(compute)
             yield tf.autograph.experimental.do_not_convert(
-                lambda: self._divisor(data, signature, calls, values)
+                lambda: self._weights(data, signature, calls, found)
             )
 
-    def _divisor(self, data, signature, calls, values) -> Any:
-        if not calls and not values:
+    def _weights(self, data, signature, calls, found) -> Any:
+        if not calls and not found:
             return None
         if self.owner in _COUNTED and not self.legacy and len(calls) == 1:
             _, _, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
@@ -107,12 +109,13 @@ class HuggingFaceLoss:
             args, kwargs = calls[0]
             labels = signature.bind(*args, **kwargs).arguments["labels"]
             counted = _COUNTED[self.owner](self.model.config, labels)
-            return tf.math.count_nonzero(counted, dtype=tf.int32)
+            number = tf.math.count_nonzero(counted, dtype=tf.int32)
+            return LossWeights(number, tf.ones_like(labels, tf.float32), mask=counted)
         # The library averages a vector of losses, so it divides by the vector's length.
-        vector = values[0] if values else None
+        vector = found[0].values if found else None
         if vector is None or self._mixed or vector.shape.rank != 1 or vector.shape[0] == 1:
             raise _unknown_error(self.model)
-        return tf.shape(vector)[0]
+        return replace(found[0], divisor=tf.shape(vector)[0])
 
     def counts(self, data: Any) -> list:
         """Return the divisors of the two terms on a batch, scalar float32 tensors."""

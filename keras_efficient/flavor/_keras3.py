@@ -245,17 +245,24 @@ class Keras3(Flavor):
         examples = tf.shape(tf.nest.flatten(x)[0])[0]
         trackers = model._compile_loss.metrics
         weighted = losses.weighted_by_examples(trackers, examples)
-        with weighted, losses.recorded_denominators() as denominators:
-            return model._compile_loss(y, y_pred, sample_weight), denominators
+        with weighted, losses.recorded() as recorded:
+            return model._compile_loss(y, y_pred, sample_weight), recorded
 
     def _update_metrics(self, model, x, y, y_pred, sample_weight, loss):
         model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     def _losses(self, model):
-        return [loss for _, loss, _, _ in model._compile_loss._flat_losses]
+        compiled = model._compile_loss
+        if compiled is None or compiled._flat_losses is None:
+            # Of a model that has not been trained yet.
+            return [] if compiled is None else tf.nest.flatten(compiled._user_loss)
+        return [loss for _, loss, _, _ in compiled._flat_losses]
 
     def _compiled_parts(self, model):
         return [model._compile_metrics, model._compile_loss]
+
+    def recorded_losses(self):
+        return losses.recorded()
 
     def without_replica_scaling(self):
         return losses.without_replica_scaling()

@@ -1,4 +1,4 @@
-"""Denominators of Keras 3 losses, recorded while they are computed."""
+"""Denominators and weights of Keras 3 losses, recorded while they are computed."""
 
 import functools
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import tensorflow as tf
 # `keras.losses` has no public hook for the denominator of a loss or its division by replicas.
 from keras.src.losses import loss as _loss_module
 
-from keras_efficient.flavor._forward import EXAMPLES, SUM
+from keras_efficient.flavor._forward import EXAMPLES, SUM, LossWeights
 from keras_efficient.flavor._patched import patched
 
 
@@ -42,17 +42,18 @@ def _update(update, examples, value, sample_weight=None):
 
 
 @contextmanager
-def recorded_denominators() -> Iterator[list]:
-    """Yield a list that receives the denominator of each loss computed inside the block."""
-    denominators, reduce = [], _loss_module.reduce_weighted_values
+def recorded() -> Iterator[list]:
+    """Yield a list that receives the `LossWeights` of each loss computed inside the block."""
+    found, reduce = [], _loss_module.reduce_weighted_values
 
     def record(values, sample_weight=None, mask=None, reduction="sum_over_batch_size", dtype=None):
         standard = _loss_module.standardize_reduction(reduction)
-        denominators.append(_denominator(sample_weight, mask, standard))
+        divisor = _denominator(sample_weight, mask, standard)
+        found.append(LossWeights(divisor, values, sample_weight, mask))
         return reduce(values, sample_weight, mask, reduction, dtype)
 
     with patched(_loss_module, reduce_weighted_values=record):
-        yield denominators
+        yield found
 
 
 def _denominator(sample_weight, mask, reduction) -> Any:

@@ -230,8 +230,8 @@ class TfKeras(Flavor):
 
     def _compiled_loss(self, model, x, y, y_pred, sample_weight):
         frozen = self.frozen_loss_tracker(model)
-        with frozen, losses.recorded_denominators() as denominators:
-            return model.compiled_loss(y, y_pred, sample_weight), denominators
+        with frozen, losses.recorded() as recorded:
+            return model.compiled_loss(y, y_pred, sample_weight), recorded
 
     def _update_metrics(self, model, x, y, y_pred, sample_weight, loss):
         model._validate_target_and_loss(y, loss)
@@ -241,10 +241,14 @@ class TfKeras(Flavor):
             model.compiled_metrics.update_state(y, y_pred, sample_weight)
 
     def _losses(self, model):
-        return tf.nest.flatten(model.compiled_loss._losses)
+        compiled = model.compiled_loss
+        return [] if compiled is None else tf.nest.flatten(compiled._losses)
 
     def _compiled_parts(self, model):
         return [model.compiled_loss, model.compiled_metrics]
+
+    def recorded_losses(self):
+        return losses.recorded()
 
     def without_replica_scaling(self):
         return losses.without_replica_scaling()
@@ -287,10 +291,10 @@ class TfKeras(Flavor):
             optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
 
     @contextmanager
-    def record_gradients(self, model, weight, penalty=None):
+    def record_gradients(self, model, weight, terms=None):
         # `result` of a metric synchronises replicas, which is impossible in a loop.
         metrics = model.metrics if tf.distribute.has_strategy() else []
-        with super().record_gradients(model, weight, penalty) as recorder, ExitStack() as stack:
+        with super().record_gradients(model, weight, terms) as recorder, ExitStack() as stack:
             for metric in metrics:
                 stack.enter_context(patched(metric, result=lambda: tf.constant(0.0)))
             yield recorder

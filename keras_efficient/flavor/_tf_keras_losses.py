@@ -1,6 +1,6 @@
-"""Denominators and values of tf_keras losses, recorded while they are computed."""
+"""Denominators and weights of tf_keras losses, recorded while they are computed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import tensorflow as tf
@@ -9,7 +9,7 @@ import tf_keras
 # `tf_keras.losses` has no public hook for the denominator of a loss or its division by replicas.
 from tf_keras.src.utils import losses_utils as _losses_utils
 
-from keras_efficient.flavor._forward import EXAMPLES, SUM
+from keras_efficient.flavor._forward import EXAMPLES, SUM, LossWeights
 from keras_efficient.flavor._patched import patched
 
 
@@ -18,29 +18,21 @@ def without_replica_scaling() -> AbstractContextManager[None]:
     return patched(_losses_utils, scale_loss_for_distribution=lambda value: value)
 
 
-def recorded_denominators() -> AbstractContextManager[list]:
-    """Return a context with a list that receives the denominator of each loss computed inside."""
-    return _recorded(_denominator)
-
-
-def recorded_values() -> AbstractContextManager[list]:
-    """Return a context with a list that receives each loss computed inside, unreduced."""
-    return _recorded(lambda values, mask, reduction: values)
-
-
 @contextmanager
-def _recorded(what: Callable) -> Iterator[list]:
+def recorded() -> Iterator[list]:
+    """Yield a list that receives the `LossWeights` of each loss computed inside the block."""
     found, apply_mask = [], _losses_utils.apply_valid_mask
 
     def record(losses, sample_weight, mask, reduction):
-        found.append(what(losses, mask, reduction))
+        divisor = _denominator(mask, reduction)
+        found.append(LossWeights(divisor, losses, sample_weight, mask))
         return apply_mask(losses, sample_weight, mask, reduction)
 
     with patched(_losses_utils, apply_valid_mask=record):
         yield found
 
 
-def _denominator(losses, mask, reduction):
+def _denominator(mask, reduction):
     reductions = tf_keras.losses.Reduction
     if reduction in (reductions.SUM, reductions.NONE):
         return SUM

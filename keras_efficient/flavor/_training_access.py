@@ -105,26 +105,30 @@ class TrainingAccess(ABC):
             tf.config.run_functions_eagerly(before)
         return count
 
-    def forward(self, model: Model, data: Any) -> Forward:
+    def forward(self, model: Model, data: Any, labelled: bool = True) -> Forward:
         """Run a compiled model on a batch in training mode; reduce its loss, update its metrics.
 
         The loss is that of this batch alone, not divided by the number of replicas. The metric
-        called "loss" is not updated: `track_loss` does that, once per optimizer update.
+        called "loss" is not updated: `track_loss` does that, once per optimizer update. Of data
+        that is not `labelled` there is neither a compiled loss nor a metric.
         """
         x, y, sample_weight = self.keras.utils.unpack_x_y_sample_weight(data)
         with self.without_replica_scaling():
             y_pred = self.call(model, x, training=True)
+            if not labelled:
+                extra, added = self._regularization(model), self._added_losses(model)
+                return Forward(None, extra, EXAMPLES, y_pred, added)
             if self.has_custom_compute_loss(model):
                 loss = self._custom_loss(model, x, y, y_pred, sample_weight)
-                extra, added, weight = None, None, EXAMPLES
+                extra, added, weight, recorded = None, None, EXAMPLES, []
             else:
                 extra, added = self._regularization(model), self._added_losses(model)
-                loss, weights = self._compiled_loss(model, x, y, y_pred, sample_weight)
+                loss, recorded = self._compiled_loss(model, x, y, y_pred, sample_weight)
                 if loss is None and added is None:
                     loss, extra = extra, None
-                weight = common_weight(weights or [EXAMPLES])
+                weight = common_weight([each.divisor for each in recorded] or [EXAMPLES])
         self._update_metrics(model, x, y, y_pred, sample_weight, added if loss is None else loss)
-        return Forward(loss, extra, weight, y_pred, added)
+        return Forward(loss, extra, weight, y_pred, added, recorded)
 
     def has_custom_compute_loss(self, model: Model) -> bool:
         """Whether the model's class overrides `compute_loss`."""
@@ -146,7 +150,7 @@ class TrainingAccess(ABC):
     def _compiled_loss(
         self, model: Model, x: Any, y: Any, y_pred: Any, sample_weight: Any
     ) -> tuple[Any, list]:
-        """Return the compiled loss, or None, and the denominators of its parts."""
+        """Return the compiled loss, or None, and the `LossWeights` of its parts."""
 
     @abstractmethod
     def _update_metrics(
@@ -162,10 +166,21 @@ class TrainingAccess(ABC):
     def _compiled_parts(self, model: Model) -> list:
         """Return the containers of compiled losses and metrics; None for those that are missing."""
 
+    @abstractmethod
+    def recorded_losses(self) -> AbstractContextManager[list]:
+        """Return a context with a list that receives the `LossWeights` of each loss inside."""
+
     def from_logits(self, model: Model) -> bool:
         """Whether a compiled loss takes the model's outputs as logits."""
-        losses = [loss for loss in self._losses(model) if loss is not None]
+        losses = [loss for loss in self._losses(model) if hasattr(loss, "get_config")]
         return any(loss.get_config().get("from_logits") for loss in losses)
+
+    def has_independent_labels(self, model: Model) -> bool:
+        """Whether a compiled loss takes each output as the probability of a label of its own."""
+        names = [
+            getattr(getattr(loss, "fn", None), "__name__", loss) for loss in self._losses(model)
+        ]
+        return any(str(name).startswith("binary_") for name in names)
 
     def is_ready(self, model: Model) -> bool:
         """Whether the model, its compiled loss and its metrics have all their variables."""
@@ -326,7 +341,7 @@ class TrainingAccess(ABC):
 
     @contextmanager
     def record_gradients(
-        self, model: Model, weight: Any, penalty: Any = None
+        self, model: Model, weight: Any, terms: Any = None
     ) -> Iterator[GradientRecorder]:
         """Record the gradients of a custom `train_step` instead of updating anything.
 
@@ -336,7 +351,7 @@ class TrainingAccess(ABC):
         merge calls: a recorded step makes no merge call.
         """
         optimizer = model.optimizer
-        recorder = GradientRecorder(self, model, weight, penalty)
+        recorder = GradientRecorder(self, model, weight, terms)
         names = [n for n in ("minimize", "apply", "apply_gradients") if hasattr(optimizer, n)]
         methods = {name: getattr(recorder, name) for name in names}
         with patched(optimizer, **methods), self.without_replica_scaling():

@@ -34,7 +34,8 @@ def adversarial(
 
         L = (L₁ + L₂) / 2 + α · (KL(p₁‖p₂) + KL(p₂‖p₁)) / 2
 
-    Both can be combined with `ke.accumulate` and several replicas. `g_E` is the gradient of the
+    A mean over examples or tokens, with the weights and masks that the loss has. Both can be
+    combined with `ke.accumulate`, `ke.distill` and several replicas. `g_E` is the gradient of the
     whole batch, so an FGM update does not depend on how the batch is split.
 
     Args:
@@ -74,6 +75,6 @@ def adversarial(
             raise ValueError(f"`{name}` must be a number > 0. Received: {value!r}.")
     second_pass = SecondPass("fgm", epsilon, variables) if method == "fgm" else None
     set_second_pass(model, "fgm", second_pass)
-    train_step_hook.attach(model).penalty = RDrop(alpha, from_logits) if method == "rdrop" else None
-    train_step_hook.detach_if_idle(model)
+    term = RDrop(alpha, from_logits) if method == "rdrop" else None
+    train_step_hook.set_loss_term(model, "rdrop", term)
     return model

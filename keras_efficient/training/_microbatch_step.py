@@ -10,6 +10,7 @@ from keras_efficient.flavor._flat_logs import flat_logs
 from keras_efficient.flavor._forward import EXAMPLES, SUM
 from keras_efficient.training import _replicas as replicas
 from keras_efficient.training._gradient_accumulator import dense, plus, unique_rows
+from keras_efficient.training._loss_terms import LossTerms, last_outputs
 from keras_efficient.training._microbatch_loop import batch_size
 
 
@@ -54,21 +55,25 @@ class CompiledLossStep:
 
     def __call__(self, part):
         examples = tf.cast(batch_size(part), self.step.dtype)
-        penalty = self.step.hook.penalty
+        terms = self.terms(part)
         with ExitStack() as stack:
             if self.quiet:
                 stack.enter_context(self.flavor.frozen_metrics(self.model))
+            with self.context:
+                term_of = stack.enter_context(terms.watching())
             # Only sums apart take two gradients, and functions called under a persistent tape cost
             # more.
             tape = stack.enter_context(tf.GradientTape(persistent=self.adds_apart))
             with self.context:
-                doubled = part if penalty is None else penalty.doubled(part)
-                forward = self.flavor.forward(self.model, doubled)
+                forward = self.flavor.forward(self.model, terms.part, terms.labelled)
             loss: Any = forward.loss
             extra, added, kind = forward.extra, forward.added, forward.weight
             sums = self.step.split.added_losses == "sum"
-            term = None if penalty is None else penalty(self.flavor, self.model, forward.y_pred)
-            copies = 1.0 if penalty is None else 2.0
+            term, copies = term_of(forward.y_pred, forward.weights), terms.copies
+            if loss is not None and terms:
+                loss *= tf.cast(terms.factor, loss.dtype)
+            if loss is None and terms:
+                loss, term = term, None
             if added is not None and sums:
                 added = added / copies
             if loss is None:
@@ -88,13 +93,13 @@ class CompiledLossStep:
             added = added if alike else None
             if self.step.weighting is SUM:
                 share = tf.where(self.adds, weight, tf.zeros_like(weight))
-                # Terms that are added alone are halved already.
+                # Terms that are added alone are divided already.
                 loss = loss if forward.loss is None else loss / copies
-                for other, factor in ((term, examples), (extra, share), (added, 1.0)):
+                for other, factor in ((term, 1.0 / copies), (extra, share), (added, 1.0)):
                     loss = loss if other is None else loss + other * tf.cast(factor, other.dtype)
             else:
-                terms = (loss, extra, added, term)
-                loss = tf.add_n([_as(t, loss) for t in terms if t is not None])
+                parts = (loss, extra, added, term)
+                loss = tf.add_n([_as(p, loss) for p in parts if p is not None])
                 loss *= tf.cast(weight, loss.dtype)
             scaled = self.flavor.scale_loss(self.model, loss)
             if apart is not None:
@@ -114,6 +119,10 @@ class CompiledLossStep:
         totals = self.add(gradients, weight, examples, {"loss": loss}, others, share)
         amount = tf.cast(apart, self.step.dtype) * (1.0 if sums else examples)
         return {**totals, "added": amount, "added_examples": examples}
+
+    def terms(self, part) -> LossTerms:
+        """Return the terms to add to the loss of a microbatch."""
+        return LossTerms(list(self.step.hook.loss_terms.values()), self.flavor, self.model, part)
 
     @property
     def _measures(self):
@@ -223,7 +232,7 @@ class CustomTrainStep(CompiledLossStep):
         examples = tf.cast(batch_size(part), self.step.dtype)
         given = self.step.split.weight_of(part, examples)
         weight: Any = tf.cast(examples if given is None else given, self.step.dtype) / self.unit
-        penalty, term = self.step.hook.penalty, None
+        terms, add = self.terms(part), None
         with ExitStack() as stack:
             seen = []
             if self.quiet:
@@ -232,20 +241,31 @@ class CustomTrainStep(CompiledLossStep):
                 # The metric called "loss" would weigh all microbatches alike, and take the 0/0 of
                 # one without a counted token.
                 seen = stack.enter_context(self.flavor.frozen_loss_tracker(self.model))
-            doubled = part
-            if penalty is not None:
-                doubled = penalty.doubled(part)
-                term = stack.enter_context(penalty.watching(self.flavor, self.model))
-            copies = 1.0 if penalty is None else 2.0
+            copies, of_loss = terms.copies, None
+            if terms:
+                with self.context:
+                    term_of = stack.enter_context(terms.watching())
+                outputs = stack.enter_context(last_outputs(self.model))
+                losses = stack.enter_context(self.flavor.recorded_losses())
+
+                @tf.autograph.experimental.do_not_convert
+                def with_terms(loss):
+                    # The last one is that of the model as a whole.
+                    weights = losses[-1:] if of_loss is None else [of_loss()]
+                    term = term_of(outputs[0], weights)
+                    return loss * tf.cast(terms.factor, loss.dtype) + tf.cast(term, loss.dtype)
+
+                add = with_terms
+
             if self.counts:
                 *counts, total = self.counts
                 factor = total / copies / tf.cast(examples, total.dtype)
                 stack.enter_context(self.loss.divided_by(counts, factor))
             elif self.loss is not None:
-                divisor = stack.enter_context(self.loss.recorded(part))
-                weight = functools.partial(self.weigh, divisor, weight, copies)
-            recording = stack.enter_context(self.flavor.record_gradients(self.model, weight, term))
-            logs = flat_logs(self.train_step(doubled))
+                of_loss = stack.enter_context(self.loss.recorded(part))
+                weight = functools.partial(self.weigh, of_loss, weight, copies)
+            recording = stack.enter_context(self.flavor.record_gradients(self.model, weight, add))
+            logs = flat_logs(self.train_step(terms.part))
             weight = recording.weight
         recorded = (recording.variables or (), recording.gradients or ())
         by_id = dict(zip(map(id, recorded[0]), recorded[1], strict=True))
@@ -259,12 +279,12 @@ class CustomTrainStep(CompiledLossStep):
             scalars["loss"] = tf.reduce_sum(loss)
         return self.add(gradients, weight, examples, {"loss": 0.0, **scalars})
 
-    def weigh(self, divisor, by_examples, copies):
+    def weigh(self, of_loss, by_examples, copies):
         """Return the weight of a microbatch whose loss has been computed."""
-        count = divisor()
-        if count is None:
+        weights = of_loss()
+        if weights is None:
             return by_examples
-        return tf.cast(count, self.step.dtype) / copies / self.unit
+        return tf.cast(weights.divisor, self.step.dtype) / copies / self.unit
 
     @property
     def weighted(self) -> bool:

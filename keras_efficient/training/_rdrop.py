@@ -5,22 +5,17 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from keras_efficient.flavor._patched import patched
+from keras_efficient.training._loss_terms import LossTerm, predictions
 
 
-def symmetric_divergence(one, other, from_logits: bool, mask=None):
-    """Return the mean of (KL(p‖q) + KL(q‖p)) / 2 for two predictions `[..., classes]`.
+def symmetric_divergence(one, other, from_logits: bool):
+    """Return (KL(p‖q) + KL(q‖p)) / 2 of two predictions `[..., classes]` at each position `[...]`.
 
-    A single output per example, `[..., 1]`, is a logit or probability of two classes. With a `mask`
-    `[...]`, the mean is over the positions where it is true.
+    A single output per example, `[..., 1]`, is a logit or probability of two classes.
     """
     logs = [_log_probabilities(tf.cast(p, tf.float32), from_logits) for p in (one, other)]
     p, q = map(tf.exp, logs)
-    divergence = 0.5 * tf.reduce_sum((p - q) * (logs[0] - logs[1]), -1)
-    if mask is None:
-        return tf.reduce_mean(divergence)
-    mask = tf.cast(mask, tf.float32)
-    return tf.math.divide_no_nan(tf.reduce_sum(divergence * mask), tf.reduce_sum(mask))
+    return 0.5 * tf.reduce_sum((p - q) * (logs[0] - logs[1]), -1)
 
 
 def _log_probabilities(prediction, from_logits):
@@ -34,7 +29,7 @@ def _log_probabilities(prediction, from_logits):
 
 
 @dataclass(frozen=True)
-class RDrop:
+class RDrop(LossTerm):
     """Penalty α times the divergence of the two halves of a doubled microbatch.
 
     Attributes:
@@ -45,35 +40,25 @@ class RDrop:
 
     alpha: float
     from_logits: bool | None = None
+    copies = 2
 
-    def doubled(self, data):
+    def prepare(self, part):
         """Return a microbatch followed by its copy."""
-        return tf.nest.map_structure(lambda t: None if t is None else tf.concat([t, t], 0), data)
+        return tf.nest.map_structure(lambda t: None if t is None else tf.concat([t, t], 0), part)
 
-    def __call__(self, flavor, model, y_pred):
-        """Return the penalty on the outputs of a doubled microbatch, a mean over its examples."""
+    @contextmanager
+    def watching(self, flavor, model, part):
+        yield lambda y_pred, weights: self.penalty(flavor, model, y_pred, weights)
+
+    def penalty(self, flavor, model, y_pred, weights):
+        """Return the penalty on the outputs of a doubled microbatch."""
         # The outputs of Hugging Face models name their logits.
         from_logits = self.from_logits or hasattr(y_pred, "logits")
         if self.from_logits is None and not from_logits:
             from_logits = flavor.from_logits(model)
-        y_pred = getattr(y_pred, "logits", y_pred)
         terms = []
-        for output in tf.nest.flatten(y_pred):
+        for output, weight in zip(predictions(y_pred), weights, strict=True):
             one, other = tf.split(output, 2)
-            # Leave out padding, as the loss does.
-            mask = getattr(output, "_keras_mask", None)
-            mask = None if mask is None else tf.split(mask, 2)[0]
-            terms.append(symmetric_divergence(one, other, from_logits, mask))
+            divergence = symmetric_divergence(one, other, from_logits)
+            terms.append(weight.mean(tf.concat([divergence, divergence], 0)))
         return self.alpha * tf.add_n(terms)
-
-    @contextmanager
-    def watching(self, flavor, model):
-        """Yield a function that returns the penalty on the model's last outputs in the context."""
-        plain, outputs = model.call, []
-
-        def call(*args, **kwargs):
-            outputs.append(plain(*args, **kwargs))
-            return outputs[-1]
-
-        with patched(model, call=call):
-            yield lambda: self(flavor, model, outputs[-1])

@@ -12,7 +12,7 @@ from keras_efficient.training import _replicas as replicas
 if TYPE_CHECKING:
     from keras_efficient.training._accumulation_window import AccumulationWindow
     from keras_efficient.training._batch_split import BatchSplit
-    from keras_efficient.training._rdrop import RDrop
+    from keras_efficient.training._loss_terms import LossTerm
     from keras_efficient.training._sam import SecondPass
     from keras_efficient.training._stop_signal import StopSignal
     from keras_efficient.training._training_step import TrainingStep
@@ -35,7 +35,7 @@ class TrainStepHook:
         split: how batches are split into microbatches, or None.
         window: the batches that make an update together, or None: each batch makes one.
         second_pass: the second pass over a batch, or None.
-        penalty: a term added to the loss of every microbatch, or None.
+        loss_terms: the `LossTerm`s that are added to the loss of every microbatch, by name.
         stop_signal: the signal that processes exchange with an update, or None.
         gradient_observers: objects called with an update's `Gradients`, in the graph, before it
             is applied.
@@ -57,7 +57,7 @@ class TrainStepHook:
         self.split: BatchSplit | None = None
         self.window: AccumulationWindow | None = None
         self.second_pass: SecondPass | None = None
-        self.penalty: RDrop | None = None
+        self.loss_terms: dict[str, LossTerm] = {}
         self.stop_signal: StopSignal | None = None
         self.transform_updater: TransformUpdater | None = None
         self.original: Callable = model.train_step
@@ -122,8 +122,13 @@ class TrainStepHook:
     @property
     def parts(self) -> list:
         """Everything that needs the training step of this package."""
-        parts = (self.split, self.window, self.second_pass, self.penalty, self.transform_updater)
-        others = (*self.gradient_observers, *self.after_update, *self.requesters)
+        parts = (self.split, self.window, self.second_pass, self.transform_updater)
+        others = (
+            *self.loss_terms.values(),
+            *self.gradient_observers,
+            *self.after_update,
+            *self.requesters,
+        )
         return [part for part in (*parts, *others) if part is not None]
 
     def __call__(self, data):
@@ -235,6 +240,15 @@ def detach_if_idle(model: Model):
             vars(model).pop(name, None)
         if hook.original != type(model).train_step.__get__(model):
             object.__setattr__(model, "train_step", hook.original)
+
+
+def set_loss_term(model: Model, name: str, term: "LossTerm | None"):
+    """Add a term to the loss of the model's training step, or remove the one of that name."""
+    hook = attach(model)
+    hook.loss_terms.pop(name, None)
+    if term is not None:
+        hook.loss_terms[name] = term
+    detach_if_idle(model)
 
 
 def _attributes(hook: TrainStepHook) -> dict[str, Any]:

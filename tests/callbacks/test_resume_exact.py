@@ -5,6 +5,7 @@ import padded_models
 import pytest
 import tensorflow as tf
 from covering import sampled
+from fit_helpers import SMALL
 from resumed_runs import IDS, Case, assert_goes_on, dataset, held_out, model_of, plain
 
 import keras_efficient as ke
@@ -20,6 +21,11 @@ def sam(model):
 
 def rdrop(model):
     return ke.adversarial(model, "rdrop")
+
+
+def distilled(model):
+    teacher = SMALL[ke.flavor.of(model).name].make()
+    return ke.accumulate(ke.distill(model, teacher), 2)
 
 
 def float16(library):
@@ -68,6 +74,7 @@ CASES = {
     "accumulate": {"step": accumulated},
     "sam": {"step": sam},
     "rdrop": {"step": rdrop},
+    "distill": {"step": distilled},
     "float16": {"model": float16, "callbacks": scaling, "validation": held_out},
     "window": {"callbacks": window, "validation": held_out},
     "two replicas, window": {"replicas": 2, "callbacks": window, "validation": held_out},
@@ -94,6 +101,8 @@ COMBINED = [
     # tf_keras refuses several steps per call for data of unknown size.
     ("tf_keras", ("accumulate", "several per call")),
     ("tf_keras", ("sam", "unknown size")),
+    ("keras", ("distill", "unknown size")),
+    ("tf_keras", ("distill", "float16")),
 ]
 ALONE = [
     pytest.param(library, (name,), marks=pytest.mark.full)

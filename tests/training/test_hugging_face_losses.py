@@ -66,10 +66,10 @@ def weighted_mean(model, parts):
     """Return the mean of the losses of parts, weighed by their divisors."""
     own, total, weights = HuggingFaceLoss(model), 0.0, 0.0
     for y, logits in parts:
-        with own.recorded((None, y)) as divisor:
+        with own.recorded((None, y)) as of_loss:
             loss = reduced(model.hf_compute_loss(labels=y, logits=logits))
         examples = len(tf.nest.flatten(y)[0])
-        weight = float(examples if own.per_example else divisor())
+        weight = float(examples if own.per_example else of_loss().divisor)
         total, weights = total + weight * float(loss), weights + weight
     return total / weights
 
@@ -203,9 +203,10 @@ def test_the_labels_that_reach_the_loss_are_counted(make, name, padding):
     whole = float(model(features).loss[0])
     own, total, weights = HuggingFaceLoss(model), 0.0, 0.0
     for part in halves(features):
-        with own.recorded(part) as divisor:
+        with own.recorded(part) as of_loss:
             loss = float(model(part).loss[0])
-        total, weights = total + float(divisor()) * loss, weights + float(divisor())
+        divisor = float(of_loss().divisor)
+        total, weights = total + divisor * loss, weights + divisor
     np.testing.assert_allclose(total / weights, whole, rtol=1e-5)
 
 
@@ -316,10 +317,10 @@ def test_sample_weights_of_a_mean_over_labels_are_refused():
     model = only_the_loss(library_class("TFCausalLanguageModelingLoss"))
     y, scores = LOSSES["TFCausalLanguageModelingLoss"]
     own = HuggingFaceLoss(model)
-    with own.recorded((None, y, np.ones(TEXTS))) as divisor:
+    with own.recorded((None, y, np.ones(TEXTS))) as of_loss:
         model.hf_compute_loss(y, scores)
     with pytest.raises(ValueError, match="Sample weights need a loss per example"):
-        divisor()
+        of_loss()
     pretraining = only_the_loss(library_class("TFBertPreTrainingLoss"))
     with pytest.raises(ValueError, match="Sample weights need a loss per example"):
         HuggingFaceLoss(pretraining).counts(({}, {"labels": y}, np.ones(TEXTS)))

@@ -48,17 +48,17 @@ def two(shape):
 def test_the_divergence_of_logits_and_of_probabilities(shape):
     a, b = two(shape)
     p, q = softmax(a), softmax(b)
-    expected = np.mean(kl(p, q) + kl(q, p)) / 2
+    expected = (kl(p, q) + kl(q, p)) / 2
     np.testing.assert_allclose(symmetric_divergence(a, b, True), expected, rtol=1e-5)
     np.testing.assert_allclose(symmetric_divergence(p, q, False), expected, rtol=1e-5)
-    assert expected > 0.1
-    assert symmetric_divergence(a, a, True) == 0
+    assert expected.mean() > 0.1
+    np.testing.assert_array_equal(symmetric_divergence(a, a, True), np.zeros(shape[:-1]))
 
 
 def test_a_single_output_is_a_choice_of_two():
     a, b = two((5, 1))
     p, q = (np.concatenate([sigmoid(z), 1 - sigmoid(z)], -1) for z in (a, b))
-    expected = np.mean(kl(p, q) + kl(q, p)) / 2
+    expected = (kl(p, q) + kl(q, p)) / 2
     found = [symmetric_divergence(a, b, True), symmetric_divergence(sigmoid(a), sigmoid(b), False)]
     for divergence in found:
         np.testing.assert_allclose(divergence, expected, rtol=1e-4)
@@ -70,15 +70,6 @@ def test_certainty_is_no_infinity():
     assert np.isfinite(symmetric_divergence(1000 * p[None], 1000 * q[None], True))
     half = tf.constant([[6e4, 0.0]], tf.float16)
     assert symmetric_divergence(half, half[:, ::-1], True).dtype == tf.float32
-
-
-def test_masked_positions_do_not_count():
-    a, b = two((4, 6, 3))
-    mask = np.arange(6) < np.array([[6], [2], [0], [3]])
-    p, q = softmax(a), softmax(b)
-    expected = (kl(p, q) + kl(q, p))[mask].mean() / 2
-    np.testing.assert_allclose(symmetric_divergence(a, b, True, mask), expected, rtol=1e-5)
-    assert symmetric_divergence(a, b, True, np.zeros_like(mask)) == 0
 
 
 def noisy(library, *, activation=None, masked=False):

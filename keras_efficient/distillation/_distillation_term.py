@@ -1,0 +1,261 @@
+"""The terms of distillation in the loss of a training step."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from keras_efficient.distillation._attention_maps import MAP_METRICS, attention_distance
+from keras_efficient.distillation._block_recorder import BlockRecorder
+from keras_efficient.distillation._hidden_states import METRICS, hidden_state_distance
+from keras_efficient.distillation._layer_mapping import map_layers
+from keras_efficient.distillation._relations import relation_divergence
+from keras_efficient.distillation._soft_targets import logits_of, soft_target_divergence
+from keras_efficient.distillation._teacher import Teacher
+from keras_efficient.training._loss_terms import LossTerm, predictions
+
+
+def _check_weight(weight):
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+        raise ValueError(f"`weight` must be a number > 0. Received: {weight!r}.")
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """Distillation of the hidden states after Transformer blocks, for `ke.distill(hidden=…)`.
+
+    Attributes:
+        weight: float > 0, weight of the term, a mean over the pairs of blocks. Default: 1.0.
+        metric: "mse" or "cosine", as in `hidden_state_distance`. Default: "mse".
+
+    Raises:
+        ValueError: a value is not accepted.
+
+    Examples:
+        >>> ke.distillation.HiddenStates(0.5, metric="cosine").metric
+        'cosine'
+
+    Reference:
+        Jiao et al. 2020, "TinyBERT: Distilling BERT for Natural Language Understanding".
+    """
+
+    weight: float = 1.0
+    metric: str = "mse"
+
+    def __post_init__(self):
+        _check_weight(self.weight)
+        if self.metric not in METRICS:
+            raise ValueError(f"`metric` must be one of {METRICS}. Received: {self.metric!r}.")
+
+    def distance(self, student, teacher):
+        """Return the distance of two `BlockRecord`s, `[examples]`."""
+        return hidden_state_distance(
+            student.hidden, teacher.hidden, student.mask, metric=self.metric
+        )
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Distillation of attention probabilities, head by head, for `ke.distill(attention=…)`.
+
+    Attributes:
+        weight: float > 0, weight of the term, a mean over the pairs of blocks. Default: 1.0.
+        metric: "kl" or "mse", as in `attention_distance`. Default: "kl".
+
+    Raises:
+        ValueError: a value is not accepted.
+
+    Examples:
+        >>> ke.distillation.AttentionMaps(metric="mse").weight
+        1.0
+
+    Reference:
+        Jiao et al. 2020, "TinyBERT"; Wang et al. 2020, "MiniLM".
+    """
+
+    weight: float = 1.0
+    metric: str = "kl"
+
+    def __post_init__(self):
+        _check_weight(self.weight)
+        if self.metric not in MAP_METRICS:
+            raise ValueError(f"`metric` must be one of {MAP_METRICS}. Received: {self.metric!r}.")
+
+    def distance(self, student, teacher):
+        """Return the distance of two `BlockRecord`s, `[examples]`."""
+        return attention_distance(
+            student.scores(), teacher.scores(), student.mask, metric=self.metric
+        )
+
+
+@dataclass(frozen=True)
+class Relations:
+    """Distillation of relations of queries, keys and values, for `ke.distill(attention=…)`.
+
+    Student and teacher may differ in their widths and numbers of heads. MiniLMv2 distils the last
+    block of the student: `ke.distill(…, attention=Relations(), layers="last")`.
+
+    Attributes:
+        weight: float > 0, weight of the term, a mean over queries, keys and values and over the
+            pairs of blocks. Default: 1.0.
+        heads: int > 0, number of relation heads, which divides the widths of both; or None for the
+            student's number of heads. Default: None.
+
+    Raises:
+        ValueError: a value is not accepted.
+
+    Examples:
+        >>> ke.distillation.Relations(heads=24).heads
+        24
+
+    Reference:
+        Wang et al. 2021, "MiniLMv2: Multi-Head Self-Attention Relation Distillation for
+        Compressing Pretrained Transformers".
+    """
+
+    weight: float = 1.0
+    heads: int | None = None
+
+    def __post_init__(self):
+        _check_weight(self.weight)
+        if self.heads is not None and (type(self.heads) is not int or self.heads < 1):
+            raise ValueError(f"`heads` must be an int > 0 or None. Received: {self.heads!r}.")
+
+    def distance(self, student, teacher):
+        """Return the divergence of two `BlockRecord`s, `[examples]`."""
+        heads = self.heads or student.block.attention.heads
+        pairs = zip(student.projections(), teacher.projections(), strict=True)
+        found = [relation_divergence(s, t, student.mask, heads=heads) for s, t in pairs]
+        return tf.add_n(found) / 3
+
+
+@dataclass(frozen=True, eq=False)
+class Distillation(LossTerm):
+    """The distillation of a student, a term of its training step; `ke.distill` documents it.
+
+    Attributes:
+        teachers: tuple of the `Teacher`s.
+        alpha: float, weight of the loss of the labels.
+        temperature: float.
+        divergence: str or None.
+        from_logits: bool or None.
+        between_blocks: tuple of `HiddenStates`, `AttentionMaps` and `Relations`.
+        layers: as in `map_layers`.
+        recorder: the `BlockRecorder` of the student, if there is anything `between_blocks`.
+    """
+
+    teachers: tuple[Teacher, ...]
+    alpha: float
+    temperature: float
+    divergence: str | None
+    from_logits: bool | None
+    between_blocks: tuple
+    layers: str | Mapping[int, int]
+    recorder: BlockRecorder | None
+
+    @property
+    def loss_factor(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.alpha
+
+    @contextmanager
+    def watching(self, flavor, model, part):
+        self._check_xla(model)
+        x, _, _ = flavor.keras.utils.unpack_x_y_sample_weight(part)
+        outputs, theirs = self._ask(x)
+        record = nullcontext([]) if self.recorder is None else self.recorder.recording()
+        with ExitStack() as stack:
+            ours = stack.enter_context(record)
+
+            def term(y_pred, weights):
+                total = []
+                if self.divergence is not None and self.alpha < 1:
+                    soft = self._soft(flavor, model, y_pred, outputs, weights)
+                    total.append((1 - self.alpha) * soft)
+                if self.between_blocks:
+                    total.append(self._between(ours, theirs, weights[0]))
+                return tf.add_n(total)
+
+            yield term
+
+    def _check_xla(self, model):
+        names = [teacher.name for teacher in self.teachers if not teacher.compiles]
+        if names and getattr(model, "jit_compile", False):
+            raise ValueError(
+                f"XLA cannot compile this teacher. Received: {names[0]}, for a student with "
+                "jit_compile=True, which Keras 3 also chooses by itself. Pass jit_compile=False "
+                "to `compile`."
+            )
+
+    def _ask(self, x):
+        """Return what the teachers return, and the `BlockRecord`s of the only one, if needed."""
+        recorder = getattr(self.teachers[0], "recorder", None)
+        record = nullcontext([]) if recorder is None else recorder.recording()
+        with record as records:
+            outputs = [teacher(x) for teacher in self.teachers]
+        return outputs, records
+
+    def _soft(self, flavor, model, y_pred, outputs, weights):
+        named = hasattr(y_pred, "logits") or hasattr(y_pred, "start_logits")
+        from_logits = self.from_logits or named
+        if self.from_logits is None and not named:
+            from_logits = flavor.from_logits(model)
+        independent = not named and flavor.has_independent_labels(model)
+        ours = [logits_of(output, from_logits, independent) for output in predictions(y_pred)]
+        theirs = [
+            teacher.as_logits(output, from_logits, independent)
+            for teacher, output in zip(self.teachers, outputs, strict=True)
+        ]
+        terms = []
+        for number, (student, weight) in enumerate(zip(ours, weights, strict=True)):
+            each = []
+            for teacher, logits in zip(self.teachers, theirs, strict=True):
+                self._check_outputs(teacher, ours, logits)
+                each.append(logits[number])
+            value = soft_target_divergence(
+                student,
+                average_logits(each, self.temperature, self.divergence == "mse"),
+                temperature=self.temperature,
+                divergence=self.divergence or "",
+            )
+            terms.append(weight.mean(value))
+        return tf.add_n(terms)
+
+    def _check_outputs(self, teacher, ours, theirs):
+        shapes = [[tuple(x.shape[1:]) for x in outputs] for outputs in (ours, theirs)]
+        agree = len(ours) == len(theirs) and all(
+            len(a) == len(b) and a[-1] == b[-1] for a, b in zip(*shapes, strict=True)
+        )
+        if not agree:
+            raise ValueError(
+                "Student and teacher must have the same outputs: labels, or the vocabulary of a "
+                f"language model. Received: outputs of shapes {shapes[0]} (per example) of the "
+                f"student and {shapes[1]} of {teacher.name}. Train both for the same labels, or "
+                "distil blocks alone: divergence=None."
+            )
+
+    def _between(self, ours, theirs, weights):
+        terms = []
+        for loss in self.between_blocks:
+            pairs = map_layers(self.layers, len(ours), len(theirs))
+            distances = [loss.distance(ours[s], theirs[t]) for s, t in pairs]
+            terms.append(loss.weight * weights.mean(tf.add_n(distances) / len(distances)))
+        return tf.add_n(terms)
+
+
+def average_logits(logits: list, temperature: float, plain: bool) -> Any:
+    """Return logits whose softmax at a temperature is the mean of the teachers' probabilities.
+
+    Args:
+        logits: list of tensors, one per teacher.
+        temperature: float.
+        plain: whether to average the logits themselves instead.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    number = tf.cast(len(logits), logits[0].dtype)
+    if plain:
+        return tf.add_n(logits) / number
+    logs = tf.stack([tf.nn.log_softmax(x / temperature) for x in logits])
+    return (tf.reduce_logsumexp(logs, 0) - tf.math.log(number)) * temperature
