@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from covering import covering, sampled
+from family_models import gpt2, t5
 from fit_helpers import assert_same, batches, compiled, mirrored, moved
 from zoo import LENGTH, VOCABULARY, ZOO, _hugging_face, _kerashub, fixed, hf_config, keras_of
 
@@ -70,6 +71,21 @@ def test_what_is_recorded_is_what_hugging_face_returns():
     for record, attention in zip(records, plain(x).attentions, strict=True):
         scores = tf.where(real[:, None, None], record.scores(), -1e9)
         np.testing.assert_allclose(tf.nn.softmax(scores), attention, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [gpt2, t5])
+def test_joint_projections_and_position_biases_are_in_the_scores(make):
+    model = make()
+    model.set_weights([2 * w for w in model.get_weights()])
+    ids = np.random.default_rng(0).integers(1, VOCABULARY, (3, 5)).astype("int32")
+    x = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    encoder = model.transformer if make is gpt2 else model
+    answer = encoder(x, output_attentions=True, output_hidden_states=True, return_dict=True)
+    records = recorded(model, x)
+    assert len(records) == 2
+    np.testing.assert_allclose(records[0].hidden, answer.hidden_states[1], atol=1e-5)
+    for record, attention in zip(records, answer.attentions, strict=True):
+        np.testing.assert_allclose(tf.nn.softmax(record.scores()), attention, atol=1e-5)
 
 
 def plain_encoder(library, norm_first):
