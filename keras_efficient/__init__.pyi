@@ -29,6 +29,7 @@ from .compression import (
     prune as prune,
     quantize_aware as quantize_aware,
     share_weights as share_weights,
+    shrink as shrink,
 )
 from .distribute import strategy as strategy
 from .dtype_policies import mixed_precision as mixed_precision
