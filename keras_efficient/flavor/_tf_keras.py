@@ -203,9 +203,9 @@ class TfKeras(Flavor):
             for node in model._nodes_by_depth[depth]:
                 if not node.is_input and all(key in tensors for key in node.flat_input_ids):
                     args, kwargs = node.map_arguments(tensors)
-                    results = tf.nest.flatten(called(made(node.layer), *args, **kwargs))
-                    for key, result in zip(node.flat_output_ids, results, strict=False):
-                        tensors[key] = [result] * uses[key]
+                    results = called(made(node.layer), *args, **kwargs)
+                    for old, new in _aligned(node.outputs, results):
+                        tensors[str(id(old))] = [new] * uses[str(id(old))]
         outputs = [tensors[str(id(output))].pop() for output in model.outputs]
         outputs = tf.nest.pack_sequence_as(model._nested_outputs, outputs)
         return type(model)(inputs, outputs, name=model.name)
@@ -325,6 +325,16 @@ class TfKeras(Flavor):
 
     def count_step(self, model):
         model._train_counter.assign_add(1)
+
+
+def _aligned(old, new):
+    """Pairs of two structures; of lists that differ in length, such as one per block, the ends."""
+    if isinstance(old, dict):
+        return [pair for key in old for pair in _aligned(old[key], new[key])]
+    if isinstance(old, list | tuple):
+        pairs = zip(reversed(old), reversed(new), strict=False)
+        return [pair for a, b in pairs for pair in _aligned(a, b)]
+    return [(old, new)]
 
 
 def _of_super(layer, name):

@@ -138,6 +138,9 @@ def _encoder(layer: Layer) -> Encoder | None:
         )
 
     def make(changed):
+        width = names["hidden"]
+        if width in changed and config.get("embedding_width") == config[width]:
+            changed = {**changed, "embedding_width": changed[width]}
         cls: Any = original_class(layer)
         return cls.from_config({**config, **changed})
 
