@@ -1,6 +1,7 @@
 """Structured pruning: a smaller model of the same class."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,11 +20,20 @@ from keras_efficient.compression.structured.importance import (
 )
 from keras_efficient.compression.structured.layer_losses import removal_order
 from keras_efficient.compression.structured.recipes import LayersRecipe, recipe_of
+from keras_efficient.compression.structured.search import (
+    Latency,
+    Losses,
+    Parameters,
+    best_sizes,
+    timer,
+)
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._checks import check_model
 from keras_efficient.parametrize._merge import TIES
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers
 
+#: How often sizes are chosen anew if the measured latency misses the target.
+ATTEMPTS = 3
 METHODS = ("magnitude", "taylor", "reconstruction")
 
 
@@ -40,6 +50,8 @@ class ShrinkReport:
         bytes: bytes of the new model's weights in memory.
         bytes_before: those of the old one.
         importance: the method by which neurons, heads and hidden units were chosen.
+        latency_ms: measured milliseconds of the new model, if the target was a time; else None.
+        latency_ms_before: those of the old one, measured in turns with it.
     """
 
     layers: tuple[int, ...]
@@ -49,6 +61,8 @@ class ShrinkReport:
     bytes: int
     bytes_before: int
     importance: str
+    latency_ms: float | None = None
+    latency_ms_before: float | None = None
 
     def __str__(self):
         ratio = self.parameters_before / self.parameters
@@ -61,6 +75,11 @@ class ShrinkReport:
             if before != after:
                 kept = f": {', '.join(map(str, self.layers))}" if size == "layers" else ""
                 lines.append(f"  {size}: {_shown(after)} of {before:,}{kept}")
+        if self.latency_ms is not None and self.latency_ms_before is not None:
+            lines.append(
+                f"  latency: {self.latency_ms:.1f} of {self.latency_ms_before:.1f} ms "
+                f"({self.latency_ms_before / self.latency_ms:.1f} times faster)"
+            )
         return "\n".join(lines)
 
 
@@ -84,6 +103,11 @@ def shrink(
     heads: int | Sequence[int] | None = None,
     hidden: int | None = None,
     vocabulary: Any = None,
+    parameters: int | None = None,
+    bytes: int | None = None,
+    speedup: float | None = None,
+    latency_ms: float | None = None,
+    measure: Callable[[Model], float] | None = None,
     data: Any = None,
     importance: str = "magnitude",
 ) -> ShrunkModel:
@@ -112,6 +136,18 @@ def shrink(
         hidden: hidden width, a multiple of the size of a head. Default: None, as it is.
         vocabulary: int array of the ids of the tokens to keep, increasing, from
             `ke.data.trim_vocabulary`, whose tokenizer belongs to the new model. Default: None, all.
+        parameters: the largest number of parameters. For this and the next three targets, one at
+            most, the number of blocks and one feed-forward width for all of them are searched: with
+            the least sum of the increases of the compiled loss, measured on `data` for each number
+            of blocks and for five widths. Default: None.
+        bytes: the largest number of bytes of the weights in memory. Default: None.
+        speedup: how many times faster than `model` the new one is at least, by `measure`. The
+            times of other sizes are predicted from three measured ones, and the result is measured
+            again. Default: None.
+        latency_ms: the largest time in milliseconds, by `measure`. Default: None.
+        measure: function of a model that returns its latency in milliseconds, such as one that
+            exports it in the form it will be served in. Default: None, the least of several runs
+            of its float32 graph in this process on the first batch of `data`.
         data: a batch `(features, labels)`, with or without sample weights, or a finite
             `tf.data.Dataset` of a few batches. Default: None.
         importance: how neurons, heads and hidden units are chosen. "magnitude": by the norms of
@@ -126,7 +162,7 @@ def shrink(
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: no size is given, or one that the model does not have or its class cannot
+        ValueError: no size and no target is given, a target that cannot be reached, a size that the model does not have or its class cannot
             express; the architecture is not known; the model is not built, or has transforms; data
             are missing, or the model is not compiled where the loss is needed.
 
@@ -154,38 +190,94 @@ def shrink(
             f"importance={importance!r} is measured on data. Received: data=None. Give a batch "
             "(features, labels), or a dataset of a few."
         )
+    target = _target(parameters=parameters, bytes=bytes, speedup=speedup, latency_ms=latency_ms)
     sizes = {"layers": layers, "feed_forward": feed_forward, "heads": heads, "hidden": hidden}
     sizes = {name: size for name, size in sizes.items() if size is not None}
+    if target is not None:
+        _check_target(target, sizes, batches)
+        return _searched(model, batches, importance, target, hidden, vocabulary, measure)
     if not sizes and vocabulary is None:
         raise ValueError(
             "ke.shrink needs to know what to make smaller. Received: no size. Give `layers`, "
-            "`feed_forward`, `heads`, `hidden` or `vocabulary`."
+            "`feed_forward`, `heads`, `hidden` or `vocabulary`, or a target such as `parameters`."
         )
+    return _cut(model, batches, importance, sizes, vocabulary)
+
+
+def _cut(model, batches, importance, sizes, vocabulary) -> ShrunkModel:
+    """Make a model of given sizes; all of them are checked before the first step."""
     shrinking = Shrinking(model, batches, importance)
+    ids = None if vocabulary is None else shrinking.checked_ids(vocabulary)
     if sizes:
         shrinking.check_blocks()
-        kept = None if layers is None else shrinking.chosen_layers(layers)
-        number = len(shrinking.blocks if kept is None else kept)
+        kept = list(range(len(shrinking.blocks)))
+        if "layers" in sizes:
+            kept = shrinking.chosen_layers(sizes["layers"])
         numbers = {
-            name: _numbers(sizes[name], name, number, shrinking.width(name))
+            name: _numbers(sizes[name], name, len(kept), shrinking.width(name))
             for name in ("feed_forward", "heads")
             if name in sizes
         }
-        if hidden is not None:
-            shrinking.check_hidden(hidden)
-    ids = None if vocabulary is None else shrinking.checked_ids(vocabulary)
-    if sizes:
-        if kept is not None:
-            shrinking.keep_layers(kept)
+        if "hidden" in sizes:
+            shrinking.check_hidden(sizes["hidden"])
+        shrinking.keep_layers(kept)
         if "feed_forward" in numbers:
             shrinking.keep_neurons(numbers["feed_forward"])
         if "heads" in numbers:
             shrinking.keep_heads(numbers["heads"])
-        if hidden is not None:
-            shrinking.keep_hidden(hidden)
+        if "hidden" in sizes:
+            shrinking.keep_hidden(sizes["hidden"])
     if ids is not None:
         shrinking.keep_tokens(ids)
     return shrinking.result()
+
+
+def _searched(model, batches, importance, target, hidden, vocabulary, measure) -> ShrunkModel:
+    """Make a model that reaches a target, by the sizes with the least loss."""
+    (name, most_allowed), fixed = target, {} if hidden is None else {"hidden": hidden}
+    shrinking = Shrinking(model, batches, importance)
+    shrinking.check_blocks()
+    losses = Losses(model, shrinking.architecture, importance, batches or [], shrinking.dataset())
+    is_size = name in ("parameters", "bytes")
+    # What is fixed is removed first; tokens do not change the latency.
+    base = model
+    if fixed or (is_size and vocabulary is not None):
+        base = _cut(model, None, "magnitude", fixed, vocabulary if is_size else None).model
+    architecture = describe(base, sample=shrinking.sample)
+
+    def made(most_cost):
+        layers, width = best_sizes(cost, losses, most_cost)
+        sizes = {**fixed, "layers": losses.kept(layers), "feed_forward": width}
+        return _cut(model, batches, importance, sizes, vocabulary)
+
+    if is_size:
+        if name == "bytes":
+            most_allowed /= weight_bytes(model) / parameters_of(model)
+        cost = Parameters(base, architecture)
+        return made(most_allowed)
+    if measure is None:
+        times = timer(shrinking.sample)
+    else:
+
+        def times(models):
+            return [measure(m) for m in models]
+
+    cost = Latency(base, architecture, times)
+    aim = most_allowed if name == "latency_ms" else None
+    small, before, after = None, 0.0, 0.0
+    for _ in range(ATTEMPTS):
+        if aim is None:
+            aim = times([model])[0] / most_allowed
+        small = made(aim)
+        before, after = times([model, small.model])
+        wanted = before / most_allowed if name == "speedup" else most_allowed
+        if after <= wanted:
+            break
+        # The prediction was too low by this factor.
+        aim *= 0.98 * wanted / after
+    assert small is not None
+    report = dataclasses.replace(small.report, latency_ms=after, latency_ms_before=before)
+    return ShrunkModel(small.model, report)
 
 
 class Shrinking:
@@ -382,13 +474,13 @@ class Shrinking:
         report = ShrinkReport(
             tuple(self.layers),
             {name: (before, after[name]) for name, before in self.before.items()},
-            *(f(m) for f in (parameters, weight_bytes) for m in (self.model, self.original)),
+            *(f(m) for f in (parameters_of, weight_bytes) for m in (self.model, self.original)),
             self.importance,
         )
         return ShrunkModel(self.model, report)
 
 
-def parameters(model: Model) -> int:
+def parameters_of(model: Model) -> int:
     """Return the number of parameters of a model."""
     return sum(int(np.prod(v.shape)) for v in flavors.of(model).weights(model))
 
@@ -407,6 +499,36 @@ def batch_dataset(batches: list) -> tf.data.Dataset:
         tf.nest.map_structure(tf.convert_to_tensor, plain[0]),
     )
     return tf.data.Dataset.from_generator(lambda: iter(plain), output_signature=spec)
+
+
+def _target(**targets) -> tuple[str, float] | None:
+    given = {name: value for name, value in targets.items() if value is not None}
+    if len(given) > 1:
+        raise ValueError(
+            f"ke.shrink takes one target. Received: {', '.join(given)}. Give the one that is "
+            "hardest to reach."
+        )
+    for name, value in given.items():
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        least = 1 if name == "speedup" else 0
+        if not number or not least < value < float("inf"):
+            raise ValueError(f"`{name}` must be a number above {least}. Received: {value!r}.")
+        return name, float(value)
+    return None
+
+
+def _check_target(target, sizes, batches):
+    odd = [name for name in sizes if name != "hidden"]
+    if odd:
+        raise ValueError(
+            f"For a target the sizes are searched. Received: `{target[0]}` with "
+            f"{', '.join(odd)}. Give either of them; `hidden` and `vocabulary` may be fixed."
+        )
+    if batches is None:
+        raise ValueError(
+            f"The sizes for a target are chosen by the loss on data. Received: `{target[0]}` with "
+            "data=None. Give a batch (features, labels), or a dataset of a few."
+        )
 
 
 def _check_plain(model):

@@ -1,5 +1,6 @@
 """`trim_vocabulary`: the tokens that texts need, and a tokenizer of these alone."""
 
+import itertools
 import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -164,7 +165,7 @@ def _merges_of(token, ranks):
     """The merges that make a token of its characters, which every text with it needs."""
     symbols, done = list(token), set()
     while True:
-        found = [(ranks[p], p) for p in zip(symbols, symbols[1:], strict=False) if p in ranks]
+        found = [(ranks[p], p) for p in itertools.pairwise(symbols) if p in ranks]
         if not found:
             return done
         _, pair = min(found)

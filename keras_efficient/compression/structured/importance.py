@@ -190,9 +190,6 @@ def remove_columns(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Remove groups of inputs of a matrix such that its product with some inputs changes least.
 
-    One group after the other is removed, the one whose removal adds the least to ‖XW - XŴ‖² when
-    the remaining weights are the best: with H = XᵀX and the group S, tr(W_Sᵀ (H⁻¹_SS)⁻¹ W_S).
-
     Args:
         matrix: float array [inputs, outputs], W.
         gram: float array [inputs, inputs], XᵀX.
@@ -202,21 +199,31 @@ def remove_columns(
 
     Returns:
         The increasing numbers of the groups that are kept, and Ŵ [keep · size, outputs].
+    """
+    removed = removal_sequence(matrix, gram, size, keep, damping)
+    kept = np.setdiff1d(np.arange(len(matrix) // size), removed)
+    return kept, best_weights(matrix, gram, size, kept, damping)
+
+
+def removal_sequence(
+    matrix: np.ndarray, gram: np.ndarray, size: int, keep: int, damping: float = DAMPING
+) -> list[int]:
+    """Return the groups of inputs of `remove_columns` in the order of their removal.
+
+    One after the other is removed, the one whose removal adds the least to ‖XW - XŴ‖² when the
+    remaining weights are the best: with H = XᵀX and the group S, tr(W_Sᵀ (H⁻¹_SS)⁻¹ W_S).
 
     Reference:
         Kurtic, Frantar & Alistarh 2023, "ZipLM: Inference-Aware Structured Pruning of Language
         Models".
     """
-    original, h = np.array(matrix, np.float64), np.array(gram, np.float64)
-    h[np.diag_indices_from(h)] += damping * (np.mean(np.diag(h)) or 1.0)
-    count = len(original) // size
-    w, inverse = original.copy(), np.linalg.inv(h)
-    left = np.ones(count, bool)
+    w, inverse = np.array(matrix, np.float64), np.linalg.inv(_damped(gram, damping))
+    count, order = len(w) // size, []
     for _ in range(count - keep):
         cost = _costs(w, inverse, size)
-        cost[~left] = np.inf
+        cost[order] = np.inf
         chosen = int(np.argmin(cost))
-        left[chosen] = False
+        order.append(chosen)
         rows = slice(chosen * size, (chosen + 1) * size)
         columns = inverse[:, rows] @ np.linalg.inv(inverse[rows, rows])
         w -= columns @ w[rows]
@@ -225,12 +232,25 @@ def remove_columns(
         w[rows] = 0
         inverse[rows], inverse[:, rows] = 0, 0
         inverse[rows, rows] = np.eye(size)
-    kept = np.flatnonzero(left)
-    if len(kept) == count:
-        return kept, np.asarray(matrix, np.float32)
-    index = (kept[:, None] * size + np.arange(size)).reshape(-1)
-    best = np.linalg.solve(h[np.ix_(index, index)], h[index] @ original)
-    return kept, best.astype(np.float32)
+    return order
+
+
+def best_weights(
+    matrix: np.ndarray, gram: np.ndarray, size: int, kept: np.ndarray, damping: float = DAMPING
+) -> np.ndarray:
+    """Return the weights of the groups that are kept with the least ‖XW - XŴ‖², in float32."""
+    if len(kept) * size == len(matrix):
+        return np.asarray(matrix, np.float32)
+    h = _damped(gram, damping)
+    index = (np.asarray(kept)[:, None] * size + np.arange(size)).reshape(-1)
+    best = np.linalg.solve(h[np.ix_(index, index)], h[index] @ np.asarray(matrix, np.float64))
+    return best.astype(np.float32)
+
+
+def _damped(gram, damping):
+    h = np.array(gram, np.float64)
+    h[np.diag_indices_from(h)] += damping * (np.mean(np.diag(h)) or 1.0)
+    return h
 
 
 def _costs(w, inverse, size):
