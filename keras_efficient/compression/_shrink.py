@@ -162,9 +162,10 @@ def shrink(
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: no size and no target is given, a target that cannot be reached, a size that the model does not have or its class cannot
-            express; the architecture is not known; the model is not built, or has transforms; data
-            are missing, or the model is not compiled where the loss is needed.
+        ValueError: no size and no target is given, several targets, one that cannot be reached, or
+            a size that the model does not have or its class cannot express; the architecture is
+            not known; the model is not built, or has transforms; data are missing, or the model is
+            not compiled where the loss is needed.
 
     Examples:
         >>> import keras_hub
@@ -184,8 +185,8 @@ def shrink(
     _check_plain(model)
     if importance not in METHODS:
         raise ValueError(f"`importance` must be one of {METHODS}. Received: {importance!r}.")
-    batches = _batches(data)
-    if importance != "magnitude" and batches is None:
+    data = _dataset(data)
+    if importance != "magnitude" and data is None:
         raise ValueError(
             f"importance={importance!r} is measured on data. Received: data=None. Give a batch "
             "(features, labels), or a dataset of a few."
@@ -194,19 +195,19 @@ def shrink(
     sizes = {"layers": layers, "feed_forward": feed_forward, "heads": heads, "hidden": hidden}
     sizes = {name: size for name, size in sizes.items() if size is not None}
     if target is not None:
-        _check_target(target, sizes, batches)
-        return _searched(model, batches, importance, target, hidden, vocabulary, measure)
+        _check_target(target, sizes, data)
+        return _searched(model, data, importance, target, hidden, vocabulary, measure)
     if not sizes and vocabulary is None:
         raise ValueError(
             "ke.shrink needs to know what to make smaller. Received: no size. Give `layers`, "
             "`feed_forward`, `heads`, `hidden` or `vocabulary`, or a target such as `parameters`."
         )
-    return _cut(model, batches, importance, sizes, vocabulary)
+    return _cut(model, data, importance, sizes, vocabulary)
 
 
-def _cut(model, batches, importance, sizes, vocabulary) -> ShrunkModel:
+def _cut(model, data, importance, sizes, vocabulary) -> ShrunkModel:
     """Make a model of given sizes; all of them are checked before the first step."""
-    shrinking = Shrinking(model, batches, importance)
+    shrinking = Shrinking(model, data, importance)
     ids = None if vocabulary is None else shrinking.checked_ids(vocabulary)
     if sizes:
         shrinking.check_blocks()
@@ -232,12 +233,14 @@ def _cut(model, batches, importance, sizes, vocabulary) -> ShrunkModel:
     return shrinking.result()
 
 
-def _searched(model, batches, importance, target, hidden, vocabulary, measure) -> ShrunkModel:
+def _searched(model, data, importance, target, hidden, vocabulary, measure) -> ShrunkModel:
     """Make a model that reaches a target, by the sizes with the least loss."""
     (name, most_allowed), fixed = target, {} if hidden is None else {"hidden": hidden}
-    shrinking = Shrinking(model, batches, importance)
+    shrinking = Shrinking(model, data, importance)
     shrinking.check_blocks()
-    losses = Losses(model, shrinking.architecture, importance, batches or [], shrinking.dataset())
+    losses = Losses(
+        model, shrinking.architecture, importance, shrinking.batches or [], shrinking.dataset()
+    )
     is_size = name in ("parameters", "bytes")
     # What is fixed is removed first; tokens do not change the latency.
     base = model
@@ -248,7 +251,7 @@ def _searched(model, batches, importance, target, hidden, vocabulary, measure) -
     def made(most_cost):
         layers, width = best_sizes(cost, losses, most_cost)
         sizes = {**fixed, "layers": losses.kept(layers), "feed_forward": width}
-        return _cut(model, batches, importance, sizes, vocabulary)
+        return _cut(model, data, importance, sizes, vocabulary)
 
     if is_size:
         if name == "bytes":
@@ -290,9 +293,11 @@ class Shrinking:
         layers: list of the numbers of the original blocks that are left.
     """
 
-    def __init__(self, model: Model, batches: list | None, importance: str):
+    def __init__(self, model: Model, data: tf.data.Dataset | None, importance: str):
         self.original = self.model = model
-        self.batches, self.importance = batches, importance
+        self.data, self.importance = data, importance
+        batches = None if data is None else [(*batch, None)[:3] for batch in data]
+        self.batches = batches
         self.sample = None if batches is None else batches[0][0]
         recipe_of(model)
         self.architecture = self.described()
@@ -390,10 +395,11 @@ class Shrinking:
         order, _ = removal_order(self.model, self.architecture, self.dataset())
         return sorted(set(range(count)) - set(order[: count - layers]))
 
-    def dataset(self):
-        """Return the batches as a dataset that the compiled model can be evaluated on."""
+    def dataset(self) -> tf.data.Dataset:
+        """Return the data as a dataset that the compiled model can be evaluated on."""
         _check_compiled(self.original)
-        return batch_dataset(self.batches)
+        assert self.data is not None
+        return self.data
 
     def _importance(self) -> Importance:
         method = "magnitude" if self.importance == "reconstruction" else self.importance
@@ -491,16 +497,6 @@ def weight_bytes(model: Model) -> int:
     return sum(int(np.prod(v.shape)) * v.dtype.size for v in weights)
 
 
-def batch_dataset(batches: list) -> tf.data.Dataset:
-    """Return a dataset of batches `(x, y, sample_weight)`, which may differ in shape."""
-    plain = [batch if batch[2] is not None else batch[:2] for batch in batches]
-    spec = tf.nest.map_structure(
-        lambda t: tf.TensorSpec([None] * len(t.shape), t.dtype),
-        tf.nest.map_structure(tf.convert_to_tensor, plain[0]),
-    )
-    return tf.data.Dataset.from_generator(lambda: iter(plain), output_signature=spec)
-
-
 def _target(**targets) -> tuple[str, float] | None:
     given = {name: value for name, value in targets.items() if value is not None}
     if len(given) > 1:
@@ -517,14 +513,14 @@ def _target(**targets) -> tuple[str, float] | None:
     return None
 
 
-def _check_target(target, sizes, batches):
+def _check_target(target, sizes, data):
     odd = [name for name in sizes if name != "hidden"]
     if odd:
         raise ValueError(
             f"For a target the sizes are searched. Received: `{target[0]}` with "
             f"{', '.join(odd)}. Give either of them; `hidden` and `vocabulary` may be fixed."
         )
-    if batches is None:
+    if data is None:
         raise ValueError(
             f"The sizes for a target are chosen by the loss on data. Received: `{target[0]}` with "
             "data=None. Give a batch (features, labels), or a dataset of a few."
@@ -551,21 +547,26 @@ def _check_compiled(model):
         )
 
 
-def _batches(data) -> list | None:
+def _dataset(data) -> tf.data.Dataset | None:
+    """The data as a finite dataset of batches."""
     if data is None:
         return None
     if isinstance(data, tf.data.Dataset):
         if data.cardinality() == tf.data.INFINITE_CARDINALITY:
             raise ValueError("`data` must end. Received: an endless dataset. Give dataset.take(8).")
-        found = list(data)
+        spec = data.element_spec
     else:
-        found = [data]
-    if not found or not all(isinstance(b, tuple | list) and len(b) in (2, 3) for b in found):
+        spec = data
+    if not isinstance(spec, tuple | list) or len(spec) not in (2, 3):
         raise ValueError(
             "`data` must be a batch (features, labels), with sample weights or not, or a "
             f"tf.data.Dataset of such. Received: {type(data).__name__}. Give next(iter(dataset))."
         )
-    return [(b[0], b[1], b[2] if len(b) == 3 else None) for b in found]
+    if isinstance(data, tf.data.Dataset):
+        return data
+    features, *others = data
+    features = tuple(features) if isinstance(features, list) else features
+    return tf.data.Dataset.from_tensors((features, *others))
 
 
 def _numbers(size, name, blocks, width) -> list[int]:

@@ -127,9 +127,9 @@ class Parameters:
 
 
 class Latency:
-    """Milliseconds by the number of blocks and the feed-forward width: T = c + layers (a + b·width).
+    """Milliseconds by the number of blocks and the feed-forward width.
 
-    The three numbers are measured on three models.
+    They are c + layers · (a + b · width), with three numbers that are measured on three models.
 
     Args:
         model: the model.
@@ -184,8 +184,8 @@ def best_sizes(cost: Parameters | Latency, losses: Losses, most_cost: float) -> 
         raise ValueError(
             "A target must be one that fewer layers and narrower feed-forward parts reach. "
             f"Received: at most {most_cost:,.4g} {cost.unit}, of "
-            f"{cost.of(losses.count, losses.width):,.4g} now. One layer with {step} neurons has {least:,.4g}. Also reduce `hidden` or "
-            "`vocabulary`, or set a larger target."
+            f"{cost.of(losses.count, losses.width):,.4g} now. One layer with {step} neurons has "
+            f"{least:,.4g}. Also reduce `hidden` or `vocabulary`, or set a larger target."
         )
     _, width, layers = min(found)
     return layers, -width
