@@ -4,7 +4,16 @@ import numpy as np
 import plain_block_models as plain
 import pytest
 import tensorflow as tf
-from zoo import CLASSES, VOCABULARY, fixed, hf_config, keras_of, kerashub_backbone, model_garden
+from zoo import (
+    CLASSES,
+    VOCABULARY,
+    fixed,
+    full_except,
+    hf_config,
+    keras_of,
+    kerashub_backbone,
+    model_garden,
+)
 
 import keras_efficient as ke
 from keras_efficient.compression.structured.layer_losses import skippable
@@ -80,6 +89,16 @@ MODELS = {
     "tf_keras-functional": lambda: plain.functional("tf_keras"),
     "tf_keras-functional-pre-norm": lambda: plain.functional("tf_keras", norm_first=True),
 }
+#: One model of each kind; the others under `make test-all`.
+KINDS = (
+    "kerashub-bert",
+    "hf-bert-classifier",
+    "hf-distilbert-classifier",
+    "garden-v2-functional",
+    "keras-functional-pre-norm",
+    "tf_keras-functional",
+)
+FEW = full_except(*KINDS, among=MODELS)
 FUNCTIONAL = [name for name in MODELS if "keras-functional" in name]
 
 
@@ -128,7 +147,7 @@ def test_nothing_removed_is_the_same_to_the_last_bit(name):
     same(model, small, features(name))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FEW)
 def test_neurons_of_zeros_change_nothing(name):
     model = MODELS[name]()
     for block in ke.architecture.describe(model).blocks:
@@ -143,7 +162,7 @@ def test_neurons_of_zeros_change_nothing(name):
     same(model, small, features(name), 1e-6)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FEW)
 def test_a_removed_block_is_bypassed(name):
     model = MODELS[name]()
     blocks = ke.architecture.describe(model).blocks
@@ -162,7 +181,7 @@ def test_a_removed_block_is_bypassed(name):
 HIDDEN = [name for name in MODELS if name not in (*FUNCTIONAL, "kerashub-gpt2")]
 
 
-@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("name", full_except(*KINDS, among=HIDDEN))
 def test_hidden_width(name):
     model = MODELS[name]()
     small, report = ke.shrink(model, hidden=4)
@@ -174,7 +193,7 @@ def test_hidden_width(name):
         assert np.isfinite(values).all()
 
 
-@pytest.mark.parametrize("name", FUNCTIONAL)
+@pytest.mark.parametrize("name", full_except(*KINDS, among=FUNCTIONAL))
 def test_heads_of_zeros_change_nothing_and_layers_may_differ(name):
     model = MODELS[name]()
     first, _ = ke.architecture.describe(model).blocks
@@ -189,7 +208,7 @@ def test_heads_of_zeros_change_nothing_and_layers_may_differ(name):
     assert report.sizes["feed_forward"] == (16, (5, 7))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FEW)
 def test_vocabulary(name):
     model = MODELS[name]()
     ids = np.r_[0:5, 10:40]
