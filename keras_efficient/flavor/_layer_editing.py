@@ -29,6 +29,8 @@ class VariableSlot:
 class LayerEditing(ABC):
     """The part of a flavor that edits built layers, for `parametrize` and the packages on top."""
 
+    #: The library's module.
+    keras: Any
     #: Class of the library's `VariableStore`, a layer.
     store: type
     #: A layer's lists of its own trainable and non-trainable variables.

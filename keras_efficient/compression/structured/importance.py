@@ -122,8 +122,8 @@ class Importance:
                 loss = batch_loss(self.model, batch)
             found = tape.gradient(loss, variables)
             yield [
-                np.zeros(v.shape, np.float32) if g is None else tf.convert_to_tensor(g).numpy()
-                for v, g in zip(variables, found, strict=True)
+                np.zeros(w.shape, np.float32) if g is None else tf.convert_to_tensor(g).numpy()
+                for w, g in zip(weights, found, strict=True)
             ]
 
 

@@ -57,7 +57,7 @@ def evaluated(model: Model, batches: tf.data.Dataset) -> float:
 def skippable(model: Model, blocks: tuple[Block, ...]) -> Iterator[list[tf.Variable]]:
     """A context in which blocks can be skipped by setting bool variables, without tracing again."""
     flavor = flavors.of(model)
-    variables = [tf.Variable(False, trainable=False) for _ in blocks]
+    variables = [tf.Variable(tf.constant(False), trainable=False) for _ in blocks]
     own: list[tuple[Layer, object]] = []
 
     def replace(layer, bypass, variable):
