@@ -35,6 +35,13 @@ def _kernel_shape(layer):
     return tuple(layer.kernel.shape if hasattr(layer, "kernel") else layer.weight.shape)
 
 
+def check_layers(model: Model, architecture: Architecture) -> None:
+    """Raise a ValueError if the number of blocks is no option of the model's class."""
+    recipe = recipe_of(model)
+    if isinstance(recipe, OptionsRecipe):
+        _check_option(model, recipe, "layers", len(architecture.blocks))
+
+
 def cut_layers(model: Model, architecture: Architecture, kept: Sequence[int]) -> Model:
     """Keep some blocks, by their numbers in the order of the model."""
     recipe, blocks = recipe_of(model), architecture.blocks
@@ -44,7 +51,7 @@ def cut_layers(model: Model, architecture: Architecture, kept: Sequence[int]) ->
         # What else belongs to a block of plain layers has no weights.
         without = [p for block in removed for p in _paths(model, block)]
     else:
-        _check_option(model, recipe, "layers", len(blocks))
+        check_layers(model, architecture)
         new = recipe.build(layers=len(kept))
         without = [block.path for block in removed]
     carry(model, new, lambda weight, axis: None, without=without)

@@ -60,18 +60,18 @@ class Importance:
         for block in self.blocks:
             a, f = block.attention, block.feed_forward
             readers = [a.query, a.key, a.value, f.intermediate, f.gate]
-            parts += [(w, (width, -1)) for layer in readers for w in self._matrices(layer)]
+            parts += [(w, (width, -1)) for layer in readers for w in self._kernels(layer)]
             for layer in (a.output, f.output):
-                parts += [(w, (-1, width)) for w in self._matrices(layer)]
+                parts += [(w, (-1, width)) for w in self._kernels(layer)]
         tables = (*self.tables.token, *self.tables.position, *self.tables.segment)
         parts += [(w, (-1, width)) for w in tables if w.shape[-1] == width]
         return self._sums(parts, width)
 
     # --- the same for all parts --------------------------------------------------------------
 
-    def _matrices(self, layer: Layer | None) -> list[Weight]:
+    def _kernels(self, layer: Layer | None) -> list[Weight]:
         found = [] if layer is None else self.weights.get(id(layer), [])
-        return [weight for weight in found if len(weight.shape) > 1]
+        return [weight for weight in found if weight.kind == KERNEL]
 
     def _parts(self, inner, output, count, joint=False):
         """What writes units of the inside of a block, and the kernel that reads them.
@@ -80,7 +80,7 @@ class Importance:
             Tuple of their number, a list of weights that write them, and the reading kernel.
         """
         writing = [] if joint else [w for layer in inner for w in self.weights[id(layer)]]
-        (reading,) = self._matrices(output)
+        (reading,) = self._kernels(output)
         return count, writing, reading
 
     def _scores(self, parts) -> list[np.ndarray]:

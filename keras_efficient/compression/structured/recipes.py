@@ -158,7 +158,11 @@ def _hugging_face(model: Any) -> Encoder | None:
         for name, value in changed.items():
             setattr(new_config, name, value)
         cls: Any = original_class(model)
-        new = cls(new_config, name=model.name)
+        try:
+            new = cls(new_config, name=model.name)
+        except TypeError:
+            # Some classes, such as DeiT's, take no name.
+            new = cls(new_config)
         new(new.dummy_inputs)
         return new
 

@@ -101,7 +101,7 @@ def _width_losses(model, architecture, importance, batches, data, tried):
 class Parameters:
     """Number of parameters by the number of blocks and the feed-forward width."""
 
-    unit = "parameters"
+    unit, digits = "parameters", 0
 
     def __init__(self, model: Model, architecture: Architecture):
         blocks = architecture.blocks
@@ -137,7 +137,7 @@ class Latency:
         measure: function of a list of models that returns their milliseconds.
     """
 
-    unit = "ms"
+    unit, digits = "ms", 2
 
     def __init__(self, model: Model, architecture: Architecture, measure: Callable):
         blocks = architecture.blocks
@@ -163,6 +163,8 @@ class Latency:
 def best_sizes(cost: Parameters | Latency, losses: Losses, most_cost: float) -> tuple[int, int]:
     """Return the number of blocks and the feed-forward width with the least predicted loss.
 
+    Of sizes with the same loss those that cost the most are chosen.
+
     Args:
         cost: the cost by both sizes.
         losses: the loss by both sizes.
@@ -172,23 +174,19 @@ def best_sizes(cost: Parameters | Latency, losses: Losses, most_cost: float) -> 
         ValueError: no sizes cost so little.
     """
     step = STEP if losses.width >= 4 * STEP else 1
-    found = []
-    for layers in range(1, losses.count + 1):
-        widths = [*range(step, losses.width, step), losses.width]
-        fitting = [width for width in widths if cost.of(layers, width) <= most_cost]
-        if fitting:
-            width = max(fitting)
-            found.append((losses.of(layers, width), -width, layers))
-    if not found:
-        least = cost.of(1, step)
+    widths = [*range(step, losses.width, step), losses.width]
+    sizes = [(layers, width) for layers in range(1, losses.count + 1) for width in widths]
+    fitting = [size for size in sizes if cost.of(*size) <= most_cost]
+    if not fitting:
+        now, least = cost.of(losses.count, losses.width), cost.of(1, step)
         raise ValueError(
             "A target must be one that fewer layers and narrower feed-forward parts reach. "
-            f"Received: at most {most_cost:,.4g} {cost.unit}, of "
-            f"{cost.of(losses.count, losses.width):,.4g} now. One layer with {step} neurons has "
-            f"{least:,.4g}. Also reduce `hidden` or `vocabulary`, or set a larger target."
+            f"Received: at most {most_cost:,.{cost.digits}f} {cost.unit}, of "
+            f"{now:,.{cost.digits}f} now. One layer with {step} neurons has "
+            f"{least:,.{cost.digits}f}. Also reduce `hidden` or `vocabulary`, or set a larger "
+            "target."
         )
-    _, width, layers = min(found)
-    return layers, -width
+    return min(fitting, key=lambda size: (losses.of(*size), -cost.of(*size)))
 
 
 def timer(features: Any, runs: int = 7) -> Callable[[list[Model]], list[float]]:

@@ -112,6 +112,7 @@ class Shrinking:
 
     def chosen_layers(self, layers: Any) -> list[int]:
         """Return the numbers of the blocks to keep."""
+        cuts.check_layers(self.model, self.architecture)
         count = len(self.blocks)
         if isinstance(layers, list | tuple | np.ndarray | range):
             kept = [int(n) for n in layers if is_int(n) and 0 <= n < count]
