@@ -202,31 +202,32 @@ def shrink(
 
 def _cut(model, data, importance, sizes, vocabulary) -> ShrunkModel:
     """Make a model of given sizes; all of them are checked before the first step."""
-    shrinking = Shrinking(model, data, importance)
-    ids = None if vocabulary is None else shrinking.checked_ids(vocabulary)
-    if sizes:
-        shrinking.check_blocks()
-        kept = list(range(len(shrinking.blocks)))
-        if "layers" in sizes:
-            kept = shrinking.chosen_layers(sizes["layers"])
-        numbers = {
-            name: checked_numbers(sizes[name], name, len(kept), shrinking.width(name))
-            for name in ("feed_forward", "heads")
-            if name in sizes
-        }
-        if "hidden" in sizes:
-            shrinking.check_hidden(sizes["hidden"])
-        shrinking.keep_layers(kept)
-        if "feed_forward" in numbers:
-            shrinking.keep_neurons(numbers["feed_forward"])
-        if "heads" in numbers:
-            shrinking.keep_heads(numbers["heads"])
-        if "hidden" in sizes:
-            shrinking.keep_hidden(sizes["hidden"])
-    if ids is not None:
-        shrinking.keep_tokens(ids)
-    shrinking.copy()
-    return _result(shrinking)
+    with model.distribute_strategy.scope():
+        shrinking = Shrinking(model, data, importance)
+        ids = None if vocabulary is None else shrinking.checked_ids(vocabulary)
+        if sizes:
+            shrinking.check_blocks()
+            kept = list(range(len(shrinking.blocks)))
+            if "layers" in sizes:
+                kept = shrinking.chosen_layers(sizes["layers"])
+            numbers = {
+                name: checked_numbers(sizes[name], name, len(kept), shrinking.width(name))
+                for name in ("feed_forward", "heads")
+                if name in sizes
+            }
+            if "hidden" in sizes:
+                shrinking.check_hidden(sizes["hidden"])
+            shrinking.keep_layers(kept)
+            if "feed_forward" in numbers:
+                shrinking.keep_neurons(numbers["feed_forward"])
+            if "heads" in numbers:
+                shrinking.keep_heads(numbers["heads"])
+            if "hidden" in sizes:
+                shrinking.keep_hidden(sizes["hidden"])
+        if ids is not None:
+            shrinking.keep_tokens(ids)
+        shrinking.copy()
+        return _result(shrinking)
 
 
 def _searched(model, data, importance, target, hidden, vocabulary, measure) -> ShrunkModel:

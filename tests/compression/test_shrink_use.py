@@ -93,3 +93,39 @@ def test_frozen_layers_stay_frozen():
     small, _ = ke.shrink(model, layers=2)
     trained = {id(v) for v in small.trainable_variables}
     assert trained == {id(v) for v in small.output_dense.trainable_variables}
+
+
+def test_layers_keep_their_precision():
+    """`ke.models.load` keeps the head and the softmax of mixed models in float32."""
+    import keras
+    import keras_hub
+
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=50,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        dtype="mixed_bfloat16",
+    )
+    model = keras_hub.models.BertTextClassifier(backbone, num_classes=3)
+    ke.dtype_policies.keep_float32(model, model.output_dense)
+    small, _ = ke.shrink(model, layers=1)
+    assert small.output_dense.dtype_policy.name == "float32"
+    layers = {type(layer): layer.dtype_policy.name for layer in small._flatten_layers()}
+    assert layers[keras.layers.Softmax] == "float32"
+    assert layers[keras.layers.EinsumDense] == "mixed_bfloat16"
+
+
+@both
+def test_a_model_of_two_replicas(library):
+    import tensorflow as tf
+
+    devices = [device.name for device in tf.config.list_logical_devices("CPU")][:2]
+    strategy = tf.distribute.MirroredStrategy([name.removeprefix("/device:") for name in devices])
+    with strategy.scope():
+        model = MODELS["kerashub-bert" if library == "keras" else "tf_keras-functional"]()
+    small, _ = ke.shrink(model, layers=1, feed_forward=8)
+    for variable in small.weights:
+        value = ke.flavor.of(small).value(variable)
+        assert value.distribute_strategy is strategy

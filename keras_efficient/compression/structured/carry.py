@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_efficient import flavor as flavors
 from keras_efficient.architecture._layer_class import original_class
-from keras_efficient.architecture._layer_paths import is_in
+from keras_efficient.architecture._layer_paths import is_in, layer_paths
 from keras_efficient.architecture._weights import Weight, all_weights
 from keras_efficient.flavor import Model
 
@@ -56,7 +56,7 @@ def carry(
                     value = value.take(indices, axis)
             target.value.assign(value)
             _copy_settings(source.layer, target.layer)
-    _copy_policies(flavor, old, new)
+    _copy_policies(flavor, old, new, without)
 
 
 def _kind(weight):
@@ -80,12 +80,16 @@ def _copy_settings(old, new):
         new.trainable = False
 
 
-def _copy_policies(flavor, old, new):
+def _copy_policies(flavor, old, new, without):
     """Copy dtype policies that layers were given after they were made."""
-    olds, news = [list(model._flatten_layers()) for model in (old, new)]
-    if len(olds) != len(news):
-        return
-    for before, after in zip(olds, news, strict=True):
+    olds = {path: layer for path, layer in layer_paths(old) if not is_in(path, without)}
+    news = dict(layer_paths(new))
+    # Functional models lose layers without weights, and others get new numbers.
+    if len(olds) == len(news):
+        pairs = zip(olds.values(), news.values(), strict=True)
+    else:
+        pairs = [(olds[path], news[path]) for path in olds if path in news]
+    for before, after in pairs:
         policy = getattr(before, "dtype_policy", None)
         if policy is not None and policy.name != after.dtype_policy.name:
             flavor.set_policy(after, policy.name)
