@@ -16,6 +16,7 @@ from zoo import (
 )
 
 import keras_efficient as ke
+from keras_efficient.compression.structured.importance import Importance, most
 from keras_efficient.compression.structured.layer_losses import skippable
 
 LAYERS = 3
@@ -191,6 +192,21 @@ def test_hidden_width(name):
     assert block.attention.scale == ke.architecture.describe(model).blocks[0].attention.scale
     for values in outputs(small, features(name)):
         assert np.isfinite(values).all()
+    # Each head keeps its own units.
+    architecture = ke.architecture.describe(model)
+    importance = Importance(model, architecture, "magnitude")
+    units = most(importance.hidden(), 4)
+    for old, new, scores in zip(
+        architecture.blocks, ke.architecture.describe(small).blocks, importance.heads(), strict=True
+    ):
+        (head,) = most(scores, 1)
+        for part in ("query", "key", "value"):
+            before, after = (np.array(getattr(b.attention, part).kernel) for b in (old, new))
+            expected = before.reshape(8, 2, 4)[units][:, head]
+            np.testing.assert_array_equal(after.reshape(4, 4), expected)
+        before, after = (np.array(b.attention.output.kernel) for b in (old, new))
+        expected = before.reshape(2, 4, 8)[head][:, units]
+        np.testing.assert_array_equal(after.reshape(4, 4), expected)
 
 
 @pytest.mark.parametrize("name", full_except(*KINDS, among=FUNCTIONAL))

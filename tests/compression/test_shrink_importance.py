@@ -9,7 +9,7 @@ from zoo import ZOO, keras_of
 import keras_efficient as ke
 from keras_efficient.compression.structured.importance import Importance, batch_loss, remove_columns
 from keras_efficient.compression.structured.layer_losses import removal_order, skippable
-from keras_efficient.compression.structured.search import Parameters
+from keras_efficient.compression.structured.search import Parameters, best_sizes
 
 #: One kind of blocks per library; the others under `make test-all`.
 FEW = [
@@ -140,6 +140,30 @@ def test_the_number_of_parameters_is_reached(name):
         most = getattr(plain, target)
         _, report = ke.shrink(model, data=batch(name), **{target: most})
         assert most * 0.7 < getattr(report, target) <= most
+
+
+class _Losses:
+    count, width = 3, 8
+
+    def __init__(self, of):
+        self.of = of
+
+
+class _Cost:
+    unit, digits = "ms", 1
+
+    def of(self, layers, width):
+        return layers * width
+
+
+def test_the_sizes_with_the_least_loss_are_chosen_and_of_these_the_largest():
+    assert best_sizes(_Cost(), _Losses(lambda layers, width: 3 - layers), 12) == (3, 4)
+    assert best_sizes(_Cost(), _Losses(lambda layers, width: 8 - width), 9) == (1, 8)
+    assert best_sizes(_Cost(), _Losses(lambda layers, width: 0.0), 15) == (3, 5)
+    with pytest.raises(
+        ValueError, match=r"at most 0\.5 ms, of 24\.0 now. One layer with 1 neurons"
+    ):
+        best_sizes(_Cost(), _Losses(lambda layers, width: 0.0), 0.5)
 
 
 def test_a_speedup_is_reached():
