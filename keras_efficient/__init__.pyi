@@ -30,6 +30,7 @@ from .compression import (
     prune as prune,
     quantize_aware as quantize_aware,
     share_weights as share_weights,
+    shrink as shrink,
 )
 from .distillation import distill as distill
 from .distribute import strategy as strategy

@@ -48,6 +48,18 @@ def script(name, monkeypatch, **options):
 @pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_a_smaller_model(library, here, monkeypatch, capsys):  # noqa: F811
+    options = {"data": "reviews.csv", "model": MODEL, "library": library, "limit": 32}
+    script("shrink.py", monkeypatch, layers=1, output="out", **options)
+    out = capsys.readouterr().out
+    assert "layers: 1 of 2" in out
+    for name in ("whole", "1-layers", "1-layers-half-neurons"):
+        assert (here / "out" / name).is_dir() and out.count(name) >= 2
+
+
+@pytest.mark.full
+@sampled()
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_several_workers_and_then_again(library, here, monkeypatch, capsys):  # noqa: F811
     """In one process; tests/distribute has the workers."""
     options = {"data": "reviews.csv", "model": MODEL, "library": library, "batch-size": 16}

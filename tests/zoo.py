@@ -232,6 +232,10 @@ def full_except(*kept, among=ZOO):
     """
     names = {getattr(specimen, "name", specimen) for specimen in kept}
     return [
-        pytest.param(s, id=s.name, marks=[] if s.name in names else [pytest.mark.full])
+        pytest.param(
+            s,
+            id=getattr(s, "name", s),
+            marks=[] if getattr(s, "name", s) in names else [pytest.mark.full],
+        )
         for s in among
     ]

@@ -9,3 +9,8 @@ from ._quantize_aware import (
 from ._reconstruction import Reconstruction as Reconstruction
 from ._sensitivity import Sensitivity as Sensitivity, sensitivity as sensitivity
 from ._share_weights import SharingReport as SharingReport, share_weights as share_weights
+from ._shrink import (
+    ShrinkReport as ShrinkReport,
+    ShrunkModel as ShrunkModel,
+    shrink as shrink,
+)

@@ -210,6 +210,14 @@ class Keras3(Flavor):
             )
         return found
 
+    def _rebuild_graph(self, model, made, called):
+        inputs = keras.tree.map_structure(
+            lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name),
+            model._inputs_struct,
+        )
+        outputs = model._run_through_graph(inputs, operation_fn=made, call_fn=called)
+        return type(model)(inputs, outputs, name=model.name)
+
     def dropout_seed(self, layer):
         return layer.seed_generator.next()
 

@@ -29,6 +29,8 @@ class VariableSlot:
 class LayerEditing(ABC):
     """The part of a flavor that edits built layers, for `parametrize` and the packages on top."""
 
+    #: The library's module.
+    keras: Any
     #: Class of the library's `VariableStore`, a layer.
     store: type
     #: A layer's lists of its own trainable and non-trainable variables.
@@ -151,6 +153,29 @@ class LayerEditing(ABC):
         Returns:
             List of what to try in turn; empty if nothing is known.
         """
+
+    def rebuild(
+        self, model: Model, made: Callable[[Any], Callable], called: Callable[..., Any]
+    ) -> Model:
+        """Run the graph of a functional or sequential model on new inputs, with other layers.
+
+        Args:
+            model: The model.
+            made: Function of a layer, or an operation of Keras 3, that returns what to call in
+                its place. It must return the same for the same layer.
+            called: Function of what `made` returned and the arguments of its call.
+
+        Returns:
+            A new model of the same class.
+        """
+        if isinstance(model, self.keras.Sequential):
+            first = [self.keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in model.inputs]
+            return type(model)([*first, *map(made, model.layers)], name=model.name)
+        return self._rebuild_graph(model, made, called)
+
+    @abstractmethod
+    def _rebuild_graph(self, model: Model, made: Callable, called: Callable) -> Model:
+        """Do what `rebuild` does with a functional model."""
 
     # --- differences between the layers of the libraries -----------------------------------------
 

@@ -189,6 +189,27 @@ class TfKeras(Flavor):
         given = {name: value for name, value in kwargs.items() if name != "training"}
         return [(list(args), given)]
 
+    def _rebuild_graph(self, model, made, called):
+        inputs = tf.nest.map_structure(
+            lambda x: tf_keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.node.layer.name),
+            model._nested_inputs,
+        )
+        # A node takes each tensor that it reads from the end of a list.
+        uses = model._tensor_usage_count
+        tensors = {}
+        for old, new in zip(model.inputs, tf.nest.flatten(inputs), strict=True):
+            tensors[str(id(old))] = [new] * uses[str(id(old))]
+        for depth in sorted(model._nodes_by_depth, reverse=True):
+            for node in model._nodes_by_depth[depth]:
+                if not node.is_input and all(key in tensors for key in node.flat_input_ids):
+                    args, kwargs = node.map_arguments(tensors)
+                    results = called(made(node.layer), *args, **kwargs)
+                    for old, new in _aligned(node.outputs, results):
+                        tensors[str(id(old))] = [new] * uses[str(id(old))]
+        outputs = [tensors[str(id(output))].pop() for output in model.outputs]
+        outputs = tf.nest.pack_sequence_as(model._nested_outputs, outputs)
+        return type(model)(inputs, outputs, name=model.name)
+
     def dropout_seed(self, layer):
         generator = layer._random_generator
         return generator.random_uniform([2], 0, tf.int32.max, dtype=tf.int32)
@@ -308,6 +329,16 @@ class TfKeras(Flavor):
 
     def count_step(self, model):
         model._train_counter.assign_add(1)
+
+
+def _aligned(old, new):
+    """Pairs of two structures; of lists that differ in length, such as one per block, the ends."""
+    if isinstance(old, dict):
+        return [pair for key in old for pair in _aligned(old[key], new[key])]
+    if isinstance(old, list | tuple):
+        pairs = zip(reversed(old), reversed(new), strict=False)
+        return [pair for a, b in pairs for pair in _aligned(a, b)]
+    return [(old, new)]
 
 
 def _of_super(layer, name):

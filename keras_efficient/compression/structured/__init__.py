@@ -1,0 +1,1 @@
+"""Structured pruning: smaller models of the same class, and what of them to keep."""

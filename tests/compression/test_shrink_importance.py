@@ -1,0 +1,242 @@
+"""What `ke.shrink` keeps, by data, and the targets it searches sizes for."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_shrink import MODELS, features
+from zoo import ZOO, keras_of
+
+import keras_efficient as ke
+from keras_efficient.compression.structured.importance import Importance, batch_loss, remove_columns
+from keras_efficient.compression.structured.layer_losses import removal_order, skippable
+from keras_efficient.compression.structured.search import Parameters, best_sizes
+
+#: One kind of blocks per library; the others under `make test-all`.
+FEW = [
+    pytest.param(name, marks=marks)
+    for name, marks in (
+        ("kerashub-bert", []),
+        ("hf-bert-classifier", pytest.mark.full),
+        ("keras-functional", pytest.mark.full),
+        ("tf_keras-functional-pre-norm", []),
+    )
+]
+BOTH = ("kerashub-bert", "hf-bert-classifier", "keras-functional", "tf_keras-functional-pre-norm")
+
+
+def compiled(name):
+    model = MODELS[name]()
+    keras = keras_of("keras" if name.startswith("kera") else "tf_keras")
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def batch(name):
+    x = features(name)
+    return x, np.array([0, 1, 2, 0], "int32")
+
+
+def test_columns_are_removed_as_in_a_search_over_all():
+    """With two inputs of the same values one is removed, and the other one gets its weights."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 6))
+    x[:, 4] = x[:, 1]
+    w = rng.normal(size=(6, 3))
+    kept, new = remove_columns(w, x.T @ x, 1, 5, damping=1e-9)
+    assert set(range(6)) - set(kept) <= {1, 4}
+    np.testing.assert_allclose(x[:, kept] @ new, x @ w, atol=1e-4)
+    # The error is the least of all choices of two.
+    kept, new = remove_columns(w, x.T @ x, 1, 4, damping=1e-9)
+
+    def error(columns):
+        best, *_ = np.linalg.lstsq(x[:, columns], x @ w, rcond=None)
+        return np.sum((x @ w - x[:, columns] @ best) ** 2)
+
+    choices = [[c for c in range(6) if c not in (4, out)] for out in (0, 1, 2, 3, 5)]
+    found = np.sum((x @ w - x[:, kept] @ new) ** 2)
+    np.testing.assert_allclose(found, min(map(error, choices)), rtol=1e-3)
+
+
+def test_heads_are_removed_whole():
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(100, 8)), rng.normal(size=(8, 3))
+    w[2:4] *= 1e-3
+    kept, new = remove_columns(w, x.T @ x, 2, 3)
+    assert kept.tolist() == [0, 2, 3] and new.shape == (6, 3)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_taylor_is_the_change_of_the_loss(name):
+    model = compiled(name)
+    x, y = tf.nest.map_structure(tf.constant, batch(name))
+    architecture = ke.architecture.describe(model)
+    importance = Importance(model, architecture, "taylor", [(x, y, None)])
+    kernel = architecture.blocks[0].feed_forward.output.kernel
+    value, before = np.array(kernel), float(batch_loss(model, (x, y, None)))
+    scale = 1e-2
+    for neuron in (0, 3):
+        smaller = value.copy()
+        smaller[neuron] *= 1 - scale
+        kernel.assign(smaller)
+        change = (float(batch_loss(model, (x, y, None))) - before) / scale
+        kernel.assign(value)
+        np.testing.assert_allclose(importance.neurons()[0][neuron], change**2, rtol=0.1, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("importance", ["taylor", "reconstruction"])
+def test_parts_of_zeros_are_removed(name, importance):
+    model = compiled(name)
+    blocks = ke.architecture.describe(model).blocks
+    for block in blocks:
+        kernel = block.feed_forward.output.kernel
+        value = np.array(kernel)
+        value[4:10] = 0
+        kernel.assign(value)
+    small, _ = ke.shrink(model, feed_forward=10, data=batch(name), importance=importance)
+    x = features(name)
+    before, after = (model(x, training=False), small(x, training=False))
+    before, after = (getattr(o, "logits", o) for o in (before, after))
+    np.testing.assert_allclose(np.asarray(after), np.asarray(before), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_the_least_needed_block_goes_first(name):
+    model, (x, y) = compiled(name), batch(name)
+    x = tuple(x) if isinstance(x, list) else x
+    architecture = ke.architecture.describe(model)
+    data = tf.data.Dataset.from_tensors((x, y))
+    order, losses = removal_order(model, architecture, data)
+    count = len(architecture.blocks)
+    assert len(order) == count - 1 and len(losses) == count
+
+    def loss():
+        return model.evaluate(data, verbose=0, return_dict=True)["loss"]
+
+    np.testing.assert_allclose(losses[0], loss(), rtol=1e-5)
+    found = []
+    with skippable(model, architecture.blocks) as skipped:
+        for number in range(count):
+            for other, variable in enumerate(skipped):
+                variable.assign(number == other)
+            found.append(loss())
+    assert order[0] == int(np.argmin(found))
+    np.testing.assert_allclose(losses[1], min(found), rtol=1e-5)
+    small, report = ke.shrink(model, layers=count - 1, data=(x, y))
+    assert set(range(count)) - set(report.layers) == {order[0]}
+    small.compile("sgd", model.loss)
+    found = small.evaluate(data, verbose=0, return_dict=True)["loss"]
+    np.testing.assert_allclose(found, losses[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_the_number_of_parameters_is_reached(name):
+    model = compiled(name)
+    architecture = ke.architecture.describe(model)
+    cost, count = Parameters(model, architecture), len(architecture.blocks)
+    plain = ke.shrink(model, layers=count - 1, feed_forward=5).report
+    assert cost.of(count - 1, 5) == plain.parameters
+    for target in ("parameters", "bytes"):
+        most = getattr(plain, target)
+        _, report = ke.shrink(model, data=batch(name), **{target: most})
+        assert most * 0.7 < getattr(report, target) <= most
+
+
+class _Losses:
+    count, width = 3, 8
+
+    def __init__(self, of):
+        self.of = of
+
+
+class _Cost:
+    unit, digits = "ms", 1
+
+    def of(self, layers, width):
+        return layers * width
+
+
+def test_the_sizes_with_the_least_loss_are_chosen_and_of_these_the_largest():
+    assert best_sizes(_Cost(), _Losses(lambda layers, width: 3 - layers), 12) == (3, 4)
+    assert best_sizes(_Cost(), _Losses(lambda layers, width: 8 - width), 9) == (1, 8)
+    assert best_sizes(_Cost(), _Losses(lambda layers, width: 0.0), 15) == (3, 5)
+    with pytest.raises(
+        ValueError, match=r"at most 0\.5 ms, of 24\.0 now. One layer with 1 neurons"
+    ):
+        best_sizes(_Cost(), _Losses(lambda layers, width: 0.0), 0.5)
+
+
+def test_a_speedup_is_reached():
+    """With a latency that is an exact function of the sizes."""
+    model, (x, y) = compiled("kerashub-bert"), batch("kerashub-bert")
+
+    def measure(model):
+        blocks = ke.architecture.describe(model).blocks
+        width = blocks[0].feed_forward.output.kernel.shape[0]
+        return 1 + len(blocks) * (1 + 0.1 * width)
+
+    small, report = ke.shrink(model, speedup=2, measure=measure, data=(x, y))
+    assert report.latency_ms == measure(small)
+    assert report.latency_ms_before == measure(model)
+    assert 2 <= report.latency_ms_before / report.latency_ms < 2.5
+    assert "times faster" in str(report)
+
+
+@pytest.mark.full
+def test_a_latency_is_reached():
+    model, data = compiled("hf-bert-classifier"), batch("hf-bert-classifier")
+    _, report = ke.shrink(model, latency_ms=1e5, data=data)
+    assert 0 < report.latency_ms < 1e5
+    times = iter([8.0, 7.0, 4.0, 8.0, 5.5, 8.0, 4.5])
+    _, report = ke.shrink(model, latency_ms=5, measure=lambda m: next(times), data=data)
+    # The first choice took 5.5 ms, so another one was made.
+    assert report.latency_ms == 4.5
+
+
+# --- bad use -------------------------------------------------------------------------------------
+
+
+def test_what_is_impossible_is_said_before_anything_is_made():
+    model, data = compiled("kerashub-bert"), batch("kerashub-bert")
+    for arguments, message in (
+        ({}, "Received: no size"),
+        ({"layers": 4}, "`layers` must be the number of blocks to keep, from 1 to 3"),
+        ({"layers": [2, 1]}, "`layers` must be increasing numbers of blocks from 0 to 2"),
+        ({"feed_forward": 17}, "`feed_forward` must be a number from 1 to 16, or a list of 3"),
+        ({"feed_forward": [4, 5, 6]}, "All layers of BertTextClassifier have one `feed_forward`"),
+        ({"heads": 1}, "The number of heads can be changed alone if each attention layer"),
+        ({"hidden": 6}, "`hidden` must be a multiple of the size of a head, 4, and at most 8"),
+        ({"vocabulary": [3, 2]}, "`vocabulary` must hold increasing ids of tokens from 0 to 49"),
+        ({"layers": 2, "importance": "best"}, "`importance` must be one of"),
+        ({"feed_forward": 8, "importance": "taylor"}, "is measured on data. Received: data=None"),
+        ({"parameters": 100}, "chosen by the loss on data. Received: `parameters`"),
+        ({"parameters": 100, "data": data}, "One layer with 1 neurons has"),
+        ({"parameters": 100, "speedup": 2}, "takes one target. Received: parameters, speedup"),
+        ({"speedup": 0.5}, "`speedup` must be a number above 1. Received: 0.5"),
+        ({"parameters": 100, "layers": 2}, "the sizes are searched. Received: `parameters` with"),
+        ({"layers": 2, "data": "x"}, "`data` must be a batch"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ke.shrink(model, **arguments)
+    with pytest.raises(ValueError, match="not compiled"):
+        ke.shrink(model.backbone, layers=1, data=data)
+    functional = MODELS["keras-functional"]()
+    with pytest.raises(ValueError, match="The hidden width can be changed if it is an option"):
+        ke.shrink(functional, hidden=4)
+
+
+def test_models_that_cannot_be_shrunk():
+    models = {specimen.name: specimen for specimen in ZOO}
+    with pytest.raises(ValueError, match="there are no two dense layers"):
+        ke.shrink(models["keras-functional"].make(), layers=1)
+    with pytest.raises(ValueError, match=r"Received: Encoder .* a class of your own"):
+        ke.shrink(models["keras-subclassed"].make(), layers=1)
+    model = MODELS["kerashub-bert"]()
+    report = ke.lora(model, rank=2)
+    with pytest.raises(ValueError, match="which has transforms"):
+        ke.shrink(model, layers=1)
+    ke.merge(model)
+    assert ke.shrink(model, layers=1).report.layers == (0,), report
+    ke.share_weights(model, "layers", groups=1)
+    with pytest.raises(ValueError, match="with shared weights"):
+        ke.shrink(model, layers=1)
