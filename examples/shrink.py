@@ -79,7 +79,7 @@ small, report = ke.shrink(
 tune(f"{arguments.layers[0]}-layers-half-neurons", small, small_tokenizer, 1e-4)
 print(f"{'model':<24} accuracy   parameters  bytes of int8 export")
 print("\n".join(lines))
-times = ke.bench.bench(exports, batches=[8], lengths=[64], seconds=2)
+times = ke.bench.bench(exports, batches=[8], lengths=[64], seconds=2, vocabulary=len(ids))
 print("milliseconds for 8 texts of 64 tokens:")
 for name, found in times.targets.items():
     print(f"{name:<24} {found['cases']['batch 8, length 64']['median_ms']:8.1f}")

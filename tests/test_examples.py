@@ -52,7 +52,7 @@ def test_a_smaller_model(library, here, monkeypatch, capsys):  # noqa: F811
     options = {"data": "reviews.csv", "model": MODEL, "library": library, "limit": 32}
     script("shrink.py", monkeypatch, layers=1, output="out", **options)
     out = capsys.readouterr().out
-    assert "layers: 1 of 2" in out
+    assert "parameters (1.0 times fewer)" in out
     for name in ("whole", "1-layers", "1-layers-half-neurons"):
         assert (here / "out" / name).is_dir() and out.count(name) >= 2
 

@@ -7,7 +7,14 @@ from test_shrink import MODELS, features
 from zoo import ZOO, keras_of
 
 import keras_efficient as ke
-from keras_efficient.compression.structured.importance import Importance, batch_loss, remove_columns
+from keras_efficient.architecture._weights import all_weights
+from keras_efficient.compression._observers import input_grams
+from keras_efficient.compression.structured.importance import (
+    Importance,
+    batch_loss,
+    output_layers,
+    remove_columns,
+)
 from keras_efficient.compression.structured.layer_losses import removal_order, skippable
 from keras_efficient.compression.structured.search import Parameters, best_sizes
 
@@ -98,6 +105,24 @@ def test_parts_of_zeros_are_removed(name, importance):
     before, after = (model(x, training=False), small(x, training=False))
     before, after = (getattr(o, "logits", o) for o in (before, after))
     np.testing.assert_allclose(np.asarray(after), np.asarray(before), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name, part", [("kerashub-bert", "feed_forward"), ("tf_keras-functional", "heads")]
+)
+def test_the_weights_that_remain_are_corrected(name, part):
+    model, (x, y) = MODELS[name](), batch(name)
+    x = tuple(x) if isinstance(x, list) else x
+    number = {"feed_forward": 6, "heads": 1}[part]
+    blocks = ke.architecture.describe(model).blocks
+    layer = output_layers(blocks, part)[0]
+    (weight,) = [w for w in all_weights(model) if w.layer is layer and w.kind == "kernel"]
+    gram = input_grams(model, [weight], [x])[weight]
+    size = {"feed_forward": 1, "heads": 4}[part]
+    _, expected = remove_columns(np.array(weight.value).reshape(-1, 8), gram, size, number)
+    small, _ = ke.shrink(model, data=(x, y), importance="reconstruction", **{part: number})
+    kernel = output_layers(ke.architecture.describe(small).blocks, part)[0].kernel
+    np.testing.assert_allclose(np.array(kernel).reshape(-1, 8), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", FEW)
