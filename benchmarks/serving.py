@@ -107,13 +107,10 @@ def write(folder, quick, allow_missing):
         made = ke.export(model, folder / name, sample=sample, quantize=quantize, format=format)
         return made.directory
 
-    def calibrated(quantize, name):
-        if not calibrated.done:
-            ke.calibrate(model, calibration)
-            calibrated.done = True
-        return own(name, quantize)
+    def calibrated_int8():
+        ke.calibrate(model, calibration)
+        return own("int8", "int8")
 
-    calibrated.done = False
     makers = {
         "keras_export": by_keras,
         "fp32": lambda: own("fp32", None),
@@ -132,8 +129,9 @@ def write(folder, quick, allow_missing):
         "own_litert_int8": lambda: own_file("litert", "int8-weights"),
         "own_onnx_float": lambda: own_file("onnx", None),
         "own_onnx_int8": lambda: own_file("onnx", "int8-weights"),
-        "int8_weights": lambda: calibrated("int8-weights", "int8_weights"),
-        "int8": lambda: calibrated("int8", "int8"),
+        # Before the calibration: a calibrated model rounds the inputs of its layers in any format.
+        "int8_weights": lambda: own("int8_weights", "int8-weights"),
+        "int8": calibrated_int8,
     }
     for name, make in makers.items():
         if name in made["paths"]:

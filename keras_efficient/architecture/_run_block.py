@@ -1,12 +1,16 @@
 """Compute a described Transformer block on rows of tokens."""
 
+import contextvars
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient.architecture import _row_functions as functions
+from keras_efficient.architecture._activations import ACTIVATIONS, activation_of
 from keras_efficient.architecture._dense_layer import activation_after, kernel_of
 from keras_efficient.architecture._description import Block
 from keras_efficient.architecture._layer_class import has_library_call, original_class
@@ -15,6 +19,26 @@ from keras_efficient.architecture._token_rows import TokenRows
 from keras_efficient.flavor import Layer, Tensor
 
 _HALF = (tf.float16, tf.bfloat16)
+#: The function of `for_inference`, in its context.
+_JOIN: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("join", default=None)
+
+
+@contextmanager
+def for_inference(join: Callable[[list[Layer], int], Any]) -> Iterator[None]:
+    """Compute blocks in the form that is fastest without gradients, within the context.
+
+    Activations are those that TensorFlow fuses into products.
+
+    Args:
+        join: function of dense layers and the length of a row that returns their kernels side by
+            side, `[inputs, outputs]`, as something that converts to a tensor; or None, and they are
+            joined in each call.
+    """
+    token = _JOIN.set(join)
+    try:
+        yield
+    finally:
+        _JOIN.reset(token)
 
 
 def is_changed(layer: Layer) -> bool:
@@ -148,9 +172,12 @@ def _joined(layers, x):
     """The outputs of layers side by side, `[tokens, outputs]`, by one product if possible."""
     if any(map(is_changed, layers)) or len({layer.bias is None for layer in layers}) > 1:
         return tf.concat([_dense(layer, x) for layer in layers], 1)
-    read = [_kernel_and_bias(layer, x) for layer in layers]
-    kernel = tf.concat([kernel for kernel, _ in read], 1)
-    biases = [bias for _, bias in read if bias is not None]
+    join = _JOIN.get()
+    kernel = None if join is None else join(layers, x.shape[-1])
+    if kernel is None:
+        kernel = tf.concat([_kernel(layer, x) for layer in layers], 1)
+    kernel = tf.cast(tf.convert_to_tensor(kernel), _compute_dtype(layers[0]))
+    biases: list[Any] = [_bias(layer) for layer in layers if layer.bias is not None]
     bias = tf.concat(biases, 0) if biases else None
     return functions.dense(tf.cast(x, kernel.dtype), kernel, bias)
 
@@ -160,23 +187,29 @@ def _dense(layer, x, activation=None):
     if is_changed(layer):
         y = _call_on_rows(layer, x)
     else:
-        kernel, bias = _kernel_and_bias(layer, x)
+        kernel, bias = _kernel(layer, x), _bias(layer)
         y = functions.dense(tf.cast(x, kernel.dtype), kernel, bias)
         if activation_after(layer) is not None:
             y = _activated(activation_after(layer), y)
     return y if activation is None else _activated(activation, y)
 
 
-def _kernel_and_bias(layer, x):
-    dtype = _compute_dtype(layer)
-    kernel = tf.cast(tf.convert_to_tensor(kernel_of(layer)), dtype)
-    kernel = tf.reshape(kernel, [x.shape[-1], -1])
+def _kernel(layer, x):
+    kernel = tf.cast(tf.convert_to_tensor(kernel_of(layer)), _compute_dtype(layer))
+    return tf.reshape(kernel, [x.shape[-1], -1])
+
+
+def _bias(layer):
     if layer.bias is None:
-        return kernel, None
-    return kernel, tf.reshape(tf.cast(tf.convert_to_tensor(layer.bias), dtype), [-1])
+        return None
+    bias = tf.cast(tf.convert_to_tensor(layer.bias), _compute_dtype(layer))
+    return tf.reshape(bias, [-1])
 
 
 def _activated(activation, x):
+    if _JOIN.get() is not None:
+        name = activation_of(activation)
+        return (ACTIVATIONS.get(name, activation) if isinstance(name, str) else activation)(x)
     # A library's layer may cast its input.
     return functions.faster_activation(activation)(x)
 

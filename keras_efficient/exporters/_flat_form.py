@@ -1,12 +1,13 @@
 """The form of a model in which its Transformer blocks compute rows of tokens, for an export."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from keras_efficient import flavor as flavors
 from keras_efficient.architecture._describe import describe
+from keras_efficient.architecture._run_block import for_inference
 from keras_efficient.architecture._verify import Comparison
 from keras_efficient.compression._activation_quantization import unrounded_inputs
 from keras_efficient.flavor import Model
@@ -28,19 +29,27 @@ class FlatForm:
         model: the `FlatModel`, or None if no block is computed on rows.
         unchanged: dict from the path of each block that is computed by its layers' own code to the
             reason why.
+        join: the function of `for_inference` for graphs whose blocks multiply floats, or None.
     """
 
     model: FlatModel | None
     unchanged: dict[str, str] = field(default_factory=dict)
+    join: Callable | None = None
 
     @property
     def blocks(self) -> list:
         """The blocks that are computed on rows."""
         return [] if self.model is None else self.model.blocks
 
-    def on(self) -> AbstractContextManager:
-        """Return a context in which the model computes in this form."""
-        return nullcontext() if self.model is None else self.model.on()
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Compute the model in this form, within the context."""
+        with ExitStack() as stack:
+            if self.model is not None:
+                stack.enter_context(self.model.on())
+            if self.join is not None:
+                stack.enter_context(for_inference(self.join))
+            yield
 
     def leave_out(self, reason: str) -> None:
         """Compute no block on rows, for this reason."""

@@ -188,6 +188,28 @@ def test_floats_are_made_when_an_export_is_loaded(tmp_path, in_process):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("quantize", [None, "int8-weights"])
+def test_kernels_are_joined_before_they_are_read(quantize, tmp_path, in_process):
+    """Those of queries, keys and values; in the last block, of the first token, keys and values."""
+    model = padded_models.kerashub()
+    x, _ = padded_models.batch("kerashub")
+    report = ke.export(model, tmp_path / "m", sample=x, quantize=quantize)
+    function = tf.saved_model.load(str(report.directory)).signatures["tokens"]
+    shapes = [
+        tuple(axis.size for axis in tensor._handle_data.shape_and_type[0].shape.dim)
+        for tensor in function.captured_inputs
+        if tensor.dtype == tf.resource
+    ]
+    assert shapes.count((8, 24)) == 1
+    # Keys and values, and the two kernels of the feed-forward parts.
+    assert shapes.count((8, 16)) == 3
+    # The query of the last block only.
+    assert shapes.count((8, 2, 4)) == 1
+    if quantize is None:
+        # Nothing is stored twice.
+        assert report.weight_bytes == 4 * model.count_params()
+
+
 def test_loaded_tensors_hold_what_they_were_made_of():
     plain = Plain(np.array([1.0, 2.0], "float32"))
     plain.create("weight")

@@ -1,6 +1,7 @@
 """Substitute the layers of a model by inference-only implementations during an export."""
 
 import functools
+import math
 import warnings
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
+from keras_efficient.architecture._dense_layer import kernel_of
 from keras_efficient.architecture._layer_class import has_library_call, original_class
 from keras_efficient.architecture._layer_paths import layer_paths
 from keras_efficient.architecture._run_block import run_block
@@ -33,6 +35,7 @@ from keras_efficient.exporters.inference_ops.packed_weights import (
     BFloat16Weight,
     EncodedWeight,
     Int8Weight,
+    written,
 )
 from keras_efficient.exporters.inference_ops.smallest_encoding import smallest_encoding
 from keras_efficient.parametrize._attach import attach, detach, detach_call_wrappers
@@ -142,13 +145,14 @@ def substituted_layers(model, quantize, form):
         form: the `FlatForm` of the model.
 
     Yields:
-        The base variables that are not read in the block.
+        List of the base variables that are not read in the block. It grows while a graph is traced
+        that reads others instead.
     """
     with flavors.of(model).untraced(model):
         substitution = _Substitution(model, quantize, form)
         try:
             substitution.begin()
-            yield [pack.weight.value for pack in substitution.packs.values()]
+            yield substitution.unread
         finally:
             substitution.end()
 
@@ -158,6 +162,8 @@ class _Substitution:
         self.model, self.flavor, self.quantize = model, flavors.of(model), quantize
         self.form = form
         self.packs, self.parts, self.chains = {}, [], []
+        self.unread: list[Any] = []
+        self._joined: dict[tuple[int, ...], Any] = {}
 
     def begin(self):
         weights = all_weights(self.model)
@@ -170,7 +176,10 @@ class _Substitution:
         for weight in weights:
             for layer, attribute in weight.owners:
                 self.owned.setdefault(id(layer), []).append((weight, attribute))
+        self.unread += [pack.weight.value for pack in self.packs.values()]
         done = self._blocks() if self.quantize in _BLOCKS else set()
+        if self.quantize not in _BLOCKS:
+            self.form.join = self._join
         for path, layer in layer_paths(self.model):
             for part in self._parts(layer) if id(layer) not in done else ():
                 parametrize_layer(layer, self.flavor, path).attach(part)
@@ -196,7 +205,44 @@ class _Substitution:
             self.form.model.whole = True
         return done
 
+    def _join(self, layers, inputs):
+        """Return the kernels of layers side by side, made once, outside of the graph."""
+        key = tuple(map(id, layers))
+        if key not in self._joined:
+            with tf.init_scope():
+                self._joined[key] = self._joined_kernel(layers, inputs)
+        return self._joined[key]
+
+    def _joined_kernel(self, layers, inputs):
+        found = [
+            weight
+            for layer in layers
+            for weight, attribute in self.owned.get(id(layer), ())
+            if attribute == "kernel" and not _changed(layer)
+        ]
+        if len(found) < max(2, len(layers)):
+            return None
+        packs: list[Any] = [self.packs.get(id(weight.variable)) for weight in found]
+        if self.quantize is not None:
+            if None in packs:
+                return None
+            encodings = [encoding for pack in packs for encoding in pack.encodings]
+            width = sum(math.prod(weight.shape) for weight in found) // inputs
+            values = [pack.value for pack in packs]
+            return LoadedTensor(
+                lambda: tf.concat([tf.reshape(value(), [inputs, -1]) for value in values], 1),
+                encodings,
+                [inputs, width],
+                found[0].value.dtype,
+            )
+        self.unread += [weight.value for weight in found]
+        arrays = [
+            tf.reshape(tf.convert_to_tensor(kernel_of(layer)), [inputs, -1]) for layer in layers
+        ]
+        return written(tf.concat(arrays, 1).numpy(), f"{found[0].path}.joined", "values")
+
     def end(self):
+        self.form.join = None
         for block in self.form.blocks:
             block.run = run_block
         for chain in self.chains:
