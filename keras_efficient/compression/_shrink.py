@@ -235,43 +235,41 @@ def _searched(model, data, importance, target, hidden, vocabulary, measure) -> S
     (name, most_allowed), fixed = target, {} if hidden is None else {"hidden": hidden}
     shrinking = Shrinking(model, data, importance)
     shrinking.check_blocks()
-    losses = Losses(
-        model, shrinking.architecture, importance, shrinking.batches or [], shrinking.dataset()
-    )
+    if hidden is not None:
+        shrinking.check_hidden(hidden)
+    if vocabulary is not None:
+        shrinking.checked_ids(vocabulary)
+    batches = shrinking.batches or []
+    losses = Losses(model, shrinking.architecture, importance, batches, shrinking.dataset())
     is_size = name in ("parameters", "bytes")
     # What is fixed is removed first; tokens do not change the latency.
-    base = model
-    if fixed or (is_size and vocabulary is not None):
-        base = _cut(model, None, "magnitude", fixed, vocabulary if is_size else None).model
-    architecture = describe(base, sample=shrinking.sample)
-
-    def made(most_cost):
-        layers, width = best_sizes(cost, losses, most_cost)
-        sizes = {**fixed, "layers": losses.kept(layers), "feed_forward": width}
-        return _cut(model, data, importance, sizes, vocabulary)
-
-    if is_size:
-        if name == "bytes":
-            most_allowed /= weight_bytes(model) / parameters_of(model)
-        cost = Parameters(base, architecture)
-        return made(most_allowed)
+    fewer_ids = vocabulary if is_size else None
+    base, sample = model, shrinking.sample if fewer_ids is None else None
+    if fixed or fewer_ids is not None:
+        base = _cut(model, None, "magnitude", fixed, fewer_ids).model
+    architecture = describe(base, sample=sample)
     times = timer(shrinking.sample) if measure is None else _each(measure)
-    cost = Latency(base, architecture, times)
-    aim = most_allowed if name == "latency_ms" else None
-    small, before, after = None, 0.0, 0.0
-    for _ in range(ATTEMPTS):
-        if aim is None:
-            aim = times([model])[0] / most_allowed
-        small = made(aim)
-        before, after = times([model, small.model])
-        wanted = before / most_allowed if name == "speedup" else most_allowed
-        if after <= wanted:
+    cost = Parameters(base, architecture) if is_size else Latency(base, architecture, times)
+    aim = wanted = most_allowed
+    if name == "bytes":
+        aim = wanted = most_allowed * parameters_of(model) / weight_bytes(model)
+    elif name == "speedup":
+        aim = times([model])[0] / most_allowed
+    for attempt in range(ATTEMPTS):
+        layers, width = best_sizes(cost, losses, aim)
+        sizes = {**fixed, "layers": losses.kept(layers), "feed_forward": width}
+        small, report = _cut(model, data, importance, sizes, vocabulary)
+        if is_size:
+            found = report.parameters
+        else:
+            before, found = times([model, small])
+            report = dataclasses.replace(report, latency_ms=found, latency_ms_before=before)
+            wanted = before / most_allowed if name == "speedup" else most_allowed
+        if found <= wanted or attempt == ATTEMPTS - 1:
             break
         # The prediction was too low by this factor.
-        aim *= 0.98 * wanted / after
-    assert small is not None
-    report = dataclasses.replace(small.report, latency_ms=after, latency_ms_before=before)
-    return ShrunkModel(small.model, report)
+        aim *= 0.98 * wanted / found
+    return ShrunkModel(small, report)
 
 
 def _each(measure):

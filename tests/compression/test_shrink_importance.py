@@ -126,6 +126,13 @@ def test_the_weights_that_remain_are_corrected(name, part):
 
 
 @pytest.mark.parametrize("name", FEW)
+def test_tokens_of_the_data_need_not_be_kept(name):
+    arguments = {"vocabulary": np.arange(4), "data": batch(name), "importance": "taylor"}
+    report = ke.shrink(compiled(name), layers=1, **arguments).report
+    assert report.sizes["vocabulary"][1] == 4 and report.sizes["layers"][1] == 1
+
+
+@pytest.mark.parametrize("name", FEW)
 def test_the_least_needed_block_goes_first(name):
     model, (x, y) = compiled(name), batch(name)
     x = tuple(x) if isinstance(x, list) else x

@@ -1,11 +1,13 @@
 """A model that is made smaller step by step, and what of it is kept."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_efficient.architecture import Architecture, describe
+from keras_efficient.architecture._embeddings import embeddings
 from keras_efficient.compression.structured import cuts
 from keras_efficient.compression.structured.carry import carry
 from keras_efficient.compression.structured.importance import (
@@ -193,11 +195,14 @@ class Shrinking:
     def keep_tokens(self, ids: np.ndarray) -> None:
         """Keep some tokens."""
         if len(ids) != self.before.get("vocabulary"):
-            self._replace(cuts.cut_vocabulary(self.model, self.architecture, ids))
+            self.model = cuts.cut_vocabulary(self.model, self.architecture, ids)
+            # The blocks have the sizes of before; the data have ids that the model need not have.
+            self.architecture = dataclasses.replace(
+                self.architecture, embeddings=embeddings(self.model)
+            )
 
     def _replace(self, model):
         self.model = model
-        # The ids of the data may not be those of the new vocabulary.
         self.architecture = self.described()
 
     def _correct(self, part, matrices):
