@@ -16,6 +16,7 @@ import keras_efficient as ke
 REPORT = {
     "accuracy",
     "bytes",
+    "candidates",
     "classification",
     "created",
     "data_fingerprint",
@@ -26,8 +27,10 @@ REPORT = {
     "max_abs_difference",
     "max_rss_bytes",
     "quantize",
+    "recommended",
     "seed",
     "signature",
+    "storage",
     "tolerance",
     "versions",
     "weight_bytes",
