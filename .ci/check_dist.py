@@ -65,7 +65,7 @@ def check_install(wheel: Path) -> None:
         binaries = Path(folder) / "bin"
         constraints = ["--constraint", str(ROOT / "constraints.txt")]
         for command in (
-            [binaries / "python", "-m", "pip", "install", "--quiet", *constraints, str(wheel)],
+            [binaries / "python", "-m", "pip", "install", "--quiet", *constraints, wheel.resolve()],
             [binaries / "keras-efficient", "--version"],
             [binaries / "python", "-m", "keras_efficient", "--version"],
             [binaries / "python", "-c", EXPORT],
