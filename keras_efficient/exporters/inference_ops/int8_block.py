@@ -6,16 +6,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient.architecture import _row_functions as functions
-from keras_efficient.architecture._activations import ACTIVATIONS, activation_of
-from keras_efficient.architecture._dense_layer import activation_after
-from keras_efficient.architecture._norm_layer import is_rms_norm
-from keras_efficient.architecture._run_block import is_changed
+from keras_efficient.architecture._activations import ACTIVATIONS
 from keras_efficient.exporters.inference_ops.matmul import (
     FUSED,
     Int8MatMul,
     joined,
     quantize,
 )
+from keras_efficient.exporters.inference_ops.whole_block import WholeBlock
 
 #: Activations that cost nothing as part of a product.
 _FREE = ("linear", "relu", "gelu")
@@ -48,50 +46,29 @@ class Hidden:
         return self.rows if self.scale is None else self.rows * self.scale + self.offset
 
 
-class Int8Block:
+class Int8Block(WholeBlock):
     """Compute a described block by products of integers.
 
     The residual stream of a block that ends in a normalization is computed in units of the grid of
     the next product. Normalizing removes a scale and an offset anyway, so it changes nothing but
     the epsilon; and the residual sum is part of the product before.
 
-    Args:
-        block: the `Block`.
-        matrix: function of a dense layer and an activation, None for its own, that returns the
-            layer's `MatMul`, or None.
+    The arguments are those of `WholeBlock`.
 
     Raises:
-        ValueError: the block must be computed layer by layer; the message says why.
+        ValueError: as `WholeBlock`; or inputs have no ranges, or several.
     """
 
+    kind = Int8MatMul
+
     def __init__(self, block, matrix):
-        self.block = block
-        if block.chain and block.norm_first:
-            raise ValueError("its layers are plain ones, and it ends in a sum")
-        if block.attention.joint:
-            raise ValueError("one layer projects queries, keys and values")
-        part, forward = block.attention, block.feed_forward
-        norms = (block.attention_norm, block.feed_forward_norm)
-        if forward.gate is not None or any(map(is_rms_norm, norms)):
-            raise ValueError("its feed-forward part has a gate, or its norms subtract no mean")
-        self.inputs = [matrix(layer, None) for layer in (part.query, part.key, part.value)]
-        self.output, self.last = matrix(part.output, None), matrix(forward.output, None)
-        self.intermediate = matrix(forward.intermediate, forward.activation)
-        linear = [*self.inputs, self.output, self.last]
-        for found in (*linear, self.intermediate):
-            if not isinstance(found, Int8MatMul) or found.range is None or found.smooth is not None:
-                raise ValueError("a layer has no product of integers with a range for all inputs")
-        if any(found.activation != "linear" for found in linear):
-            raise ValueError("a projection has an activation")
+        super().__init__(block, matrix)
+        products = [*self.inputs, self.output, self.intermediate, self.last]
+        if any(found.range is None or found.smooth is not None for found in products):
+            raise ValueError("a layer has no product of integers with a range for all inputs")
         if any(found.range != self.inputs[0].range for found in self.inputs):
             raise ValueError("queries, keys and values round their inputs differently")
-        own = activation_of(activation_after(forward.intermediate))
-        if forward.activation is not None and own != "linear":
-            raise ValueError("its feed-forward part has two activations")
-        if any(map(is_changed, norms)):
-            raise ValueError("something is attached to its normalization")
-        self.before, self.after = map(_Norm, norms)
-        self._products: dict[str, Any] = {}
+        self.before, self.after = map(_Norm, (block.attention_norm, block.feed_forward_norm))
 
     def run(self, block, x, rows, training, first):
         """Return the `Hidden` states after the block; the arguments are those of `run_block`."""
@@ -106,7 +83,7 @@ class Int8Block:
         context = self._attention(x, rows, first)
         if first:
             stream = tf.gather(stream, rows.first)
-        output = self._product("output", lambda: self.output.folded(1 / scale))
+        output = self.product("output", lambda: self.output.folded(1 / scale))
         x = output(quantize(context), add=stream)
         grid = self.intermediate.grid
         if self.block.norm_first:
@@ -131,12 +108,12 @@ class Int8Block:
             matrix: Any = joined(self.inputs[used])
             return matrix.folded(np.repeat(scales[used], size), np.repeat(shifts[used], size))
 
-        product = self._product("inputs", inputs)
+        product = self.product("inputs", inputs)
         back = rows.back(part.heads)
         number = 2 if first else 3
         parts = functions.split_heads(product(x), number, part.heads, rows.place, back)
         if first:
-            query = self._product("query", lambda: self.inputs[0].folded(part.scale))
+            query = self.product("query", lambda: self.inputs[0].folded(part.scale))
             query = query(tf.gather(x, rows.first))
             parts = [tf.reshape(query, [-1, part.heads, 1, size // part.heads]), *parts]
         bias = rows.attention_bias(part.causal)
@@ -152,20 +129,13 @@ class Int8Block:
     def _feed_forward(self, x, stream, scale):
         """Return the stream plus `scale` times the feed-forward part of quint8 rows."""
         first, last = self.intermediate, self.last
-        product = self._product("intermediate", first.folded)
+        product = self.product("intermediate", first.folded)
         if first.activation in _FREE:
             x = product(x, FUSED[first.activation], grid=last.grid)
         else:
             function = ACTIVATIONS.get(first.activation, first.activation)
             x = quantize(last.grid.of(functions.faster_activation(function)(product(x))))
-        return self._product("last", lambda: last.folded(scale))(x, add=stream)
-
-    def _product(self, name, make):
-        """A product, made once, outside of the graph that is being traced."""
-        if name not in self._products:
-            with tf.init_scope():
-                self._products[name] = make()
-        return self._products[name]
+        return self.product("last", lambda: last.folded(scale))(x, add=stream)
 
 
 class _Norm:
