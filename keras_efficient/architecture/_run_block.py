@@ -24,15 +24,18 @@ _JOIN: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("join", 
 
 
 @contextmanager
-def for_inference(join: Callable[[list[Layer], int], Any]) -> Iterator[None]:
+def for_inference(
+    join: Callable[[list[Layer], int], Any] = lambda layers, inputs: None,
+) -> Iterator[None]:
     """Compute blocks in the form that is fastest without gradients, within the context.
 
-    Activations are those that TensorFlow fuses into products.
+    Activations are in the form that TensorFlow fuses into products, and that LiteRT has operations
+    for.
 
     Args:
         join: function of dense layers and the length of a row that returns their kernels side by
             side, `[inputs, outputs]`, as something that converts to a tensor; or None, and they are
-            joined in each call.
+            joined in each call. Default: None for all layers.
     """
     token = _JOIN.set(join)
     try:

@@ -17,7 +17,12 @@ from keras_efficient.bench._inputs import load_examples, resolve_shapes, synthet
 from keras_efficient.exporters._manifest import MANIFEST
 from keras_efficient.metrics import classification_report, predicted_classes, scores_of
 from keras_efficient.metrics._scores import class_numbers
-from keras_efficient.runtime._model_process import ModelProcess, ModelProcessError
+from keras_efficient.runtime._model_process import (
+    KINDS,
+    ModelProcess,
+    ModelProcessError,
+    model_in,
+)
 from keras_efficient.runtime._time_in_turns import time_in_turns
 from keras_efficient.serving._check_graph import check_graph
 from keras_efficient.versions._check_manifest import check_manifest
@@ -25,7 +30,6 @@ from keras_efficient.versions._find_version import find_version
 
 #: Examples per call while accuracy is measured.
 _BATCH = 32
-_KINDS = {".tflite": "litert", ".onnx": "onnx", ".xml": "openvino"}
 
 
 def bench(
@@ -156,7 +160,7 @@ def _by_name(targets) -> dict[str, Any]:
 
 def _find(path) -> tuple[Path, str]:
     """Return the file or folder to load for a target, and its kind."""
-    kind = _KINDS.get(Path(path).suffix)
+    kind = KINDS.get(Path(path).suffix)
     if kind is not None:
         if not Path(path).is_file():
             raise InputError(f"A {Path(path).suffix} file must exist. Received: {path}.")
@@ -164,16 +168,15 @@ def _find(path) -> tuple[Path, str]:
     folder = find_version(path)
     if (folder / MANIFEST).exists():
         check_manifest(folder)
-    if (folder / "saved_model.pb").is_file():
+    found = model_in(folder)
+    if found is None:
+        raise InputError(
+            "A model's folder must hold saved_model.pb, model.tflite or model.onnx. Received: "
+            f"{folder}, with none of them. Name the folder that was given to `ke.export`."
+        )
+    if found[1] == "saved_model":
         check_graph(folder)
-        return folder, "saved_model"
-    for suffix, kind in _KINDS.items():
-        if (folder / f"model{suffix}").is_file():
-            return folder / f"model{suffix}", kind
-    raise InputError(
-        "A model's folder must hold saved_model.pb, model.tflite or model.onnx. Received: "
-        f"{folder}, with none of them. Name the folder that was given to `ke.export`."
-    )
+    return found
 
 
 @contextmanager

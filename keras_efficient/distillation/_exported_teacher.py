@@ -12,9 +12,12 @@ import tensorflow as tf
 
 from keras_efficient._errors import InputError
 from keras_efficient.distillation._teacher import NAMES, Teacher
-from keras_efficient.runtime._model_process import ModelProcess, ModelProcessError
-
-_SUFFIXES = {".tflite": "litert", ".onnx": "onnx"}
+from keras_efficient.runtime._model_process import (
+    KINDS,
+    ModelProcess,
+    ModelProcessError,
+    model_in,
+)
 
 
 class ExportedTeacher(Teacher):
@@ -119,14 +122,12 @@ class ExportedTeacher(Teacher):
 
 def _located(path) -> tuple[Path, str]:
     found = Path(path).expanduser().absolute()
-    if found.suffix in _SUFFIXES and found.is_file():
-        return found, _SUFFIXES[found.suffix]
+    if found.suffix in KINDS and found.is_file():
+        return found, KINDS[found.suffix]
     versions = [p for p in found.iterdir() if p.name.isdigit()] if found.is_dir() else []
     for folder in (found, *sorted(versions, key=lambda p: -int(p.name))):
-        if (folder / "saved_model.pb").is_file():
-            return folder, "saved_model"
-        if (folder / "model.tflite").is_file():
-            return folder / "model.tflite", "litert"
+        if (model := model_in(folder)) is not None:
+            return model
     raise InputError(
         "A teacher's path must be that of a SavedModel, a .tflite or .onnx file, or a cache. "
         f"Received: {str(path)!r}, which is none of them. Correct the path."

@@ -36,7 +36,7 @@ from keras_efficient.exporters._storage import storage_of
 from keras_efficient.exporters._verification import check_reference, compare, run_without_keras
 from keras_efficient.exporters._warmup import write_warmup
 from keras_efficient.exporters.inference_ops.cpu_check import CpuCheck
-from keras_efficient.exporters.inference_ops.loaded_tensor import loaded_tensors
+from keras_efficient.exporters.inference_ops.loaded_tensor import encodings_of, loaded_tensors
 from keras_efficient.exporters.inference_ops.substitution import rounded, substituted_layers
 from keras_efficient.exporters.litert.export import export_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
@@ -420,8 +420,7 @@ def _module(flavor, model, unread, features, text, arguments):
     weights = [] if arguments.quantize else _served_weights(flavor, model, unread)
     module: Any = tf.Module()
     module.loaded = loaded_tensors(tokens)
-    encodings = {id(x): x for tensor in module.loaded for x in tensor.encodings}.values()
-    weights += [variable for encoding in encodings for variable in encoding.variables]
+    weights += [v for encoding in encodings_of(module.loaded) for v in encoding.variables]
     module.weights = weights + _other_state(tokens, weights, module.loaded)
     functions = {"tokens": tokens}
     if text is not None:

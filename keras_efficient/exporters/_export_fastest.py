@@ -20,10 +20,9 @@ from keras_efficient.exporters._export import export
 from keras_efficient.exporters._export_report import ExportReport
 from keras_efficient.exporters._signature import Features
 from keras_efficient.flavor import Model
-from keras_efficient.runtime._model_process import ModelProcess, ModelProcessError
+from keras_efficient.runtime._model_process import ModelProcess, ModelProcessError, model_in
 from keras_efficient.runtime._time_in_turns import time_in_turns
 
-_FILES = {"saved_model": "", "litert": "model.tflite", "onnx": "model.onnx"}
 CANDIDATES = "candidates.json"
 
 
@@ -147,7 +146,9 @@ def _time(reports, features, batches, lengths, threads, seconds):
         processes = {}
         for format, report in reports.items():
             try:
-                process = ModelProcess(report.directory / _FILES[format], format, threads)
+                model = model_in(report.directory)
+                assert model is not None
+                process = ModelProcess(*model, threads)
                 processes[format] = stack.enter_context(process)
                 for file in files.values():
                     process.ask(time=file, calls=1, seconds=0.001)

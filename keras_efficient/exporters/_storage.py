@@ -4,6 +4,8 @@ import collections
 import math
 from typing import Any
 
+from keras_efficient.exporters.inference_ops.loaded_tensor import encodings_of
+
 
 def storage_of(module: Any, function: Any) -> dict[str, int]:
     """Return the bytes of the weights by form, such as "float32" or "4-bit codebook of int8".
@@ -14,9 +16,8 @@ def storage_of(module: Any, function: Any) -> dict[str, int]:
         function: the concrete function that reads them. Its large constants, such as biases, are
             counted as "constants".
     """
-    encodings = {id(x): x for tensor in module.loaded for x in tensor.encodings}.values()
     found, encoded = collections.Counter(), set()
-    for encoding in encodings:
+    for encoding in encodings_of(module.loaded):
         found[encoding.describe()] += encoding.bytes
         encoded |= set(map(id, encoding.variables))
     for variable in module.weights:

@@ -2,8 +2,6 @@
 
 import inspect
 import json
-import logging
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from keras_efficient.data._read_json import read_json
 from keras_efficient.data._tokenizer import HUGGING_FACE, Tokenizer, as_tokenizer
 from keras_efficient.data._tokenizer_limits import check_tokenizer
 from keras_efficient.dtype_policies._keep_float32 import keep_float32
+from keras_efficient.flavor._quiet_logger import quiet_logger
 from keras_efficient.flavor._typing import Model
 from keras_efficient.models._check_weights import safetensors_files
 from keras_efficient.models._checkpoint_folder import check_ids, describe, load_tokenizer
@@ -29,7 +28,8 @@ def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Mod
     model: Any
     config: Any
     try:
-        with _quiet("transformers"):
+        # The warnings are about the new head, which is intended.
+        with quiet_logger("transformers"):
             config = transformers.AutoConfig.from_pretrained(
                 str(source), num_labels=num_labels, trust_remote_code=False
             )
@@ -120,15 +120,3 @@ def _read(shard):
                 name,
                 (tf.cast(tensor, tf.float32) if tensor.dtype.is_floating else tensor).numpy(),
             )
-
-
-@contextmanager
-def _quiet(name):
-    """Silence a logger's warnings about the new head, which is intended."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -22,6 +22,18 @@ _REQUIREMENTS = {
 }
 
 
+#: Kinds of files by suffix.
+KINDS = {".tflite": "litert", ".onnx": "onnx", ".xml": "openvino"}
+
+
+def model_in(folder: Path) -> tuple[Path, str] | None:
+    """Return the path and the kind of the model that `ke.export` wrote into a folder, or None."""
+    if (folder / "saved_model.pb").is_file():
+        return folder, "saved_model"
+    files = ((folder / f"model{suffix}", kind) for suffix, kind in KINDS.items())
+    return next((found for found in files if found[0].is_file()), None)
+
+
 class ModelProcessError(RuntimeError):
     """The process failed or died.
 

@@ -263,7 +263,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(HTTP_STATUS[error.status], {"error": str(error)})
 
     def _predict(self, body):
-        path, _, verb = self.path.partition(":")
+        path, _, method = self.path.partition(":")
         match path.strip("/").split("/"):
             case ["v1", "models", name]:
                 number, label = None, None
@@ -272,8 +272,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             case ["v1", "models", name, "labels", label]:
                 number = None
             case _:
-                verb = ""
-        if verb != "predict":
+                method = ""
+        if method != "predict":
             raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, f"Malformed request: {self.path}")
         _, version = self.server_of_models.find(name, number, label)
         signature = version.signature(body.get("signature_name"))

@@ -37,6 +37,19 @@ def _inputs(layer, args, kwargs):
     return BlockInputs(hidden, mask, lambda mask: mask[:, 0, 0], given["training"])
 
 
+def _attention(layer, output, dropout):
+    """The `SelfAttention` of a layer with the names of BERT's."""
+    return SelfAttention(
+        query=layer.query,
+        key=layer.key,
+        value=layer.value,
+        output=output,
+        heads=layer.num_attention_heads,
+        scale=1 / math.sqrt(layer.attention_head_size),
+        dropout=dropout,
+    )
+
+
 _LIKE_BERT = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra")
 
 
@@ -54,15 +67,7 @@ def bert(path: str, layer: Layer) -> Block | str | None:
     return described_block(
         path,
         layer,
-        SelfAttention(
-            query=attention.query,
-            key=attention.key,
-            value=attention.value,
-            output=end.dense,
-            heads=attention.num_attention_heads,
-            scale=1 / math.sqrt(attention.attention_head_size),
-            dropout=attention.dropout,
-        ),
+        _attention(attention, end.dense, attention.dropout),
         attention_norm=end.LayerNorm,
         feed_forward=FeedForward(
             layer.intermediate.dense,
@@ -88,15 +93,7 @@ def albert(path: str, layer: Layer) -> Block | str | None:
     return described_block(
         path,
         layer,
-        SelfAttention(
-            query=attention.query,
-            key=attention.key,
-            value=attention.value,
-            output=attention.dense,
-            heads=attention.num_attention_heads,
-            scale=1 / math.sqrt(attention.attention_head_size),
-            dropout=attention.attention_dropout,
-        ),
+        _attention(attention, attention.dense, attention.attention_dropout),
         attention_norm=attention.LayerNorm,
         feed_forward=FeedForward(layer.ffn, layer.ffn_output, layer.activation),
         feed_forward_norm=layer.full_layer_layer_norm,
@@ -199,15 +196,7 @@ def vit(path: str, layer: Layer) -> Block | str | None:
     return described_block(
         path,
         layer,
-        SelfAttention(
-            query=attention.query,
-            key=attention.key,
-            value=attention.value,
-            output=end.dense,
-            heads=attention.num_attention_heads,
-            scale=1 / math.sqrt(attention.attention_head_size),
-            dropout=attention.dropout,
-        ),
+        _attention(attention, end.dense, attention.dropout),
         attention_norm=layer.layernorm_before,
         feed_forward=FeedForward(
             layer.intermediate.dense,

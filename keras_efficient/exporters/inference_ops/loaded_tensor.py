@@ -67,6 +67,11 @@ def loaded_tensors(function: Any) -> list[LoadedTensor]:
     return [_BY_HANDLE[id(handle)] for handle in handles if id(handle) in _BY_HANDLE]
 
 
+def encodings_of(tensors: Sequence[LoadedTensor]) -> list[Encoding]:
+    """Return the `Encoding`s that `LoadedTensor`s are made of, each once."""
+    return list({id(x): x for tensor in tensors for x in tensor.encodings}.values())
+
+
 def _to_tensor(loaded, dtype=None, name=None, as_ref=False):
     return loaded.value() if dtype is None else tf.cast(loaded.value(), dtype)
 

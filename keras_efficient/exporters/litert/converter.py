@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError, VerificationError, shortened
-from keras_efficient.architecture import _row_functions as functions
+from keras_efficient.architecture._run_block import for_inference
 from keras_efficient.exporters._flat_form import flat_form
 from keras_efficient.exporters._layer_inputs import unquantized_inputs
 from keras_efficient.exporters._model_file import (
@@ -22,7 +22,6 @@ from keras_efficient.exporters._model_file import (
 )
 from keras_efficient.exporters._signature import Features, describe_specs
 from keras_efficient.flavor import Model
-from keras_efficient.flavor._patched import patched
 from keras_efficient.parametrize._plain_model import folded_weights
 
 MODES = ("float32", "dynamic-int8", "int8")
@@ -121,8 +120,7 @@ def convert_model(model: Model, features: Features, mode: str, batches: list, an
             stack.enter_context(unquantized_inputs(model, clips=mode == "int8"))
         if mode in _ROWS and form.blocks:
             try:
-                # LiteRT has one operation for the GELU as the libraries write it.
-                with form.on(), patched(functions, faster_activation=lambda own: own):
+                with form.on(), for_inference():
                     function = trace_model(model, flavor, features, any_length)
                 written = _convert(function, mode, batches)
             except VerificationError as error:

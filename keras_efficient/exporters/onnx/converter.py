@@ -2,13 +2,13 @@
 
 import importlib.util
 import logging
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 from keras_efficient._errors import InputError, VerificationError, listed
 from keras_efficient.exporters._model_file import MissingOperationError
 from keras_efficient.exporters.onnx.rewrites import all_nodes, rewrite, write_erfc
+from keras_efficient.flavor._quiet_logger import quiet_logger
 
 #: Version of the operator set: the first one that has LayerNormalization.
 OPSET = 17
@@ -47,7 +47,8 @@ def convert(function: Any) -> Any:
     import tf2onnx
 
     try:
-        with _quiet():
+        # What matters of what tf2onnx says about each node, it raises or leaves.
+        with quiet_logger("tf2onnx", logging.CRITICAL):
             model, _ = tf2onnx.convert.from_function(
                 SimpleNamespace(get_concrete_function=lambda *_: function),
                 input_signature=(),
@@ -91,15 +92,3 @@ def _known(onnx, node):
     except onnx.defs.SchemaError:
         return False
     return True
-
-
-@contextmanager
-def _quiet():
-    """Do not print what tf2onnx says about each node; what matters, it raises or leaves."""
-    logger = logging.getLogger("tf2onnx")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

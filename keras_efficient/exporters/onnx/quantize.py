@@ -1,12 +1,12 @@
 """Quantize an ONNX model with ONNX Runtime's tools."""
 
-import logging
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from keras_efficient.exporters.onnx.rewrites import Nodes, remove_unread
+from keras_efficient.flavor._quiet_logger import quiet_logger
 
 _PRODUCTS = ("MatMul", "Gemm")
 #: Operations that are quantized where they read a constant. All others stay in float32.
@@ -23,7 +23,8 @@ def quantize_dynamically(model: Any, file: Path, reduce_range: bool) -> None:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    # The advice to prepare a model, which is done here, is left out.
+    with quiet_logger(None), tempfile.TemporaryDirectory() as folder:
         prepared, nodes = _prepared(model, folder)
         quantize_dynamic(
             prepared,
@@ -58,7 +59,8 @@ def quantize_statically(model: Any, file: Path, batches: list[dict], reduce_rang
         def get_next(self):
             return next(self.rest, None)
 
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    # The advice to prepare a model, which is done here, is left out.
+    with quiet_logger(None), tempfile.TemporaryDirectory() as folder:
         prepared, nodes = _prepared(model, folder)
         separated = onnx.load(prepared)
         ranges = _separate_inputs(separated.graph, set(nodes))
@@ -156,15 +158,3 @@ def _clipped(nodes, maker):
     if low.ndim or high.ndim:
         raise LookupError(maker.name)
     return x, low, high
-
-
-@contextmanager
-def _quiet():
-    """Do not print the advice to prepare a model, which was just done."""
-    logger = logging.getLogger()
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
