@@ -5,6 +5,7 @@ import padded_models
 import pytest
 import tensorflow as tf
 from covering import covering
+from export_models import METHODS
 from family_models import gpt2, t5
 from in_process_export import in_process as in_process
 from zoo import VOCABULARY, keras_of
@@ -17,13 +18,6 @@ from keras_efficient.exporters.inference_ops.loaded_tensor import LoadedTensor, 
 from keras_efficient.training._flat_model import unpadded_model
 from keras_efficient.versions._check_manifest import check_manifest
 
-METHODS = {
-    "plain": lambda model, x: None,
-    "lora": lambda model, x: ke.lora(model, rank=2),
-    "prune": lambda model, x: ke.prune(model, 0.5),
-    "quantize_aware": lambda model, x: ke.quantize_aware(model, calibration=x),
-    "cluster": lambda model, x: ke.cluster(model, 8),
-}
 #: Largest differences from the model in memory, of outputs of about 1.
 DIFFERENCES = {None: 1e-5, "int8-weights": 1e-5, "bfloat16": 2e-2, "int8": 2e-2}
 

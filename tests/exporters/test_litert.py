@@ -7,6 +7,7 @@ import padded_models
 import pytest
 import tensorflow as tf
 from covering import covering, sampled
+from export_models import calling
 from fit_helpers import mirrored
 
 import keras_efficient as ke
@@ -279,17 +280,6 @@ def test_a_model_of_several_replicas(library, tmp_path, in_process):
 
 
 # --- refusals ------------------------------------------------------------------------------------
-
-
-def calling(function):
-    import keras
-
-    class Own(keras.layers.Layer):
-        def call(self, x):
-            return function(x)
-
-    x = keras.Input((4,))
-    return keras.Model(x, Own()(x))
 
 
 def test_operations_of_tensorflow_are_refused(tmp_path):

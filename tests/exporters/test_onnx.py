@@ -9,6 +9,7 @@ import padded_models
 import pytest
 import tensorflow as tf
 from covering import covering, sampled
+from export_models import METHODS, calling
 
 import keras_efficient as ke
 from keras_efficient import flavor as flavors
@@ -20,13 +21,6 @@ from keras_efficient.versions._check_manifest import check_manifest
 from tests.zoo import CLASSES, FEW_FIRST, ZOO, keras_of
 
 LIBRARIES = ["keras", "tf_keras"]
-METHODS = {
-    "plain": lambda model, x: None,
-    "lora": lambda model, x: ke.lora(model, rank=2),
-    "prune": lambda model, x: ke.prune(model, 0.5),
-    "quantize_aware": lambda model, x: ke.quantize_aware(model, calibration=x),
-    "cluster": lambda model, x: ke.cluster(model, 8),
-}
 QUANTIZE = [None, "int8-weights", "int8"]
 DTYPES = {"tensor(int32)": "int32", "tensor(float)": "float32", "tensor(bool)": "bool"}
 
@@ -241,17 +235,6 @@ def test_a_version(specimen, tmp_path):
 
 
 # --- refusals ------------------------------------------------------------------------------------
-
-
-def calling(function):
-    import keras
-
-    class Own(keras.layers.Layer):
-        def call(self, x):
-            return function(x)
-
-    x = keras.Input((4,))
-    return keras.Model(x, Own()(x))
 
 
 def test_operations_that_onnx_lacks_are_refused(tmp_path):
