@@ -273,7 +273,15 @@ def _cost(block, upper):
 
 def _factored(matrix, gram, damping):
     """Return the matrix in float64, and U of (XᵀX + λ)⁻¹ = UᵀU."""
-    w, h = np.array(matrix, np.float64), np.array(gram, np.float64)
-    # Inputs that are always zero on the data are the cheapest to prune, and get no corrections.
+    inverse = np.linalg.inv(damped(gram, damping))
+    return np.array(matrix, np.float64), np.linalg.cholesky(inverse).T
+
+
+def damped(gram: np.ndarray, damping: float) -> np.ndarray:
+    """Return XᵀX in float64, with `damping` times its mean diagonal added to its diagonal.
+
+    Inputs that are always zero on the data are then the cheapest to prune, and get no corrections.
+    """
+    h = np.array(gram, np.float64)
     h[np.diag_indices_from(h)] += damping * (np.mean(np.diag(h)) or 1.0)
-    return w, np.linalg.cholesky(np.linalg.inv(h)).T
+    return h

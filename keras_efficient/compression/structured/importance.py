@@ -10,6 +10,7 @@ from keras_efficient import flavor as flavors
 from keras_efficient.architecture import Architecture, Block
 from keras_efficient.architecture._weights import KERNEL, Weight, all_weights
 from keras_efficient.compression._observers import input_grams
+from keras_efficient.compression._reconstruction import damped
 from keras_efficient.compression.structured.cuts import widths
 from keras_efficient.flavor import Layer, Model
 
@@ -217,7 +218,7 @@ def removal_sequence(
         Kurtic, Frantar & Alistarh 2023, "ZipLM: Inference-Aware Structured Pruning of Language
         Models".
     """
-    w, inverse = np.array(matrix, np.float64), np.linalg.inv(_damped(gram, damping))
+    w, inverse = np.array(matrix, np.float64), np.linalg.inv(damped(gram, damping))
     count, order = len(w) // size, []
     for _ in range(count - keep):
         cost = _costs(w, inverse, size)
@@ -241,16 +242,10 @@ def best_weights(
     """Return the weights of the groups that are kept with the least ‖XW - XŴ‖², in float32."""
     if len(kept) * size == len(matrix):
         return np.asarray(matrix, np.float32)
-    h = _damped(gram, damping)
+    h = damped(gram, damping)
     index = (np.asarray(kept)[:, None] * size + np.arange(size)).reshape(-1)
     best = np.linalg.solve(h[np.ix_(index, index)], h[index] @ np.asarray(matrix, np.float64))
     return best.astype(np.float32)
-
-
-def _damped(gram, damping):
-    h = np.array(gram, np.float64)
-    h[np.diag_indices_from(h)] += damping * (np.mean(np.diag(h)) or 1.0)
-    return h
 
 
 def _costs(w, inverse, size):
