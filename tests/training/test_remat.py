@@ -203,11 +203,25 @@ def test_weights_are_the_same_on_two_replicas(name):
 # --- random draws and state ----------------------------------------------------------------------
 
 
+@pytest.fixture
+def ordered():
+    """Turn off an optimization of graphs that lets weights be updated before their last reader.
+
+    TensorFlow's dependency optimization does that to `noisy` in 2 to 5 of 100 runs, in plain Keras
+    and tf_keras without this package too: the gradient of the first block is then that of the
+    second block's new weight. Without it, 250 of 250 runs were the same.
+    """
+    before = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options({"dependency_optimization": False})
+    yield
+    value = before.get("dependency_optimization", True)
+    tf.config.optimizer.set_experimental_options({"dependency_optimization": value})
+
+
 def noisy(library, *, rate=0.5, seed=None, learning_rate=0.1):
     """Two blocks of dropout, times a weight `w` each; the loss is the mean of the output.
 
-    (The weight has many elements, since TensorFlow sometimes updates a scalar before its last
-    reader has seen it, in plain Keras too.)
+    The model is compared with itself exactly only under `ordered`.
     """
     keras = keras_of(library)
 
@@ -239,7 +253,7 @@ def noisy(library, *, rate=0.5, seed=None, learning_rate=0.1):
     "library, how",
     covering(SMALL, ["plain", "accumulate", "eager", "xla"], strength=1),
 )
-def test_dropout_draws_the_same_mask_again(library, how):
+def test_dropout_draws_the_same_mask_again(library, how, ordered):
     model = noisy(library)
     ke.remat(model, "^[ab]$")
     ke.accumulate(model, 3 if how == "accumulate" else None)
@@ -265,7 +279,7 @@ def test_dropout_draws_the_same_mask_again(library, how):
 
 @sampled()
 @both
-def test_state_is_updated_once(library):
+def test_state_is_updated_once(library, ordered):
     x = np.random.default_rng(0).normal(1, 1, (12, 64)).astype("float32")
     models = []
     for remat in (False, True):
@@ -277,7 +291,7 @@ def test_state_is_updated_once(library):
     assert_same(*models, atol=1e-6)
 
 
-def test_keras_draws_what_it_would_draw_without():
+def test_keras_draws_what_it_would_draw_without(ordered):
     x = np.ones((12, 64), "float32")
     models = []
     for remat in (False, True):
@@ -293,7 +307,7 @@ def test_keras_draws_what_it_would_draw_without():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_tf_keras_draws_are_reproducible():
+def test_tf_keras_draws_are_reproducible(ordered):
     x = np.ones((12, 64), "float32")
     histories = []
     for _ in range(2):
