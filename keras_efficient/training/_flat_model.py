@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import types
 import warnings
 from collections.abc import Iterator
@@ -365,7 +366,7 @@ class FlatBlock:
         current.computes = True
         try:
             every = current.rows_of(inputs, everywhere=True)
-            if inputs.mask is None:
+            if inputs.mask is None or owner.rows >= math.prod(inputs.hidden.shape[:2]):
                 padded = computed(every)
             else:
                 few = current.rows_of(inputs, budget=owner.rows)

@@ -389,9 +389,11 @@ def _outputs_and_gradients(model, x, y):
     return [outputs, *map(tf.convert_to_tensor, gradients)]
 
 
-@pytest.mark.parametrize("rows", [43, 50, 12])
+@pytest.mark.parametrize("rows", [43, 50, 12, 80])
 def test_a_number_of_rows_for_xla(rows):
     """Rows that stand for nothing get no gradient, and a batch with more tokens is padded.
+
+    So is one that has no more tokens with its padding.
 
     The model runs eagerly, which takes less time than XLA.
     """
