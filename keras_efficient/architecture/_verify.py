@@ -139,8 +139,11 @@ def _mask(features):
 
 def made_up(model: Model, lengths: Sequence[int] = _LENGTHS) -> Any:
     """Return texts of unequal lengths, or images, from the names and shapes of a model's inputs."""
-    rows = [weight.shape[0] for weight in embeddings(model).token]
+    tables = embeddings(model)
+    rows = [weight.shape[0] for weight in tables.token]
     vocabulary = min([n for n in rows if n >= 2 * max(lengths)], default=0)
+    positions = [weight.shape[-2] for weight in tables.position]
+    lengths = [min(length, *positions) if positions else length for length in lengths]
     problem = "its inputs are unknown"
     for args, kwargs in flavors.of(model).call_specs(model):
         if len(args) != 1 or kwargs:

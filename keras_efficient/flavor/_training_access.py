@@ -312,9 +312,9 @@ class TrainingAccess(ABC):
         return
 
     @contextmanager
-    def without_jit(self, model: Model) -> Iterator[None]:
-        """Keep the library from compiling the whole step with XLA."""
-        with patched(model, _jit_compile=False):
+    def jit(self, model: Model, compiled: bool) -> Iterator[None]:
+        """Set whether XLA compiles what is traced inside the block: the model's `jit_compile`."""
+        with patched(model, _jit_compile=compiled):
             yield
 
     # --- a custom `train_step` ---------------------------------------------------------------

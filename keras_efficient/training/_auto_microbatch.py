@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_efficient.training._microbatch_loop import batch_size, spec_of_any_batch
+from keras_efficient.training._microbatch_loop import batch_size
 
 
 def retrying(step):
@@ -50,7 +50,7 @@ def retrying(step):
                 return outputs
             data = tf.nest.map_structure(_tensor, data)
             if not prepared:
-                step.prepare(spec_of_any_batch(data))
+                step.prepare(tf.nest.map_structure(tf.type_spec_from_value, data))
                 prepared = True
             before = step.halvings
             while True:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import types
 import warnings
 from collections.abc import Iterator
@@ -86,7 +87,7 @@ def leave_out_unused(holder: "FlatModel") -> dict[str, str]:
     Returns:
         Dict of the path of each removed block to the reason.
     """
-    unused = [] if holder.static else [b for b in holder.blocks if not holder.calls(b)]
+    unused = [block for block in holder.blocks if not holder.calls(block)]
     holder.keep([block for block in holder.blocks if block not in unused])
     reason = (
         "its call asks for more than hidden states, such as attention scores or a cache, which "
@@ -114,7 +115,7 @@ class FlatModel:
         everywhere: whether padding has rows, too.
         whole: as in `TokenRows`.
         masked: whether the blocks receive a mask.
-        padding: whether the last eager call had any padding; None if it had no mask.
+        padding: whether every mask of the last eager call had padding; None if it had no mask.
     """
 
     def __init__(self, model: Model, blocks: Any, compiled: bool = True, rows: int | None = None):
@@ -194,7 +195,7 @@ class FlatModel:
             if self.rows is not None:
                 remedy = (
                     "With `rows`, pass batches of one shape, padded to one length and without a "
-                    "smaller last one, and do not accumulate microbatches."
+                    "smaller last one: use `drop_remainder=True`."
                 )
             warnings.warn(
                 "XLA compiles fixed shapes, so it computes padding in spite of ke.unpad. Received: "
@@ -226,6 +227,7 @@ class _Call:
     def __init__(self, owner):
         self.owner, self.rows, self.hidden = owner, {}, {}
         owner.counts = self.counts = {}
+        owner.padding = None
         #: How far each `FlatChain` is, by its id.
         self.chains = {}
         #: Whether layers are called for their own results.
@@ -251,7 +253,8 @@ class _Call:
                 )
                 owner.masked = True
                 if tf.executing_eagerly():
-                    owner.padding = bool(tf.reduce_any(added < -1))
+                    some = bool(tf.reduce_any(added < -1))
+                    owner.padding = some and owner.padding is not False
             # The tensor is kept, so that no other gets its id.
             self.rows[key] = (owned, rows)
         return self.rows[key][1]
@@ -363,7 +366,7 @@ class FlatBlock:
         current.computes = True
         try:
             every = current.rows_of(inputs, everywhere=True)
-            if inputs.mask is None:
+            if inputs.mask is None or owner.rows >= math.prod(inputs.hidden.shape[:2]):
                 padded = computed(every)
             else:
                 few = current.rows_of(inputs, budget=owner.rows)

@@ -19,20 +19,6 @@ def batch_size(data):
     return tf.shape(first)[0] if known is None else known
 
 
-def spec_of_any_batch(data):
-    """Return the specs of a nest of tensors, with an unknown number of examples."""
-
-    def any_batch(value):
-        spec = tf.type_spec_from_value(value)
-        if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
-            return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
-        if isinstance(spec, tf.SparseTensorSpec) and spec.shape.rank:
-            return tf.SparseTensorSpec([None, *spec.shape[1:]], spec.dtype)
-        return spec
-
-    return tf.nest.map_structure(any_batch, data)
-
-
 def sum_over(function: Callable, data, size, zeros, *, static: bool = False):
     """Return Σ function(slice) over the slices of `size` consecutive examples of `data`.
 
@@ -45,12 +31,14 @@ def sum_over(function: Callable, data, size, zeros, *, static: bool = False):
         size: int or scalar int32 tensor, examples per slice; the last slice may be smaller.
         zeros: nest of tensors, the start of the sums.
         static: for XLA, which needs one shape for all iterations of the loop: a smaller last slice
-            is computed by a second copy of `function` behind the loop.
+            is computed by a second copy of `function` behind the loop. If `size` is an int and the
+            shapes of `data` are static, so are those of the slices.
 
     Returns:
         The sums, a nest like `zeros`.
     """
     examples = batch_size(data)
+    known = isinstance(size, int) and isinstance(examples, int)
 
     def plus(sums, start, stop):
         part = tf.nest.map_structure(lambda t: None if t is None else cut(t, start, stop), data)
@@ -63,10 +51,14 @@ def sum_over(function: Callable, data, size, zeros, *, static: bool = False):
             return tensor[start:stop]
         # XLA would treat `start:stop` as a slice of up to the whole batch, and compute all of it.
         # It compiles the loop body even if it never runs, so no slice may exceed the batch.
-        count = tf.minimum(size, examples) if stop is None else stop - start
+        smaller = min if known else tf.minimum
+        count = smaller(size, examples) if stop is None else stop - start
         rest = tf.shape(tensor)[1:]
         begin = tf.concat([[start], tf.zeros_like(rest)], 0)
-        return tf.slice(tensor, begin, tf.concat([[count], rest], 0))
+        part = tf.slice(tensor, begin, tf.concat([[count], rest], 0))
+        # TensorFlow infers no shape from a `start` that is not constant.
+        part.set_shape(tf.TensorShape([count if known else None]).concatenate(tensor.shape[1:]))
+        return part
 
     def body(index, sums):
         start = index * size

@@ -171,12 +171,12 @@ class TrainStepHook:
         if not replicas.trains_distributed(model):
             return self.original_make_test_function(force=force)
         if model.test_function is None or force:
-            with self.flavor.without_jit(model):
+            with self.flavor.jit(model, compiled=False):
                 self.original_make_test_function(force=True)
             function: Any = model.test_function
 
             def test_function(iterator):
-                with self.flavor.without_jit(model):
+                with self.flavor.jit(model, compiled=False):
                     return function(iterator)
 
             object.__setattr__(model, "test_function", test_function)

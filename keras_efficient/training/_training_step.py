@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -22,7 +23,7 @@ from keras_efficient.training._gradient_accumulator import (
     plus,
     unique_rows,
 )
-from keras_efficient.training._microbatch_loop import spec_of_any_batch, sum_over
+from keras_efficient.training._microbatch_loop import sum_over
 from keras_efficient.training._microbatch_step import CompiledLossStep, CustomTrainStep
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class TrainingStep:
         if self.split.auto:
             return auto_microbatch.retrying(self)
         # XLA cannot compile cross-replica operations, so it compiles only the microbatches.
-        scope = self.flavor.without_jit if self.distributed else nullcontext
+        scope = partial(self.flavor.jit, compiled=False) if self.distributed else nullcontext
         with scope(self.model):
             self.hook.original_make_train_function(force=True)
             function = self.model.train_function
@@ -256,7 +257,7 @@ class TrainingStep:
         """Run one step on one batch; return its logs."""
         hook = self.hook
         if not replicas.distributed():
-            self.prepare(spec_of_any_batch(data))
+            self.prepare(tf.nest.map_structure(tf.type_spec_from_value, data))
         if hook.transform_updater is not None:
             with hook.transform_updater.training():
                 return self.step(data, context)
@@ -293,7 +294,8 @@ class TrainingStep:
 
         def run(data):
             first = True if window is None else window.opens()
-            with tf.control_dependencies([self.accumulator.open(first)]):
+            jit = self.flavor.jit(self.model, compiled=self.static)
+            with jit, tf.control_dependencies([self.accumulator.open(first)]):
                 return sum_over(microbatch, data, size, microbatch.zeros(), static=self.static)
 
         # What runs on a TPU is compiled as a whole.

@@ -78,8 +78,8 @@ def unpad(
     leave it out.
 
     XLA compiles fixed shapes, that is with `jit_compile=True` and on TPUs. The model then computes
-    padding as before, unless you say how many `rows` it is to compute, and all batches have one
-    shape.
+    padding as before, unless you say how many `rows` it is to compute, and all batches of the
+    dataset have one static shape, as with `drop_remainder=True`.
 
     Args:
         model: a built Keras 3 or tf_keras model.
@@ -100,7 +100,7 @@ def unpad(
         TypeError: `model` is not a Keras model.
         ValueError: `rows` is not a positive int; the model is not built; no block is known, or none
             agrees with the model; the model reads the outputs of padding, such as a mean over all
-            positions; or its inputs are not known and there is no `sample`.
+            positions; its inputs are not known and there is no `sample`; or that has no padding.
 
     Examples:
         >>> import keras_hub
@@ -175,6 +175,12 @@ def _verify(holder, compare):
             "ke.unpad needs Transformer blocks that compute nothing but hidden states. Received: "
             f"{type(holder.model).__name__} {holder.model.name!r}; {path}: {reason}. Or train it "
             "without ke.unpad."
+        )
+    if holder.padding is False and not compare.made_up:
+        raise ValueError(
+            "`sample` must have padding, or it does not show whether the model reads it. Received: "
+            f"a batch without padding for {type(holder.model).__name__} {holder.model.name!r}. "
+            "Pass texts of unequal lengths."
         )
     if reason := reads_padding(holder, compare):
         raise ValueError(

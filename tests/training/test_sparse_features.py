@@ -7,7 +7,7 @@ from fit_helpers import assert_same, assert_same_history
 from zoo import keras_of
 
 import keras_efficient as ke
-from keras_efficient.training._microbatch_loop import batch_size, spec_of_any_batch, sum_over
+from keras_efficient.training._microbatch_loop import batch_size, sum_over
 
 DENSE = np.random.default_rng(0).integers(0, 2, (10, 5)).astype("float32")
 Y = np.arange(10) % 3
@@ -17,7 +17,7 @@ def test_slices_of_a_sparse_tensor_hold_their_own_rows():
     values = tf.sparse.from_dense(DENSE)
     seen = []
 
-    @tf.function(input_signature=[spec_of_any_batch((values, tf.constant(DENSE)))])
+    @tf.function(input_signature=[(tf.SparseTensorSpec([None, 5]), tf.TensorSpec([None, 5]))])
     def summed(data):
         def part(data):
             sparse, dense = data

@@ -3,23 +3,27 @@
 import dataclasses
 import functools
 import inspect
+import types
 import warnings
 from typing import Any
 
 import numpy as np
 import padded_models
+import plain_block_models as plain_blocks
 import pytest
 import tensorflow as tf
 from covering import covering, sampled
-from fit_helpers import assert_same, batches, compiled
+from fit_helpers import assert_same, batches, compiled, mirrored
 from unpad_methods import METHODS, SAME, surroundings
-from zoo import CLASSES, VOCABULARY, ZOO, keras_of, kerashub_backbone
+from zoo import CLASSES, VOCABULARY, ZOO, fixed, hf_config, keras_of, kerashub_backbone
 
 import keras_efficient as ke
 from keras_efficient.architecture import recognizers
 from keras_efficient.architecture._token_rows import TokenRows
+from keras_efficient.training import _train_step_hook as train_step_hook
 
 every_model = pytest.mark.parametrize("name", padded_models.MODELS)
+libraries = pytest.mark.parametrize("library", ["keras", "tf_keras"])
 
 
 def run(name, method, unpad, *, before=True):
@@ -175,7 +179,7 @@ def test_swapped_keys_and_values_are_found(monkeypatch):
     np.testing.assert_allclose(model(x), plain(x), atol=1e-5)
 
 
-def _with_unknown_block():
+def _kerashub_with_unknown_block():
     import keras_hub
 
     keras = keras_of("keras")
@@ -193,17 +197,42 @@ def _with_unknown_block():
     ):
         x = cls(16, 2, name=f"block_{number}")(x, padding_mask=mask)
     outputs = keras.layers.Dense(CLASSES)(x[:, 0])
-    return keras.Model({"token_ids": ids, "padding_mask": mask}, outputs)
+    return fixed(keras.Model({"token_ids": ids, "padding_mask": mask}, outputs))
 
 
-def test_an_unknown_block_in_the_middle_computes_as_before():
-    model = _with_unknown_block()
-    x = {k: v for k, v in padded_models.batch("kerashub")[0].items() if k != "segment_ids"}
-    expected = model(x)
+def _hugging_face_with_unknown_block():
+    import transformers
+    from transformers.models.bert.modeling_tf_bert import TFBertLayer
+
+    class OddLayer(TFBertLayer):
+        def call(self, hidden_states, *args, **kwargs):
+            outputs = TFBertLayer.call(self, hidden_states, *args, **kwargs)
+            return (outputs[0] + 0.5 * hidden_states, *outputs[1:])
+
+    model = transformers.TFBertForSequenceClassification(hf_config(3))
+    model.bert.encoder.layer[1] = OddLayer(model.config, name="layer_._1")
+    model(model.dummy_inputs)
+    return fixed(model)
+
+
+WITH_UNKNOWN_BLOCK = {
+    "kerashub": _kerashub_with_unknown_block,
+    "hugging-face": _hugging_face_with_unknown_block,
+}
+
+
+@pytest.mark.parametrize("name", WITH_UNKNOWN_BLOCK)
+def test_an_unknown_block_in_the_middle_computes_as_before(name):
+    model, plain = (WITH_UNKNOWN_BLOCK[name]() for _ in range(2))
     report = ke.unpad(model)
-    assert report.blocks == ("block_0", "block_2")
-    assert list(report.unchanged) == ["block_1"] and "OddEncoder" in str(report)
-    np.testing.assert_allclose(model(x), expected, atol=1e-5)
+    (path,) = report.unchanged
+    assert len(report.blocks) == 2 and report.first_token_only
+    assert sorted([*report.blocks, path])[1] == path and "Odd" in str(report)
+    x, y = padded_models.batch(name)
+    x = {key: x[key] for key in x if key != "segment_ids"}
+    found, expected = (_outputs_and_gradients(each, x, y) for each in (model, plain))
+    for value, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(value, other, atol=1e-5)
 
 
 def _mean_over_positions(masked=False):
@@ -273,31 +302,68 @@ def test_inputs_that_cannot_be_made_up_need_a_sample():
     assert ke.unpad(model, sample=sample).first_token_only
 
 
-def test_two_encoders_with_masks_of_their_own():
-    import keras_hub
-
-    keras = keras_of("keras")
+@libraries
+def test_two_encoders_with_masks_of_their_own(library):
+    layers = keras_of(library).layers
+    Block, length = plain_blocks.block_class(library), plain_blocks.LENGTH
     inputs, states = {}, []
     for side in ("left", "right"):
-        ids = inputs[f"{side}_ids"] = keras.Input((None,), dtype="int32", name=f"{side}_ids")
-        mask = inputs[f"{side}_mask"] = keras.Input((None,), dtype="int32", name=f"{side}_mask")
-        x = keras.layers.Embedding(VOCABULARY, 8)(ids)
-        states.append(keras_hub.layers.TransformerEncoder(16, 2)(x, padding_mask=mask)[:, 0])
-    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.add(states)))
-    left, right = padded_models.batch("kerashub"), padded_models.batch("kerashub", seed=1)
-    right[0]["padding_mask"] = right[0]["padding_mask"][::-1]
+        names = [f"{side}_ids", f"{side}_mask"]
+        ids, mask = (layers.Input((length,), dtype="int32", name=name) for name in names)
+        inputs |= dict(zip(names, (ids, mask), strict=True))
+        x = layers.Embedding(VOCABULARY, plain_blocks.WIDTH)(ids)
+        x = Block(name=side)(x, attention_mask=layers.Reshape((1, length))(mask))
+        states.append(x[:, 0])
+    model = fixed(keras_of(library).Model(inputs, layers.Dense(CLASSES)(layers.add(states))))
+    left, y = plain_blocks.data(8)
+    right = {key: value[::-1] for key, value in left.items()}
     x = {
         f"{side}_{new}": features[old]
-        for side, (features, _) in (("left", left), ("right", right))
+        for side, features in (("left", left), ("right", right))
         for new, old in (("ids", "token_ids"), ("mask", "padding_mask"))
     }
-    expected = model(x)
+    expected = _outputs_and_gradients(model, x, y)
+    report = ke.unpad(model)
+    assert report.blocks == ("left", "right") and report.masked
+    for value, other in zip(_outputs_and_gradients(model, x, y), expected, strict=True):
+        np.testing.assert_allclose(value, other, atol=1e-5)
+
+
+@every_model
+@sampled(2)
+def test_texts_longer_than_the_position_table_are_the_model_s_own_error(name):
+    model = padded_models.MODELS[name][1]()
+    x, _ = padded_models.batch(name, lengths=[20, 3], length=20)
+    with pytest.raises(Exception) as expected:
+        model(x)
+    report = ke.unpad(model)
+    with pytest.raises(expected.type):
+        model(x)
+    report.remove()
+    with pytest.raises(expected.type):
+        ke.unpad(model, sample=x)
+    assert "call" not in vars(model)
+
+
+def test_examples_are_no_longer_than_the_position_table():
+    import keras_hub
+
+    backbone = keras_hub.models.BertBackbone(VOCABULARY, 2, 2, 8, 16, max_sequence_length=4)
+    model = keras_hub.models.BertTextClassifier(backbone, num_classes=CLASSES)
     assert len(ke.unpad(model).blocks) == 2
-    np.testing.assert_allclose(model(x), expected, atol=1e-5)
 
 
-def test_an_unbuilt_model_is_refused():
-    keras = keras_of("keras")
+def test_a_sample_without_padding_is_refused():
+    model = padded_models.kerashub()
+    sample, _ = padded_models.batch("kerashub", lengths=[9] * 3)
+    with pytest.raises(ValueError, match="`sample` must have padding"):
+        ke.unpad(model, sample=sample)
+    assert "call" not in vars(model)
+
+
+@libraries
+def test_an_unbuilt_model_is_refused(library):
+    keras = keras_of(library)
     with pytest.raises(ValueError, match="needs a built model"):
         ke.unpad(keras.Sequential([keras.layers.Dense(3)]))
 
@@ -323,9 +389,11 @@ def _outputs_and_gradients(model, x, y):
     return [outputs, *map(tf.convert_to_tensor, gradients)]
 
 
-@pytest.mark.parametrize("rows", [43, 50, 12])
+@pytest.mark.parametrize("rows", [43, 50, 12, 80])
 def test_a_number_of_rows_for_xla(rows):
     """Rows that stand for nothing get no gradient, and a batch with more tokens is padded.
+
+    So is one that has no more tokens with its padding.
 
     The model runs eagerly, which takes less time than XLA.
     """
@@ -356,28 +424,79 @@ def test_rows_of_a_budget_are_the_real_tokens():
     assert not bool(TokenRows(added, budget=8).fits)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(
-    "name, method, rows",
-    [("kerashub", "remat", 43), ("hugging-face", "lora", 60), ("distilbert", "plain", 10)],
-)
-def test_xla_computes_a_number_of_rows(name, method, rows):
+def _trained_on_one_shape(name, method, jit_compile, rows=None):
+    """Train for five updates on batches of one static shape.
+
+    Returns:
+        The model, its losses, and how often its call was traced.
+    """
     library, make, _ = padded_models.MODELS[name]
-    x, y = padded_models.batch(name)
-    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8, drop_remainder=True).repeat(2)
-    models, losses = [], []
-    for unpad in (False, True):
-        model = make()
-        METHODS[method](model)
-        if unpad:
+    scope = mirrored() if method == "replicas" else tf.distribute.get_strategy()
+    with scope.scope():
+        model, calls = make(), []
+        METHODS["accumulate" if method == "replicas" else method](model)
+        plain = model.call
+
+        @tf.autograph.experimental.do_not_convert
+        @functools.wraps(plain.__func__)
+        def counted(model, *args, **kwargs):
+            calls.append(tf.executing_eagerly())
+            return plain(*args, **kwargs)
+
+        object.__setattr__(model, "call", types.MethodType(counted, model))
+        if rows is not None:
             ke.unpad(model, rows=rows)
-        compiled(library, model, jit_compile=unpad, metrics=None, weighted_metrics=None)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="XLA compiles fixed shapes")
-            losses.append(model.fit(data, shuffle=False, verbose=0).history["loss"])
-        models.append(model)
-    np.testing.assert_allclose(*losses, atol=1e-5)
-    assert_same(*models, atol=3e-6)
+        settings = {"metrics": None, "weighted_metrics": None}
+        compiled(library, model, jit_compile=jit_compile, **settings)
+    pairs = [padded_models.batch(name, seed=seed) for seed in range(5)]
+    x = {key: np.concatenate([x[key] for x, _ in pairs]) for key in pairs[0][0]}
+    y = np.concatenate([y for _, y in pairs])
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8, drop_remainder=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="XLA compiles fixed shapes")
+        history = model.fit(data, shuffle=False, verbose=0).history
+    return model, history["loss"], calls.count(False)
+
+
+#: Enough for all batches, or too few for some; for a call of the model, which is a microbatch.
+ROWS = {"accumulate": 13, "replicas": 10, "plain": 10, "remat": 43}
+WITH_XLA = ("plain", "accumulate", "lora", "prune", "quantize_aware", "remat", "replicas")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["kerashub", "hugging-face"])
+@pytest.mark.parametrize("method", WITH_XLA)
+def test_xla_computes_a_number_of_rows(name, method):
+    """Shapes are known in every trace, and there are no more traces than without `ke.unpad`."""
+    expected, expected_losses, traces = _trained_on_one_shape(name, method, jit_compile=False)
+    rows = ROWS.get(method, 60)
+    model, losses, found = _trained_on_one_shape(name, method, jit_compile=True, rows=rows)
+    np.testing.assert_allclose(losses, expected_losses, atol=1e-5)
+    assert_same(model, expected, atol=3e-6)
+    assert 0 < found <= traces
+
+
+@pytest.mark.parametrize("name", [pytest.param("kerashub", marks=pytest.mark.full), "hugging-face"])
+def test_microbatches_of_a_static_batch_have_static_shapes(name):
+    """Also a smaller last one. The step is traced as for XLA, which would compile for long."""
+    library, make, _ = padded_models.MODELS[name]
+    model, sizes = make(), []
+    ke.accumulate(model, 3)
+    report = ke.unpad(model, rows=20)
+    compiled(library, model, jit_compile=True)
+    for block in report._holder.blocks:
+        plain = block.compute_compiled
+        block.compute_compiled = lambda current, inputs, *args, plain=plain: (
+            sizes.append(inputs.hidden.shape[0]) or plain(current, inputs, *args)
+        )
+    specs = tf.nest.map_structure(tf.type_spec_from_value, padded_models.batch(name))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="XLA compiles fixed shapes")
+        hook = train_step_hook.of(model)
+        # An evaluation of the whole batch creates the variables.
+        hook.training_step.prepare(specs)
+        tf.function(hook, autograph=False).get_concrete_function(specs)
+    assert sizes == [8, 8, 3, 3, 2, 2]
 
 
 @pytest.mark.full
