@@ -160,7 +160,7 @@ def shrink(
             or a function of a model that returns its latency in milliseconds. Default: None, the
             least of several runs of its float32 graph in this process on the first batch of `data`.
         data: a batch `(features, labels)`, with or without sample weights, or a finite
-            `tf.data.Dataset` of a few batches. Default: None.
+            `tf.data.Dataset` of a few batches, which are kept in memory. Default: None.
         importance: how neurons, heads and hidden units are chosen. "magnitude": by the norms of
             the weights that write and read them. "taylor": by the change of the compiled loss to
             first order, Σ (Σ w · ∂L/∂w)² over the batches of `data`. "reconstruction": neurons and
@@ -444,7 +444,7 @@ def _check_plain(model):
 
 
 def _dataset(data) -> tf.data.Dataset | None:
-    """The data as a finite dataset of batches."""
+    """The data as a finite dataset of batches, the same in every pass."""
     if data is None:
         return None
     if isinstance(data, tf.data.Dataset):
@@ -459,7 +459,8 @@ def _dataset(data) -> tf.data.Dataset | None:
             f"tf.data.Dataset of such. Received: {type(data).__name__}. Give next(iter(dataset))."
         )
     if isinstance(data, tf.data.Dataset):
-        return data
+        # A dataset that is shuffled anew in each pass would compare losses of different batches.
+        return data.cache()
     features, *others = data
     features = tuple(features) if isinstance(features, list) else features
     return tf.data.Dataset.from_tensors((features, *others))

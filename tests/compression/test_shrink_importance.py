@@ -9,6 +9,7 @@ from zoo import ZOO, keras_of
 import keras_efficient as ke
 from keras_efficient.architecture._weights import all_weights
 from keras_efficient.compression._observers import input_grams
+from keras_efficient.compression._shrink import _dataset
 from keras_efficient.compression.structured.importance import (
     Importance,
     batch_loss,
@@ -158,6 +159,18 @@ def test_the_least_needed_block_goes_first(name):
     small.compile("sgd", model.loss)
     found = small.evaluate(data, verbose=0, return_dict=True)["loss"]
     np.testing.assert_allclose(found, losses[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_losses_are_compared_on_the_same_batches(name):
+    """Also if the dataset is shuffled anew in each pass."""
+    model, (x, _) = compiled(name), batch(name)
+    x = tuple(x) if isinstance(x, list) else x
+    labels = tf.data.Dataset.range(3).shuffle(3, seed=0).batch(1).take(1)
+    data = labels.map(lambda label: (x, tf.repeat(label, 4)))
+    assert len({int(y[0]) for _ in range(9) for _, y in data}) > 1
+    data = _dataset(data)
+    assert len({model.evaluate(data, verbose=0) for _ in range(9)}) == 1
 
 
 # --- bad use -------------------------------------------------------------------------------------

@@ -121,14 +121,14 @@ def knapsack(groups: list[tuple[np.ndarray, np.ndarray]], most_cost: float) -> l
 
     costs = np.concatenate([costs for costs, _ in groups])
     losses = np.concatenate([losses for _, losses in groups])
-    scale = costs.max() or 1.0
+    scale, most_loss = costs.max() or 1.0, losses.max() or 1.0
     one_each = np.zeros((len(groups), len(costs)))
     begin = 0
     for row, (own, _) in zip(one_each, groups, strict=True):
         row[begin : begin + len(own)] = 1
         begin += len(own)
     found = milp(
-        losses - 1e-6 * max(losses.max(), 1e-6) * costs / scale,
+        losses / most_loss - 1e-5 * costs / scale,
         integrality=np.ones(len(costs)),
         bounds=Bounds(0, 1),
         constraints=[
