@@ -243,7 +243,8 @@ def _export_by_keras(model: Any, path: Path) -> None:
     """Write a model as its own library does."""
     with contextlib.redirect_stdout(io.StringIO()):
         if hasattr(model, "serving"):
-            # Hugging Face's models have a signature of their own.
-            tf.saved_model.save(model, str(path), signatures=model.serving)
+            # Hugging Face's models have a signature of their own, as `save_pretrained` writes it.
+            signature = model.serving.get_concrete_function(model.input_signature)
+            tf.saved_model.save(model, str(path), signatures=signature)
         else:
             model.export(str(path))
