@@ -96,7 +96,7 @@ def run(settings: Settings, pipeline: Any) -> None:
             say=progress.say,
             callbacks=progress.callbacks,
         )
-        phases.folder.check(settings.resume)
+        phases.check(settings.resume)
         plan = phases.plan()
     show_plan(console, plan, info, phases.folder.path)
     if settings.dry_run:

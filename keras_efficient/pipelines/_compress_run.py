@@ -111,6 +111,12 @@ class CompressRun:
                 f"{train.label_names} and {validation.label_names}. Pass label_names to "
                 "ke.data.read_records."
             )
+        for name in ("length", "max_length"):
+            if getattr(settings, name) > self.tokenizer.max_length:
+                raise InputError(
+                    f"`{name}` may be at most the model's {self.tokenizer.max_length} tokens. "
+                    f"Received: {getattr(settings, name)}. Give a smaller one."
+                )
         self.settings = settings
         self.flavor = flavors.of(model)
         self.say = say or (lambda line: None)
@@ -162,6 +168,20 @@ class CompressRun:
         self.trim()
         return make_plan(self)
 
+    def check(self, resume: bool = False) -> None:
+        """Refuse a folder that is another run's, without writing anything.
+
+        Args:
+            resume: whether to continue a run that is there. Default: False.
+
+        Raises:
+            InputError: as for `open`.
+        """
+        size = 4 * _parameters(self.flavor, self.model)
+        # Keras' export has all weights twice; a candidate in training has two moments for each,
+        # and its checkpoint is written before the last one is removed.
+        self.folder.check(resume, 0 if resume else (4 + 5 * len(self.settings.front)) * size)
+
     def open(self, resume: bool = False) -> None:
         """Own the folder of the run.
 
@@ -171,7 +191,7 @@ class CompressRun:
         Raises:
             InputError: the folder is another run's, or it holds no run, or one unexpectedly.
         """
-        self.folder.check(resume)
+        self.check(resume)
         self.folder.open()
 
     def close(self) -> None:
@@ -241,8 +261,8 @@ class CompressRun:
             data = self.batches(self.train, self.words).take(_SHRINK_BATCHES)
             latency = ServedLatency(
                 self.folder.path / "teacher" / "keras",
-                teacher["latency_ms"],
                 self._small_sample(),
+                baseline_ms=teacher["latency_ms"],
                 batch=self.settings.batch,
                 length=self.settings.length,
                 threads=self.settings.threads,

@@ -8,6 +8,7 @@ from typing import Any
 
 from keras_efficient._errors import InputError
 from keras_efficient.checkpoint._run_lock import LOCK, RunLock
+from keras_efficient.exporters import check_destination
 
 FORMAT = 1
 _RUN = "run.json"
@@ -27,22 +28,20 @@ class RunFolder:
         self.identity = json.loads(json.dumps(identity))
         self._lock = RunLock(self.path, "keras-efficient compress")
 
-    def check(self, resume: bool) -> None:
+    def check(self, resume: bool, needed_bytes: int = 0) -> None:
         """Refuse a folder that is not this run's, before anything is computed.
 
+        Args:
+            resume: whether a run is to go on.
+            needed_bytes: space that the results take. Default: 0.
+
         Raises:
-            InputError: the folder holds something else, a run where a new one was to begin, no run
-                to resume, or one of another model, other data or settings.
+            InputError: the folder cannot be written or its disk is too full; it holds something
+                else, a run where a new one was to begin, no run to resume, or one of another model,
+                other data or settings.
         """
-        ancestor = self.path
-        while not os.path.lexists(ancestor):
-            ancestor = ancestor.parent
-        if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
-            raise InputError(
-                f"`output` must be a folder that can be written. Received: {str(self.path)!r}, "
-                f"where {ancestor} {'is a file' if ancestor.is_file() else 'is not writable'}. "
-                "Choose another path."
-            )
+        # The exports are the deepest part.
+        check_destination(self.path / "teacher" / "int8", needed_bytes)
         names = os.listdir(self.path) if self.path.is_dir() else []
         if _RUN in names:
             if not resume:

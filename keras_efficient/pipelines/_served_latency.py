@@ -25,8 +25,8 @@ class ServedLatency:
 
     Args:
         baseline: path of the SavedModel that each model is timed against.
-        baseline_ms: latency of the baseline in milliseconds.
         sample: a batch as `fit` takes it, whose token ids all models have.
+        baseline_ms: latency of the baseline in milliseconds. Default: None, it is measured.
         batch: texts per call. Default: 8.
         length: tokens per text. Default: 64.
         threads: threads within one operation. Default: 1.
@@ -35,13 +35,11 @@ class ServedLatency:
         file: path of a JSON file of results, which is read and extended. Default: None.
 
     Examples:
-        >>> import numpy as np
-        >>> made = ke.export(model, "float", sample=np.ones((2, 3)), latency=False)
-        >>> latency = ke.pipelines.ServedLatency(
-        ...     made.directory, 5.0, np.ones((2, 3)), batch=1, length=3, seconds=0.05
-        ... )
-        >>> latency(model) > 0
-        True
+        >>> latency = ke.pipelines.ServedLatency("float32", sample)  # doctest: +SKIP
+        >>> target = latency.baseline_ms / 10  # doctest: +SKIP
+        >>> small, report = ke.shrink(
+        ...     model, latency_ms=target, measure=latency, data=dataset
+        ... )  # doctest: +SKIP
 
     Reference:
         Kurtic, Frantar & Alistarh 2023, "ZipLM", whose latency table is measured on the hardware
@@ -51,9 +49,9 @@ class ServedLatency:
     def __init__(
         self,
         baseline: str | os.PathLike,
-        baseline_ms: float,
         sample: Any,
         *,
+        baseline_ms: float | None = None,
         batch: int = 8,
         length: int = 64,
         threads: int = 1,
@@ -61,9 +59,16 @@ class ServedLatency:
         vocabulary: int = 1000,
         file: str | os.PathLike | None = None,
     ):
-        self.baseline, self.baseline_ms, self.sample = Path(baseline), baseline_ms, sample
-        self.batch, self.length, self.threads = batch, length, threads
-        self.seconds, self.vocabulary = seconds, vocabulary
+        self.baseline, self.sample = Path(baseline), sample
+        self.cases: dict[str, Any] = {
+            "batches": [batch],
+            "lengths": [length],
+            "threads": threads,
+            "seconds": seconds,
+            "vocabulary": vocabulary,
+        }
+        #: Milliseconds of the baseline.
+        self.baseline_ms = self._baseline() if baseline_ms is None else baseline_ms
         self.file = None if file is None else Path(file)
         self.known: dict[str, float] = {}
         if self.file is not None and self.file.exists():
@@ -80,6 +85,11 @@ class ServedLatency:
                 os.replace(partial, self.file)
         return self.known[key] * self.baseline_ms
 
+    def _baseline(self):
+        report = bench({"baseline": self.baseline}, **self.cases)
+        (case,) = report.targets["baseline"]["cases"].values()
+        return case["median_ms"]
+
     def _measured(self, model):
         with tempfile.TemporaryDirectory(prefix="keras_efficient-") as folder:
             target = Path(folder) / "model"
@@ -91,14 +101,7 @@ class ServedLatency:
                     made = export(model, target, quantize="int8", **options)
                 except InputError:
                     made = export(model, target, quantize="int8-weights", **options)
-            report = bench(
-                {"baseline": self.baseline, "model": made.directory},
-                batches=[self.batch],
-                lengths=[self.length],
-                threads=self.threads,
-                seconds=self.seconds,
-                vocabulary=self.vocabulary,
-            )
+            report = bench({"baseline": self.baseline, "model": made.directory}, **self.cases)
         (ratio,) = report.speedup("baseline")["model"].values()
         return 1 / ratio
 

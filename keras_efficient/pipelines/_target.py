@@ -64,8 +64,13 @@ class Target:
             return f"{self.value:.3g}x"
         if self.name == "latency_ms":
             return f"{self.value:.3g} ms"
-        unit = "MB" if self.name == "bytes" else "M parameters"
-        return f"{self.value / 1e6:.3g} {unit}"
+        for unit, prefix in ((1e6, "M"), (1e3, "k")):
+            if self.value >= unit:
+                number = f"{self.value / unit:.3g}"
+                break
+        else:
+            number, prefix = f"{self.value:.3g}", ""
+        return f"{number} {prefix}B" if self.name == "bytes" else f"{number}{prefix} parameters"
 
     @property
     def folder(self) -> str:
