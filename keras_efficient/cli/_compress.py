@@ -30,7 +30,6 @@ class Settings:
     validation_data: Path | None
     validation: float | None
     unlabelled: Path | None
-    precision: str
     log_seconds: float
     dry_run: bool
     resume: bool
@@ -69,12 +68,12 @@ def run(settings: Settings, pipeline: Any) -> None:
 
     console = Console(stderr=True)
     info = ke.models.info(settings.model)
-    seed = pipeline["seed"]
-    pipeline["seed"] = info.facts.get("seed", 0) if seed is None else seed
+    if pipeline["seed"] is None:
+        pipeline["seed"] = info.facts.get("seed", 0)
     if pipeline["max_length"] is None:
         pipeline["max_length"] = info.facts.get("max_length", 128)
     chosen = ke.pipelines.CompressSettings(**pipeline)
-    train, validation = _read(settings, info, chosen.seed if seed is not None else None)
+    train, validation = _read(settings, info, chosen.seed)
     unlabelled = ()
     if settings.unlabelled is not None:
         unlabelled = ke.data.read_records(
@@ -83,7 +82,6 @@ def run(settings: Settings, pipeline: Any) -> None:
 
     progress = _Progress(console, settings.log_seconds)
     with console.status("Loading TensorFlow and the model, and measuring a few steps ..."):
-        ke.mixed_precision(settings.precision, library=info.library)
         model, tokenizer = ke.models.load(info.directory)
         phases = ke.pipelines.CompressRun(
             model,
@@ -99,6 +97,12 @@ def run(settings: Settings, pipeline: Any) -> None:
         phases.check(settings.resume)
         plan = phases.plan()
     show_plan(console, plan, info, phases.folder.path)
+    if "train_fingerprint" not in info.facts:
+        console.print(
+            "Warning: the model does not tell which rows it was trained on. Make sure that those "
+            "it is evaluated on were not among them.",
+            style="yellow",
+        )
     if settings.dry_run:
         console.print("Dry run: nothing was trained or written.")
         return
@@ -143,6 +147,11 @@ def _served(row):
 def _read(settings, info, seed):
     """Return the records to train on, and those that the model has not seen.
 
+    Args:
+        settings: options of the command.
+        info: the `TrainedModelInfo` of the model.
+        seed: seed of the division if the model does not tell its own.
+
     Raises:
         InputError: a file cannot be used, or the rows that were held out from the model's training
             cannot be told from the others.
@@ -164,20 +173,19 @@ def _read(settings, info, seed):
             )
     if other is not None:
         return records, ke.data.read_records(other, **columns)
-    size = settings.validation
-    if size is None:
-        size = info.facts.get("validation", 0.1)
+    size = info.facts.get("validation", 0.1) if settings.validation is None else settings.validation
     if isinstance(size, float) and size >= 1:
         size = int(size)
-    seed = info.facts.get("seed", 0) if seed is None else seed
+    # The other --seed is that of the training.
+    seed = info.facts.get("seed", 0) if known else seed
     train, validation = ke.data.split(records, validation=size, seed=seed)
     if known and train.fingerprint != info.facts["train_fingerprint"]:
         raise InputError(
             "A model must be evaluated on texts that it was not trained on. Received: "
-            f"{str(settings.data)!r}, whose rows, divided with --validation {size:g} and --seed "
-            f"{seed}, are not those that the model was trained on ({info.facts.get('data')!r}, "
-            f"--validation {info.facts['validation']:g} and --seed {info.facts['seed']}). Give "
-            "the same file, or --validation-data with labelled texts that it has not seen."
+            f"{str(settings.data)!r}, of which --validation {size:g} leaves other rows for "
+            f"training than those of {info.facts.get('data')!r} with --validation "
+            f"{info.facts.get('validation'):g} that the model was trained on. Give the same file, "
+            "or --validation-data with labelled texts that the model has not seen."
         )
     return train, validation
 
@@ -187,7 +195,7 @@ class _Progress:
 
     def __init__(self, console, log_seconds):
         self.console, self.log_seconds = console, log_seconds
-        self.in_terminal = sys.stderr.isatty()
+        self.in_terminal = sys.stdout.isatty() and sys.stderr.isatty()
 
     def say(self, line):
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -195,8 +203,7 @@ class _Progress:
     def callbacks(self, name):
         speed = ke.callbacks.Throughput()
         if self.in_terminal:
-            bar = ke.callbacks.progress_bar(self.console)
-            return [speed, _OwnBar(bar, speed)]
+            return [speed, ke.callbacks.Progress(throughput=speed)]
         return [speed, ke.callbacks.ProgressLines(self.log_seconds, speed)]
 
     def batches(self, data):
@@ -219,21 +226,6 @@ class _Counted:
             for batch in self.data:
                 yield batch
                 bar.update(task, advance=1)
-
-
-def _OwnBar(bar, speed):
-    """Return a `Progress` that starts and stops its display."""
-
-    class OwnBar(ke.callbacks.Progress):
-        def on_train_begin(self, logs=None):
-            bar.start()
-            super().on_train_begin(logs)
-
-        def on_train_end(self, logs=None):
-            super().on_train_end(logs)
-            bar.stop()
-
-    return OwnBar(bar, speed)
 
 
 def _print_how_to_resume(console, output):

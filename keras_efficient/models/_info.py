@@ -42,8 +42,7 @@ def info(directory: str | os.PathLike) -> TrainedModelInfo:
             f"{rule}{received}which does not exist (working directory: {Path.cwd()}). Correct the "
             "path."
         )
-    versions = _versions(path)
-    if versions:
+    if _is_exported(path):
         beside = trained_folder(path.parent)
         if beside is None:
             remedy = (
@@ -54,6 +53,8 @@ def info(directory: str | os.PathLike) -> TrainedModelInfo:
         else:
             remedy = f"Its graph cannot be trained or made smaller. Give {beside}."
         raise InputError(f"{rule}{received}which is an exported model. {remedy}")
+    if path.is_file():
+        raise InputError(f"{rule}{received}which is a file. Give the folder of the model.")
     if (path / "config.json").is_file():
         raise InputError(
             f"{rule}{received}which is a pretrained model without a trained head. Fine-tune it "
@@ -62,10 +63,10 @@ def info(directory: str | os.PathLike) -> TrainedModelInfo:
     raise InputError(f"{rule}{received}which holds none. Give the --output of `finetune`.")
 
 
-def _versions(path):
+def _is_exported(path):
     """Whether a path is an exported model, or a folder of versions."""
+    if path.is_file():
+        return path.suffix in (".pb", ".tflite", ".onnx", ".xml")
+    folders = [path, *(child for child in path.iterdir() if child.name.isdecimal())]
     names = ("saved_model.pb", "model.tflite", "model.onnx")
-    folders = [path]
-    if path.is_dir():
-        folders += [child for child in path.iterdir() if child.name.isdecimal()]
-    return path.is_file() or any((folder / name).exists() for folder in folders for name in names)
+    return any((folder / name).exists() for folder in folders for name in names)

@@ -22,6 +22,7 @@ from keras_efficient.compression import shrink
 from keras_efficient.data import Records, require_classes, text, trim_vocabulary
 from keras_efficient.data._tokenizer import Tokenizer, as_tokenizer
 from keras_efficient.distillation import TeacherCache, cache, distill
+from keras_efficient.dtype_policies import mixed_precision
 from keras_efficient.exporters import check_destination
 from keras_efficient.flavor import Model
 from keras_efficient.metrics import evaluate_classifier
@@ -272,19 +273,21 @@ class CompressRun:
             )
             for target in missing:
                 try:
-                    small, report = shrink(
-                        self.trimmed,
-                        data=data,
-                        importance=self.settings.importance,
-                        **_shrink_target(target, teacher, latency),
-                    )
+                    with self._warnings_said(target.label):
+                        small, report = shrink(
+                            self.trimmed,
+                            data=data,
+                            importance=self.settings.importance,
+                            **_shrink_target(target, teacher, latency),
+                        )
                 except ValueError as error:
                     if target == self.settings.target:
                         raise InputError(
                             f"The target {target} cannot be reached. {error} The model's int8 "
                             f"export takes {teacher['latency_ms_int8']:.2f} ms and "
                             f"{teacher['bytes_int8']:,} bytes, Keras' float32 export "
-                            f"{teacher['latency_ms']:.2f} ms and {teacher['bytes']:,} bytes."
+                            f"{teacher['latency_ms']:.2f} ms and {teacher['bytes']:,} bytes. "
+                            "These are kept in the folder: resume with another `target`."
                         ) from error
                     self._refuse(target, str(error))
                     continue
@@ -327,7 +330,7 @@ class CompressRun:
         with self._phase(f"distil {target.label}"):
             # Before the model, since Keras 3 draws the seeds of dropout layers when it makes them.
             self.flavor.keras.utils.set_random_seed(settings.seed)
-            student, words = load(folder / "shrunk")
+            student, words = self._load_to_train(folder / "shrunk")
             data = self.batches(self._labelled_by(outputs), words, group_by_length=True)
             self._compile(student, data.stats.batches * settings.epochs, settings.learning_rate)
             distill(student, outputs, alpha=settings.alpha, temperature=settings.temperature)
@@ -451,6 +454,16 @@ class CompressRun:
             jit_compile=False,
         )
 
+    def _load_to_train(self, folder):
+        """Load a candidate in the precision of its training."""
+        policies = self.flavor.keras.mixed_precision
+        before = policies.global_policy()
+        try:
+            mixed_precision(self.settings.precision, library=self.flavor.name)
+            return load(folder)
+        finally:
+            policies.set_global_policy(before)
+
     def _save(self, model, directory, facts):
         save(model, self.words, directory, label_names=self.train.label_names, facts=facts)
 
@@ -458,9 +471,8 @@ class CompressRun:
         records = self.train.take(range(min(len(self.train), 32 * _CALIBRATION_BATCHES)))
         calibration = self.batches(records, tokenizer, batch_size=32)
         check_destination(version)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            report = quantized_export(
+        with self._warnings_said(name):
+            quantized_export(
                 model,
                 version,
                 calibration=calibration,
@@ -469,9 +481,15 @@ class CompressRun:
                 label_names=self.train.label_names,
                 facts={"train_fingerprint": self.train.fingerprint, "seed": self.settings.seed},
             )
-        for text_of in dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning):
-            self.say(f"Warning, {name}: {text_of}")
-        return report
+
+    @contextmanager
+    def _warnings_said(self, name):
+        """Say warnings of this package for users as lines about a candidate."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        for line in dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning):
+            self.say(f"Warning, {name}: {line}")
 
     def _labelled_by(self, outputs):
         """Return the training records, and the other texts with the class the teacher predicts."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_efficient._errors import InputError
+from keras_efficient.dtype_policies._mixed_precision import POLICIES
 from keras_efficient.pipelines._target import Target
 
 #: Settings that may change when a run goes on: with other targets, it tries more candidates.
@@ -36,6 +37,7 @@ class CompressSettings:
         max_length: texts are truncated to this many tokens. Default: 128.
         importance: how `ke.shrink` chooses neurons and heads. Default: "reconstruction".
         trim_vocabulary: whether tokens that the texts do not need are removed. Default: True.
+        precision: as for `ke.mixed_precision`, in which candidates are trained. Default: "auto".
         seed: seed of the shuffling and dropout. Default: 0.
 
     Raises:
@@ -61,6 +63,7 @@ class CompressSettings:
     max_length: int = 128
     importance: str = "reconstruction"
     trim_vocabulary: bool = True
+    precision: str = "auto"
     seed: int = 0
 
     def __post_init__(self):
@@ -82,6 +85,11 @@ class CompressSettings:
         if not all(map(_is_positive, self.front)):
             raise InputError(
                 f"`front` must hold positive multiples of the target. Received: {self.front!r}."
+            )
+        if self.precision not in ("auto", *POLICIES):
+            raise InputError(
+                f"`precision` must be one of auto, {', '.join(POLICIES)}. Received: "
+                f"{self.precision!r}."
             )
         if type(self.seed) is not int or not 0 <= self.seed < 2**32:
             raise InputError(f"`seed` must be from 0 to {2**32 - 1}. Received: {self.seed!r}.")

@@ -7,6 +7,7 @@ from typing import Any
 
 from keras_efficient._errors import InputError
 
+_PREFIXES = ((1e6, "M"), (1e3, "k"), (1.0, ""))
 NAMES = ("speedup", "latency_ms", "parameters", "bytes")
 
 
@@ -64,12 +65,10 @@ class Target:
             return f"{self.value:.3g}x"
         if self.name == "latency_ms":
             return f"{self.value:.3g} ms"
-        for unit, prefix in ((1e6, "M"), (1e3, "k")):
-            if self.value >= unit:
-                number = f"{self.value / unit:.3g}"
-                break
-        else:
-            number, prefix = f"{self.value:.3g}", ""
+        size, prefix = next(
+            (size, prefix) for size, prefix in _PREFIXES if self.value >= size or not prefix
+        )
+        number = f"{self.value / size:.3g}"
         return f"{number} {prefix}B" if self.name == "bytes" else f"{number}{prefix} parameters"
 
     @property

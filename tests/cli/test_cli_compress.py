@@ -98,7 +98,12 @@ def done(request, data, tmp_path_factory):
         serve_here(patch)
         patch.setattr(module, "bench", bench)
         outcome = compress(
-            model, data, folder / "compressed", front=1.25, unlabelled=more, target="parameters=5000"
+            model,
+            data,
+            folder / "compressed",
+            front=1.25,
+            unlabelled=more,
+            target="parameters=5000",
         )
     return model, folder / "compressed", outcome
 
@@ -220,8 +225,8 @@ def output(tmp_path, monkeypatch):
         ({"alpha": 2}, ["--alpha must be a number from 0 to 1"]),
         ({"epochs": 0}, ["--epochs must be a whole number >= 1"]),
         ({"label_column": "stars"}, ["a column 'stars'", "--label-column"]),
-        ({"seed": 1}, ["not trained on", "--validation 0.2", "--validation-data"]),
-        ({"validation": 0.3}, ["not trained on", "--validation 0.3"]),
+        ({"precision": "int3"}, ["--precision must be one of auto, float32"]),
+        ({"validation": 0.3}, ["not trained on", "--validation 0.3", "--validation-data"]),
     ],
 )
 def test_bad_options(options, parts, trained, data, output):
