@@ -13,7 +13,7 @@ from keras_efficient.pipelines._compress_settings import CompressSettings
 from keras_efficient.pipelines._target import Target
 
 #: Names of the two exports of the model as it is.
-KERAS, INT8 = "Keras float32", "int8, whole model"
+KERAS, INT8 = "Keras float32", "whole, int8"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class CompressReport:
 
     def verdict(self) -> str:
         """Return which candidate to take, or that there is none and what comes closest."""
-        kept = f"{1 - self.max_drop:.1%} of the model's accuracy"
+        kept = f"{100 * (1 - self.max_drop):.4g}% of the model's accuracy"
         if self.recommended is not None:
             row = self.row(self.recommended)
             return (
@@ -104,9 +104,11 @@ class CompressReport:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title="Result", title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column("")
-        names = ("accuracy", "of the model's", "ms", "faster", "MB", "smaller", "parameters")
+        # For 80 columns.
+        style = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False}
+        table = Table(title="Result", title_justify="left", collapse_padding=True, **style)
+        table.add_column("", no_wrap=True)
+        names = ("accuracy", "kept", "ms", "faster", "MB", "smaller", "params")
         for name in names:
             table.add_column(name, justify="right", no_wrap=True)
         whole, front = self.rows[0]["accuracy"], self.front()
@@ -126,12 +128,13 @@ class CompressReport:
             )
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         lines = [
+            Text(""),
             Text(
                 f"Latency of {self.case}, {threads}, on {self.cpu}. Accuracy on {self.examples:,} "
-                f"texts, standard error {100 * self.standard_error:.1f} points. * no other is "
-                "better in accuracy, latency and bytes.",
+                f"texts, with a standard error of {100 * self.standard_error:.1f} points. "
+                "*: no other is at least as good in accuracy, latency and bytes.",
                 style="dim",
-            )
+            ),
         ]
         for name, reason in self.refused.items():
             lines.append(Text(f"No candidate for {name}: {reason}", style="yellow"))
@@ -144,7 +147,7 @@ class CompressReport:
         from rich.console import Console
 
         file = io.StringIO()
-        Console(file=file, width=100, color_system=None).print(self)
+        Console(file=file, width=80, color_system=None).print(self)
         return file.getvalue().rstrip("\n")
 
     def plot(self, path: str | os.PathLike) -> None:
@@ -185,7 +188,7 @@ class CompressReport:
             pyplot.close(figure)
 
     def _draw(self, axis, name, unit, target):
-        from matplotlib.ticker import FuncFormatter, PercentFormatter
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
         whole = self.rows[0]["accuracy"]
         points = [(row[name] * unit, row["accuracy"], row["name"]) for row in self.rows]
@@ -194,13 +197,13 @@ class CompressReport:
         if target.name == "speedup" and name == "latency_ms":
             limit = self.rows[0][name] / target.value
         floor = whole * (1 - self.max_drop)
-        axis.axhline(
-            floor, color="0.6", linestyle=":", linewidth=1, label=f"{1 - self.max_drop:.1%} kept"
-        )
+        kept = f"{100 * (1 - self.max_drop):.4g}% of the model's accuracy"
+        axis.axhline(floor, color="0.6", linestyle=":", linewidth=1, label=kept)
         if limit is not None:
             axis.axvline(limit, color="0.6", linestyle="--", linewidth=1, label=str(target))
         front = list(zip(*_pareto(points), strict=True))
-        axis.plot(*front, color="C0", linewidth=1, drawstyle="steps-post", zorder=1)
+        style = {"linewidth": 1, "drawstyle": "steps-post", "zorder": 1}
+        axis.plot(*front, color="C0", label="Pareto front", **style)
         groups = (
             ("the model as it is", "s", "0.35", [p for p in points if p[2] in (KERAS, INT8)]),
             (
@@ -226,10 +229,10 @@ class CompressReport:
             axis.annotate(text, (x, y), (0, 8), textcoords="offset points", ha="center", fontsize=8)
         axis.set_xscale("log")
         axis.margins(0.16)
-        plain = FuncFormatter(lambda value, _: f"{value:g}")
-        axis.xaxis.set_major_formatter(plain)
-        axis.xaxis.set_minor_formatter(plain)
-        axis.tick_params(labelsize=8, which="both")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.tick_params(labelsize=8)
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axis.spines[["top", "right"]].set_visible(False)
 

@@ -72,8 +72,8 @@ def make_plan(run: Any) -> CompressPlan:
         "data": f"{len(train):,} labelled texts to train on{more}; {len(run.validation):,} others "
         "to evaluate on",
         "vocabulary": tokens,
-        "target": f"{settings.target}, with at least {1 - settings.max_drop:.1%} of the model's "
-        "accuracy",
+        "target": f"{settings.target}, with at least {100 * (1 - settings.max_drop):.4g}% of the "
+        "model's accuracy",
         "candidates": ", ".join(target.label for target in targets),
         "training": f"{settings.epochs} epochs of {data.stats.batches:,} batches of "
         f"{settings.batch_size} for each candidate, {step:.2f} s per step of the whole model",

@@ -74,7 +74,7 @@ class Target:
     @property
     def folder(self) -> str:
         """A name for files: "speedup-10"."""
-        return f"{self.name}-{self.value:g}"
+        return f"{self.name}-{self.value:.10g}"
 
     def reached(self, found: Mapping[str, Any]) -> bool:
         """Return whether measured figures, by the names of targets, reach it.
@@ -86,7 +86,7 @@ class Target:
         return found[self.name] <= self.value * (1.02 if self.name == "latency_ms" else 1)
 
     def __str__(self):
-        return f"{self.name}={self.value:g}"
+        return f"{self.name}={self.value:.10g}"
 
 
 _EXAMPLES = {"speedup": "10", "latency_ms": "5", "parameters": "2e6", "bytes": "2e6"}

@@ -113,7 +113,7 @@ def test_a_whole_run(done):
     assert outcome.code in (0, 3), outcome
     report = json.loads((output / "report.json").read_text())
     names = [row["name"] for row in report["rows"]]
-    assert names[:2] == ["Keras float32", "int8, whole model"] and len(names) == 4
+    assert names[:2] == ["Keras float32", "whole, int8"] and len(names) == 4
     for row in report["rows"][2:]:
         assert row["parameters"] < report["rows"][0]["parameters"]
         assert 0 <= row["accuracy"] <= 1

@@ -56,7 +56,7 @@ def test_none_is_good_enough(tmp_path):
     found = report(tmp_path, **{"10x": 0.7})
     assert found.recommended is None
     verdict = found.verdict()
-    assert verdict.startswith("No candidate reaches speedup=10 with at least 99.0%")
+    assert verdict.startswith("No candidate reaches speedup=10 with at least 99%")
     assert "With that accuracy the best is 5x (5.0 times as fast, 8.0 MB, 80.0%)" in verdict
     assert "At the target the best is 10x" in verdict
     assert found.to_dict()["verdict"] == verdict
