@@ -77,7 +77,7 @@ LAYERS = {
     },
     "versions": {"exporters"},
     "serving": {"exporters", "runtime", "versions"},
-    "bench": {"exporters", "metrics", "runtime", "serving", "versions"},
+    "bench": {"architecture", "data", "exporters", "metrics", "runtime", "serving", "versions"},
     "distillation": {"architecture", "checkpoint", "runtime", "training"},
 }
 LAYERS["pipelines"] = {*LAYERS}

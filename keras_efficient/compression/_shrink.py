@@ -1,34 +1,35 @@
 """Structured pruning: a smaller model of the same class."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient.architecture import describe
-from keras_efficient.compression.structured.search import (
-    Latency,
-    Losses,
-    Parameters,
-    best_sizes,
-    timer,
-)
+from keras_efficient.compression.structured.costs import Latency, Parameters, bytes_of
+from keras_efficient.compression.structured.losses import Losses
+from keras_efficient.compression.structured.search import Choice, best_sizes, cheapest
 from keras_efficient.compression.structured.shrinking import (
     Shrinking,
     checked_numbers,
     is_int,
 )
+from keras_efficient.compression.structured.space import SearchSpace, search_space
+from keras_efficient.compression.structured.timer import times_in_process
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._checks import check_model
 from keras_efficient.parametrize._merge import TIES
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers
 
-#: How often sizes are chosen anew if the measured latency misses the target.
+#: How many results are measured, if the latency misses the target or is far below it.
 ATTEMPTS = 3
+#: A latency of at least this part of the target uses it well enough.
+USED = 0.9
 METHODS = ("magnitude", "taylor", "reconstruction")
 
 
@@ -46,7 +47,9 @@ class ShrinkReport:
         bytes_before: those of the old one.
         importance: the method by which neurons, heads and hidden units were chosen.
         latency_ms: measured milliseconds of the new model, if the target was a time; else None.
-        latency_ms_before: those of the old one, measured in turns with it.
+        latency_ms_before: those of the old one, or of the baseline of `measure`, measured in turns
+            with it.
+        latency_of: what was measured, such as "int8 SavedModel, 8 x 64 tokens"; else "".
     """
 
     layers: tuple[int, ...]
@@ -58,6 +61,7 @@ class ShrinkReport:
     importance: str
     latency_ms: float | None = None
     latency_ms_before: float | None = None
+    latency_of: str = ""
 
     def __str__(self):
         ratio = self.parameters_before / self.parameters
@@ -74,8 +78,19 @@ class ShrinkReport:
             lines.append(
                 f"  latency: {self.latency_ms:.1f} of {self.latency_ms_before:.1f} ms "
                 f"({self.latency_ms_before / self.latency_ms:.1f} times faster)"
+                + (f", {self.latency_of}" if self.latency_of else "")
             )
         return "\n".join(lines)
+
+
+class _ComparesModels(Protocol):
+    """What `ke.bench.ExportLatency` is: a latency that is measured for several models in turns."""
+
+    def compare(
+        self, model: Model, others: Sequence[Model], sample: Any
+    ) -> tuple[float, list[float]]:
+        """Return the milliseconds of the baseline of a model, and those of other models."""
+        ...
 
 
 class ShrunkModel(NamedTuple):
@@ -102,7 +117,7 @@ def shrink(
     bytes: int | None = None,
     speedup: float | None = None,
     latency_ms: float | None = None,
-    measure: Callable[[Model], float] | None = None,
+    measure: Callable[[Model], float] | _ComparesModels | None = None,
     data: Any = None,
     importance: str = "magnitude",
 ) -> ShrunkModel:
@@ -132,19 +147,20 @@ def shrink(
         vocabulary: int array of the ids of the tokens to keep, increasing, from
             `ke.data.trim_vocabulary`, whose tokenizer belongs to the new model. Default: None, all.
         parameters: the largest number of parameters. For this and the next three targets, one at
-            most, the number of blocks and one feed-forward width for all of them are searched: with
-            the least sum of the increases of the compiled loss, measured on `data` for each number
-            of blocks and for five widths. Default: None.
+            most, sizes are searched: those with the least sum of the increases of the compiled
+            loss, each measured on `data`. For KerasHub, Hugging Face and Model Garden these are the
+            number of blocks, one feed-forward width and the hidden width; for functional models of
+            plain layers, the number of blocks, and neurons and heads of each. Default: None.
         bytes: the largest number of bytes of the weights in memory. Default: None.
         speedup: how many times faster than `model` the new one is at least, by `measure`. The
-            times of other sizes are predicted from three measured ones, and the result is measured
+            times of other sizes are predicted from a few measured ones, and the result is measured
             again. Default: None.
         latency_ms: the largest time in milliseconds, by `measure`. Default: None.
-        measure: function of a model that returns its latency in milliseconds, such as one that
-            exports it in the form it will be served in. Default: None, the least of several runs
-            of its float32 graph in this process on the first batch of `data`.
+        measure: `ke.bench.ExportLatency`, which measures models in the form they will be served in;
+            or a function of a model that returns its latency in milliseconds. Default: None, the
+            least of several runs of its float32 graph in this process on the first batch of `data`.
         data: a batch `(features, labels)`, with or without sample weights, or a finite
-            `tf.data.Dataset` of a few batches. Default: None.
+            `tf.data.Dataset` of a few batches, which are kept in memory. Default: None.
         importance: how neurons, heads and hidden units are chosen. "magnitude": by the norms of
             the weights that write and read them. "taylor": by the change of the compiled loss to
             first order, Σ (Σ w · ∂L/∂w)² over the batches of `data`. "reconstruction": neurons and
@@ -154,6 +170,9 @@ def shrink(
 
     Returns:
         `(model, report)`: the new model, not compiled, and a `ShrinkReport`.
+
+    Warns:
+        UserWarning: the latency of the result misses the target after three attempts.
 
     Raises:
         TypeError: `model` is not a Keras model.
@@ -211,7 +230,7 @@ def _cut(model, data, importance, sizes, vocabulary) -> ShrunkModel:
             if "layers" in sizes:
                 kept = shrinking.chosen_layers(sizes["layers"])
             numbers = {
-                name: checked_numbers(sizes[name], name, len(kept), shrinking.width(name))
+                name: checked_numbers(sizes[name], name, [shrinking.units(name, n) for n in kept])
                 for name in ("feed_forward", "heads")
                 if name in sizes
             }
@@ -232,48 +251,129 @@ def _cut(model, data, importance, sizes, vocabulary) -> ShrunkModel:
 
 def _searched(model, data, importance, target, hidden, vocabulary, measure) -> ShrunkModel:
     """Make a model that reaches a target, by the sizes with the least loss."""
-    (name, most_allowed), fixed = target, {} if hidden is None else {"hidden": hidden}
     shrinking = Shrinking(model, data, importance)
     shrinking.check_blocks()
+    shrinking.dataset()
     if hidden is not None:
         shrinking.check_hidden(hidden)
-    if vocabulary is not None:
-        shrinking.checked_ids(vocabulary)
-    batches = shrinking.batches or []
-    losses = Losses(model, shrinking.architecture, importance, batches, shrinking.dataset())
-    is_size = name in ("parameters", "bytes")
-    # What is fixed is removed first; tokens do not change the latency.
-    fewer_ids = vocabulary if is_size else None
-    base, sample = model, shrinking.sample if fewer_ids is None else None
-    if fixed or fewer_ids is not None:
-        base = _cut(model, None, "magnitude", fixed, fewer_ids).model
-    architecture = describe(base, sample=sample)
-    times = timer(shrinking.sample) if measure is None else _each(measure)
-    cost = Parameters(base, architecture) if is_size else Latency(base, architecture, times)
-    aim = wanted = most_allowed
-    if name == "bytes":
-        aim = wanted = most_allowed * parameters_of(model) / weight_bytes(model)
-    elif name == "speedup":
-        aim = times([model])[0] / most_allowed
-    for attempt in range(ATTEMPTS):
-        layers, width = best_sizes(cost, losses, aim)
-        sizes = {**fixed, "layers": losses.kept(layers), "feed_forward": width}
-        small, report = _cut(model, data, importance, sizes, vocabulary)
-        if is_size:
-            found = report.parameters
-        else:
-            before, found = times([model, small])
-            report = dataclasses.replace(report, latency_ms=found, latency_ms_before=before)
-            wanted = before / most_allowed if name == "speedup" else most_allowed
-        if found <= wanted or attempt == ATTEMPTS - 1:
+    ids = None if vocabulary is None else shrinking.checked_ids(vocabulary)
+    space, width = search_space(model, shrinking.architecture, hidden), shrinking.width("hidden")
+    name, most_allowed = target
+    if name in ("parameters", "bytes"):
+        cost, wanted = _size(shrinking, space, name, ids), most_allowed
+        _check_reachable(cost, space, name, most_allowed, wanted)
+        choice = best_sizes(cost, Losses(shrinking, space), space, wanted)
+        assert choice is not None
+        return _cut(model, data, importance, _sizes(choice, space, width), vocabulary)
+    compare = _comparison(measure, _known_tokens(shrinking.sample, ids))
+    cost = Latency(model, shrinking.architecture, space, compare)
+    aim = cost.baseline / most_allowed if name == "speedup" else most_allowed
+    _check_reachable(cost, space, name, most_allowed, aim)
+    losses = Losses(shrinking, space)
+    tried: list[dict] = []
+    results: list[tuple[float, ShrunkModel]] = []
+    while len(results) < ATTEMPTS:
+        choice = best_sizes(cost, losses, space, aim)
+        if choice is None or (sizes := _sizes(choice, space, width)) in tried:
             break
-        # The prediction was too low by this factor.
-        aim *= 0.98 * wanted / found
-    return ShrunkModel(small, report)
+        tried.append(sizes)
+        small, report = _cut(model, data, importance, sizes, vocabulary)
+        before, (found,) = compare(model, [small])
+        report = dataclasses.replace(
+            report,
+            latency_ms=found,
+            latency_ms_before=before,
+            latency_of=str(measure) if hasattr(measure, "compare") else "",
+        )
+        used = found / (before / most_allowed if name == "speedup" else most_allowed)
+        results.append((used, ShrunkModel(small, report)))
+        if USED <= used <= 1:
+            break
+        # The prediction was wrong by this factor.
+        aim *= 0.98 / used
+    # The slowest that is fast enough, else the fastest.
+    used, result = min(results, key=lambda r: (r[0] > 1, abs(1 - r[0])))
+    if used > 1:
+        warnings.warn(
+            f"ke.shrink must reach `{name}`={most_allowed:g}. Received: a model that needs "
+            f"{used:.2f} times as long, after {len(results)} attempts. Set a more ambitious "
+            "target, or measure on a machine that does nothing else.",
+            stacklevel=3,
+        )
+    return result
 
 
-def _each(measure):
-    return lambda models: [float(measure(model)) for model in models]
+def _size(shrinking, space, name, ids) -> Parameters:
+    """The cost of sizes where tokens that are not kept cost nothing."""
+    base, architecture = shrinking.model, shrinking.architecture
+    if ids is not None:
+        base = _cut(base, None, "magnitude", {}, ids).model
+        architecture = describe(base)
+    return Parameters(base, architecture, space, bytes_of if name == "bytes" else None)
+
+
+def _sizes(choice: Choice, space: SearchSpace, width: int) -> dict[str, Any]:
+    """The sizes to cut to, of a model of a hidden width."""
+    sizes: dict[str, Any] = {part: list(getattr(choice, part)) for part in space.parts}
+    if space.layers:
+        sizes["layers"] = list(choice.layers)
+    if choice.hidden != width:
+        sizes["hidden"] = choice.hidden
+    return sizes
+
+
+def _comparison(measure, sample) -> Callable[[Model, Sequence[Model]], tuple[float, list[float]]]:
+    """A function of a model and others that returns the milliseconds of both."""
+    if hasattr(measure, "compare"):
+        return lambda model, others: measure.compare(model, others, (sample,))
+
+    def compare(model, others):
+        models = [model, *(other for other in others if other is not model)]
+        if measure is None:
+            times = times_in_process(models, sample)
+        else:
+            times = [float(measure(each)) for each in models]
+        by_model = dict(zip(map(id, models), times, strict=True))
+        return times[0], [by_model[id(other)] for other in others]
+
+    return compare
+
+
+def _known_tokens(features, ids):
+    """Features without ids of tokens that a smaller vocabulary does not have."""
+    if ids is None:
+        return features
+    last = len(ids) - 1
+    return tf.nest.map_structure(
+        lambda t: tf.minimum(t, tf.cast(last, t.dtype)) if t.dtype.is_integer else t, features
+    )
+
+
+def _check_reachable(cost, space, name, most_allowed, aim):
+    least = cheapest(cost, space)
+    if least.cost <= aim:
+        return
+    reached = {
+        "parameters": f"{least.cost:,.0f} parameters",
+        "bytes": f"{least.cost:,.0f} bytes",
+        "latency_ms": f"{least.cost:.3g} ms",
+    }
+    if name == "speedup":
+        reached[name] = f"{aim * most_allowed / least.cost:.3g} times faster"
+    found = [f"{len(least.layers)} of {space.blocks} layers"]
+    words = {"feed_forward": "neurons", "heads": "heads"}
+    found += [f"{getattr(least, part)[0]} {words[part]} each" for part in space.parts]
+    found += [f"a hidden width of {least.hidden}"]
+    more = ["a less ambitious target"]
+    if len(space.hidden) == 1:
+        more.append("a smaller `hidden`, if the model's class has it")
+    if name in ("parameters", "bytes"):
+        more.append("a smaller `vocabulary`")
+    raise ValueError(
+        f"A target must be one that smaller sizes reach. Received: `{name}`={most_allowed:g}. The "
+        f"least is {reached[name]}, with {', '.join(found[:-1])} and {found[-1]}. Set "
+        f"{', or '.join(more)}."
+    )
 
 
 def _result(shrinking) -> ShrunkModel:
@@ -344,7 +444,7 @@ def _check_plain(model):
 
 
 def _dataset(data) -> tf.data.Dataset | None:
-    """The data as a finite dataset of batches."""
+    """The data as a finite dataset of batches, the same in every pass."""
     if data is None:
         return None
     if isinstance(data, tf.data.Dataset):
@@ -359,7 +459,8 @@ def _dataset(data) -> tf.data.Dataset | None:
             f"tf.data.Dataset of such. Received: {type(data).__name__}. Give next(iter(dataset))."
         )
     if isinstance(data, tf.data.Dataset):
-        return data
+        # A dataset that is shuffled anew in each pass would compare losses of different batches.
+        return data.cache()
     features, *others = data
     features = tuple(features) if isinstance(features, list) else features
     return tf.data.Dataset.from_tensors((features, *others))

@@ -42,6 +42,47 @@ def check_layers(model: Model, architecture: Architecture) -> None:
         _check_option(model, recipe, "layers", len(architecture.blocks))
 
 
+def check_feed_forward(model: Model, architecture: Architecture) -> None:
+    """Raise a ValueError if the number of neurons cannot be changed."""
+    recipe = recipe_of(model)
+    if isinstance(recipe, LayersRecipe):
+        _neuron_options(model, architecture, [1] * len(architecture.blocks))
+    else:
+        _check_option(model, recipe, "feed_forward", widths(architecture.blocks[0])["feed_forward"])
+
+
+def check_heads(model: Model, architecture: Architecture) -> None:
+    """Raise a ValueError if the number of heads cannot be changed alone."""
+    if not isinstance(recipe_of(model), LayersRecipe):
+        raise ValueError(
+            "The number of heads can be changed alone if each attention layer has options of its "
+            f"own. Received: `heads` for {original_class(model).__name__} {model.name!r}, whose "
+            "heads have hidden width / number of heads units. Give `hidden`, which removes heads "
+            "and hidden units together."
+        )
+    _head_options(model, architecture, [1] * len(architecture.blocks))
+
+
+def check_hidden(model: Model, architecture: Architecture) -> None:
+    """Raise a ValueError if the hidden width cannot be changed."""
+    recipe, blocks = recipe_of(model), architecture.blocks
+    if isinstance(recipe, LayersRecipe):
+        raise ValueError(
+            "The hidden width can be changed if it is an option of the model's class. Received: "
+            f"`hidden` for the {original_class(model).__name__} model {model.name!r} of single "
+            "layers. Give `heads`, `feed_forward`, `layers` or `vocabulary`."
+        )
+    _check_option(
+        model, recipe, "hidden", widths(blocks[0])["head_size"] * blocks[0].attention.heads
+    )
+    if any(block.attention.joint for block in blocks):
+        raise ValueError(
+            "The hidden width can be changed if queries, keys and values have layers of their "
+            f"own. Received: `hidden` for {model.name!r}, where one layer computes all three. "
+            "Give `feed_forward`, `layers` or `vocabulary`."
+        )
+
+
 def cut_layers(model: Model, architecture: Architecture, kept: Sequence[int]) -> Model:
     """Keep some blocks, by their numbers in the order of the model."""
     recipe, blocks = recipe_of(model), architecture.blocks
@@ -74,15 +115,9 @@ def cut_feed_forward(model: Model, architecture: Architecture, kept: Sequence[np
         for layer in (forward.intermediate, forward.gate, forward.output):
             indices[id(layer)] = own
     if isinstance(recipe, LayersRecipe):
-        options = {}
-        for block, number in zip(blocks, numbers, strict=True):
-            forward = block.feed_forward
-            for layer in (forward.intermediate, forward.gate):
-                if layer is not None:
-                    options[id(layer)] = _changed(model, block, layer, ("units", "filters"), number)
-        new = recipe.build(options)
+        new = recipe.build(_neuron_options(model, architecture, numbers))
     else:
-        _check_option(model, recipe, "feed_forward", widths(blocks[0])["feed_forward"])
+        check_feed_forward(model, architecture)
         _check_equal(model, "feed_forward", numbers)
         new = recipe.build(feed_forward=numbers[0])
     carry(model, new, lambda weight, axis: indices.get(id(weight.layer)))
@@ -91,21 +126,14 @@ def cut_feed_forward(model: Model, architecture: Architecture, kept: Sequence[np
 
 def cut_heads(model: Model, architecture: Architecture, kept: Sequence[np.ndarray]) -> Model:
     """Keep some attention heads of each block, which must be layers with options of their own."""
-    recipe, blocks = recipe_of(model), architecture.blocks
-    if not isinstance(recipe, LayersRecipe):
-        raise ValueError(
-            "The number of heads can be changed alone if each attention layer has options of its "
-            f"own. Received: `heads` for {original_class(model).__name__} {model.name!r}, whose "
-            "heads have hidden width / number of heads units. Give `hidden`, which removes heads "
-            "and hidden units together."
-        )
-    options, indices = {}, {}
-    for block, own in zip(blocks, kept, strict=True):
+    check_heads(model, architecture)
+    recipe, indices = recipe_of(model), {}
+    for block, own in zip(architecture.blocks, kept, strict=True):
         attention = block.attention
-        options[id(block.layer)] = _changed(model, block, block.layer, ("num_heads",), len(own))
         for layer in (attention.query, attention.key, attention.value, attention.output):
             indices[id(layer)] = own
-    new = recipe.build(options)
+    assert isinstance(recipe, LayersRecipe)
+    new = recipe.build(_head_options(model, architecture, list(map(len, kept))))
     carry(model, new, lambda weight, axis: indices.get(id(weight.layer)))
     return new
 
@@ -121,24 +149,13 @@ def cut_hidden(
         units: increasing numbers of the hidden units to keep.
         heads: for each block the increasing numbers of the heads to keep.
     """
+    check_hidden(model, architecture)
     recipe, blocks = recipe_of(model), architecture.blocks
-    if isinstance(recipe, LayersRecipe):
-        raise ValueError(
-            "The hidden width can be changed if it is an option of the model's class. Received: "
-            f"`hidden` for the {original_class(model).__name__} model {model.name!r} of single "
-            "layers. Give `heads`, `feed_forward`, `layers` or `vocabulary`."
-        )
+    assert isinstance(recipe, OptionsRecipe)
     size = widths(blocks[0])["head_size"]
-    _check_option(model, recipe, "hidden", size * blocks[0].attention.heads)
     attention: dict[int, tuple[Block, np.ndarray, bool]] = {}
     for block, own in zip(blocks, heads, strict=True):
         a = block.attention
-        if a.joint:
-            raise ValueError(
-                "The hidden width can be changed if queries, keys and values have layers of their "
-                f"own. Received: `hidden` for {model.name!r}, where one layer computes all three. "
-                "Give `feed_forward`, `layers` or `vocabulary`."
-            )
         for layer in (a.query, a.key, a.value, a.output):
             attention[id(layer)] = (block, own, layer is a.output)
 
@@ -222,6 +239,23 @@ def _check_equal(model, size, numbers):
             f"All layers of {original_class(model).__name__} have one `{size}`. Received: "
             f"{numbers} for {model.name!r}. Give one number, or choose the same for all layers."
         )
+
+
+def _neuron_options(model, architecture, numbers):
+    """The changed options of the layers that write neurons, by the ids of the layers."""
+    return {
+        id(layer): _changed(model, block, layer, ("units", "filters"), number)
+        for block, number in zip(architecture.blocks, numbers, strict=True)
+        for layer in (block.feed_forward.intermediate, block.feed_forward.gate)
+        if layer is not None
+    }
+
+
+def _head_options(model, architecture, numbers):
+    return {
+        id(block.layer): _changed(model, block, block.layer, ("num_heads",), number)
+        for block, number in zip(architecture.blocks, numbers, strict=True)
+    }
 
 
 def _changed(model: Model, block: Block, layer: Layer, names: tuple[str, ...], value: int) -> dict:

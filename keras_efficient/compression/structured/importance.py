@@ -138,8 +138,8 @@ def _products(count, writing, reading) -> np.ndarray:
     incoming = np.zeros(count)
     for weight in writing:
         value = weight.value.numpy().astype(np.float64)
-        rows = len(weight.shape) > 1
-        value = value.reshape(value.shape[0] if rows else 1, count, -1)
+        # A bias may have two axes too, of heads and their units.
+        value = value.reshape(value.shape[0] if weight.kind == KERNEL else 1, count, -1)
         incoming += (value**2).sum((0, 2))
     return outgoing * np.sqrt(incoming) if writing else outgoing
 

@@ -1,224 +1,144 @@
-"""The sizes that reach a target with the least loss: number of blocks × feed-forward width."""
+"""The sizes that reach a target with the least loss."""
 
-import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from keras_efficient import flavor as flavors
-from keras_efficient.architecture import Architecture
-from keras_efficient.architecture._weights import KERNEL, all_weights
-from keras_efficient.compression._observers import input_grams
-from keras_efficient.compression.structured.cuts import cut_feed_forward, cut_layers, widths
-from keras_efficient.compression.structured.importance import (
-    Importance,
-    best_weights,
-    most,
-    output_layers,
-    removal_sequence,
-)
-from keras_efficient.compression.structured.layer_losses import evaluated, removal_order
-from keras_efficient.flavor import Model
-
-#: Feed-forward widths whose loss is measured, as parts of the present one.
-FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
-#: Fast matrix products have multiples of this many neurons.
-STEP = 32
+from keras_efficient.compression.structured.costs import Latency, Parameters
+from keras_efficient.compression.structured.losses import Losses
+from keras_efficient.compression.structured.space import SearchSpace
 
 
-class Losses:
-    """The loss of a model by its number of blocks and its feed-forward width, as measured.
-
-    The increases of both are added up.
+@dataclass(frozen=True)
+class Choice:
+    """Sizes, and what they cost.
 
     Attributes:
-        order: numbers of the blocks in the order in which they are removed.
+        layers: the numbers of the blocks that are kept.
+        feed_forward: the number of neurons of each of them.
+        heads: the number of heads of each of them.
+        hidden: the hidden width.
+        cost: the predicted cost.
     """
 
-    def __init__(
-        self, model: Model, architecture: Architecture, importance: str, batches: list, data: Any
-    ):
-        self.order, losses = removal_order(model, architecture, data)
-        blocks = architecture.blocks
-        self.count, self.width = len(blocks), widths(blocks[0])["feed_forward"]
-        # Noise may make less look better.
-        self.by_removed = np.maximum.accumulate(np.array(losses) - losses[0])
-        self.widths = sorted({max(1, round(self.width * part)) for part in FRACTIONS})
-        found = _width_losses(model, architecture, importance, batches, data, self.widths)
-        increases = np.array([loss - losses[0] for loss in found])
-        self.by_width = np.maximum.accumulate(np.append(increases[:-1], 0.0)[::-1])[::-1]
-
-    def of(self, layers: int, feed_forward: int) -> float:
-        """Return the predicted increase of the loss."""
-        by_width = float(np.interp(feed_forward, self.widths, self.by_width))
-        return float(self.by_removed[self.count - layers]) + by_width
-
-    def kept(self, layers: int) -> list[int]:
-        """Return the numbers of the blocks to keep."""
-        return sorted(set(range(self.count)) - set(self.order[: self.count - layers]))
+    layers: tuple[int, ...]
+    feed_forward: tuple[int, ...]
+    heads: tuple[int, ...]
+    hidden: int
+    cost: float
 
 
-def _width_losses(model, architecture, importance, batches, data, tried):
-    """The loss with each number of neurons in all blocks, measured by zeros in their outputs."""
-    kernels = {id(w.layer): w for w in all_weights(model) if w.kind == KERNEL}
-    weights = [kernels[id(layer)] for layer in output_layers(architecture.blocks, "feed_forward")]
-    matrices = [w.matrix(w.value).numpy() for w in weights]
-    if importance == "reconstruction":
-        grams = input_grams(model, weights, [x for x, _, _ in batches])
-        orders = [
-            removal_sequence(m, grams[w], 1, tried[0])
-            for w, m in zip(weights, matrices, strict=True)
-        ]
-    else:
-        scores = Importance(model, architecture, importance, batches).neurons()
+def cheapest(cost: Parameters | Latency, space: SearchSpace) -> Choice:
+    """Return the sizes with the least cost, whichever block is the last one."""
+    prices = cost.prices(space.hidden[0])
 
-    def with_neurons(number, at, matrix):
-        new = np.zeros_like(matrix)
-        if importance == "reconstruction":
-            kept = np.setdiff1d(np.arange(len(matrix)), orders[at][: len(matrix) - number])
-            new[kept] = best_weights(matrix, grams[weights[at]], 1, kept)
-        else:
-            kept = most(scores[at], number)
-            new[kept] = matrix[kept]
-        return new
+    def choice(kept):
+        feed_forward, heads = (
+            tuple(space.sizes(part, block)[0] for block in kept)
+            for part in ("feed_forward", "heads")
+        )
+        found = prices.of(kept, feed_forward, heads)
+        return Choice(kept, feed_forward, heads, space.hidden[0], found)
 
-    def assign(found):
-        for weight, matrix in zip(weights, found, strict=True):
-            weight.value.assign(weight.unmatrix(tf.constant(matrix, weight.value.dtype)))
-
-    losses = []
-    try:
-        for number in tried:
-            assign([with_neurons(number, at, m) for at, m in enumerate(matrices)])
-            losses.append(evaluated(model, data))
-    finally:
-        assign(matrices)
-    return losses
+    blocks = range(space.blocks)
+    kept = [(block,) for block in blocks] if space.layers else [tuple(blocks)]
+    return max(map(choice, kept), key=lambda found: found.cost)
 
 
-class Parameters:
-    """Number of parameters by the number of blocks and the feed-forward width."""
+def best_sizes(
+    cost: Parameters | Latency, losses: Losses, space: SearchSpace, most_cost: float
+) -> Choice | None:
+    """Return the sizes with the least predicted loss that cost at most so much.
 
-    unit, digits = "parameters", 0
-
-    def __init__(self, model: Model, architecture: Architecture):
-        blocks = architecture.blocks
-        inside = [
-            {id(layer) for part in (b.chain or (b.layer,)) for layer in part._flatten_layers()}
-            for b in blocks
-        ]
-        weights = all_weights(model)
-        self.total = sum(w.size for w in weights)
-        # Functional models may have blocks of different sizes: then this is their mean.
-        self.block = sum(w.size for w in weights if any(id(w.layer) in i for i in inside))
-        self.block /= len(blocks)
-        self.count, self.width = len(blocks), widths(blocks[0])["feed_forward"]
-        forward = blocks[0].feed_forward
-        ends = {id(x) for x in (forward.intermediate, forward.gate, forward.output)}
-        sized = [w for w in weights if id(w.layer) in ends and self.width in w.shape]
-        self.neuron = sum(w.size for w in sized) // self.width
-
-    def of(self, layers: int, feed_forward: int) -> float:
-        """Return the number of parameters."""
-        fewer = (self.count - layers) * self.block
-        return self.total - fewer - layers * (self.width - feed_forward) * self.neuron
-
-
-class Latency:
-    """Milliseconds by the number of blocks and the feed-forward width.
-
-    They are c + layers · (a + b · width), with three numbers that are measured on three models.
+    For each hidden width and number of blocks, the numbers of neurons and heads are a
+    multiple-choice knapsack problem. Of sizes with the same loss those that cost the most are
+    chosen.
 
     Args:
-        model: the model.
-        architecture: its `Architecture`.
-        measure: function of a list of models that returns their milliseconds.
-    """
-
-    unit, digits = "ms", 2
-
-    def __init__(self, model: Model, architecture: Architecture, measure: Callable):
-        blocks = architecture.blocks
-        self.count, self.width = len(blocks), widths(blocks[0])["feed_forward"]
-        narrow = max(1, self.width // 8)
-        numbers = np.arange(narrow)
-        models = [model, cut_feed_forward(model, architecture, [numbers] * self.count)]
-        if self.count > 1:
-            models.append(cut_layers(model, architecture, [0]))
-        times = measure(models)
-        self.whole = times[0]
-        # One block costs as much as another. Of a model with a single one all belongs to it.
-        block = (times[0] - times[2]) / (self.count - 1) if self.count > 1 else times[0]
-        self.rest = max(times[0] - self.count * block, 0.0)
-        self.neuron = max(times[0] - times[1], 0.0) / self.count / max(self.width - narrow, 1)
-        self.block = block
-
-    def of(self, layers: int, feed_forward: int) -> float:
-        """Return the predicted milliseconds."""
-        return self.rest + layers * (self.block - (self.width - feed_forward) * self.neuron)
-
-
-def best_sizes(cost: Parameters | Latency, losses: Losses, most_cost: float) -> tuple[int, int]:
-    """Return the number of blocks and the feed-forward width with the least predicted loss.
-
-    Of sizes with the same loss those that cost the most are chosen.
-
-    Args:
-        cost: the cost by both sizes.
-        losses: the loss by both sizes.
+        cost: the costs.
+        losses: the increases of the loss.
+        space: the sizes that may be chosen.
         most_cost: the largest cost.
 
-    Raises:
-        ValueError: no sizes cost so little.
+    Returns:
+        A `Choice`, or None if none costs so little.
     """
-    step = STEP if losses.width >= 4 * STEP else 1
-    widths = [*range(step, losses.width, step), losses.width]
-    sizes = [(layers, width) for layers in range(1, losses.count + 1) for width in widths]
-    fitting = [size for size in sizes if cost.of(*size) <= most_cost]
-    if not fitting:
-        now, least = cost.of(losses.count, losses.width), cost.of(1, step)
-        raise ValueError(
-            "A target must be one that fewer layers and narrower feed-forward parts reach. "
-            f"Received: at most {most_cost:,.{cost.digits}f} {cost.unit}, of "
-            f"{now:,.{cost.digits}f} now. One layer with {step} neurons has "
-            f"{least:,.{cost.digits}f}. Also reduce `hidden` or `vocabulary`, or set a larger "
-            "target."
-        )
-    return min(fitting, key=lambda size: (losses.of(*size), -cost.of(*size)))
+    best: tuple[Any, Choice] | None = None
+    for hidden in space.hidden:
+        prices = cost.prices(hidden)
+        for number in range(1, space.blocks + 1) if space.layers else [space.blocks]:
+            kept = losses.kept(number, space.blocks)
+            sizes = {
+                part: {block: space.now(part, block) for block in kept}
+                for part in ("feed_forward", "heads")
+            }
+            parts = [part for part in losses.parts if set(part.blocks) & set(kept)]
+            groups = []
+            for part in parts:
+                price = sum(getattr(prices, part.name)[n] for n in part.blocks if n in kept)
+                groups.append((price * np.array(part.sizes), part.increases))
+                for block in part.blocks:
+                    sizes[part.name].pop(block, None)
+            fixed = prices.rest + prices.blocks[kept].sum()
+            for name, numbers in sizes.items():
+                fixed += sum(getattr(prices, name)[n] * size for n, size in numbers.items())
+            chosen = knapsack(groups, most_cost - fixed)
+            if chosen is None:
+                continue
+            for part, index in zip(parts, chosen, strict=True):
+                for block in set(part.blocks) & set(kept):
+                    sizes[part.name][block] = part.sizes[index]
+            feed_forward, heads = (tuple(found[n] for n in kept) for found in sizes.values())
+            found = prices.of(kept, feed_forward, heads)
+            loss = losses.hidden[hidden] + losses.removed[space.blocks - number]
+            loss += sum(p.increases[n] for p, n in zip(parts, chosen, strict=True))
+            if best is None or (loss, -found) < best[0]:
+                best = (loss, -found), Choice(tuple(kept), feed_forward, heads, hidden, found)
+    return None if best is None else best[1]
 
 
-def timer(features: Any, runs: int = 7) -> Callable[[list[Model]], list[float]]:
-    """Return a function that measures models on a batch as TensorFlow graphs, in turns.
+def knapsack(groups: list[tuple[np.ndarray, np.ndarray]], most_cost: float) -> list[int] | None:
+    """Choose one option of each group with the least loss in all, at a limited cost.
 
     Args:
-        features: a batch as the models accept it.
-        runs: how often each is run after a warm-up. Default: 7.
+        groups: for each group the costs and the losses of its options, float arrays.
+        most_cost: the largest sum of the costs.
 
     Returns:
-        Function of a list of models, which returns the least milliseconds of each.
+        The number of the option chosen in each group; None if no choice costs so little. Of
+        choices with the same loss one that costs the most.
     """
+    if sum(costs.min() for costs, _ in groups) > most_cost:
+        return None
+    if len(groups) == 1:
+        ((costs, losses),) = groups
+        fitting = np.flatnonzero(costs <= most_cost)
+        return [int(min(fitting, key=lambda n: (losses[n], -costs[n])))]
+    if not groups:
+        return []
+    from scipy.optimize import Bounds, LinearConstraint, milp
 
-    def measure(models):
-        calls = [_graph(model) for model in models]
-        for call in calls:
-            call(features)
-        best = [np.inf] * len(models)
-        for _ in range(runs):
-            for number, call in enumerate(calls):
-                begin = time.perf_counter()
-                tf.nest.map_structure(lambda t: t.numpy(), _tensors(call(features)))
-                best[number] = min(best[number], (time.perf_counter() - begin) * 1e3)
-        return best
-
-    return measure
-
-
-def _graph(model) -> Callable:
-    flavor = flavors.of(model)
-    return tf.function(lambda x: flavor.call(model, x, training=False), autograph=False)
-
-
-def _tensors(outputs):
-    return [t for t in tf.nest.flatten(getattr(outputs, "logits", outputs)) if tf.is_tensor(t)]
+    costs = np.concatenate([costs for costs, _ in groups])
+    losses = np.concatenate([losses for _, losses in groups])
+    scale, most_loss = costs.max() or 1.0, losses.max() or 1.0
+    one_each = np.zeros((len(groups), len(costs)))
+    begin = 0
+    for row, (own, _) in zip(one_each, groups, strict=True):
+        row[begin : begin + len(own)] = 1
+        begin += len(own)
+    found = milp(
+        losses / most_loss - 1e-5 * costs / scale,
+        integrality=np.ones(len(costs)),
+        bounds=Bounds(0, 1),
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint(costs[None] / scale, ub=most_cost / scale),
+        ],
+    )
+    if found.x is None:
+        return None
+    return [
+        int(np.argmax(chosen))
+        for chosen in np.split(found.x, np.cumsum([len(c) for c, _ in groups])[:-1])
+    ]

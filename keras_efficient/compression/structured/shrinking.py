@@ -56,6 +56,10 @@ class Shrinking:
         found = {cuts.widths(block)[size] for block in self.blocks}
         return min(found)
 
+    def units(self, size: str, block: int) -> int:
+        """Return the number of neurons or heads of a block."""
+        return cuts.widths(self.blocks[block])[size]
+
     def sizes(self) -> dict[str, Any]:
         """Return the present sizes; a tuple where blocks differ."""
         found: dict[str, Any] = {"layers": len(self.blocks)}
@@ -220,14 +224,26 @@ class Shrinking:
             self._replace(new)
 
 
-def checked_numbers(size: Any, name: str, blocks: int, width: int) -> list[int]:
-    """Return a number per block as a list, or raise a ValueError."""
+def checked_numbers(size: Any, name: str, widths: list[int]) -> list[int]:
+    """Return a number per block as a list, or raise a ValueError.
+
+    Args:
+        size: a number, or a sequence of one per block.
+        name: its name.
+        widths: the largest number of each block.
+    """
+    blocks = len(widths)
     numbers = [size] * blocks if is_int(size) else size
     good = isinstance(numbers, list | tuple | np.ndarray) and len(numbers) == blocks
-    if not good or not all(is_int(n) and 0 < n <= width for n in numbers):
+    if not good or not all(
+        is_int(n) and 0 < n <= width for n, width in zip(numbers, widths, strict=True)
+    ):
+        most_allowed = f"{min(widths):,}"
+        if len(set(widths)) > 1:
+            most_allowed += f" (of {', '.join(map(str, widths))})"
         raise ValueError(
-            f"`{name}` must be a number from 1 to {width:,}, or a list of {blocks}, one for each "
-            f"layer that is kept. Received: {size!r}."
+            f"`{name}` must be a number from 1 to {most_allowed}, or a list of {blocks}, one for "
+            f"each layer that is kept. Received: {size!r}."
         )
     return [int(n) for n in numbers]
 

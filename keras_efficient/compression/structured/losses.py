@@ -1,0 +1,168 @@
+"""How much each cut increases the loss of a model, as measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from keras_efficient.architecture._weights import KERNEL, all_weights
+from keras_efficient.compression._observers import input_grams
+from keras_efficient.compression.structured.importance import (
+    Importance,
+    best_weights,
+    most,
+    output_layers,
+    removal_sequence,
+)
+from keras_efficient.compression.structured.layer_losses import evaluated, removal_order
+from keras_efficient.compression.structured.shrinking import Shrinking
+from keras_efficient.compression.structured.space import SearchSpace
+
+#: Numbers of neurons, heads and hidden units whose loss is measured, as parts of the present ones.
+_FRACTIONS = {
+    "feed_forward": (0.125, 0.25, 0.5, 0.75),
+    "heads": (0.25, 0.5, 0.75),
+    "hidden": (0.25, 0.5, 0.75, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The increase of the loss by the number of neurons or heads that some blocks keep each.
+
+    Attributes:
+        name: "feed_forward" or "heads".
+        blocks: the numbers of the blocks that keep the same number.
+        sizes: list of numbers, increasing.
+        increases: float array of the increase of the loss with each of them.
+    """
+
+    name: str
+    blocks: tuple[int, ...]
+    sizes: list[int]
+    increases: np.ndarray
+
+
+class Losses:
+    """The increase of a model's loss by its sizes; those of different sizes are added up.
+
+    Args:
+        shrinking: a `Shrinking` of the whole model, compiled and with data.
+        space: its `SearchSpace`.
+
+    Attributes:
+        order: numbers of the blocks in the order in which they are removed.
+        removed: float array of the increase without each number of blocks, from 0.
+        hidden: dict of a hidden width to the increase with it.
+        parts: list of `Part`.
+    """
+
+    def __init__(self, shrinking: Shrinking, space: SearchSpace):
+        model, data = shrinking.original, shrinking.dataset()
+        if space.layers:
+            self.order, losses = removal_order(model, shrinking.architecture, data)
+        else:
+            self.order, losses = [], [evaluated(model, data)]
+        # Noise may make less look better.
+        self.removed = np.maximum.accumulate(np.array(losses) - losses[0])
+        self.hidden = self._hidden(shrinking, space, losses[0])
+        self.parts = _parts(shrinking, space, losses[0])
+
+    def kept(self, layers: int, blocks: int) -> list[int]:
+        """Return the numbers of the blocks to keep."""
+        return sorted(set(range(blocks)) - set(self.order[: blocks - layers]))
+
+    @staticmethod
+    def _hidden(shrinking, space, whole):
+        if len(space.hidden) == 1:
+            return {space.hidden[0]: 0.0}
+        tried, found = space.spread(_FRACTIONS["hidden"]), []
+        for width in tried[:-1]:
+            cut = Shrinking(shrinking.original, shrinking.data, shrinking.importance)
+            cut.keep_hidden(width)
+            cut.model.compile(optimizer="sgd", loss=shrinking.original.loss)
+            found.append(evaluated(cut.model, shrinking.data) - whole)
+        increases = _decreasing([*found, 0.0])
+        return {h: float(np.interp(h, tried, increases)) for h in space.hidden}
+
+
+def _decreasing(increases: Sequence[float]) -> np.ndarray:
+    """Make an increase at least that of every larger size, as without noise."""
+    return np.maximum.accumulate(np.array(increases)[::-1])[::-1]
+
+
+def _parts(shrinking, space, whole) -> list[Part]:
+    """Measure the loss with fewer neurons and heads, by zeros in the kernels that read them."""
+    found = []
+    for name in space.parts:
+        cut = _Outputs(shrinking, name)
+        every = range(space.blocks)
+        for blocks in [(n,) for n in every] if space.per_layer else [tuple(every)]:
+            now = space.now(name, blocks[0])
+            tried = sorted({max(1, round(now * part)) for part in _FRACTIONS[name]} - {now})
+            losses = [cut.loss(blocks, number) - whole for number in tried]
+            sizes = space.sizes(name, blocks[0])
+            increases = np.interp(sizes, [*tried, now], _decreasing([*losses, 0.0]))
+            found.append(Part(name, blocks, sizes, increases))
+    return found
+
+
+class _Outputs:
+    """The kernels that read the neurons or heads of each block, with some of them at zero."""
+
+    def __init__(self, shrinking, part):
+        self.model, self.data = shrinking.original, shrinking.dataset()
+        blocks = shrinking.blocks
+        kernels = {id(w.layer): w for w in all_weights(self.model) if w.kind == KERNEL}
+        self.weights = [kernels[id(layer)] for layer in output_layers(blocks, part)]
+        self.matrices = [w.matrix(w.value).numpy() for w in self.weights]
+        counts = [
+            len(m) if part == "feed_forward" else b.attention.heads
+            for m, b in zip(self.matrices, blocks, strict=True)
+        ]
+        self.sizes = [len(m) // count for m, count in zip(self.matrices, counts, strict=True)]
+        self.grams = None
+        if shrinking.importance == "reconstruction":
+            features = [x for x, _, _ in shrinking.batches or ()]
+            grams = input_grams(self.model, self.weights, features)
+            self.grams = [grams[weight] for weight in self.weights]
+            self.orders = [
+                removal_sequence(m, gram, size, 1)
+                for m, gram, size in zip(self.matrices, self.grams, self.sizes, strict=True)
+            ]
+        else:
+            importance = Importance(
+                self.model, shrinking.architecture, shrinking.importance, shrinking.batches
+            )
+            scores = importance.neurons() if part == "feed_forward" else importance.heads()
+            self.scores = scores
+
+    def loss(self, blocks: Sequence[int], number: int) -> float:
+        """Return the loss if some blocks keep a number of their neurons or heads."""
+        try:
+            for block in blocks:
+                self._assign(block, self._cut(block, number))
+            return evaluated(self.model, self.data)
+        finally:
+            for block in blocks:
+                self._assign(block, self.matrices[block])
+
+    def _cut(self, block, number):
+        matrix, size = self.matrices[block], self.sizes[block]
+        count = len(matrix) // size
+        if self.grams is None:
+            kept = most(self.scores[block], number)
+        else:
+            kept = np.setdiff1d(np.arange(count), self.orders[block][: count - number])
+        rows = (kept[:, None] * size + np.arange(size)).reshape(-1)
+        new = np.zeros_like(matrix)
+        if self.grams is None:
+            new[rows] = matrix[rows]
+        else:
+            new[rows] = best_weights(matrix, self.grams[block], size, kept)
+        return new
+
+    def _assign(self, block, matrix):
+        weight = self.weights[block]
+        weight.value.assign(weight.unmatrix(tf.constant(matrix, weight.value.dtype)))
