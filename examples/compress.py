@@ -50,9 +50,9 @@ def finish(name, model, rate):
 finish("teacher", teacher, 5e-5)
 sample, _ = next(iter(batches))
 exports["keras"] = ke.pipelines.keras_export(teacher, f"{arguments.output}/keras", features=sample)
-latency = ke.pipelines.ServedLatency(exports["keras"], sample, vocabulary=len(ids))
-target = {"latency_ms": latency.baseline_ms / arguments.speedup, "measure": latency}
-student, report = ke.shrink(teacher, data=batches.take(8), importance="reconstruction", **target)
+latency = ke.bench.ExportLatency(quantize="int8", batch=8, length=64, baseline="keras")
+options = {"measure": latency, "data": batches.take(8), "importance": "reconstruction"}
+student, report = ke.shrink(teacher, speedup=arguments.speedup, **options)
 print(report)
 outputs = ke.distillation.cache(teacher, batches, f"{arguments.output}/teacher_outputs")
 ke.distill(student, outputs, alpha=0.2, temperature=2.0)

@@ -5,4 +5,3 @@ from ._compress_settings import CompressSettings as CompressSettings
 from ._keras_export import keras_export as keras_export
 from ._plan import CompressPlan as CompressPlan
 from ._quantized_export import quantized_export as quantized_export
-from ._served_latency import ServedLatency as ServedLatency

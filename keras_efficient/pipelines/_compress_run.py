@@ -16,7 +16,7 @@ import numpy as np
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
-from keras_efficient.bench import bench
+from keras_efficient.bench import ExportLatency, bench
 from keras_efficient.callbacks import Resume
 from keras_efficient.compression import shrink
 from keras_efficient.data import Records, require_classes, text, trim_vocabulary
@@ -35,7 +35,6 @@ from keras_efficient.pipelines._keras_export import keras_export
 from keras_efficient.pipelines._plan import CompressPlan, make_plan
 from keras_efficient.pipelines._quantized_export import plain_copy, quantized_export
 from keras_efficient.pipelines._run_folder import RunFolder
-from keras_efficient.pipelines._served_latency import ServedLatency
 from keras_efficient.pipelines._target import Target
 from keras_efficient.schedules import warmup_linear
 from keras_efficient.training import unpad
@@ -219,6 +218,7 @@ class CompressRun:
                 "accuracy": evaluation.accuracy,
                 "classification": evaluation.to_dict(),
                 "accuracy_int8": report["evaluation"]["served"],
+                "quantize": report["quantize"],
                 "parameters": _parameters(self.flavor, self.model),
                 "weight_bytes_int8": report["weight_bytes"],
                 "bytes": times["keras"]["bytes"],
@@ -260,16 +260,14 @@ class CompressRun:
         with self._phase("candidates"):
             self.trim()
             data = self.batches(self.train, self.words).take(_SHRINK_BATCHES)
-            latency = ServedLatency(
-                self.folder.path / "teacher" / "keras",
-                self._small_sample(),
-                baseline_ms=teacher["latency_ms"],
+            latency = ExportLatency(
+                # What the whole model was exported as is what this machine can verify.
+                quantize=teacher["quantize"],
                 batch=self.settings.batch,
                 length=self.settings.length,
                 threads=self.settings.threads,
                 seconds=self.settings.seconds,
-                vocabulary=self._vocabulary(),
-                file=self.folder.path / "latencies.json",
+                baseline="keras",
             )
             for target in missing:
                 try:
@@ -501,10 +499,6 @@ class CompressRun:
         texts = (*train.texts, *self.unlabelled)
         return Records(texts, np.concatenate([train.labels, labels]), train.label_names)
 
-    def _small_sample(self):
-        """Return a batch under the trimmed vocabulary, whose ids all models have."""
-        return next(iter(self.held_out(self.words)))
-
     def _vocabulary(self):
         return max(2, min(1000, (self.words.largest_id or 999) + 1))
 
@@ -529,10 +523,8 @@ class CompressRun:
 
 def _shrink_target(target, teacher, latency) -> dict[str, Any]:
     """Return the target and the measurement in the arguments of `ke.shrink`."""
-    if target.name == "speedup":
-        return {"latency_ms": teacher["latency_ms"] / target.value, "measure": latency}
-    if target.name == "latency_ms":
-        return {"latency_ms": target.value, "measure": latency}
+    if target.name in ("speedup", "latency_ms"):
+        return {target.name: target.value, "measure": latency}
     if target.name == "parameters":
         return {"parameters": int(target.value)}
     # The graph takes as much as that of the teacher at most, and the rest belongs to the weights.
