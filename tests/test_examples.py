@@ -95,6 +95,11 @@ def test_what_a_tpu_would_run(here, monkeypatch, capsys):  # noqa: F811
     assert "every batch: {TensorShape([8, 16])}, 3 steps per call" in out
 
 
+def parameters(model):
+    """Stand for the latency of a model."""
+    return model.count_params()
+
+
 def two_layers():
     """The tiny model with a second layer, equal to the first."""
     folder = Path(shutil.copytree(MODEL, "two_layers"))
@@ -109,10 +114,7 @@ def two_layers():
 @pytest.mark.full
 def test_compress(here, quick_export, monkeypatch, capsys):  # noqa: F811
     """With times that follow from the number of parameters."""
-
-    monkeypatch.setattr(
-        ke.bench, "ExportLatency", lambda **settings: lambda model: model.count_params()
-    )
+    monkeypatch.setattr(ke.bench, "ExportLatency", lambda **settings: parameters)
     options = {"data": "reviews.csv", "model": two_layers(), "limit": 32, "epochs": 1}
     script("compress.py", monkeypatch, speedup=1.3, output="out", **options)
     out = capsys.readouterr().out

@@ -103,7 +103,7 @@ def describe_classifier(model: Any) -> tuple[dict, int, bool]:
     }
     backbone: Any = model.backbone
     used = [getattr(layer, "activation", None) for layer in backbone._flatten_layers()]
-    exact = any(f is keras.activations.gelu for f in used) and gelu_approximate not in used
+    exact = any(function is keras.activations.gelu for function in used)
     return config, model.num_classes, exact
 
 

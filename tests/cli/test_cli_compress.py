@@ -4,10 +4,19 @@ import json
 import os
 import shlex
 import signal
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import keras_efficient, review_rows, write_bert, write_reviews
+from command_line import (
+    Outcome,
+    finetune_arguments,
+    keras_efficient,
+    review_rows,
+    write_bert,
+    write_reviews,
+)
 from in_process_export import serve_here
 
 import keras_efficient as ke
@@ -31,11 +40,21 @@ def bench(targets, **options):
     return BenchReport(1, found, "a CPU")
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def replace_the_slow_parts(monkeypatch):
     """Serve exports in this process, and do not time them."""
     serve_here(monkeypatch)
     monkeypatch.setattr(module, "bench", bench)
+    monkeypatch.setattr(module, "ExportLatency", lambda **settings: parameters)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    replace_the_slow_parts(monkeypatch)
+
+
+def parameters(model):
+    """Stand for the latency of a model, in milliseconds."""
+    return model.count_params() / 1000
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +63,12 @@ def data(tmp_path_factory):
 
 
 def trained_model(folder, data, library):
-    """A model of two layers that was trained a little, as `finetune` leaves it."""
+    """A model of two layers as `finetune` leaves it; training has tests of its own."""
     bert = write_bert(folder / "bert", dropout=0.0, layers=2)
     records = ke.data.read_records(data)
-    train, validation = ke.data.split(records, validation=0.2, seed=0)
+    train, _ = ke.data.split(records, validation=0.2, seed=0)
     model, tokenizer = ke.models.load(bert, library=library)
-    keras = ke.flavor.of(model).keras
-    model.compile(
-        keras.optimizers.Adam(1e-2),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=False,
-    )
-    model.fit(
-        ke.data.text(train, tokenizer, batch_size=16, max_length=32),
-        epochs=3,
-        verbose=0,
-        shuffle=False,
-    )
-    facts = {**SPLIT, "validation_data": None}
-    facts |= {"train_fingerprint": train.fingerprint}
-    facts |= {"validation_fingerprint": validation.fingerprint}
+    facts = {**SPLIT, "validation_data": None, "train_fingerprint": train.fingerprint}
     names = records.label_names
     ke.models.save(model, tokenizer, folder / "out" / "trained-1", label_names=names, facts=facts)
     return folder / "out"
@@ -88,114 +93,123 @@ def compress(*args, **options):
     return keras_efficient(*words(*args, **options))
 
 
+@dataclass(frozen=True)
+class Done:
+    """A whole run, with unlabelled texts, that was stopped in the training and resumed."""
+
+    model: Path
+    more: Path
+    output: Path
+    stopped: Outcome
+    outcome: Outcome
+    steps: list
+    options: dict
+
+
 @pytest.fixture(scope="module", params=["keras", pytest.param("tf_keras", marks=pytest.mark.full)])
 def done(request, data, tmp_path_factory):
-    """(model, output, outcome) of a whole run with two candidates and unlabelled texts."""
     folder = tmp_path_factory.mktemp("done")
     model = trained_model(folder, data, request.param)
-    more = write_reviews(folder / "more.csv", review_rows(24, seed=5))
+    more = write_reviews(folder / "more.csv", review_rows(16, seed=5))
+    output, steps = folder / "with space", []
+    options = {"unlabelled": more, "target": "speedup=1.3", "epochs": 2}
+    plain = ke.callbacks.ProgressLines.on_train_batch_end
+
+    def stop(self, batch, logs=None):
+        steps.append(batch)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        plain(self, batch, logs)
+
     with pytest.MonkeyPatch.context() as patch:
-        serve_here(patch)
-        patch.setattr(module, "bench", bench)
-        outcome = compress(
-            model,
-            data,
-            folder / "compressed",
-            front=1.25,
-            unlabelled=more,
-            target="parameters=5000",
-        )
-    return model, folder / "compressed", outcome
+        replace_the_slow_parts(patch)
+        patch.setattr(ke.callbacks.ProgressLines, "on_train_batch_end", stop)
+        stopped = compress(model, data, output, **options)
+        (line,) = (x for x in stopped.err.splitlines() if x.startswith("  keras-efficient "))
+        advised = shlex.split(line)[1:]
+        assert advised == [*words(model, data, output, **options), "--resume"]
+        outcome = keras_efficient(*advised)
+    return Done(model, more, output, stopped, outcome, steps, options)
+
+
+def test_a_stopped_run_goes_on_inside_the_training(done):
+    assert done.stopped.code == 130 and not done.stopped.out, done.stopped
+    assert "Traceback" not in done.stopped.err
+    # 64 labelled and 16 other texts, in batches of 16, none of them twice.
+    assert done.steps == [*range(5), *range(5)]
+    folder = done.output / "candidates" / "speedup-1.3"
+    assert sorted(path.name for path in folder.iterdir()) == ["int8", "shrunk", "trained"]
 
 
 def test_a_whole_run(done):
-    _, output, outcome = done
+    outcome = done.outcome
     assert outcome.code in (0, 3), outcome
-    report = json.loads((output / "report.json").read_text())
-    names = [row["name"] for row in report["rows"]]
-    assert names[:2] == ["Keras float32", "whole, int8"] and len(names) == 4
-    for row in report["rows"][2:]:
-        assert row["parameters"] < report["rows"][0]["parameters"]
-        assert 0 <= row["accuracy"] <= 1
-    candidates = sorted(path.name for path in (output / "candidates").iterdir())
-    assert candidates == ["parameters-4000", "parameters-5000"]
-    assert report["rows"][0]["speedup"] == 1 and report["rows"][1]["bytes_ratio"] > 1
-    assert report["examples"] == 16 and report["train"] == 64 and report["unlabelled"] > 0
-    assert (output / "front.png").stat().st_size > 10_000
-    for row in report["rows"]:
+    report = json.loads((done.output / "report.json").read_text())
+    rows = report["rows"]
+    assert [row["name"] for row in rows] == ["Keras float32", "whole, int8", "1.3x"]
+    assert rows[0]["speedup"] == 1 and rows[1]["bytes_ratio"] > 1
+    assert rows[2]["parameters"] < rows[1]["parameters"]
+    assert all(0 <= row["accuracy"] <= 1 for row in rows)
+    assert (report["examples"], report["train"], report["unlabelled"]) == (16, 64, 16)
+    assert (done.output / "front.png").stat().st_size > 10_000
+    for row in rows:
         assert row["name"] in outcome.out and f"{row['accuracy']:.1%}" in outcome.out
-    assert str(output / "report.json") in outcome.out
+    assert str(done.output / "report.json") in outcome.out
     assert (outcome.code == 0) == (report["recommended"] is not None)
-    assert "64 labelled texts to train on" in outcome.err and "estimated time" in outcome.err
+    for part in ("64 labelled texts to train on, 16 unlabelled; 16 others", "estimated time"):
+        assert part in outcome.err
+    info = ke.models.info(done.output / "candidates" / "speedup-1.3" / "trained")
+    assert info.label_names == ("negative", "positive")
 
 
-def test_the_candidate_that_is_served_is_the_one_that_was_trained(done):
+def test_what_is_served_is_what_was_trained(done):
     import tensorflow as tf
 
-    _, output, _ = done
-    for folder in (output / "candidates").iterdir():
-        model, tokenizer = ke.models.load(folder / "trained")
-        x = next(iter(ke.data.text(["the film was great ."], tokenizer, batch_size=1)))
-        serve = tf.saved_model.load(str(folder / "int8" / "1")).signatures["serving_default"]
-        expected = model.predict_on_batch(x)
-        expected = np.asarray(getattr(expected, "logits", expected))
-        # Rounded to 8 bits, or to 7.
-        np.testing.assert_allclose(serve(**x)["logits"].numpy(), expected, atol=0.5)
+    folder = done.output / "candidates" / "speedup-1.3"
+    model, tokenizer = ke.models.load(folder / "trained")
+    x = next(iter(ke.data.text(["the film was great ."], tokenizer, batch_size=1)))
+    serve = tf.saved_model.load(str(folder / "int8" / "1")).signatures["serving_default"]
+    expected = model.predict_on_batch(x)
+    expected = np.asarray(expected["logits"] if isinstance(expected, dict) else expected)
+    # Rounded to 8 bits, or to 7.
+    np.testing.assert_allclose(serve(**x)["logits"].numpy(), expected, atol=0.5)
 
 
+@pytest.mark.full
 def test_another_target_reuses_what_is_there(done, data, monkeypatch):
-    model, output, _ = done
-    before = {p: p.stat().st_mtime_ns for p in output.rglob("*.h5")}
-
-    def fail(*args, **kwargs):
-        raise AssertionError("it was computed again")
-
-    monkeypatch.setattr(module, "distill", fail)
-    monkeypatch.setattr(module, "quantized_export", fail)
-    more = output.parent / "more.csv"
-    outcome = compress(
-        model, data, output, front=1.25, unlabelled=more, target="parameters=5000", resume=True
-    )
+    before = {p: p.stat().st_mtime_ns for p in done.output.rglob("*.h5")}
+    options = {**done.options, "target": "speedup=1.2", "resume": True}
+    outcome = compress(done.model, data, done.output, **options)
     assert outcome.code in (0, 3), outcome
-    assert {p: p.stat().st_mtime_ns for p in output.rglob("*.h5")} == before
+    after = {p: p.stat().st_mtime_ns for p in done.output.rglob("*.h5")}
+    assert before.items() <= after.items()
+    report = json.loads((done.output / "report.json").read_text())
+    assert [row["name"] for row in report["rows"]][2:] == ["1.2x", "1.3x"]
+    # The training, its settings and the data must be the same.
+    other = compress(done.model, data, done.output, **{**options, "epochs": 1})
+    other.refused("epochs: was 2, now 1", "only the target may change")
 
 
+@pytest.mark.full
 def test_a_dry_run_shows_the_plan_and_writes_nothing(trained, data, tmp_path):
     outcome = compress(trained, data, tmp_path / "out", dry_run=True, front=2)
     assert outcome.code == 0 and not outcome.out, outcome
-    for part in (
-        "estimated time",
-        "min",
-        "distil 2.75k parameters",
-        "tokens are left",
-        "Dry run",
-    ):
+    for part in ("estimated time", "min", "distil 2.75k parameters", "tokens are left", "Dry run"):
         assert part in outcome.err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_stopped_run_goes_on_inside_the_training(trained, data, tmp_path, monkeypatch):
-    output, step = tmp_path / "with space", []
-    plain = ke.callbacks.ProgressLines.on_train_batch_end
-
-    def stop(self, batch, logs=None):
-        step.append(batch)
-        if len(step) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        plain(self, batch, logs)
-
-    monkeypatch.setattr(ke.callbacks.ProgressLines, "on_train_batch_end", stop)
-    outcome = compress(trained, data, output, epochs=2)
-    assert outcome.code == 130 and not outcome.out, outcome
-    (line,) = (x for x in outcome.err.splitlines() if x.startswith("  keras-efficient "))
-    advised = shlex.split(line)[1:]
-    assert advised == [*words(trained, data, output, epochs=2), "--resume"]
-    outcome = keras_efficient(*advised)
+@pytest.mark.full
+def test_from_finetune(data, tmp_path):
+    """With the trained model that it leaves, and the rows that it held out."""
+    bert = write_bert(tmp_path / "bert", dropout=0.1, layers=2)
+    options = {"validation": 20, "seed": 3, "epochs": 1}
+    assert keras_efficient(*finetune_arguments(data, bert, tmp_path / "out", **options)).code == 0
+    outcome = compress(tmp_path / "out", data, tmp_path / "small", target="bytes=1e6")
     assert outcome.code in (0, 3), outcome
-    # Four batches in each of two epochs, none of them twice.
-    assert len(step) == 8
-    folder = output / "candidates" / "parameters-5500"
-    assert not (folder / "training").exists() and (folder / "int8" / "1").exists()
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    assert report["examples"] == 20
+    assert report["rows"][0]["accuracy"] == ke.models.info(tmp_path / "out").facts["accuracy"]
 
 
 # --- bad input -----------------------------------------------------------------------------------
@@ -270,6 +284,7 @@ def test_folders_that_are_not_this_runs(trained, data, tmp_path):
     assert sorted(path.name for path in output.iterdir()) == ["run.json"]
 
 
+@pytest.mark.full
 def test_a_target_out_of_reach_says_what_can_be_reached(trained, data, tmp_path):
     outcome = compress(trained, data, tmp_path / "out", target="parameters=10")
     outcome.refused("parameters=10 cannot be reached", "now", "int8 export takes")
