@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,8 @@ def save(
         partial.mkdir(parents=True)
         (partial / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         (partial / TOKENIZER).write_text(tokenizer.serialized or "", encoding="utf-8")
-        model.save_weights(str(partial / WEIGHTS))
+        with _without_optimizer(model):
+            model.save_weights(str(partial / WEIGHTS))
         manifest = {
             "format": FORMAT,
             "library": library,
@@ -141,6 +142,19 @@ def _check_free(target):
             f"A trained model has a folder of its own. Received: {str(target)!r}, which exists. "
             "Choose another path, or delete it."
         )
+
+
+@contextmanager
+def _without_optimizer(model):
+    """Leave out the optimizer, whose moments both libraries would write with the weights."""
+    optimizer = getattr(model, "optimizer", None)
+    try:
+        if optimizer is not None:
+            model.optimizer = None
+        yield
+    finally:
+        if optimizer is not None:
+            model.optimizer = optimizer
 
 
 def _plain(facts):

@@ -41,6 +41,8 @@ from keras_efficient.training import unpad
 
 #: Batches on which `ke.shrink` chooses, and on which activations are calibrated.
 _SHRINK_BATCHES, _CALIBRATION_BATCHES = 8, 16
+#: Settings that `ke.distill` takes.
+_DISTILLATION = ("alpha", "temperature", "divergence")
 #: Why there is no candidate for a target.
 _REFUSED = "refused.json"
 
@@ -331,7 +333,8 @@ class CompressRun:
             student, words = self._load_to_train(folder / "shrunk")
             data = self.batches(self._labelled_by(outputs), words, group_by_length=True)
             self._compile(student, data.stats.batches * settings.epochs, settings.learning_rate)
-            distill(student, outputs, alpha=settings.alpha, temperature=settings.temperature)
+            terms = {name: getattr(settings, name) for name in _DISTILLATION}
+            distill(student, outputs, **terms)
             try:
                 unpad(student)
             except ValueError as error:

@@ -34,6 +34,7 @@ class CompressSettings:
         alpha: weight of the loss of the labels, from 0 to 1; the rest is the teacher's. Default:
             0.2.
         temperature: softens the predictions of teacher and student. Default: 2.0.
+        divergence: distance of predictions, as for `ke.distill`. Default: "forward_kl".
         max_length: texts are truncated to this many tokens. Default: 128.
         importance: how `ke.shrink` chooses neurons and heads. Default: "reconstruction".
         trim_vocabulary: whether tokens that the texts do not need are removed. Default: True.
@@ -60,6 +61,7 @@ class CompressSettings:
     learning_rate: float = 1e-4
     alpha: float = 0.2
     temperature: float = 2.0
+    divergence: str = "forward_kl"
     max_length: int = 128
     importance: str = "reconstruction"
     trim_vocabulary: bool = True
@@ -86,6 +88,14 @@ class CompressSettings:
             raise InputError(
                 f"`front` must hold positive multiples of the target. Received: {self.front!r}."
             )
+        if self.divergence != "forward_kl":
+            # Not at the top: it imports TensorFlow, and most mistakes are found before.
+            from keras_efficient.distillation._soft_targets import check_divergence
+
+            try:
+                check_divergence(self.divergence)
+            except ValueError as error:
+                raise InputError(str(error)) from error
         if self.precision not in ("auto", *POLICIES):
             raise InputError(
                 f"`precision` must be one of auto, {', '.join(POLICIES)}. Received: "

@@ -44,6 +44,25 @@ def test_saved_and_restored(library, folder, tmp_path):
     assert ke.shrink(again, feed_forward=4).report.sizes["feed_forward"] == (8, 4)
 
 
+@both
+def test_no_optimizer_is_saved_and_training_goes_on(library, folder, tmp_path):
+    model, tokenizer = ke.models.load(folder, library=library)
+    keras = ke.flavor.of(model).keras
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(ke.optimizers.AdamW(1e-3, library=model), loss, jit_compile=False)
+    data = ke.data.text(bert_folder.TEXTS, tokenizer, batch_size=3, max_length=32)
+    data = data.map(lambda x: (x, [0, 1, 1]))
+    model.fit(data, verbose=0, shuffle=False)
+    info = ke.models.save(model, tokenizer, tmp_path / "a")
+    weights = 4 * model.count_params()
+    # HDF5 takes some bytes for each of these small arrays.
+    again, _ = ke.models.load(info.directory)
+    empty = ke.models.save(again, tokenizer, tmp_path / "b").files["model.weights.h5"]["bytes"]
+    assert info.files["model.weights.h5"]["bytes"] <= empty + weights / 2
+    model.fit(data, verbose=0, shuffle=False)
+    assert int(model.optimizer.iterations.numpy()) == 2
+
+
 def test_the_newest_trained_model_beside_versions(folder, tmp_path):
     model, tokenizer = ke.models.load(folder)
     for number in (2, 10):

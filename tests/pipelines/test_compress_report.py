@@ -90,7 +90,14 @@ def test_targets():
 
 @pytest.mark.parametrize(
     "name, value",
-    [("max_drop", 2), ("front", (0.0,)), ("batch", 0), ("learning_rate", -1.0), ("seed", -1)],
+    [
+        ("max_drop", 2),
+        ("front", (0.0,)),
+        ("batch", 0),
+        ("learning_rate", -1.0),
+        ("seed", -1),
+        ("divergence", "kl"),
+    ],
 )
 def test_settings_out_of_range(name, value):
     with pytest.raises(ke.InputError, match=f"`{name}` must"):
