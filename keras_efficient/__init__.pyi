@@ -16,6 +16,7 @@ from . import (
     optimizers as optimizers,
     parametrize as parametrize,
     peft as peft,
+    pipelines as pipelines,
     runtime as runtime,
     schedules as schedules,
     serving as serving,
@@ -47,6 +48,7 @@ from .peft import (
     save_adapters as save_adapters,
     switch_adapters as switch_adapters,
 )
+from .pipelines import compress as compress
 from .runtime import tune_process as tune_process
 from .training import (
     accumulate as accumulate,

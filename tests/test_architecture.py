@@ -80,6 +80,7 @@ LAYERS = {
     "bench": {"architecture", "data", "exporters", "metrics", "runtime", "serving", "versions"},
     "distillation": {"architecture", "checkpoint", "runtime", "training"},
 }
+LAYERS["pipelines"] = {*LAYERS}
 LAYERS["cli"] = {*LAYERS}
 
 

@@ -216,7 +216,7 @@ def test_options_on_the_pages_exist():
     known |= {"--allow_version_labels_for_unavailable_models"}
     # Those of every command, `hf download`, pytest and Slurm.
     known |= {"--version", "--local-dir", "--durations", "--cpus-per-task"}
-    for command in ("finetune", "demo", "launch", "serve", "predict", "bench"):
+    for command in ("finetune", "demo", "compress", "launch", "serve", "predict", "bench"):
         shown = command_line.keras_efficient(command, "--help").out
         known |= set(re.findall(r"--[a-z][a-z-]+", shown))
     for script in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")):

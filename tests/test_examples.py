@@ -12,6 +12,8 @@ from covering import sampled
 from safetensors.numpy import load_file, save_file
 from test_docs import MODEL, here, quick_export, tiny  # noqa: F401 (fixtures)
 
+import keras_efficient as ke
+
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 
 
@@ -93,15 +95,38 @@ def test_what_a_tpu_would_run(here, monkeypatch, capsys):  # noqa: F811
     assert "every batch: {TensorShape([8, 16])}, 3 steps per call" in out
 
 
-@pytest.mark.full
-def test_distill(here, monkeypatch, capsys):  # noqa: F811
-    """With a second layer in the tiny model, equal to the first."""
+def parameters(model):
+    """Stand for the latency of a model."""
+    return model.count_params()
+
+
+def two_layers():
+    """The tiny model with a second layer, equal to the first."""
     folder = Path(shutil.copytree(MODEL, "two_layers"))
     arrays = load_file(folder / "model.safetensors")
     arrays |= {name.replace("layer.0.", "layer.1."): value for name, value in arrays.items()}
     save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    return folder
+
+
+@pytest.mark.full
+def test_compress(here, quick_export, monkeypatch, capsys):  # noqa: F811
+    """With times that follow from the number of parameters."""
+    monkeypatch.setattr(ke.bench, "ExportLatency", lambda **settings: parameters)
+    options = {"data": "reviews.csv", "model": two_layers(), "limit": 32, "epochs": 1}
+    script("compress.py", monkeypatch, speedup=1.3, output="out", **options)
+    out = capsys.readouterr().out
+    assert "shrink: " in out and "student: " in out and "teacher: " in out
+    for name in ("keras", "teacher", "student"):
+        assert out.count(name) >= 2
+    assert len(EXAMPLES[0].with_name("compress.py").read_text().splitlines()) <= 60
+
+
+@pytest.mark.full
+def test_distill(here, monkeypatch, capsys):  # noqa: F811
+    folder = two_layers()
     options = {"data": "reviews.csv", "model": folder, "limit": 30, "epochs": 1}
     script("distill.py", monkeypatch, **options)
     lines = capsys.readouterr().out.splitlines()[-3:]

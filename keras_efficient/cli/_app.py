@@ -44,7 +44,10 @@ def _main(
 #: Defaults of `bench`.
 _BATCHES, _LENGTHS = [1, 8, 32], [32, 64, 128]
 
-#: Options of both `finetune` and `demo`.
+#: Default of `compress`.
+_FRONT = [0.5, 1.0, 2.0]
+
+#: Options of several commands.
 Library = Annotated[str, typer.Option(help="keras (KerasHub) or tf_keras (Hugging Face TF).")]
 Epochs = Annotated[int, typer.Option(help="Passes over the training data.")]
 BatchSize = Annotated[int, typer.Option(help="Examples per optimizer update.")]
@@ -167,6 +170,73 @@ def demo(
             resume=resume,
         )
     )
+
+
+@app.command()
+def compress(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="The --output of finetune, a trained-N in it, or a folder of ke.models.save."
+        ),
+    ],
+    data: Annotated[Path, typer.Option(help="The labelled file that the model was trained on.")],
+    target: Annotated[
+        str, typer.Option(help="speedup=10, latency_ms=5, parameters=2e6 or bytes=2e6.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the results of all phases.")],
+    max_drop: Annotated[
+        str, typer.Option(help="Share of the model's accuracy that may be lost, such as 1%.")
+    ] = "1%",
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="File of further texts, which only the model labels.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Column with the labels.")] = "label",
+    validation_data: Annotated[
+        Path | None, typer.Option(help="Labelled file to evaluate on, unknown to the model.")
+    ] = None,
+    validation: Annotated[
+        float | None,
+        typer.Option(help="Fraction or number of rows held out; default: as in finetune."),
+    ] = None,
+    front: Annotated[
+        list[float], typer.Option(help="Candidates for these multiples of the target; repeatable.")
+    ] = _FRONT,
+    batch: Annotated[int, typer.Option(help="Texts per call for which latency counts.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens in each.")] = 64,
+    threads: Annotated[int, typer.Option(help="Threads within one operation when timed.")] = 1,
+    epochs: Annotated[int, typer.Option(help="Passes over the texts for each candidate.")] = 3,
+    batch_size: BatchSize = 32,
+    learning_rate: LearningRate = 1e-4,
+    alpha: Annotated[
+        float, typer.Option(help="Weight of the labels; the rest is the teacher's.")
+    ] = 0.2,
+    temperature: Annotated[float, typer.Option(help="Softens the teacher's predictions.")] = 2.0,
+    max_length: Annotated[
+        int | None, typer.Option(help="Truncate texts to so many tokens; default: as in finetune.")
+    ] = None,
+    precision: Precision = "auto",
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the split and the training; default: finetune's.")
+    ] = None,
+    log_seconds: LogSeconds = 30.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, with estimated minutes, and stop.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
+):
+    """Make a fine-tuned model several times smaller and faster: shrink, distil, quantize, compare.
+
+    Exit code 3: no candidate reaches the target and keeps the accuracy.
+    """
+    options = {**locals()}
+    import dataclasses
+
+    from keras_efficient.cli._compress import Settings, pipeline_settings, run
+
+    names = {field.name for field in dataclasses.fields(Settings)}
+    run(Settings(**{n: v for n, v in options.items() if n in names}), pipeline_settings(options))
 
 
 @app.command(cls=PassthroughCommand)
@@ -308,7 +378,8 @@ def bench(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted.
 
-    `launch` exits with the code of the first worker that failed, `serve` with that of the server.
+    `compress` exits with 3 if no candidate reaches the target and keeps the accuracy, `launch` with
+    the code of the first worker that failed, `serve` with that of the server.
 
     Args:
         arguments: list of str. Default: None, those of the process.

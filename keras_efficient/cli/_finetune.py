@@ -16,6 +16,8 @@ from rich.console import Console
 import keras_efficient as ke
 from keras_efficient._errors import InputError, listed
 from keras_efficient.cli._finetune_display import METRICS, Plan, result_table, tiles
+from keras_efficient.models._save import check_savable
+from keras_efficient.models._trained_folder import free_folder
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,9 @@ def run(settings: Settings):
         )
         flavor = ke.flavor.of(model)
         weight_bytes = sum(w.shape.num_elements() * w.dtype.size for w in flavor.weights(model))
-        # The export, and two checkpoints of weights and two moments: one stays, one is written.
-        ke.exporters.check_destination(settings.output, needed_bytes=7 * weight_bytes)
+        # The export, the trained model, and two checkpoints of weights and two moments: one stays,
+        # one is written.
+        ke.exporters.check_destination(settings.output, needed_bytes=8 * weight_bytes)
         batches = ke.data.text(
             train,
             tokenizer,
@@ -141,6 +144,7 @@ def run(settings: Settings):
             validation, tokenizer, batch_size=64, max_length=settings.max_length
         )
         in_graph = _runs_in_graph(tokenizer, console)
+        savable = _is_savable(tokenizer, console)
         # What the export will need: a run must not fail at its end. The tokenizer was checked,
         # and tracing its graph once more would take seconds.
         ke.exporters.check_export(
@@ -268,9 +272,14 @@ def run(settings: Settings):
             raise
         _print_how_to_resume(console, resume)
         raise typer.Exit(ke.checkpoint.EXIT_PREEMPTED) from None
-    shutil.rmtree(directory, ignore_errors=True)
     if found is None and report.classification is not None:
         found = ke.metrics.ClassificationReport.from_dict(report.classification)
+    trained = None
+    if savable:
+        trained = free_folder(report.directory.parent, int(report.directory.name))
+        kept = _facts_for_compress(settings, train, validation, found)
+        ke.models.save(model, tokenizer, trained, label_names=labels, facts=kept)
+    shutil.rmtree(directory, ignore_errors=True)
     page = ke.exporters.write_html_report(
         report.directory / "report.html",
         title=f"{Path(settings.model).name} on {settings.data.name}",
@@ -279,7 +288,7 @@ def run(settings: Settings):
         facts=tiles(found, facts, stats, settings, precision),
         report=report,
     )
-    Console().print(result_table(found, facts, report, page))
+    Console().print(result_table(found, facts, report, page, trained))
     # Its warnings come last, where they are seen.
     Console().print(found)
 
@@ -292,6 +301,31 @@ def _runs_in_graph(tokenizer, console):
         console.print(f"The export will take token ids only. {error}", soft_wrap=True)
         return False
     return True
+
+
+def _is_savable(tokenizer, console):
+    """Return whether the trained model can be left with its tokenizer."""
+    try:
+        check_savable(tokenizer)
+    except InputError as error:
+        console.print(f"No trained model will be left beside the export. {error}", soft_wrap=True)
+        return False
+    return True
+
+
+def _facts_for_compress(settings, train, validation, found):
+    """Return what `compress` needs to evaluate on the same rows, and never on others."""
+    other = settings.validation_data
+    return {
+        "data": str(settings.data),
+        "validation_data": None if other is None else str(other.absolute()),
+        "validation": settings.validation_size,
+        "seed": settings.seed,
+        "max_length": settings.max_length,
+        "train_fingerprint": train.fingerprint,
+        "validation_fingerprint": validation.fingerprint,
+        "accuracy": found.accuracy,
+    }
 
 
 def _read(settings):

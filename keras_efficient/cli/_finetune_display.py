@@ -114,7 +114,7 @@ def tiles(found, facts, stats, settings, precision):
     }
 
 
-def result_table(found, facts, report, page):
+def result_table(found, facts, report, page, trained):
     """Return the table of results that ends a run."""
     latency = report.latency_ms or {}
     rows = {
@@ -134,6 +134,8 @@ def result_table(found, facts, report, page):
         "SavedModel": str(report.directory),
         "run report": str(page),
     }
+    if trained is not None:
+        rows["trained model"] = f"{trained} (for keras-efficient compress)"
     table = Table(title="Result", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

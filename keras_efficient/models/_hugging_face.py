@@ -15,6 +15,7 @@ from keras_efficient.flavor._typing import Model
 from keras_efficient.models._check_weights import safetensors_files
 from keras_efficient.models._checkpoint_folder import check_ids, describe, load_tokenizer
 from keras_efficient.models._classification_head import head_weights
+from keras_efficient.models._trained_folder import WEIGHTS
 
 
 def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Model, Tokenizer]:
@@ -58,8 +59,7 @@ def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Mod
             f"{describe(source)}, for which it reports: {shortened(str(error)).rstrip('.')}. "
             "Check the spelling of a hub name and the network, or try library='keras'."
         ) from error
-    head = model.classifier if hasattr(model, "classifier") else model.score
-    head = getattr(head, "out_proj", head)
+    head = _head(model)
     width = head.kernel.shape[0]
     head.set_weights(head_weights(width, num_labels, seed)[: len(head.weights)])
     keep_float32(model, head)
@@ -75,6 +75,58 @@ def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Mod
     check_tokenizer(json.loads(tokenizer.serialized or "{}"), describe(source))
     check_ids(tokenizer.largest_id, getattr(config, "vocab_size", None), describe(source))
     return model, tokenizer
+
+
+def _head(model):
+    head = model.classifier if hasattr(model, "classifier") else model.score
+    return getattr(head, "out_proj", head)
+
+
+def describe_classifier(model: Any) -> tuple[dict, int, bool]:
+    """Return the configuration of a classifier, its number of classes, and `exact_gelu`.
+
+    The last one is for KerasHub alone: the configuration names the activation.
+
+    Raises:
+        InputError: the model is no sequence classifier of Hugging Face.
+    """
+    config = getattr(model, "config", None)
+    named = any(c.__name__.endswith("ForSequenceClassification") for c in type(model).__mro__)
+    if config is None or not named or not hasattr(config, "to_json_string"):
+        raise InputError(
+            "A trained model is a text classifier of KerasHub or Hugging Face. Received: "
+            f"{type(model).__name__} {model.name!r}. Save others with model.save('model.keras')."
+        )
+    return json.loads(config.to_json_string(use_diff=True)), config.num_labels, False
+
+
+def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
+    """Build a saved classifier, and load its weights."""
+    import transformers
+
+    model: Any
+    try:
+        with quiet_logger("transformers"):
+            settings = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+            model = transformers.TFAutoModelForSequenceClassification.from_config(
+                settings, trust_remote_code=False
+            )
+            model(model.dummy_inputs)
+            model.load_weights(str(folder / WEIGHTS))
+    # A folder can make transformers fail anywhere.
+    except Exception as error:
+        raise InputError(
+            f"The configuration and weights of a trained model must fit. Received: {str(folder)!r},"
+            f" for which transformers reports: {shortened(str(error)).rstrip('.')}. Install the "
+            "version of transformers that saved it, or copy the folder again."
+        ) from error
+    keep_float32(model, _head(model))
+    return model
+
+
+def vocabulary_size(model: Any) -> int | None:
+    """Return the number of rows of the table of tokens, if the model tells."""
+    return getattr(model.config, "vocab_size", None)
 
 
 def _load_safetensors(model, path):

@@ -20,6 +20,7 @@ from keras_efficient.models._checkpoint_folder import (
     load_tokenizer,
 )
 from keras_efficient.models._classification_head import head_weights
+from keras_efficient.models._trained_folder import WEIGHTS
 
 
 def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Model, Tokenizer]:
@@ -76,6 +77,71 @@ def _exact_gelu(model):
     for layer in model._flatten_layers():
         if getattr(layer, "activation", None) is gelu_approximate:
             layer.activation = keras.activations.gelu
+
+
+# --- trained classifiers -------------------------------------------------------------------------
+
+
+def describe_classifier(model: Any) -> tuple[dict, int, bool]:
+    """Return the configuration of a classifier, its number of classes, and its `exact_gelu`.
+
+    Raises:
+        InputError: the model is no text classifier of KerasHub.
+    """
+    # `fit` and transforms may have put a subclass in its place.
+    own = [c for c in type(model).__mro__ if c.__module__.partition(".")[0] == "keras_hub"]
+    if not isinstance(model, keras_hub.models.TextClassifier) or not own:
+        raise InputError(
+            "A trained model is a text classifier of KerasHub or Hugging Face. Received: "
+            f"{type(model).__name__} {model.name!r}. Save others with model.save('model.keras')."
+        )
+    config = {
+        "class_name": own[0].__name__,
+        "registered_name": keras.saving.get_registered_name(own[0]),
+        "module": own[0].__module__,
+        "config": {**model.get_config(), "preprocessor": None},
+    }
+    backbone: Any = model.backbone
+    used = [getattr(layer, "activation", None) for layer in backbone._flatten_layers()]
+    exact = any(function is keras.activations.gelu for function in used)
+    return config, model.num_classes, exact
+
+
+def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
+    """Build a saved classifier, and load its weights."""
+    cls = getattr(keras_hub.models, str(config.get("class_name")), None)
+    if not isinstance(cls, type) or not issubclass(cls, keras_hub.models.TextClassifier):
+        raise InputError(
+            "A trained model must be of a class that KerasHub has. Received: "
+            f"{config.get('class_name')!r:.60} in {str(folder)!r}. Install the version of KerasHub "
+            "that saved it."
+        )
+    try:
+        settings = config["config"]
+        # The policy is that of this process, as for models that are loaded from elsewhere.
+        settings["backbone"]["config"].pop("dtype", None)
+        model: Any = cls.from_config(settings)
+        if info.exact_gelu:
+            _exact_gelu(model)
+        model.load_weights(str(folder / WEIGHTS))
+    # A folder can make KerasHub fail anywhere.
+    except Exception as error:
+        raise _not_restored(folder, error) from error
+    keep_float32(model, model.output_dense)
+    return model
+
+
+def vocabulary_size(model: Any) -> int | None:
+    """Return the number of rows of the table of tokens, if the model tells."""
+    return getattr(model.backbone, "vocabulary_size", None)
+
+
+def _not_restored(folder, error):
+    return InputError(
+        f"The configuration and weights of a trained model must fit. Received: {str(folder)!r}, "
+        f"for which KerasHub reports: {shortened(str(error)).rstrip('.')}. Install the version of "
+        "KerasHub that saved it, or copy the folder again."
+    )
 
 
 class _Encoder:

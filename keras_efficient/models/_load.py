@@ -1,6 +1,7 @@
 """Load a pretrained Transformer with a classification head, and its tokenizer."""
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ from keras_efficient._errors import InputError
 from keras_efficient.data._tokenizer import Tokenizer
 from keras_efficient.flavor._typing import Model
 from keras_efficient.models._checkpoint_folder import find_checkpoint
+from keras_efficient.models._restore import restore
+from keras_efficient.models._trained_folder import trained_folder
 
 TASKS = ("classification",)
 
@@ -30,23 +33,27 @@ def load(
     path_or_preset: str | os.PathLike,
     *,
     task: str = "classification",
-    num_labels: int = 2,
-    library: str = "keras",
+    num_labels: int | None = None,
+    library: str | None = None,
     seed: int = 0,
 ) -> LoadedModel:
-    """Load a pretrained Transformer with a new head, and its tokenizer.
+    """Load a pretrained Transformer with a new head, or a trained one, and its tokenizer.
 
     A Hugging Face folder (config.json, model.safetensors of PyTorch or TensorFlow, and a tokenizer
     file) loads with either library: Keras 3 uses KerasHub's converter, tf_keras that of
     transformers. Both models give the same outputs, head included, to 1e-4 in float32. Keras 3 also
     loads KerasHub presets by folder or name; tf_keras also loads Hugging Face models by name.
 
+    A folder of `ke.models.save`, or the output of `keras-efficient finetune`, holds a trained
+    model, which is returned as it was saved, with its head and its tokenizer.
+
     Args:
         path_or_preset: Path of a folder, or a name known to KerasHub or Hugging Face.
         task: The task, "classification". Default: "classification".
-        num_labels: Number of classes, at least 2. Default: 2.
+        num_labels: Number of classes, at least 2. Default: None, those of a trained model,
+            otherwise 2.
         library: "keras" for a KerasHub model or "tf_keras" for a transformers TF model. Default:
-            "keras".
+            None, that of a trained model, otherwise "keras".
         seed: Seed of the initial kernel of the head, which is normal with standard deviation 0.02.
             Default: 0.
 
@@ -74,16 +81,20 @@ def load(
         raise InputError(
             f"`task` must be one of {TASKS}. Received: {task!r}. No other task is supported yet."
         )
-    if type(num_labels) is not int or num_labels < 2:
+    if num_labels is not None and (type(num_labels) is not int or num_labels < 2):
         raise InputError(
             f"`num_labels` must be an int of at least 2. Received: {num_labels!r}. "
             "A classifier of one class has nothing to learn."
         )
-    if library not in flavors.LIBRARIES:
+    if library not in (None, *flavors.LIBRARIES):
         raise InputError(
             f"`library` must be one of {flavors.LIBRARIES}. Received: {library!r}. "
             "'keras' loads a KerasHub model, 'tf_keras' a Hugging Face TF model."
         )
+    trained = trained_folder(Path(path_or_preset).expanduser())
+    if trained is not None:
+        return LoadedModel(*restore(trained, num_labels, library))
+    num_labels, library = num_labels or 2, library or "keras"
     source = find_checkpoint(path_or_preset, library)
     # Imported on first use, since each imports its library.
     if library == "keras":

@@ -19,34 +19,37 @@ COMMON = ("the", "film", "was", "a", "plot", "and", "very", "actor", "scene", "b
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *COMMON)
 
 
-def bert_arrays():
-    """Return the weights of a one-layer BERT under their PyTorch names."""
+def bert_arrays(layers=1):
+    """Return the weights of a small BERT under their PyTorch names."""
     rng = np.random.default_rng(7)
     shapes = {
         "embeddings.word_embeddings.weight": (len(VOCABULARY), HIDDEN),
         "embeddings.position_embeddings.weight": (POSITIONS, HIDDEN),
         "embeddings.token_type_embeddings.weight": (2, HIDDEN),
     }
-    layer = "encoder.layer.0."
-    dense = {
-        f"{layer}attention.self.query": (HIDDEN, HIDDEN),
-        f"{layer}attention.self.key": (HIDDEN, HIDDEN),
-        f"{layer}attention.self.value": (HIDDEN, HIDDEN),
-        f"{layer}attention.output.dense": (HIDDEN, HIDDEN),
-        f"{layer}intermediate.dense": (INTERMEDIATE, HIDDEN),
-        f"{layer}output.dense": (HIDDEN, INTERMEDIATE),
-        "pooler.dense": (HIDDEN, HIDDEN),
-    }
+    dense, norms = {}, ["embeddings"]
+    for number in range(layers):
+        layer = f"encoder.layer.{number}."
+        dense |= {
+            f"{layer}attention.self.query": (HIDDEN, HIDDEN),
+            f"{layer}attention.self.key": (HIDDEN, HIDDEN),
+            f"{layer}attention.self.value": (HIDDEN, HIDDEN),
+            f"{layer}attention.output.dense": (HIDDEN, HIDDEN),
+            f"{layer}intermediate.dense": (INTERMEDIATE, HIDDEN),
+            f"{layer}output.dense": (HIDDEN, INTERMEDIATE),
+        }
+        norms += [f"{layer}attention.output", f"{layer}output"]
+    dense["pooler.dense"] = (HIDDEN, HIDDEN)
     for name, shape in dense.items():
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     arrays = {name: rng.normal(0, 0.3, shape).astype("float32") for name, shape in shapes.items()}
-    for name in ("embeddings", f"{layer}attention.output", f"{layer}output"):
+    for name in norms:
         arrays[f"{name}.LayerNorm.weight"] = np.ones(HIDDEN, "float32")
         arrays[f"{name}.LayerNorm.bias"] = np.zeros(HIDDEN, "float32")
     return arrays
 
 
-def write_bert(folder, dropout):
+def write_bert(folder, dropout, layers=1):
     from safetensors.numpy import save_file
     from tokenizers import BertWordPieceTokenizer
 
@@ -56,7 +59,7 @@ def write_bert(folder, dropout):
         "architectures": ["BertModel"],
         "hidden_act": "gelu",
         "hidden_size": HIDDEN,
-        "num_hidden_layers": 1,
+        "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "intermediate_size": INTERMEDIATE,
         "vocab_size": len(VOCABULARY),
@@ -71,7 +74,7 @@ def write_bert(folder, dropout):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     BertWordPieceTokenizer(str(folder / "vocab.txt")).save(str(folder / "tokenizer.json"))
-    save_file(bert_arrays(), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(bert_arrays(layers), folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

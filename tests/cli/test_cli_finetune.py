@@ -49,7 +49,7 @@ def test_whole_run_writes_version_1(done):
     _, output, outcome = done
     assert outcome.code == 0, outcome
     # And nothing else: no checkpoint, no scratch.
-    assert [path.name for path in output.iterdir()] == ["1"]
+    assert sorted(path.name for path in output.iterdir()) == ["1", "trained-1"]
     assert (output / "1" / "saved_model.pb").stat().st_size > 1000
     assert "<svg" in (output / "1" / "report.html").read_text()
 
@@ -86,6 +86,7 @@ def test_whole_run_prints_a_table(done):
         f"{report['max_abs_difference']:.1e} largest difference",
         str(output / "1"),
         str(output / "1" / "report.html"),
+        str(output / "trained-1"),
     ):
         assert part in outcome.out
     for part in ("54 to train on, 6 to evaluate on", "negative, positive", "float32: as requested"):
@@ -103,6 +104,23 @@ def test_exported_model_serves_in_tensorflow_alone(done, bert):
     content = {"ids": ids, "mask": [1] * len(ids), "segments": [0] * len(ids)}
     logits = serve(**{n: tf.constant([content[key]], tf.int32) for key, n in names.items()})
     assert np.isfinite(logits["logits"].numpy()).all() and logits["logits"].shape == (1, 2)
+
+
+def test_the_trained_model_is_left_beside_the_version(done, reviews):
+    """With the facts by which `compress` evaluates on the same rows."""
+    library, output, _ = done
+    info = ke.models.info(output)
+    assert info.directory == output / "trained-1" and info.library == library
+    assert info.label_names == ("negative", "positive")
+    report = json.loads((output / "1" / "report.json").read_text())
+    assert info.facts["accuracy"] == report["accuracy"]
+    assert (info.facts["seed"], info.facts["validation"]) == (3, 0.1)
+    assert info.facts["train_fingerprint"] == report["data_fingerprint"]
+    # The model in memory is the one that is served.
+    model, tokenizer = ke.models.load(output)
+    _, held_out = ke.data.split(ke.data.read_records(reviews), validation=0.1, seed=3)
+    data = ke.data.text(held_out, tokenizer, batch_size=8, max_length=32)
+    assert ke.metrics.evaluate_classifier(model, data).accuracy == report["accuracy"]
 
 
 @pytest.mark.full
@@ -132,7 +150,7 @@ def test_one_exact_version_at_home(finetune, bert, tmp_path, exported, monkeypat
     assert outcome.code == 0 and len(exported) == 1
     # Neither a checkpoint nor a folder called "~".
     assert [path.name for path in home.iterdir()] == ["out"]
-    assert [path.name for path in (home / "out").iterdir()] == ["7"]
+    assert sorted(path.name for path in (home / "out").iterdir()) == ["7", "trained-7"]
     assert "labels [/no], [red]" in outcome.err and str(home / "out") in outcome.err
     missing = tmp_path / "[/b].csv"
     finetune(missing, bert, tmp_path / "out").refused(missing)

@@ -90,7 +90,9 @@ def test_a_stopped_run_resumes_at_the_exact_batch(
     assert outcome.code == 0 and "Resuming after epoch 1, step 4" in outcome.err
     # Done: the checkpoint is gone, and the next version is there.
     version = str(len(before) + 1)
-    assert sorted(path.name for path in output.iterdir()) == [*before, version]
+    names = [*before, version]
+    names += [f"trained-{name}" for name in names]
+    assert sorted(path.name for path in output.iterdir()) == names
     assert str(output / version) in outcome.out
     if exact:
         whole, resumed = exported

@@ -1,0 +1,68 @@
+"""`restore`: load a trained classifier, with its head, from the folder that `save` wrote."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from keras_efficient._errors import InputError
+from keras_efficient.data._read_json import read_json
+from keras_efficient.data._tokenizer import Tokenizer
+from keras_efficient.data._tokenizer_limits import check_tokenizer
+from keras_efficient.flavor._typing import Model
+from keras_efficient.models._check_config import check_config
+from keras_efficient.models._check_weights import check_weight_files
+from keras_efficient.models._checkpoint_folder import check_ids
+from keras_efficient.models._trained_folder import CONFIG, TOKENIZER, read_info
+
+
+def restore(folder: Path, num_labels: int | None, library: str | None) -> tuple[Model, Tokenizer]:
+    """Load the model and the tokenizer of a folder, both as they were saved.
+
+    Args:
+        folder: the folder that `save` wrote.
+        num_labels: number of classes that the caller expects, or None.
+        library: library that the caller expects, or None.
+
+    Raises:
+        InputError: a file is damaged, or the library or the number of classes is another one.
+    """
+    info = read_info(folder)
+    if library is not None and library != info.library:
+        raise InputError(
+            f"A trained model loads with the library that saved it. Received: library={library!r} "
+            f"for {str(folder)!r}, of {info.library!r}. Leave `library` out."
+        )
+    if num_labels is not None and num_labels != len(info.label_names):
+        raise InputError(
+            f"A trained model keeps its head. Received: num_labels={num_labels} for "
+            f"{str(folder)!r}, whose head has {len(info.label_names)} classes. Leave `num_labels` "
+            "out, or load the model that was trained."
+        )
+    config = read_json(folder / CONFIG, "the model's configuration")
+    check_config(config, check_weight_files(folder), str(folder))
+    # Before the model, which takes longer and more memory.
+    tokenizer = _tokenizer(folder, info)
+    if info.library == "keras":
+        from keras_efficient.models import _kerashub as loader
+    else:
+        from keras_efficient.models import _hugging_face as loader
+    model: Any = loader.restore_classifier(folder, config, info)
+    check_ids(tokenizer.largest_id, loader.vocabulary_size(model), str(folder))
+    return model, tokenizer
+
+
+def _tokenizer(folder, info):
+    file = folder / TOKENIZER
+    text = json.dumps(read_json(file, "the tokenizer"))
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+        tokenizer = Tokenizer(backend, **info.tokenizer)
+    except Exception as error:  # `tokenizers` raises Exception itself.
+        raise InputError(
+            f"The tokenizer's file must be readable. Received: {file} ({error}). Copy the folder "
+            "again from where it was made."
+        ) from error
+    check_tokenizer(json.loads(tokenizer.serialized or "{}"), str(file))
+    return tokenizer
