@@ -7,6 +7,7 @@ import tensorflow as tf
 from covering import sampled
 from fit_helpers import SMALL
 from resumed_runs import IDS, Case, assert_goes_on, dataset, held_out, model_of, plain
+from zoo import CLASSES, LENGTH, VOCABULARY, keras_of
 
 import keras_efficient as ke
 
@@ -26,6 +27,24 @@ def rdrop(model):
 def distilled(model):
     teacher = SMALL[ke.flavor.of(model).name].make()
     return ke.accumulate(ke.distill(model, teacher), 2)
+
+
+def encoder(library, width=8):
+    """A model of one Transformer block."""
+    keras = keras_of(library)
+    layers = keras.layers
+    ids = layers.Input((LENGTH,), dtype="int32")
+    x = layers.Embedding(VOCABULARY, width)(ids)
+    x = layers.LayerNormalization()(layers.add([x, layers.MultiHeadAttention(2, 4)(x, x)]))
+    forward = layers.Dense(width)(layers.Dense(16, activation="relu")(x))
+    x = layers.LayerNormalization()(layers.add([x, forward]))
+    return keras.Model(ids, layers.Dense(CLASSES)(layers.GlobalAveragePooling1D()(x)))
+
+
+def projected(model):
+    hidden = ke.distillation.HiddenStates(learning_rate=0.05)
+    teacher = encoder(ke.flavor.of(model).name, 12)
+    return ke.accumulate(ke.distill(model, teacher, hidden=hidden), 2)
 
 
 def float16(library):
@@ -75,6 +94,7 @@ CASES = {
     "sam": {"step": sam},
     "rdrop": {"step": rdrop},
     "distill": {"step": distilled},
+    "projection": {"step": projected, "model": encoder},
     "float16": {"model": float16, "callbacks": scaling, "validation": held_out},
     "window": {"callbacks": window, "validation": held_out},
     "two replicas, window": {"replicas": 2, "callbacks": window, "validation": held_out},
@@ -103,6 +123,8 @@ COMBINED = [
     ("tf_keras", ("sam", "unknown size")),
     ("keras", ("distill", "unknown size")),
     ("tf_keras", ("distill", "float16")),
+    ("keras", ("projection",)),
+    ("tf_keras", ("projection", "arrays")),
 ]
 ALONE = [
     pytest.param(library, (name,), marks=pytest.mark.full)
