@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 from covering import sampled
 from fit_helpers import SMALL
+from plain_block_models import one_block
 from resumed_runs import IDS, Case, assert_goes_on, dataset, held_out, model_of, plain
-from zoo import CLASSES, LENGTH, VOCABULARY, keras_of
+from zoo import LENGTH
 
 import keras_efficient as ke
 
@@ -30,15 +31,7 @@ def distilled(model):
 
 
 def encoder(library, width=8):
-    """A model of one Transformer block."""
-    keras = keras_of(library)
-    layers = keras.layers
-    ids = layers.Input((LENGTH,), dtype="int32")
-    x = layers.Embedding(VOCABULARY, width)(ids)
-    x = layers.LayerNormalization()(layers.add([x, layers.MultiHeadAttention(2, 4)(x, x)]))
-    forward = layers.Dense(width)(layers.Dense(16, activation="relu")(x))
-    x = layers.LayerNormalization()(layers.add([x, forward]))
-    return keras.Model(ids, layers.Dense(CLASSES)(layers.GlobalAveragePooling1D()(x)))
+    return one_block(library, width, LENGTH, masked=False)
 
 
 def projected(model):
@@ -123,7 +116,6 @@ COMBINED = [
     ("tf_keras", ("sam", "unknown size")),
     ("keras", ("distill", "unknown size")),
     ("tf_keras", ("distill", "float16")),
-    ("keras", ("projection",)),
     ("tf_keras", ("projection", "arrays")),
 ]
 ALONE = [

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering, sampled
-from distillation.test_blocks import BERTS, of_depth, ragged
+from covering import covering
 from distillation.test_losses import MASK, close, normal, token_mean as numpys_token_mean
-from distillation.test_projection import values_of, wide_teacher
+from distillation.test_projection import MODELS, PLAIN, ragged, student_of, teacher_of, values_of
 from fit_helpers import assert_same, batches, compiled, mirrored, moved
 from zoo import keras_of
 
@@ -63,12 +62,12 @@ def test_means_are_those_of_real_tokens():
 
 def trained(specimen, x, y, negatives, *, replicas=1, k=1, teacher=None, epochs=2):
     with mirrored(replicas).scope():
-        model = of_depth(specimen, 1)
+        model = student_of(specimen)
         optimizer = keras_of(specimen.library).optimizers.SGD(0.1)
         compiled(specimen.library, model, optimizer, jit_compile=False)
     ke.distill(
         model,
-        teacher or wide_teacher(),
+        teacher or teacher_of(specimen),
         alpha=0.7,
         hidden=Contrastive(negatives, 2.0),
         layers="last",
@@ -80,11 +79,11 @@ def trained(specimen, x, y, negatives, *, replicas=1, k=1, teacher=None, epochs=
     return model, moved(before, model), history["loss"]
 
 
-@sampled()
-@pytest.mark.parametrize("specimen, replicas", covering(BERTS[:2], (2, 1), strength=1))
+@pytest.mark.full
+@pytest.mark.parametrize("specimen, replicas", covering(MODELS, (2, 1)))
 def test_microbatches_are_one_batch_and_padding_has_no_effect(specimen, replicas):
-    x, y, _ = ragged(specimen)
-    noisy, _, _ = ragged(specimen, noise=9)
+    x, y = ragged(specimen)
+    noisy, _ = ragged(specimen, noise=9)
     # Some of the examples are among the negatives.
     negatives = {name: value[:4] for name, value in x.items()}
     other = {name: value[:4] for name, value in noisy.items()}
@@ -102,11 +101,11 @@ def test_microbatches_are_one_batch_and_padding_has_no_effect(specimen, replicas
 
 def test_an_example_is_no_negative_of_itself():
     """Adding the examples themselves to the negatives of each leaves the others alone."""
-    specimen = BERTS[0]
-    x, y, _ = ragged(specimen, n=6)
+    specimen = PLAIN[1]
+    x, y = ragged(specimen, n=6)
     first = {name: np.repeat(value[:1], 6, 0) for name, value in x.items()}
     rest = {name: value[1:] for name, value in x.items()}
-    teacher = of_depth(specimen, 1, 1.5)
+    teacher = teacher_of(specimen)
     losses = [
         trained(specimen, first, np.repeat(y[:1], 6), negatives, teacher=teacher, epochs=1)[2]
         for negatives in (x, rest)
