@@ -76,6 +76,22 @@ def functional(library, norm_first=False, masked=True):
     return fixed(model, 0.3)
 
 
+def one_block(library, width=WIDTH, length=LENGTH, masked=True):
+    """A classifier of one block of any width, as small as they get."""
+    keras = keras_of(library)
+    layers = keras.layers
+    ids = layers.Input((length,), dtype="int32", name="token_ids")
+    mask = layers.Input((length,), dtype="int32", name="padding_mask")
+    x = layers.Embedding(VOCABULARY, width)(ids)
+    attended = layers.Reshape((1, length))(mask) if masked else None
+    y = layers.MultiHeadAttention(2, 4)(x, x, attention_mask=attended)
+    x = layers.LayerNormalization()(layers.add([x, y]))
+    y = layers.Dense(width)(layers.Dense(16, activation="relu")(x))
+    x = layers.LayerNormalization()(layers.add([x, y]))
+    inputs = {"token_ids": ids, "padding_mask": mask} if masked else ids
+    return fixed(keras.Model(inputs, layers.Dense(CLASSES)(x[:, 0])), 0.3)
+
+
 def model_class(library, norm_first=False, masked=True, dropout=0.0):
     """A model of a class of its own that makes such blocks; all share one Dropout."""
     keras = keras_of(library)

@@ -45,7 +45,8 @@ MAY_IMPORT_LIBRARIES = {
 LAYERS = {
     "flavor": set(),
     "runtime": set(),
-    "data": set(),
+    "architecture": set(),
+    "data": {"architecture"},
     "layers": set(),
     "metrics": set(),
     "distribute": set(),
@@ -53,7 +54,6 @@ LAYERS = {
     "models": {"data", "dtype_policies"},
     "schedules": set(),
     "optimizers": {"schedules"},
-    "architecture": set(),
     "parametrize": {"architecture"},
     "training": {"architecture", "data", "distribute", "optimizers", "parametrize"},
     "compression": {"architecture", "parametrize", "training"},

@@ -61,6 +61,8 @@ def run_variables(model: Any, window_open: bool | None = None) -> dict[str, tf.V
     step = hook.training_step if hook.parts else None
     if step is not None and step.skipped is not None:
         found |= {"step.skipped": step.skipped, "step.halved": step.halved}
+    for name, term in hook.loss_terms.items():
+        found |= {f"step.{name}_{key}": v for key, v in term.state.items()}
     if hook.window is not None:
         found |= {f"step.window_{name}": v for name, v in hook.window.state.items()}
     if window_open is None:

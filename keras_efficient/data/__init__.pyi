@@ -1,3 +1,7 @@
+from ._augment_texts import (
+    AugmentedTexts as AugmentedTexts,
+    augment_texts as augment_texts,
+)
 from ._bucketing import (
     choose_buckets as choose_buckets,
     padded_tokens as padded_tokens,

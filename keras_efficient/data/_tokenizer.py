@@ -107,6 +107,14 @@ class Tokenizer:
         """Return the JSON of the `tokenizers.Tokenizer`, or None if the backend is another kind."""
         return self._serialized if self._function is None else None
 
+    @property
+    def special_tokens(self) -> list[str]:
+        """Return the special tokens as they stand in texts; none if the backend is a function."""
+        if self._function is not None:
+            return []
+        added = json.loads(self._serialized).get("added_tokens") or ()
+        return [token["content"] for token in added if token.get("special")]
+
     @classmethod
     def from_directory(
         cls,

@@ -1,8 +1,10 @@
 from ._attention_maps import attention_distance as attention_distance
 from ._cache import cache as cache
+from ._contrastive_loss import contrastive_loss as contrastive_loss
 from ._distill import distill as distill
 from ._distillation_term import (
     AttentionMaps as AttentionMaps,
+    Contrastive as Contrastive,
     HiddenStates as HiddenStates,
     Relations as Relations,
 )

@@ -23,11 +23,15 @@ class BlockRecord:
     Attributes:
         block: the `Block`.
         hidden: the hidden states after it, `[examples, tokens, width]`.
+        projection: the matrix that they are multiplied by before they are compared, or None.
+        negatives: pooled hidden states of other examples after this block, or None.
     """
 
     def __init__(self, block: Any, inputs: Any):
         self.block, self.inputs = block, inputs
         self.hidden: Any = None
+        self.projection: Any = None
+        self.negatives: Any = None
 
     @property
     def added(self) -> Tensor | None:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import tensorflow as tf
+
 from keras_efficient import flavor as flavors
 from keras_efficient.architecture._check_built import check_built
 from keras_efficient.architecture._dense_layer import kernel_of
@@ -10,12 +12,16 @@ from keras_efficient.architecture._embeddings import embeddings
 from keras_efficient.distillation._as_teacher import as_teacher
 from keras_efficient.distillation._block_recorder import BlockRecorder
 from keras_efficient.distillation._distillation_term import (
+    OF_HIDDEN_STATES,
     AttentionMaps,
+    Contrastive,
     Distillation,
     HiddenStates,
     Relations,
+    pooled,
 )
 from keras_efficient.distillation._layer_mapping import check_layers, map_layers
+from keras_efficient.distillation._projection import Projection
 from keras_efficient.distillation._soft_targets import check_divergence
 from keras_efficient.distillation._teacher import KerasTeacher, Teacher
 from keras_efficient.flavor import Model
@@ -31,7 +37,7 @@ def distill(
     alpha: float = 0.5,
     temperature: float = 2.0,
     divergence: str | None = "forward_kl",
-    hidden: float | HiddenStates | None = None,
+    hidden: float | HiddenStates | Contrastive | None = None,
     attention: float | AttentionMaps | Relations | None = None,
     layers: str | Mapping[int, int] = "uniform",
     from_logits: bool | None = None,
@@ -68,7 +74,9 @@ def distill(
             `ke.distillation.soft_target_divergence`; or None for no term between outputs, which
             then may differ. Default: "forward_kl".
         hidden: weight of the distance of hidden states after Transformer blocks, or
-            `ke.distillation.HiddenStates`. Default: None, none.
+            `ke.distillation.HiddenStates` or `Contrastive`. Where widths differ, those of the
+            student are multiplied by a matrix that trains with it and belongs to neither model.
+            Default: None, none.
         attention: weight of the distance of attention probabilities, or
             `ke.distillation.AttentionMaps`; or `ke.distillation.Relations`, for models of different
             widths or numbers of heads. Default: None, none.
@@ -119,11 +127,13 @@ def distill(
     teachers = tuple(_teacher_of(student, t) for t in (teacher if several else [teacher]))
     if not teachers:
         raise ValueError("`teacher` must name at least one teacher. Received: an empty list.")
-    recorder = None
+    recorder, projection, negatives = None, None, ()
     if between:
         recorder = BlockRecorder(student, "student", sample)
         _record_blocks(teachers, sample)
         _check_blocks(recorder, teachers[0], between, layers)
+        projection = _projection(student, recorder, teachers[0], between, layers)
+        negatives = _negatives(teachers[0], between)
     term = Distillation(
         teachers,
         float(alpha),
@@ -133,6 +143,8 @@ def distill(
         between,
         layers,
         recorder,
+        projection,
+        negatives,
     )
     train_step_hook.set_loss_term(student, _NAME, term)
     return student
@@ -153,7 +165,7 @@ def _check_numbers(alpha, temperature):
 def _between_blocks(hidden, attention):
     found = []
     for name, value, classes in (
-        ("hidden", hidden, (HiddenStates,)),
+        ("hidden", hidden, OF_HIDDEN_STATES),
         ("attention", attention, (AttentionMaps, Relations)),
     ):
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -213,11 +225,13 @@ def _check_blocks(recorder, teacher, between, layers):
         inner = [_inputs(block.attention.output) for block in (one, two)]
         heads = [block.attention.heads for block in (one, two)]
         for loss in between:
-            if isinstance(loss, HiddenStates) and widths[0] != widths[1]:
+            plain = isinstance(loss, OF_HIDDEN_STATES) and loss.projection is False
+            if plain and widths[0] != widths[1]:
                 raise ValueError(
-                    "Hidden states can be compared if they are equally wide. Received: widths of "
-                    f"{widths[0]} (student) and {widths[1]} (teacher). Distil relations instead, "
-                    "which do not depend on the width: attention=ke.distillation.Relations()."
+                    "Hidden states can be compared without a projection if they are equally wide. "
+                    f"Received: widths of {widths[0]} (student) and {widths[1]} (teacher), and "
+                    "projection=False. Leave that out, or distil relations instead, which do not "
+                    "depend on the width: attention=ke.distillation.Relations()."
                 )
             if isinstance(loss, AttentionMaps) and heads[0] != heads[1]:
                 raise ValueError(
@@ -232,6 +246,34 @@ def _check_blocks(recorder, teacher, between, layers):
                     f"{number} heads for widths of {inner[0]} and {inner[1]}. Give a common "
                     "divisor as Relations(heads=…)."
                 )
+
+
+def _projection(student, recorder, teacher, between, layers):
+    """Return the `Projection` of the student's hidden states, or None if none is needed."""
+    loss = next((loss for loss in between if isinstance(loss, OF_HIDDEN_STATES)), None)
+    if loss is None or loss.projection is False:
+        return None
+    pairs = map_layers(layers, len(recorder.blocks), len(teacher.recorder.blocks))
+    ours, theirs = recorder.widths(), teacher.recorder.widths()
+    widths = {(ours[s], theirs[t]) for s, t in pairs}
+    if loss.projection is None and all(one == two for one, two in widths):
+        return None
+    if len(widths) > 1:
+        raise ValueError(
+            "One projection is for hidden states of one width. Received: pairs of blocks with the "
+            f"widths {sorted(widths)}. Name blocks of one width by `layers`."
+        )
+    return Projection(student, *widths.pop(), loss.learning_rate)
+
+
+def _negatives(teacher, between):
+    """Return the teacher's pooled hidden states of the negatives after each block, if needed."""
+    loss = next((loss for loss in between if isinstance(loss, Contrastive)), None)
+    if loss is None:
+        return ()
+    with teacher.recorder.recording() as records:
+        teacher(tf.nest.map_structure(tf.convert_to_tensor, loss.negatives))
+    return tuple(pooled(record, record.mask) for record in records)
 
 
 def _width(layer):

@@ -9,17 +9,33 @@ import tensorflow as tf
 
 from keras_efficient.distillation._attention_maps import MAP_METRICS, attention_distance
 from keras_efficient.distillation._block_recorder import BlockRecorder
-from keras_efficient.distillation._hidden_states import METRICS, hidden_state_distance
+from keras_efficient.distillation._contrastive_loss import contrastive_loss
+from keras_efficient.distillation._hidden_states import (
+    METRICS,
+    hidden_state_distance,
+    token_mean,
+)
 from keras_efficient.distillation._layer_mapping import map_layers
+from keras_efficient.distillation._projection import Projection
 from keras_efficient.distillation._relations import relation_divergence
-from keras_efficient.distillation._soft_targets import logits_of, soft_target_divergence
+from keras_efficient.distillation._soft_targets import logits_of, soft_target_divergence, wide
 from keras_efficient.distillation._teacher import Teacher
 from keras_efficient.training._loss_terms import LossTerm, predictions
 
 
 def _check_weight(weight):
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
-        raise ValueError(f"`weight` must be a number > 0. Received: {weight!r}.")
+    _check_positive("weight", weight)
+
+
+def _check_positive(name, value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"`{name}` must be a number > 0. Received: {value!r}.")
+
+
+def _check_projection(projection, learning_rate):
+    if projection not in (None, True, False):
+        raise ValueError(f"`projection` must be True, False or None. Received: {projection!r}.")
+    _check_positive("learning_rate", learning_rate)
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,11 @@ class HiddenStates:
     Attributes:
         weight: float > 0, weight of the term, a mean over the pairs of blocks. Default: 1.0.
         metric: "mse" or "cosine", as in `hidden_state_distance`. Default: "mse".
+        projection: whether the student's hidden states are multiplied by a matrix first, which is
+            one for all blocks and trains with the student; or None, where the widths differ.
+            Default: None.
+        learning_rate: float > 0, learning rate of this matrix, which Adam trains whatever the
+            student's optimizer is. Default: 0.001.
 
     Raises:
         ValueError: a value is not accepted.
@@ -43,17 +64,86 @@ class HiddenStates:
 
     weight: float = 1.0
     metric: str = "mse"
+    projection: bool | None = None
+    learning_rate: float = 1e-3
 
     def __post_init__(self):
         _check_weight(self.weight)
+        _check_projection(self.projection, self.learning_rate)
         if self.metric not in METRICS:
             raise ValueError(f"`metric` must be one of {METRICS}. Received: {self.metric!r}.")
 
     def distance(self, student, teacher):
         """Return the distance of two `BlockRecord`s, `[examples]`."""
         return hidden_state_distance(
-            student.hidden, teacher.hidden, student.mask, metric=self.metric
+            student.hidden,
+            teacher.hidden,
+            student.mask,
+            metric=self.metric,
+            projection=student.projection,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Contrastive:
+    """Contrastive distillation of pooled hidden states, for `ke.distill(hidden=…)`.
+
+    The mean of the hidden states of an example's real tokens is to be nearer to the teacher's for
+    this example than to the teacher's for others, the negatives. These are computed once, by
+    `ke.distill`, and kept, so that k microbatches equal one batch; CRD keeps a memory of its
+    training set in the same way. The last block is the usual choice: `layers="last"`.
+
+    Attributes:
+        negatives: features of a batch of other examples, as the student receives them, such as
+            some hundred training examples. Those of the same vector as the example at hand are
+            left out.
+        weight: float > 0, weight of the term, a mean over the pairs of blocks. Default: 1.0.
+        temperature: float > 0, as in `contrastive_loss`. Default: 0.1.
+        projection: as in `HiddenStates`. Default: None.
+        learning_rate: likewise. Default: 0.001.
+
+    Raises:
+        ValueError: a value is not accepted.
+
+    Examples:
+        >>> import numpy as np
+        >>> ke.distillation.Contrastive(np.ones((8, 5), "int32"), temperature=0.2).weight
+        1.0
+
+    Reference:
+        Tian et al. 2020, "Contrastive Representation Distillation"; Sun et al. 2020, "Contrastive
+        Distillation on Intermediate Representations for Language Model Compression".
+    """
+
+    negatives: Any
+    weight: float = 1.0
+    temperature: float = 0.1
+    projection: bool | None = None
+    learning_rate: float = 1e-3
+
+    def __post_init__(self):
+        _check_weight(self.weight)
+        _check_positive("temperature", self.temperature)
+        _check_projection(self.projection, self.learning_rate)
+
+    def distance(self, student, teacher):
+        """Return the loss of two `BlockRecord`s, `[examples]`."""
+        return contrastive_loss(
+            pooled(student, student.mask),
+            pooled(teacher, student.mask),
+            teacher.negatives,
+            temperature=self.temperature,
+            projection=student.projection,
+        )
+
+
+#: The losses of hidden states, for which a student's are projected where widths differ.
+OF_HIDDEN_STATES = (HiddenStates, Contrastive)
+
+
+def pooled(record, mask):
+    """Return the mean hidden state of the real tokens of each example, `[examples, width]`."""
+    return token_mean(wide(record.hidden), mask)
 
 
 @dataclass(frozen=True)
@@ -141,9 +231,11 @@ class Distillation(LossTerm):
         temperature: float.
         divergence: str or None.
         from_logits: bool or None.
-        between_blocks: tuple of `HiddenStates`, `AttentionMaps` and `Relations`.
+        between_blocks: tuple of `HiddenStates`, `Contrastive`, `AttentionMaps` and `Relations`.
         layers: as in `map_layers`.
         recorder: the `BlockRecorder` of the student, if there is anything `between_blocks`.
+        projection: the `Projection` of its hidden states, or None.
+        negatives: for `Contrastive`, the teacher's pooled hidden states after each of its blocks.
     """
 
     teachers: tuple[Teacher, ...]
@@ -154,6 +246,20 @@ class Distillation(LossTerm):
     between_blocks: tuple
     layers: str | Mapping[int, int]
     recorder: BlockRecorder | None
+    projection: Projection | None = None
+    negatives: tuple = ()
+
+    @property
+    def variables(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        return () if self.projection is None else (self.projection.matrix,)
+
+    @property
+    def state(self):
+        return {} if self.projection is None else self.projection.state
+
+    def update(self, gradients):
+        if self.projection is not None and gradients[0] is not None:
+            self.projection.update(gradients[0])
 
     @property
     def loss_factor(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -237,6 +343,10 @@ class Distillation(LossTerm):
 
     def _between(self, ours, theirs, weights):
         terms = []
+        for record in ours:
+            record.projection = None if self.projection is None else self.projection.matrix
+        for record, negatives in zip(theirs, self.negatives, strict=False):
+            record.negatives = negatives
         for loss in self.between_blocks:
             pairs = map_layers(self.layers, len(ours), len(theirs))
             distances = [loss.distance(ours[s], theirs[t]) for s, t in pairs]

@@ -49,7 +49,7 @@ def hidden_state_distance(
         raise ValueError(f"`metric` must be one of {METRICS}. Received: {metric!r}.")
     student, teacher = wide(student), tf.stop_gradient(wide(teacher))
     if projection is not None:
-        student = tf.matmul(student, tf.cast(projection, student.dtype))
+        student = tf.tensordot(student, tf.cast(projection, student.dtype), 1)
     teacher = tf.cast(teacher, student.dtype)
     if student.shape[-1] != teacher.shape[-1]:
         raise ValueError(
@@ -69,14 +69,15 @@ def token_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Return the mean over the real tokens of each example.
 
     Args:
-        values: float `[examples, tokens]`.
+        values: float `[examples, tokens]` or `[examples, tokens, width]`.
         mask: `[examples, tokens]`, nonzero for real tokens, or None.
 
     Returns:
-        Float `[examples]`; 0 for an example without a real token.
+        Float `[examples]` or `[examples, width]`; 0 for an example without a real token.
     """
     if mask is None:
         return tf.reduce_mean(values, 1)
     real = tf.cast(mask, tf.bool)
+    real = real if values.shape.rank == 2 else real[..., None]
     total = tf.reduce_sum(tf.where(real, values, tf.zeros_like(values)), 1)
     return tf.math.divide_no_nan(total, tf.reduce_sum(tf.cast(real, values.dtype), 1))

@@ -1,7 +1,7 @@
 """Record the gradients that a model's own `train_step` applies."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -14,6 +14,7 @@ class GradientRecorder:
         weight: Scalar, multiplies the loss or the gradients; or a function that returns it, called
             once the step has computed its loss.
         terms: Function of the loss that returns it with terms added. Default: None.
+        others: Further variables, on which these terms depend. Default: none.
 
     Attributes:
         gradients: List of gradients, times `weight` and the loss scale.
@@ -23,9 +24,15 @@ class GradientRecorder:
     """
 
     def __init__(
-        self, flavor: Any, model: Any, weight: Any, terms: Callable[[Any], Any] | None = None
+        self,
+        flavor: Any,
+        model: Any,
+        weight: Any,
+        terms: Callable[[Any], Any] | None = None,
+        others: Sequence = (),
     ):
         self.flavor, self.model, self._weight, self.terms = flavor, model, weight, terms
+        self.others = others
         self.gradients: list | None = None
         self.variables: list | None = None
         self.loss = None
@@ -48,7 +55,7 @@ class GradientRecorder:
             self.loss = loss = loss * tf.cast(self.weight, loss.dtype)
             loss = self.flavor.scale_loss(self.model, loss)
         variables: Any = var_list() if callable(var_list) else var_list
-        variables = list(variables)
+        variables = [*variables, *self.others]
         self._record(tape.gradient(loss, list(map(self.flavor.value, variables))), variables)
 
     def apply_gradients(self, grads_and_vars: Any, *args: Any, **kwargs: Any) -> None:

@@ -66,6 +66,8 @@ class Keras3(Flavor):
     # --- variables -----------------------------------------------------------------------------
 
     def value(self, variable):
+        if isinstance(variable, tf.Variable):
+            return variable
         # `variable.value` is cast inside a layer's call.
         return variable.value if variable._value is None else variable._value
 

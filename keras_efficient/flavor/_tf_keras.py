@@ -312,10 +312,11 @@ class TfKeras(Flavor):
             optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
 
     @contextmanager
-    def record_gradients(self, model, weight, terms=None):
+    def record_gradients(self, model, weight, terms=None, others=()):
         # `result` of a metric synchronises replicas, which is impossible in a loop.
         metrics = model.metrics if tf.distribute.has_strategy() else []
-        with super().record_gradients(model, weight, terms) as recorder, ExitStack() as stack:
+        recording = super().record_gradients(model, weight, terms, others)
+        with recording as recorder, ExitStack() as stack:
             for metric in metrics:
                 stack.enter_context(patched(metric, result=lambda: tf.constant(0.0)))
             yield recorder

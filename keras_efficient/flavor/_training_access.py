@@ -1,7 +1,7 @@
 """Run the parts of a compiled model's training step: forward pass, metrics, optimizer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -341,17 +341,18 @@ class TrainingAccess(ABC):
 
     @contextmanager
     def record_gradients(
-        self, model: Model, weight: Any, terms: Any = None
+        self, model: Model, weight: Any, terms: Any = None, others: Sequence = ()
     ) -> Iterator[GradientRecorder]:
         """Record the gradients of a custom `train_step` instead of updating anything.
 
         Yields a `GradientRecorder`, whose gradients are multiplied by the scalar `weight` and by
         the loss scale. `weight` may be a function, called once the step has computed its loss.
+        Gradients of the variables `others` are recorded too.
         This is safe under MirroredStrategy, which runs its replicas' threads one at a time between
         merge calls: a recorded step makes no merge call.
         """
         optimizer = model.optimizer
-        recorder = GradientRecorder(self, model, weight, terms)
+        recorder = GradientRecorder(self, model, weight, terms, others)
         names = [n for n in ("minimize", "apply", "apply_gradients") if hasattr(optimizer, n)]
         methods = {name: getattr(recorder, name) for name in names}
         with patched(optimizer, **methods), self.without_replica_scaling():

@@ -20,10 +20,18 @@ class LossTerm:
     Attributes:
         copies: int, how often `prepare` returns each example.
         loss_factor: float, multiplies the loss of the labels.
+        variables: tuple of `tf.Variable`s that train with the model and are not part of it,
+            created in the scope of its strategy.
+        state: dict of the `tf.Variable`s that `update` changes, by name.
     """
 
     copies = 1
     loss_factor = 1.0
+    variables: tuple = ()
+
+    @property
+    def state(self) -> dict:
+        return {}
 
     def prepare(self, part: Any) -> Any:
         """Return the batch that the model runs on in place of a microbatch."""
@@ -46,6 +54,14 @@ class LossTerm:
         """
         raise NotImplementedError
         yield
+
+    def update(self, gradients: list) -> None:
+        """Update `variables`, in the graph on every replica, with each update of the model.
+
+        Args:
+            gradients: their gradients, the same on all replicas; None for those not reached.
+        """
+        return
 
 
 class LossTerms:

@@ -44,7 +44,7 @@ class CompiledLossStep:
             self.unit = window.unit(self.unit)
         #: Whether the totals hold those of added losses, known once the step has been traced.
         self.adds_apart = step.added is not None or tf.executing_eagerly()
-        self.step.reached = [False] * len(self.model.trainable_variables)
+        self.step.reached = [False] * len(self.step.trained)
 
     def zeros(self) -> dict:
         """Return zeros for the scalars that a call returns."""
@@ -106,7 +106,7 @@ class CompiledLossStep:
                 share = tf.ones_like(examples) if sums else examples / self.unit
                 weighed = apart * tf.cast(share, apart.dtype)
                 weighed = self.flavor.scale_loss(self.model, weighed)
-        variables = list(map(self.flavor.value, self.model.trainable_variables))
+        variables = list(map(self.flavor.value, self.step.trained))
         if apart is None:
             self.step.added = None
             return self.add(tape.gradient(scaled, variables), weight, examples, {"loss": loss})
@@ -132,8 +132,8 @@ class CompiledLossStep:
 
     @property
     def overwritten(self):
-        """Which trainable variables are set to their gradient."""
-        return list(map(self.flavor.overwrites, self.model.trainable_variables))
+        """Which variables are set to their gradient."""
+        return list(map(self.flavor.overwrites, self.step.trained))
 
     def add(self, gradients, weight, examples, scalars, others=None, share: Any = 1.0):
         """Add gradients to the accumulator; return the scalars to sum over microbatches.
@@ -178,11 +178,12 @@ class CompiledLossStep:
         flat = dense if self.step.static else _same
         pairs = zip(gradients, self.overwritten, strict=True)
         parts = [None if new else flat(gradient) for gradient, new in pairs]
+        parts = parts[: len(self.model.trainable_variables)]
         if others is not None:
             ratio = tf.cast(weight / share, tf.float32)
             parts = [
                 plus(_times(1.0, part), _times(ratio, flat(other)))
-                for part, other in zip(parts, others, strict=True)
+                for part, other in zip(parts, others, strict=False)
             ]
         scale = self.flavor.scale_loss(self.model, weight)
         return tf.math.divide_no_nan(tf.cast(square_norm(parts), scale.dtype), scale**2)
@@ -264,12 +265,15 @@ class CustomTrainStep(CompiledLossStep):
             elif self.loss is not None:
                 of_loss = stack.enter_context(self.loss.recorded(part))
                 weight = functools.partial(self.weigh, of_loss, weight, copies)
-            recording = stack.enter_context(self.flavor.record_gradients(self.model, weight, add))
+            others = self.step.trained[len(self.model.trainable_variables) :]
+            recording = stack.enter_context(
+                self.flavor.record_gradients(self.model, weight, add, others)
+            )
             logs = flat_logs(self.train_step(terms.part))
             weight = recording.weight
         recorded = (recording.variables or (), recording.gradients or ())
         by_id = dict(zip(map(id, recorded[0]), recorded[1], strict=True))
-        gradients = [by_id.get(id(v)) for v in self.model.trainable_variables]
+        gradients = [by_id.get(id(v)) for v in self.step.trained]
         scalars = {f"mean {n}": tf.cast(logs[n], weight.dtype) * weight for n in self.means}
         loss = recording.loss
         if loss is None and seen:

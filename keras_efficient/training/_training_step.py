@@ -42,12 +42,15 @@ class Gradients:
             the mean gradient of each microbatch.
         replacements: list of pairs of a variable with `overwrite_with_gradient` and its new value,
             the maximum of the microbatches' gradients.
+        of_terms: list of the gradients of the `LossTerm`s' variables, in their order; None for
+            those not reached.
     """
 
     values: list
     variables: list
     totals: dict
     replacements: list = field(default_factory=list)
+    of_terms: list = field(default_factory=list)
 
 
 #: Totals that are not multiples of the unit of weights.
@@ -61,7 +64,7 @@ class TrainingStep:
         hook: the `TrainStepHook` that calls it and holds the settings.
         accumulator: the gradient sums, None before the first step.
         halvings: int, how often `microbatch_size="auto"` has halved the microbatch.
-        reached: list of bool, which trainable variables get a gradient. Known, like `weighting`,
+        reached: list of bool, which variables of `trained` get a gradient. Known, like `weighting`,
             once a microbatch has been traced.
         weighting: what the weight of a microbatch is: `EXAMPLES`, `SUM`, "given" or "counted".
         added: list of the `tf.Variable`s whose gradients of `add_loss` terms are summed apart,
@@ -103,6 +106,12 @@ class TrainingStep:
         """Dtype of weights and totals."""
         dtypes = {variable.dtype for variable in self.model.trainable_variables}
         return tf.float64 if dtypes & {"float64", tf.float64} else tf.float32
+
+    @property
+    def trained(self) -> list:
+        """The trainable variables of the model, then those of the terms of its loss."""
+        terms = self.hook.loss_terms.values()
+        return [*self.model.trainable_variables, *(v for term in terms for v in term.variables)]
 
     @property
     def distributed(self) -> bool:
@@ -188,9 +197,9 @@ class TrainingStep:
         """Add gradients of `add_loss` terms to sums of their own; called in a trace.
 
         Args:
-            gradients: one per trainable variable, or None.
+            gradients: one per variable of `trained`, or None.
         """
-        values = list(map(self.flavor.value, self.model.trainable_variables))
+        values = list(map(self.flavor.value, self.trained))
         reached = [v for v, g in zip(values, gradients, strict=True) if g is not None]
         if self.added is None or list(map(id, reached)) != list(map(id, self.added)):
             self.added = reached
@@ -227,7 +236,7 @@ class TrainingStep:
 
     def build_accumulator(self):
         """Create the gradient sums, unless those that exist fit."""
-        trained = self.model.trainable_variables
+        trained = self.trained
         variables = list(map(self.flavor.value, trained))
         if self.added is not None:
             self.added = [v for v in self.added if any(v is t for t in variables)]
@@ -341,7 +350,7 @@ class TrainingStep:
 
     def reduced(self, totals) -> Gradients:
         """Return the accumulated gradients, summed over replicas, divided and unscaled."""
-        variables, read = self.model.trainable_variables, self.accumulator.read()
+        variables, read = self.trained, self.accumulator.read()
         apart = self.added_indices
         if variables and not any(self.reached) and not apart:
             raise ValueError(
@@ -395,6 +404,8 @@ class TrainingStep:
         gradients = dict(zip(indices, sums, strict=True))
         for index, gradient in zip(apart, added, strict=True):
             gradients[index] = plus(gradients.get(index), gradient)
+        own = len(self.model.trainable_variables)
+        of_terms = [gradients.pop(index, None) for index in range(own, len(variables))]
         indices = sorted(gradients)
         sums: list[Any] = [gradients[index] for index in indices]
         for gradient in sums:
@@ -406,7 +417,7 @@ class TrainingStep:
             (v, tf.where(totals["weight"] > 0, value, self.flavor.value(v)))
             for v, value in zip([variables[i] for i in maxima], values, strict=True)
         ]
-        return Gradients(sums, [variables[i] for i in indices], totals, replacements)
+        return Gradients(sums, [variables[i] for i in indices], totals, replacements, of_terms)
 
     @property
     def normalised(self) -> bool:
@@ -424,19 +435,24 @@ class TrainingStep:
         for observe in self.hook.gradient_observers:
             observe(gradients)
         self.variables = gradients.variables, [v for v, _ in gradients.replacements]
-        values = gradients.values, [value for _, value in gradients.replacements]
+        replacements = [value for _, value in gradients.replacements]
+        values = gradients.values, replacements, gradients.of_terms
         scaling = self.flavor.loss_scale(self.model)
         if scaling is None or scaling.good_steps is None:
             self.apply_now(*values)
             return
         finite = tf.reduce_all(
-            [tf.reduce_all(tf.math.is_finite(_values(g))) for g in gradients.values]
+            [
+                tf.reduce_all(tf.math.is_finite(_values(g)))
+                for g in (*gradients.values, *gradients.of_terms)
+                if g is not None
+            ]
         )
         replicas.cond(finite, self.apply_now, *values)
         scaling.update(finite)
         self.skipped.assign(self.skipped + tf.cast(tf.logical_not(finite), tf.int64))
 
-    def apply_now(self, values, replacements):
+    def apply_now(self, values, replacements, of_terms):
         """Run the optimizer and everything that follows an update."""
         if self.split.auto:
             # All microbatches are done. From here on the batch cannot be repeated.
@@ -444,9 +460,14 @@ class TrainingStep:
                 begun = replicas.local(self.applying).assign(1)
             with tf.control_dependencies([begun]):
                 values = tf.nest.map_structure(tf.identity, values, expand_composites=True)
+                of_terms = [g if g is None else tf.identity(g) for g in of_terms]
         variables, replaced = self.variables
         pairs = list(zip(replaced, replacements, strict=True))
         self.flavor.apply(self.model, values, variables, pairs)
+        for term in self.hook.loss_terms.values():
+            number = len(term.variables)
+            term.update(of_terms[:number])
+            of_terms = of_terms[number:]
         for follow in self.followers:
             follow()
 

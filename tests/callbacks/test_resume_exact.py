@@ -6,7 +6,9 @@ import pytest
 import tensorflow as tf
 from covering import sampled
 from fit_helpers import SMALL
+from plain_block_models import one_block
 from resumed_runs import IDS, Case, assert_goes_on, dataset, held_out, model_of, plain
+from zoo import LENGTH
 
 import keras_efficient as ke
 
@@ -26,6 +28,16 @@ def rdrop(model):
 def distilled(model):
     teacher = SMALL[ke.flavor.of(model).name].make()
     return ke.accumulate(ke.distill(model, teacher), 2)
+
+
+def encoder(library, width=8):
+    return one_block(library, width, LENGTH, masked=False)
+
+
+def projected(model):
+    hidden = ke.distillation.HiddenStates(learning_rate=0.05)
+    teacher = encoder(ke.flavor.of(model).name, 12)
+    return ke.accumulate(ke.distill(model, teacher, hidden=hidden), 2)
 
 
 def float16(library):
@@ -75,6 +87,7 @@ CASES = {
     "sam": {"step": sam},
     "rdrop": {"step": rdrop},
     "distill": {"step": distilled},
+    "projection": {"step": projected, "model": encoder},
     "float16": {"model": float16, "callbacks": scaling, "validation": held_out},
     "window": {"callbacks": window, "validation": held_out},
     "two replicas, window": {"replicas": 2, "callbacks": window, "validation": held_out},
@@ -103,6 +116,7 @@ COMBINED = [
     ("tf_keras", ("sam", "unknown size")),
     ("keras", ("distill", "unknown size")),
     ("tf_keras", ("distill", "float16")),
+    ("tf_keras", ("projection", "arrays")),
 ]
 ALONE = [
     pytest.param(library, (name,), marks=pytest.mark.full)

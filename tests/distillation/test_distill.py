@@ -438,7 +438,8 @@ def test_models_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"vocabularies of 50 tokens .* and 60"):
         ke.distill(student, other_size(vocabulary_size=60))
     with pytest.raises(ValueError, match=r"widths of 8 \(student\) and 16.*Relations"):
-        ke.distill(student, other_size(hidden_dim=16), hidden=1.0)
+        hidden = ke.distillation.HiddenStates(projection=False)
+        ke.distill(student, other_size(hidden_dim=16), hidden=hidden)
     with pytest.raises(ValueError, match=r"2 heads \(student\) and 4.*Relations"):
         ke.distill(student, other_size(num_heads=4), attention=1.0)
     with pytest.raises(ValueError, match="2 blocks in the student and 1"):
