@@ -202,11 +202,10 @@ class Run:
         import keras_efficient as ke
 
         teacher, tokenizer = self.teacher()
-        measure = ke.bench.ExportLatency(
-            quantize="int8", batch=8, length=LONGEST, baseline="keras", progress=log
-        )
+        measure = ke.bench.ExportLatency("int8", batch=8, length=LONGEST, baseline="keras")
         found = {}
         for target in self.targets:
+            log(f"sizes for {target} ...")
             _, report = ke.shrink(
                 teacher,
                 speedup=float(target[:-1]),
