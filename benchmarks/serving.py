@@ -33,12 +33,17 @@ VOCABULARY = 30522
 PLOT = Path(__file__).parent.parent / "docs" / "images" / "serving.png"
 
 
-def data(quick):
+def reviews():
     """Training reviews, held-out reviews."""
     import keras_efficient as ke
 
     records = ke.data.read_records(ke.data.demo_reviews())
-    train, test = ke.data.split(records, validation=1605, stratify=False)
+    return ke.data.split(records, validation=1605, stratify=False)
+
+
+def data(quick):
+    """The reviews that are used."""
+    train, test = reviews()
     train = train.take(range(1280 if quick else 3200))
     return train, test.take(range(800)) if quick else test
 
@@ -73,14 +78,14 @@ def write(folder, quick, allow_missing):
     model, tokenizer = ke.models.load(ke.data.demo_model(), seed=0)
     model.load_weights(folder / "trained.weights.h5")
     parameters = model.count_params()
-    reviews, held_out = data(quick)
+    train, held_out = data(quick)
     (features, labels), *_ = ke.data.text(
         held_out, tokenizer, batch_size=len(held_out), max_length=LONGEST, shuffle=False
     )
     arrays = {name: np.asarray(value) for name, value in features.items()}
     np.savez(folder / "held_out.npz", labels=np.asarray(labels), **arrays)
     calibration = ke.data.text(
-        reviews.take(range(256)), tokenizer, batch_size=BATCH, max_length=LONGEST, seed=0
+        train.take(range(256)), tokenizer, batch_size=BATCH, max_length=LONGEST, seed=0
     )
     sample = next(iter(calibration))
     logits = model.predict(arrays, batch_size=BATCH, verbose=0)
