@@ -303,6 +303,7 @@ def test_inputs_that_cannot_be_made_up_need_a_sample():
 
 
 @libraries
+@sampled(1)
 def test_two_encoders_with_masks_of_their_own(library):
     layers = keras_of(library).layers
     Block, length = plain_blocks.block_class(library), plain_blocks.LENGTH
@@ -330,7 +331,7 @@ def test_two_encoders_with_masks_of_their_own(library):
 
 
 @every_model
-@sampled(2)
+@sampled(1)
 def test_texts_longer_than_the_position_table_are_the_model_s_own_error(name):
     model = padded_models.MODELS[name][1]()
     x, _ = padded_models.batch(name, lengths=[20, 3], length=20)
