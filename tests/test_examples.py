@@ -127,12 +127,14 @@ def test_compress(here, quick_export, monkeypatch, capsys):  # noqa: F811
 @pytest.mark.full
 def test_distill(here, monkeypatch, capsys):  # noqa: F811
     folder = two_layers()
-    options = {"data": "reviews.csv", "model": folder, "limit": 30, "epochs": 1}
+    options = {"data": "reviews.csv", "model": folder, "limit": 30, "epochs": 1, "copies": 1}
     script("distill.py", monkeypatch, **options)
-    lines = capsys.readouterr().out.splitlines()[-3:]
+    lines = capsys.readouterr().out.splitlines()[-5:]
     assert [line.rsplit(None, 1)[0] for line in lines] == [
         "teacher",
         "student, labels alone",
         "student, with the teacher",
+        "student, teacher alone, longer",
+        "student, teacher alone, copies",
     ]
     assert all(0 <= float(line.rsplit(None, 1)[1]) <= 1 for line in lines)

@@ -54,9 +54,9 @@ def augment_texts(
     Each word of each copy is replaced, deleted and swapped with the given probabilities. A word
     that is one token in its text is replaced by one of the words that a masked language model
     predicts in its place, if there is such a model; any other word by one of those whose
-    embeddings are nearest to its own. The embedding of a word of several tokens is the mean of
-    theirs. Numbers, punctuation, white space and special tokens stay, as does at least one word of
-    each text.
+    embeddings are nearest to its own: among the words of one token for such a word, and among all
+    words for one of several tokens, whose embedding is the mean of theirs. Numbers, punctuation,
+    white space and special tokens stay, as does at least one word of each text.
 
     A word is what stands between white space and punctuation and consists of letters, so languages
     that put no spaces between words are not augmented sensibly. The copies have no labels: the

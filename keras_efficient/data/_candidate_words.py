@@ -121,6 +121,8 @@ class CandidateWords:
     def nearest(self, table: np.ndarray, number: int) -> np.ndarray:
         """Return the candidates nearest to each word of the texts, by the cosine.
 
+        Words of one token have such words as neighbours, if there are enough: means of several
+        embeddings are nearer to the common mean, and so to function words, than their meaning is.
         The mean of all candidates is subtracted first, because embeddings have a large common part.
 
         Args:
@@ -142,17 +144,34 @@ class CandidateWords:
         lengths = np.array([len(pieces) for pieces in self._pieces])
         flat = np.concatenate([np.array(pieces) for pieces in self._pieces])
         vectors = np.add.reduceat(table[flat], np.cumsum(lengths) - lengths) / lengths[:, None]
-        vectors = (vectors - vectors.mean(0)).astype(np.float32)
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        single = lengths == 1
+        if single.sum() <= number:
+            single[:] = False
         found = np.empty((len(self._queries), number), int)
-        for start in range(0, len(found), _ROWS):
-            rows = self._queries[start : start + _ROWS]
-            similar = vectors[rows] @ vectors.T
-            similar[np.arange(len(rows)), rows] = -np.inf
-            best = np.argpartition(similar, -number, axis=1)[:, -number:]
-            # In an order that does not depend on the last bits of the similarities.
-            found[start : start + _ROWS] = np.sort(best, axis=1)
+        for queries, pool in (
+            (np.flatnonzero(single[self._queries]), np.flatnonzero(single)),
+            (np.flatnonzero(~single[self._queries]), np.arange(len(vectors))),
+        ):
+            rows = np.searchsorted(pool, self._queries[queries])
+            found[queries] = pool[_nearest(vectors[pool], rows, number)]
         return found
+
+
+def _nearest(vectors, queries, number):
+    """Return the indices of the vectors nearest to some of them, in increasing order."""
+    found = np.empty((len(queries), number), int)
+    if not len(queries):
+        return found
+    vectors = (vectors - vectors.mean(0)).astype(np.float32)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    for start in range(0, len(found), _ROWS):
+        rows = queries[start : start + _ROWS]
+        similar = vectors[rows] @ vectors.T
+        similar[np.arange(len(rows)), rows] = -np.inf
+        best = np.argpartition(similar, -number, axis=1)[:, -number:]
+        # In an order that does not depend on the last bits of the similarities.
+        found[start : start + _ROWS] = np.sort(best, axis=1)
+    return found
 
 
 def plain_backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:

@@ -33,13 +33,14 @@ class MaskedWords:
         self._backend: Any = plain_backend(tokenizer)
         self._backend.enable_truncation(tokenizer.max_length)
         found = [self._backend.token_to_id(token) for token in ("[MASK]", "<mask>")]
-        self.mask_id = next((number for number in found if number is not None), None)
-        if self.mask_id is None:
+        found = [number for number in found if number is not None]
+        if not found:
             raise InputError(
                 "A masked language model needs a mask token. Received: a tokenizer with neither "
                 "'[MASK]' nor '<mask>'. Pass the tokenizer of the masked language model, or "
                 "`embeddings` alone."
             )
+        self.mask_id: int = found[0]
         self._masked: list[tuple[np.ndarray, int]] = []
 
     def find(

@@ -32,7 +32,7 @@ class Projection:
             self._m, self._v = (
                 tf.Variable(tf.zeros(initial.shape), trainable=False) for _ in range(2)
             )
-            self._updates = tf.Variable(0.0, trainable=False)
+            self._updates = tf.Variable(tf.zeros([]), trainable=False)
         self.state = {
             "projection": self.matrix,
             "projection_m": self._m,
