@@ -329,3 +329,31 @@ def test_what_cannot_be_reached_is_said():
         asked = model if name == "kerashub-bert" else compiled(name)
         with pytest.raises(ValueError, match=message):
             ke.shrink(asked, data=batch(name), **arguments)
+
+
+def test_blocks_of_different_widths_are_searched_again():
+    model, data = compiled("tf_keras-functional"), batch("tf_keras-functional")
+    small = ke.shrink(model, feed_forward=[5, 9], heads=[1, 2]).model
+    architecture, space = space_of(small)
+    assert space.feed_forward == (5, 9) and space.heads == (1, 2)
+    cost = Parameters(small, architecture, space).prices(8)
+    assert cost.of([0, 1], [5, 9], [1, 2]) == small.count_params()
+    small.compile("sgd", model.loss)
+    target = small.count_params() - 20
+    _, report = ke.shrink(small, parameters=target, data=data)
+    assert report.parameters <= target
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["tf_keras-functional", "kerashub-bert"])
+def test_gradual_steps_with_distillation_in_between(name):
+    model, (x, y) = compiled(name), batch(name)
+    keras, small, times = ke.flavor.of(model).keras, model, [latency(model)]
+    for part in (0.8, 0.6):
+        small, report = ke.shrink(small, latency_ms=part * times[0], measure=latency, data=(x, y))
+        small.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        ke.distill(small, model)
+        small.fit(x, y, verbose=0)
+        times.append(report.latency_ms)
+        assert latency(small) == report.latency_ms <= part * times[0]
+    assert times[2] < times[1] < times[0]

@@ -79,9 +79,10 @@ class Losses:
             return {space.hidden[0]: 0.0}
         tried, found = space.spread(_FRACTIONS["hidden"]), []
         for width in tried[:-1]:
-            cut = Shrinking(shrinking.original, shrinking.data, shrinking.importance)
-            cut.keep_hidden(width)
-            cut.model.compile(optimizer="sgd", loss=shrinking.original.loss)
+            with shrinking.original.distribute_strategy.scope():
+                cut = Shrinking(shrinking.original, shrinking.data, shrinking.importance)
+                cut.keep_hidden(width)
+                cut.model.compile(optimizer="sgd", loss=shrinking.original.loss)
             found.append(evaluated(cut.model, shrinking.data) - whole)
         increases = _decreasing([*found, 0.0])
         return {h: float(np.interp(h, tried, increases)) for h in space.hidden}
