@@ -2,8 +2,7 @@
 
     python examples/compress.py [--limit 3000] [--epochs 3] [--speedup 10] [--output FOLDER]
 
-Ran: these steps by `keras-efficient compress` on a tiny BERT, on a 2-core CPU. Not run: MiniLM,
-GPU, TPU.
+Ran as `keras-efficient compress` on a tiny BERT and a CPU. Not run: MiniLM, GPU, TPU.
 """
 
 import argparse
