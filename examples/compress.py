@@ -2,7 +2,7 @@
 
     python examples/compress.py [--limit 3000] [--epochs 3] [--speedup 10] [--output FOLDER]
 
-Ran on a 2-core CPU with MiniLM and 600 movie reviews, and in the tests. Not run: GPU, TPU.
+Ran as `keras-efficient compress` on a tiny BERT and a CPU. Not run: MiniLM, GPU, TPU.
 """
 
 import argparse

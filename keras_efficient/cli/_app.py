@@ -218,7 +218,7 @@ def compress(
     ] = None,
     precision: Precision = "auto",
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the split and the training; default: finetune's.")
+        int | None, typer.Option(help="Seed of the training; default: that of finetune.")
     ] = None,
     log_seconds: LogSeconds = 30.0,
     dry_run: Annotated[

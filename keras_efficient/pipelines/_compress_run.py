@@ -29,7 +29,11 @@ from keras_efficient.metrics import evaluate_classifier
 from keras_efficient.models import load, save
 from keras_efficient.models._save import check_savable
 from keras_efficient.optimizers import NO_DECAY, AdamW
-from keras_efficient.pipelines._compress_report import CompressReport, compress_report
+from keras_efficient.pipelines._compress_report import (
+    CompressReport,
+    compress_report,
+    latency_of,
+)
 from keras_efficient.pipelines._compress_settings import CompressSettings
 from keras_efficient.pipelines._keras_export import keras_export
 from keras_efficient.pipelines._plan import CompressPlan, make_plan
@@ -225,8 +229,8 @@ class CompressRun:
                 "weight_bytes_int8": report["weight_bytes"],
                 "bytes": times["keras"]["bytes"],
                 "bytes_int8": times["int8"]["bytes"],
-                "latency_ms": _median(times["keras"]),
-                "latency_ms_int8": _median(times["int8"]),
+                "latency_ms": latency_of(times["keras"], self.settings.threads),
+                "latency_ms_int8": latency_of(times["int8"], self.settings.threads),
             }
             self.folder.write("teacher/teacher.json", found)
         return found
@@ -538,10 +542,6 @@ def _shrink_target(target, teacher, latency) -> dict[str, Any]:
 
 def _parameters(flavor, model):
     return sum(int(np.prod(v.shape)) for v in flavor.weights(model))
-
-
-def _median(target):
-    return next(iter(target["cases"].values()))["median_ms"]
 
 
 def _facts_of(folder):

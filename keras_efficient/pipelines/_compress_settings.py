@@ -11,7 +11,7 @@ from keras_efficient.dtype_policies._mixed_precision import POLICIES
 from keras_efficient.pipelines._target import Target
 
 #: Settings that may change when a run goes on: with other targets, it tries more candidates.
-_FREE = ("target", "max_drop", "front", "seconds", "threads")
+_FREE = ("target", "max_drop", "front", "seconds")
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def test_a_whole_run(done):
     report = json.loads((done.output / "report.json").read_text())
     rows = report["rows"]
     assert [row["name"] for row in rows] == ["Keras float32", "whole, int8", "1.3x"]
-    assert rows[0]["speedup"] == 1 and rows[1]["bytes_ratio"] > 1
+    assert rows[0]["speedup"] == rows[0]["bytes_ratio"] == 1
     assert rows[2]["parameters"] < rows[1]["parameters"]
     assert all(0 <= row["accuracy"] <= 1 for row in rows)
     assert (report["examples"], report["train"], report["unlabelled"]) == (16, 64, 16)
@@ -167,8 +167,11 @@ def test_what_is_served_is_what_was_trained(done):
 
     folder = done.output / "candidates" / "speedup-1.3"
     model, tokenizer = ke.models.load(folder / "trained")
-    x = next(iter(ke.data.text(["the film was great ."], tokenizer, batch_size=1)))
-    serve = tf.saved_model.load(str(folder / "int8" / "1")).signatures["serving_default"]
+    data = ke.data.text(["the film was great ."], tokenizer, batch_size=1, max_length=32)
+    x = next(iter(data))
+    # The function alone does not keep the variables.
+    served = tf.saved_model.load(str(folder / "int8" / "1"))
+    serve = served.signatures["serving_default"]
     expected = model.predict_on_batch(x)
     expected = np.asarray(expected["logits"] if isinstance(expected, dict) else expected)
     # Rounded to 8 bits, or to 7.

@@ -18,7 +18,10 @@ def report(tmp_path, target="speedup=10", max_drop=0.01, **accuracies):
     times = ke.bench.BenchReport(
         1,
         {
-            name: {"bytes": size, "cases": {CASE: {"median_ms": ms, "p95_ms": ms}}}
+            name: {
+                "bytes": size,
+                "cases": {CASE: {"processor_ms": ms, "median_ms": 2 * ms, "p95_ms": 2 * ms}},
+            }
             for name, (ms, size) in FIGURES.items()
         },
         "a CPU",
