@@ -15,6 +15,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 
 def processor_seconds():
@@ -64,7 +65,7 @@ def main():
         model.fit(batches, verbose=0)
         return model.evaluate(held_out, verbose=0, return_dict=True)["accuracy"]
 
-    found = {"arguments": {k: v for k, v in vars(arguments).items() if k != "json"}}
+    found: dict[str, Any] = {"arguments": {k: v for k, v in vars(arguments).items() if k != "json"}}
     found["accuracy_whole"] = tune(model, 5e-5)
     measure = ke.bench.ExportLatency(
         quantize=arguments.quantize,

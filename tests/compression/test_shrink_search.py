@@ -9,7 +9,7 @@ from test_shrink import MODELS
 from test_shrink_importance import FEW, batch, compiled
 
 import keras_efficient as ke
-from keras_efficient.compression.structured.costs import Latency, Parameters, bytes_of
+from keras_efficient.compression.structured.costs import Latency, Parameters, _fitted, bytes_of
 from keras_efficient.compression.structured.cuts import widths
 from keras_efficient.compression.structured.losses import Losses, Part
 from keras_efficient.compression.structured.search import best_sizes, knapsack
@@ -126,6 +126,23 @@ def test_noise_does_not_make_less_cost_more():
     )
     prices = cost.prices(8)
     assert (prices.feed_forward >= 0).all() and (prices.blocks >= 0).all() and prices.rest >= 0
+
+
+def test_a_last_block_that_costs_less():
+    """Exports of a classifier compute one token in the last block: here a quarter of the time."""
+    space = SearchSpace(
+        (160,) * 3, (4,) * 3, layers=True, parts=("feed_forward",), per_layer=False, hidden=(8,),
+        head_size=2,
+    )  # fmt: skip
+
+    def time(blocks, neurons):
+        return (blocks - 1 + 0.25) * (2 + 0.05 * neurons)
+
+    times = {"whole": time(3, 160), "feed_forward": time(3, 20), "one": time(1, 160)}
+    prices = _fitted(times, space)
+    for blocks, neurons in ((3, 160), (2, 64), (1, 32)):
+        found = prices.of(range(blocks), [neurons] * blocks, [4] * blocks)
+        np.testing.assert_allclose(found, time(blocks, neurons))
 
 
 # --- the search ----------------------------------------------------------------------------------

@@ -32,19 +32,28 @@ class Prices:
         blocks: float array [blocks], that of each block besides its neurons and heads.
         feed_forward: float array [blocks], that of one of its neurons.
         heads: float array [blocks], that of one of its heads; 0 if their number is not searched.
+        last: the part of these that the last block costs, since exports leave out what no output
+            depends on, such as its other tokens in a classifier. Default: 1.
     """
 
     rest: float
     blocks: np.ndarray
     feed_forward: np.ndarray
     heads: np.ndarray
+    last: float = 1.0
+
+    def among(self, kept: Sequence[int]) -> "Prices":
+        """Return the prices of the blocks that are kept, in their order."""
+        index, parts = list(kept), np.ones(len(kept))
+        parts[-1] = self.last
+        found = (x[index] * parts for x in (self.blocks, self.feed_forward, self.heads))
+        return Prices(self.rest, *found)
 
     def of(self, kept: Sequence[int], feed_forward: Sequence[int], heads: Sequence[int]) -> float:
         """Return the cost of some blocks with a number of neurons and heads each."""
-        index = list(kept)
-        cost = self.rest + self.blocks[index].sum()
-        cost += self.feed_forward[index] @ np.array(feed_forward)
-        return float(cost + self.heads[index] @ np.array(heads))
+        own = self.among(kept)
+        cost = own.rest + own.blocks.sum() + own.feed_forward @ np.array(feed_forward)
+        return float(cost + own.heads @ np.array(heads))
 
 
 class Parameters:
@@ -155,7 +164,8 @@ class Latency:
             columns = values.reshape(len(values), -1).T
             return np.array([np.interp(hidden, self.widths, column) for column in columns])
 
-        return Prices(float(at("rest")[0]), at("blocks"), at("feed_forward"), at("heads"))
+        rest, last = float(at("rest")[0]), float(at("last")[0])
+        return Prices(rest, at("blocks"), at("feed_forward"), at("heads"), last)
 
 
 def _described(model, original, architecture) -> Architecture:
@@ -189,16 +199,23 @@ def _variants(model, architecture, space) -> dict[str, Model]:
 
 def _fitted(times: dict[str, float], space: SearchSpace) -> Prices:
     whole, count = times["whole"], space.blocks
+    parts = np.ones(count)
+    if space.layers:
+        block = max(whole - times["one"], 0.0) / (count - 1)
+        parts[-1] = min(1.0, times["one"] / block) if block else 1.0
     prices, inside = {}, np.zeros(count)
     for part in ("feed_forward", "heads"):
         numbers = np.array(getattr(space, part))
-        fewer = float(numbers.sum() - sum(_narrow(numbers)))
+        fewer = float(parts @ (numbers - np.array(_narrow(numbers))))
         saved = whole - times.get(part, whole)
         prices[part] = max(saved, 0.0) / fewer if fewer else 0.0
         inside += prices[part] * numbers
     # Without another number of blocks to compare with, everything belongs to them.
-    others = whole - times["one"] - inside[1:].sum() if space.layers else whole - inside.sum()
-    block = max(others / (count - 1 if space.layers else count), 0.0)
-    rest = max(whole - count * block - inside.sum(), 0.0)
+    if space.layers and parts[-1] == 1:
+        block = (whole - times["one"] - inside[1:].sum()) / (count - 1)
+    else:
+        block = (whole - parts @ inside) / parts.sum()
+    block = max(block, 0.0)
+    rest = max(whole - parts @ (block + inside), 0.0)
     full = {part: np.full(count, price) for part, price in prices.items()}
-    return Prices(rest, np.full(count, block), **full)
+    return Prices(rest, np.full(count, block), **full, last=float(parts[-1]))

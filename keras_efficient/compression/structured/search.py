@@ -66,9 +66,10 @@ def best_sizes(
     """
     best: tuple[Any, Choice] | None = None
     for hidden in space.hidden:
-        prices = cost.prices(hidden)
+        every = cost.prices(hidden)
         for number in range(1, space.blocks + 1) if space.layers else [space.blocks]:
             kept = losses.kept(number, space.blocks)
+            prices, at = every.among(kept), {block: n for n, block in enumerate(kept)}
             sizes = {
                 part: {block: space.now(part, block) for block in kept}
                 for part in ("feed_forward", "heads")
@@ -76,13 +77,13 @@ def best_sizes(
             parts = [part for part in losses.parts if set(part.blocks) & set(kept)]
             groups = []
             for part in parts:
-                price = sum(getattr(prices, part.name)[n] for n in part.blocks if n in kept)
+                price = sum(getattr(prices, part.name)[at[n]] for n in part.blocks if n in at)
                 groups.append((price * np.array(part.sizes), part.increases))
                 for block in part.blocks:
                     sizes[part.name].pop(block, None)
-            fixed = prices.rest + prices.blocks[kept].sum()
+            fixed = prices.rest + prices.blocks.sum()
             for name, numbers in sizes.items():
-                fixed += sum(getattr(prices, name)[n] * size for n, size in numbers.items())
+                fixed += sum(getattr(prices, name)[at[n]] * size for n, size in numbers.items())
             chosen = knapsack(groups, most_cost - fixed)
             if chosen is None:
                 continue
@@ -90,7 +91,7 @@ def best_sizes(
                 for block in set(part.blocks) & set(kept):
                     sizes[part.name][block] = part.sizes[index]
             feed_forward, heads = (tuple(found[n] for n in kept) for found in sizes.values())
-            found = prices.of(kept, feed_forward, heads)
+            found = every.of(kept, feed_forward, heads)
             loss = losses.hidden[hidden] + losses.removed[space.blocks - number]
             loss += sum(p.increases[n] for p, n in zip(parts, chosen, strict=True))
             if best is None or (loss, -found) < best[0]:
