@@ -55,7 +55,7 @@ PLOT = Path(__file__).parent.parent / "docs" / "images" / "shrink.png"
 CASES = {f"{batch}x64": f"batch {batch}, length 64" for batch in (1, 8, 32)}
 
 TEACHER = {"epochs": 2, "rate": 1e-4}
-RATE = 2e-4
+RATE = 4e-4
 #: Texts that each student sees, and altered copies of each training text.
 TEXTS, COPIES = {True: 36_000, False: 108_000}, {True: 2, False: 8}
 ALTERATION = {"replace": 0.2, "delete": 0.1}
