@@ -46,8 +46,10 @@ class Prices:
         """Return the prices of the blocks that are kept, in their order."""
         index, parts = list(kept), np.ones(len(kept))
         parts[-1] = self.last
-        found = (x[index] * parts for x in (self.blocks, self.feed_forward, self.heads))
-        return Prices(self.rest, *found)
+        blocks, feed_forward, heads = (
+            values[index] * parts for values in (self.blocks, self.feed_forward, self.heads)
+        )
+        return Prices(self.rest, blocks, feed_forward, heads)
 
     def of(self, kept: Sequence[int], feed_forward: Sequence[int], heads: Sequence[int]) -> float:
         """Return the cost of some blocks with a number of neurons and heads each."""
