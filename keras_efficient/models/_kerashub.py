@@ -123,7 +123,10 @@ def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
         model: Any = cls.from_config(settings)
         if info.exact_gelu:
             _exact_gelu(model)
+        # KerasHub compiles its tasks, and Keras warns that the file has no optimizer.
+        optimizer, model.optimizer = model.optimizer, None
         model.load_weights(str(folder / WEIGHTS))
+        model.optimizer = optimizer
     # A folder can make KerasHub fail anywhere.
     except Exception as error:
         raise _not_restored(folder, error) from error
