@@ -428,8 +428,8 @@ def measure(runs, arguments):
 def show(result):
     teacher = result["teacher_accuracy"]
     print(
-        f"{result['data']}, {result['held_out']:,} held-out texts, {result['seeds']} seeds; "
-        f"times: {result['cpu']}, {result['threads']} threads"
+        f"{result['data']}, {result['held_out']:,} held-out texts, seeds: {result['seeds']}; "
+        f"times: {result['cpu']}, threads: {result['threads']}"
     )
     print(f"{'':<24} {'accuracy':>8} {'of teacher':>10}", *(f"{c:>7}" for c in CASES), "  bytes")
     print(f"{'teacher, Keras export':<24} {teacher:>8.2%} {1:>10.1%}", *(f"{1:>6.1f}x",) * 3)
