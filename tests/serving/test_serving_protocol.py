@@ -117,7 +117,7 @@ def test_every_format_answers_by_grpc_and_rest(number, base, server):
     # An example alone, and with others: the padding of the batch changes nothing.
     alone = {name: value[:1] for name, value in x.items()}
     alone = ask(server.grpc_port, ke.serving.grpc_request("reviews", "tokens", alone, number))
-    np.testing.assert_allclose(arrays(alone)["logits"], logits[:1], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(arrays(alone)["logits"], logits[:1], rtol=0, atol=4e-3)
 
 
 @pytest.mark.parametrize("number", WITH_TEXT, ids=lambda n: FORMATS[n][0] or "float32")
@@ -139,7 +139,7 @@ def test_texts_are_answered_with_labels(number, base, server):
     assert {len(value) for value in found.values()} == {len(TEXTS)}
     alone = ke.serving.grpc_request("reviews", "text", TEXTS[1:2], version=number)
     alone = arrays(ask(server.grpc_port, alone))["logits"]
-    np.testing.assert_allclose(alone, found["logits"][1:2], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(alone, found["logits"][1:2], rtol=0, atol=4e-3)
 
 
 def test_signatures_versions_and_labels(base, server):
