@@ -15,6 +15,7 @@ import keras_efficient as ke
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError, VerificationError
 from keras_efficient.exporters import Features, export_onnx, run_onnx
+from keras_efficient.exporters.inference_ops.matmul import saturates
 from keras_efficient.exporters.onnx import converter, export as export_module
 from keras_efficient.parametrize._parametrized_layer import parametrized_layer as _view
 from keras_efficient.versions._check_manifest import check_manifest
@@ -22,6 +23,8 @@ from tests.zoo import CLASSES, FEW_FIRST, ZOO, keras_of
 
 LIBRARIES = ["keras", "tf_keras"]
 QUANTIZE = [None, "int8-weights", "int8"]
+#: How much further quantized files may be off without VNNI, where products saturate.
+SLACK = 1.5 if saturates() else 1.0
 DTYPES = {"tensor(int32)": "int32", "tensor(float)": "float32", "tensor(bool)": "bool"}
 
 
@@ -84,17 +87,18 @@ def test_padded_models_on_rows_of_real_tokens(name, method, quantize, tmp_path, 
     model = padded_models.MODELS[name][1]()
     x, _ = padded_models.batch(name)
     METHODS[method](model, x)
+    bound = 0.03 * SLACK
     made = export_onnx(
-        model, flavors.of(model), Features(model, x), tmp_path, quantize=quantize, tolerance=0.06
+        model, flavors.of(model), Features(model, x), tmp_path, quantize=quantize, tolerance=bound
     )
-    assert made.max_abs_difference <= (0.06 if quantize or method == "quantize_aware" else 1e-5)
+    assert made.max_abs_difference <= (bound if quantize or method == "quantize_aware" else 1e-5)
     form = made.recipe["transformer"]
     assert form["blocks"] == 2 and form["rows"] == "real tokens" and form["first_token_only"]
     assert "NonZero" in operations(made.file)
     few, _ = padded_models.batch(name, (2, 3, 1), 5, seed=1)
     more = {key: np.pad(value, ((0, 0), (0, 4))) for key, value in few.items()}
     one, other = run_here(made.file, few, more)
-    np.testing.assert_allclose(one["logits"], other["logits"], atol=0.05 if quantize else 1e-5)
+    np.testing.assert_allclose(one["logits"], other["logits"], atol=0.02 if quantize else 1e-5)
 
 
 def test_norms_and_gelus_have_one_node(tmp_path, in_process):
@@ -168,7 +172,7 @@ def test_int8_is_small_and_close(library, tmp_path, in_process):
     assert made[None].max_abs_difference < 1e-5
     kernels = {"int8-weights": "MatMulInteger", "int8": "DequantizeLinear"}
     for quantize, operation in kernels.items():
-        assert 1e-4 < made[quantize].max_abs_difference < 0.25
+        assert 1e-4 < made[quantize].max_abs_difference < 0.15 * SLACK
         # Without the names of nodes, which most of such a small file consists of.
         assert weight_bytes(made[quantize].file) < 0.4 * weight_bytes(made[None].file)
         assert operation in operations(made[quantize].file)
@@ -193,7 +197,7 @@ def test_int8_takes_the_models_own_ranges(tmp_path, in_process):
     made = written(model, tmp_path / "own", "int8")
     (found,) = run_here(made.file, {"inputs": ids(32)})
     away = np.abs(plain - expected).mean()
-    assert np.abs(found["outputs"] - expected).mean() < 0.5 * away
+    assert np.abs(found["outputs"] - expected).mean() < 0.3 * SLACK * away
     # The input of the last layer is not reshaped. Its range is that of the file, on any sample.
     low, high, _ = _view(model.layers[-1]).call_wrappers[0].range.numpy()
     scales = [
@@ -205,7 +209,7 @@ def test_int8_takes_the_models_own_ranges(tmp_path, in_process):
     # Dynamic quantization takes the range of each call.
     made = written(model, tmp_path / "each", "int8-weights")
     (found,) = run_here(made.file, {"inputs": ids(32)})
-    assert np.abs(found["outputs"] - plain).mean() < 0.5 * away
+    assert np.abs(found["outputs"] - plain).mean() < 0.3 * SLACK * away
 
 
 # --- versions ------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ from tensorflow_serving.config import model_server_config_pb2  # noqa: E402
 
 #: The versions of the model, and how far each may be from the model in memory.
 FORMATS = {1: (None, 1e-5), 2: ("int8", 5e-2), 3: ("int8-weights", 5e-2), 4: ("bfloat16", 5e-2)}
+#: How far an example may be from itself among others: bfloat16 rounds the sums of other kernels.
+ALONE = {4: 4e-3}
 #: Versions that also take texts, which takes seconds to export.
 WITH_TEXT = (1, 2)
 TEXTS = bert_folder.TEXTS
@@ -117,7 +119,9 @@ def test_every_format_answers_by_grpc_and_rest(number, base, server):
     # An example alone, and with others: the padding of the batch changes nothing.
     alone = {name: value[:1] for name, value in x.items()}
     alone = ask(server.grpc_port, ke.serving.grpc_request("reviews", "tokens", alone, number))
-    np.testing.assert_allclose(arrays(alone)["logits"], logits[:1], rtol=0, atol=4e-3)
+    np.testing.assert_allclose(
+        arrays(alone)["logits"], logits[:1], rtol=0, atol=ALONE.get(number, 1e-5)
+    )
 
 
 @pytest.mark.parametrize("number", WITH_TEXT, ids=lambda n: FORMATS[n][0] or "float32")
@@ -139,7 +143,7 @@ def test_texts_are_answered_with_labels(number, base, server):
     assert {len(value) for value in found.values()} == {len(TEXTS)}
     alone = ke.serving.grpc_request("reviews", "text", TEXTS[1:2], version=number)
     alone = arrays(ask(server.grpc_port, alone))["logits"]
-    np.testing.assert_allclose(alone, found["logits"][1:2], rtol=0, atol=4e-3)
+    np.testing.assert_allclose(alone, found["logits"][1:2], rtol=0, atol=ALONE.get(number, 1e-5))
 
 
 def test_signatures_versions_and_labels(base, server):
