@@ -49,7 +49,7 @@ def finish(name, model, rate):
 
 finish("teacher", teacher, 5e-5)
 sample, _ = next(iter(batches))
-exports["keras"] = ke.pipelines.keras_export(teacher, f"{arguments.output}/keras", features=sample)
+exports["keras"] = ke.exporters.keras_export(teacher, f"{arguments.output}/keras", features=sample)
 latency = ke.bench.ExportLatency(quantize="int8", batch=8, length=64, baseline="keras")
 options = {"measure": latency, "data": batches.take(8), "importance": "reconstruction"}
 student, report = ke.shrink(teacher, speedup=arguments.speedup, **options)

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import io
 import math
 import tempfile
 import warnings
@@ -23,7 +22,7 @@ from keras_efficient.architecture._dense_layer import activation_after
 from keras_efficient.bench._bench import bench
 from keras_efficient.bench._cpu import cpu_name
 from keras_efficient.bench._latency_cache import store, stored
-from keras_efficient.exporters import Features, export
+from keras_efficient.exporters import Features, export, keras_export
 from keras_efficient.flavor import Model
 
 _QUANTIZE = (None, "int8", "int8-weights", "bfloat16")
@@ -152,7 +151,7 @@ class ExportLatency:
             paths = {}
             if self.baseline == "keras":
                 paths["baseline"] = Path(folder) / "baseline"
-                _export_by_keras(model, paths["baseline"])
+                keras_export(model, paths["baseline"], features=features.inputs())
             for number, each in enumerate(models):
                 with warnings.catch_warnings():
                     # That it is quantized as it is, for example.
@@ -239,14 +238,3 @@ def _name(function) -> str:
     if isinstance(function, str):
         return function
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _export_by_keras(model: Any, path: Path) -> None:
-    """Write a model as its own library does."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        if hasattr(model, "serving"):
-            # Hugging Face's models have a signature of their own, as `save_pretrained` writes it.
-            signature = model.serving.get_concrete_function(model.input_signature)
-            tf.saved_model.save(model, str(path), signatures=signature)
-        else:
-            model.export(str(path))

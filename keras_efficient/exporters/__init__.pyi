@@ -5,6 +5,7 @@ from ._export import export as export
 from ._export_fastest import export_fastest as export_fastest
 from ._export_report import ExportReport as ExportReport
 from ._html_report import write_html_report as write_html_report
+from ._keras_export import keras_export as keras_export
 from ._manifest import write_manifest as write_manifest
 from ._model_file import ModelFile as ModelFile
 from ._signature import Features as Features

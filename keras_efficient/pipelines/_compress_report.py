@@ -194,8 +194,7 @@ class CompressReport:
 
         whole = self.rows[0]["accuracy"]
         points = [(row[name] * unit, row["accuracy"], row["name"]) for row in self.rows]
-        wanted = {"latency_ms": "latency_ms", "bytes": "bytes"}[name]
-        limit = target.value * unit if target.name == wanted else None
+        limit = target.value * unit if target.name == name else None
         if target.name == "speedup" and name == "latency_ms":
             limit = self.rows[0][name] / target.value
         floor = whole * (1 - self.max_drop)

@@ -23,7 +23,7 @@ from keras_efficient.data import Records, require_classes, text, trim_vocabulary
 from keras_efficient.data._tokenizer import Tokenizer, as_tokenizer
 from keras_efficient.distillation import TeacherCache, cache, distill
 from keras_efficient.dtype_policies import mixed_precision
-from keras_efficient.exporters import check_destination
+from keras_efficient.exporters import check_destination, keras_export
 from keras_efficient.flavor import Model
 from keras_efficient.metrics import evaluate_classifier
 from keras_efficient.models import load, save
@@ -35,7 +35,6 @@ from keras_efficient.pipelines._compress_report import (
     latency_of,
 )
 from keras_efficient.pipelines._compress_settings import CompressSettings
-from keras_efficient.pipelines._keras_export import keras_export
 from keras_efficient.pipelines._plan import CompressPlan, make_plan
 from keras_efficient.pipelines._quantized_export import plain_copy, quantized_export
 from keras_efficient.pipelines._run_folder import RunFolder

@@ -5,6 +5,7 @@ import io
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from keras_efficient.flavor import Model
 
 
 def keras_export(model: Model, directory: str | os.PathLike, *, features: Any) -> Path:
-    """Write a model as the library's own `model.export` does, the baseline of `compress`.
+    """Write a model as the library's own `model.export` does, the baseline of comparisons.
 
     A functional model is written by `model.export`. Hugging Face models, whose `model.export`
     would fix the length of texts, are written by the library's `ExportArchive` for any length.
@@ -25,7 +26,8 @@ def keras_export(model: Model, directory: str | os.PathLike, *, features: Any) -
     Args:
         model: a built model of either library.
         directory: path of the folder to write; one that exists is returned as it is.
-        features: a batch of features, a dict of int32 arrays [batch, length].
+        features: a batch of features as `fit` takes it, such as a dict of int32 arrays
+            [batch, length].
 
     Returns:
         The path of the folder.
@@ -33,7 +35,7 @@ def keras_export(model: Model, directory: str | os.PathLike, *, features: Any) -
     Examples:
         >>> import tempfile, numpy as np
         >>> folder = tempfile.mkdtemp() + "/keras"
-        >>> path = ke.pipelines.keras_export(model, folder, features=np.ones((1, 3)))
+        >>> path = ke.exporters.keras_export(model, folder, features=np.ones((1, 3)))
         >>> (path / "saved_model.pb").exists()
         True
 
@@ -56,7 +58,7 @@ def keras_export(model: Model, directory: str | os.PathLike, *, features: Any) -
 
 
 def _write(model: Any, path, features):
-    if is_functional(model):
+    if is_functional(model) or not isinstance(features, Mapping):
         model.export(path)
         return
     flavor = flavors.of(model)
