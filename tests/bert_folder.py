@@ -90,3 +90,9 @@ def features(tokenizer, texts=TEXTS):
         if "mask" in batch:
             batch["mask"][row, : len(text)] = 1
     return {tokenizer.inputs[role]: values for role, values in batch.items()}
+
+
+def logits(model, tokenizer):
+    """Return the logits of `TEXTS` by a model of either library."""
+    output = model(features(tokenizer))
+    return np.asarray(getattr(output, "logits", output))

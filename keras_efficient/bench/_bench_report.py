@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from keras_efficient._errors import InputError
+from keras_efficient.bench._save_figure import save_figure
 
 _DURATIONS = ("median_ms", "p95_ms", "processor_ms")
 
@@ -203,15 +205,17 @@ class BenchReport:
         # The first target at the top; the axis is shared.
         axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
         figure.supxlabel("ms for one call: median, and 95th percentile", fontsize=9)
-        try:
-            figure.savefig(path, dpi=150)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                "A plot must go into an image file, such as bench.png, in an existing folder. "
-                f"Received: {str(path)!r} ({error})."
-            ) from error
-        finally:
-            pyplot.close(figure)
+        save_figure(figure, path)
+
+
+def latency_of(target: Mapping[str, Any], threads: int) -> float:
+    """Return the milliseconds of a target of a `BenchReport` with a single case.
+
+    With one thread it is the processor time: the thread is busy from the beginning to the end of a
+    call, and other processes may delay it.
+    """
+    (case,) = target["cases"].values()
+    return case["processor_ms" if threads == 1 else "median_ms"]
 
 
 def _milliseconds(value: float) -> str:

@@ -20,6 +20,7 @@ from keras_efficient.architecture import describe
 from keras_efficient.architecture._activations import activation_of
 from keras_efficient.architecture._dense_layer import activation_after
 from keras_efficient.bench._bench import bench
+from keras_efficient.bench._bench_report import latency_of
 from keras_efficient.bench._cpu import cpu_name
 from keras_efficient.bench._latency_cache import store, stored
 from keras_efficient.exporters import Features, export, keras_export
@@ -174,9 +175,7 @@ class ExportLatency:
                 seconds=self.seconds,
                 vocabulary=_vocabulary(features),
             )
-        # One thread is busy from the beginning to the end of a call; other processes may delay it.
-        figure = "processor_ms" if self.threads == 1 else "median_ms"
-        return [next(iter(target["cases"].values()))[figure] for target in report.targets.values()]
+        return [latency_of(target, self.threads) for target in report.targets.values()]
 
     def _key(self, model, models, features) -> dict[str, Any]:
         arguments = asdict(self)

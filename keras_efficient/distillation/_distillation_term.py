@@ -23,10 +23,6 @@ from keras_efficient.distillation._teacher import Teacher
 from keras_efficient.training._loss_terms import LossTerm, predictions
 
 
-def _check_weight(weight):
-    _check_positive("weight", weight)
-
-
 def _check_positive(name, value):
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise ValueError(f"`{name}` must be a number > 0. Received: {value!r}.")
@@ -68,7 +64,7 @@ class HiddenStates:
     learning_rate: float = 1e-3
 
     def __post_init__(self):
-        _check_weight(self.weight)
+        _check_positive("weight", self.weight)
         _check_projection(self.projection, self.learning_rate)
         if self.metric not in METRICS:
             raise ValueError(f"`metric` must be one of {METRICS}. Received: {self.metric!r}.")
@@ -122,7 +118,7 @@ class Contrastive:
     learning_rate: float = 1e-3
 
     def __post_init__(self):
-        _check_weight(self.weight)
+        _check_positive("weight", self.weight)
         _check_positive("temperature", self.temperature)
         _check_projection(self.projection, self.learning_rate)
 
@@ -169,7 +165,7 @@ class AttentionMaps:
     metric: str = "kl"
 
     def __post_init__(self):
-        _check_weight(self.weight)
+        _check_positive("weight", self.weight)
         if self.metric not in MAP_METRICS:
             raise ValueError(f"`metric` must be one of {MAP_METRICS}. Received: {self.metric!r}.")
 
@@ -209,7 +205,7 @@ class Relations:
     heads: int | None = None
 
     def __post_init__(self):
-        _check_weight(self.weight)
+        _check_positive("weight", self.weight)
         if self.heads is not None and (type(self.heads) is not int or self.heads < 1):
             raise ValueError(f"`heads` must be an int > 0 or None. Received: {self.heads!r}.")
 

@@ -1,7 +1,6 @@
 """`export_fastest`: export in several formats, time them, and recommend one."""
 
 import dataclasses
-import json
 import math
 import os
 import tempfile
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_efficient._errors import InputError, VerificationError, shortened
+from keras_efficient.data._write_json import write_json
 from keras_efficient.distribute._cluster import cluster_of
 from keras_efficient.exporters._arguments import FORMATS
 from keras_efficient.exporters._destination import check_destination, is_version
@@ -113,7 +113,7 @@ def export_fastest(
     refused |= failed
     candidates |= {format: {"refused": shortened(str(e))} for format, e in refused.items()}
     recommended = min(means, key=lambda format: means[format])
-    _write(folder / CANDIDATES, {"recommended": recommended, "candidates": candidates})
+    write_json(folder / CANDIDATES, {"recommended": recommended, "candidates": candidates})
     return dataclasses.replace(reports[recommended], candidates=candidates, recommended=recommended)
 
 
@@ -186,9 +186,3 @@ def _examples(features, batch, length):
 
 def _geometric_mean(medians):
     return math.exp(sum(map(math.log, medians.values())) / len(medians))
-
-
-def _write(path, values):
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)

@@ -11,6 +11,7 @@ from keras_efficient._errors import InputError
 from keras_efficient.data._tokenizer import Tokenizer
 from keras_efficient.flavor._typing import Model
 from keras_efficient.models._checkpoint_folder import find_checkpoint
+from keras_efficient.models._loader import loader_of
 from keras_efficient.models._restore import restore
 from keras_efficient.models._trained_folder import trained_folder
 
@@ -96,11 +97,7 @@ def load(
         return LoadedModel(*restore(trained, num_labels, library))
     num_labels, library = num_labels or 2, library or "keras"
     source = find_checkpoint(path_or_preset, library)
-    # Imported on first use, since each imports its library.
-    if library == "keras":
-        from keras_efficient.models import _kerashub as loader
-    else:
-        from keras_efficient.models import _hugging_face as loader
+    loader = loader_of(library)
     loaded = LoadedModel(*loader.load_classifier(source, num_labels, seed))
     _check_finite(loaded.model, source)
     return loaded

@@ -14,6 +14,7 @@ from keras_efficient.flavor._typing import Model
 from keras_efficient.models._check_config import check_config
 from keras_efficient.models._check_weights import check_weight_files
 from keras_efficient.models._checkpoint_folder import check_ids
+from keras_efficient.models._loader import loader_of
 from keras_efficient.models._trained_folder import CONFIG, TOKENIZER, read_info
 
 
@@ -44,10 +45,7 @@ def restore(folder: Path, num_labels: int | None, library: str | None) -> tuple[
     check_config(config, check_weight_files(folder), str(folder))
     # Before the model, which takes longer and more memory.
     tokenizer = _tokenizer(folder, info)
-    if info.library == "keras":
-        from keras_efficient.models import _kerashub as loader
-    else:
-        from keras_efficient.models import _hugging_face as loader
+    loader = loader_of(info.library)
     model: Any = loader.restore_classifier(folder, config, info)
     check_ids(tokenizer.largest_id, loader.vocabulary_size(model), str(folder))
     return model, tokenizer

@@ -15,6 +15,7 @@ from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
 from keras_efficient.data._tokenizer import Tokenizer, as_tokenizer
 from keras_efficient.flavor._typing import Model
+from keras_efficient.models._loader import loader_of
 from keras_efficient.models._trained_folder import (
     CONFIG,
     FILES,
@@ -74,10 +75,7 @@ def save(
     target = Path(directory).expanduser().absolute()
     check_savable(tokenizer)
     _check_free(target)
-    if library == "keras":
-        from keras_efficient.models import _kerashub as loader
-    else:
-        from keras_efficient.models import _hugging_face as loader
+    loader = loader_of(library)
     config, classes, exact_gelu = loader.describe_classifier(model)
     names = list(map(str, range(classes) if label_names is None else label_names))
     if len(names) != classes:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_efficient._errors import InputError
 from keras_efficient.bench import BenchReport
+from keras_efficient.bench._bench_report import latency_of
+from keras_efficient.bench._save_figure import save_figure
 from keras_efficient.pipelines._compress_settings import CompressSettings
 from keras_efficient.pipelines._target import Target
 
@@ -179,15 +180,7 @@ class CompressReport:
         below = {"loc": "outside lower center", "frameon": False, "fontsize": 8}
         figure.legend(handles, labels, ncols=len(labels), **below)
         figure.suptitle(f"Candidates for {self.target}, on {self.cpu}", fontsize=10)
-        try:
-            figure.savefig(path, dpi=150)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                "A plot must go into an image file in an existing folder. Received: "
-                f"{str(path)!r} ({error})."
-            ) from error
-        finally:
-            pyplot.close(figure)
+        save_figure(figure, path)
 
     def _draw(self, axis, name, unit, target):
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
@@ -313,15 +306,6 @@ def compress_report(
         refused=dict(refused),
         seconds=dict(seconds),
     )
-
-
-def latency_of(target: Mapping[str, Any], threads: int) -> float:
-    """Return the milliseconds of a target of a `BenchReport` with a single case.
-
-    With one thread it is the processor time, which other load of the machine hardly changes.
-    """
-    (case,) = target["cases"].values()
-    return case["processor_ms" if threads == 1 else "median_ms"]
 
 
 def _beats(one, other):

@@ -17,11 +17,13 @@ import numpy as np
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
 from keras_efficient.bench import ExportLatency, bench
+from keras_efficient.bench._bench_report import latency_of
 from keras_efficient.callbacks import Resume
 from keras_efficient.compression import shrink
 from keras_efficient.data import Records, require_classes, text, trim_vocabulary
 from keras_efficient.data._tokenizer import Tokenizer, as_tokenizer
 from keras_efficient.distillation import TeacherCache, cache, distill
+from keras_efficient.distillation._teacher import KerasTeacher
 from keras_efficient.dtype_policies import mixed_precision
 from keras_efficient.exporters import check_destination, keras_export
 from keras_efficient.flavor import Model
@@ -32,7 +34,6 @@ from keras_efficient.optimizers import NO_DECAY, AdamW
 from keras_efficient.pipelines._compress_report import (
     CompressReport,
     compress_report,
-    latency_of,
 )
 from keras_efficient.pipelines._compress_settings import CompressSettings
 from keras_efficient.pipelines._plan import CompressPlan, make_plan
@@ -138,12 +139,9 @@ class CompressRun:
         self.words: Any = None
 
     def _identity(self):
-        digest = hashlib.sha256()
-        for value in self.flavor.weights(self.model):
-            digest.update(value.numpy().tobytes())
         unlabelled = hashlib.sha256("\0".join(self.unlabelled).encode()).hexdigest()
         return {
-            "model": digest.hexdigest(),
+            "model": KerasTeacher(self.model).fingerprint(),
             "library": self.flavor.name,
             "train": self.train.fingerprint,
             "validation": self.validation.fingerprint,

@@ -8,6 +8,7 @@ from typing import Any
 
 from keras_efficient._errors import InputError
 from keras_efficient.checkpoint._run_lock import LOCK, RunLock
+from keras_efficient.data._write_json import write_json
 from keras_efficient.exporters import check_destination
 
 FORMAT = 1
@@ -84,9 +85,7 @@ class RunFolder:
         """Write the JSON result of a phase, completely or not at all."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, value)
 
     def _read(self):
         try:

@@ -61,7 +61,7 @@ def test_the_numbers_that_may_be_kept():
     assert space.sizes("heads", 1) == [1, 2]
     wide = SearchSpace(
         (160,), (4,), layers=False, parts=("feed_forward",), per_layer=False,
-        hidden=tuple(range(8, 33, 8)), head_size=8,
+        hidden=tuple(range(8, 33, 8)),
     )  # fmt: skip
     assert wide.sizes("feed_forward", 0) == [32, 64, 96, 128, 160]
     assert wide.sizes("heads", 0) == [4]
@@ -132,7 +132,6 @@ def test_a_last_block_that_costs_less():
     """Exports of a classifier compute one token in the last block: here a quarter of the time."""
     space = SearchSpace(
         (160,) * 3, (4,) * 3, layers=True, parts=("feed_forward",), per_layer=False, hidden=(8,),
-        head_size=2,
     )  # fmt: skip
 
     def time(blocks, neurons):

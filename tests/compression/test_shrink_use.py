@@ -17,23 +17,18 @@ def folder(tmp_path_factory):
     return bert_folder.write(tmp_path_factory.mktemp("bert") / "tiny")
 
 
-def logits(model, tokenizer):
-    output = model(bert_folder.features(tokenizer))
-    return np.asarray(getattr(output, "logits", output))
-
-
 @both
 def test_a_loaded_classifier_with_a_trimmed_vocabulary(folder, library):
     model, tokenizer = ke.models.load(folder, num_labels=3, library=library)
-    before = logits(model, tokenizer)
+    before = bert_folder.logits(model, tokenizer)
     ids, words = ke.data.trim_vocabulary(tokenizer, bert_folder.TEXTS)
     assert len(ids) < len(bert_folder.VOCABULARY)
     small, report = ke.shrink(model, vocabulary=ids)
     assert report.sizes["vocabulary"] == (len(bert_folder.VOCABULARY), len(ids))
     # The activation, which ke.models.load replaces in KerasHub's model, is the same.
-    np.testing.assert_array_equal(logits(small, words), before)
+    np.testing.assert_array_equal(bert_folder.logits(small, words), before)
     small, report = ke.shrink(model, layers=1, hidden=8, feed_forward=16, vocabulary=ids)
-    assert logits(small, words).shape == before.shape
+    assert bert_folder.logits(small, words).shape == before.shape
     assert f"{report.parameters:,} of {report.parameters_before:,} parameters" in str(report)
     assert "layers: 1 of 2: 0" in str(report)
 

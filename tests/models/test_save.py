@@ -18,11 +18,6 @@ def folder(tmp_path_factory):
     return bert_folder.write(tmp_path_factory.mktemp("bert") / "tiny")
 
 
-def logits(model, tokenizer):
-    output = model(bert_folder.features(tokenizer))
-    return np.asarray(getattr(output, "logits", output))
-
-
 @both
 def test_saved_and_restored(library, folder, tmp_path):
     """With the exact GELU that `load` gives to KerasHub's BERT, and with a smaller architecture."""
@@ -37,7 +32,9 @@ def test_saved_and_restored(library, folder, tmp_path):
         assert ke.models.info(tmp_path / name) == info and info.facts == {"seed": 4}
         again, decoded = ke.models.load(tmp_path / name)
         assert decoded.inputs == encode.inputs and decoded.serialized == encode.serialized
-        np.testing.assert_array_equal(logits(again, decoded), logits(saved, encode))
+        np.testing.assert_array_equal(
+            bert_folder.logits(again, decoded), bert_folder.logits(saved, encode)
+        )
         assert not again.get_weights()[0].shape[0] > len(bert_folder.VOCABULARY)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
     # It is shrunk, trained and saved like any other.

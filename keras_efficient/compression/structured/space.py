@@ -26,7 +26,6 @@ class SearchSpace:
         parts: the sizes within blocks that can be changed, of "feed_forward" and "heads".
         per_layer: whether these may differ between blocks.
         hidden: the hidden widths that may be chosen, increasing.
-        head_size: number of units of a head.
     """
 
     feed_forward: tuple[int, ...]
@@ -35,7 +34,6 @@ class SearchSpace:
     parts: tuple[str, ...]
     per_layer: bool
     hidden: tuple[int, ...]
-    head_size: int
 
     @property
     def blocks(self) -> int:
@@ -85,7 +83,6 @@ def search_space(
         parts=tuple(part for part, check in parts.items() if _possible(check, model, architecture)),
         per_layer=isinstance(recipe_of(model), LayersRecipe),
         hidden=widths,
-        head_size=size,
     )
 
 
