@@ -9,7 +9,8 @@ starts from the dense model after its first epoch and has the epochs that are le
 the same; the post-training rows start from the finished dense model; the parameter-efficient rows
 start from the pretrained encoder. Pruned rows are pruned at once by
 `ke.compression.Reconstruction` on 256 training reviews, those "by magnitude" in the first fifth of
-their updates (2:4: at once).
+their updates (2:4: at once). Those that are "distilled" learn from the finished dense model, too:
+its logits and hidden states.
 Rates: 1e-4, falling to 0 (post-training: none); the pruned and the parameter-efficient rows have
 the rates in `ROWS`. A figure is the median over seeds; differences to dense are medians of the
 differences of a seed.
@@ -28,6 +29,7 @@ import tempfile
 from pathlib import Path
 
 BATCH, LONGEST, RATE = 32, 96, 1e-4
+DISTILLATION = {"alpha": 0.5, "divergence": "mse", "hidden": 1.0}
 #: name: (start, learning rate, method applied to the model).
 ROWS = {
     "dense": ("pretrained", RATE, None),
@@ -36,6 +38,8 @@ ROWS = {
     "80% unstructured": ("tuned", 2 * RATE, lambda ke, m, s: rebuilt(ke, m, s, 0.8)),
     "90% unstructured": ("tuned", 2 * RATE, lambda ke, m, s: rebuilt(ke, m, s, 0.9)),
     "2:4": ("tuned", 2 * RATE, lambda ke, m, s: rebuilt(ke, m, s, pattern="2:4")),
+    "80%, distilled": ("tuned", 2 * RATE, lambda ke, m, s: distilled(ke, m, s, 0.8)),
+    "2:4, distilled": ("tuned", 2 * RATE, lambda ke, m, s: distilled(ke, m, s, pattern="2:4")),
     "50% by magnitude": ("tuned", 2 * RATE, lambda ke, m, s: ke.prune(m, 0.5, **s)),
     "80% by magnitude": ("tuned", 2 * RATE, lambda ke, m, s: ke.prune(m, 0.8, **s)),
     "2:4 by magnitude": ("tuned", 2 * RATE, lambda ke, m, s: ke.prune(m, pattern="2:4")),
@@ -56,12 +60,18 @@ ROWS = {
 class Schedule(dict):
     """Arguments of `ke.prune`, and what other rows need besides."""
 
-    batches = ()
+    batches, teacher = (), None
 
 
 def rebuilt(ke, model, schedule, sparsity=None, **pattern):
     criterion = ke.compression.Reconstruction(schedule.batches)
     return ke.prune(model, sparsity, criterion=criterion, **pattern)
+
+
+def distilled(ke, model, schedule, sparsity=None, **pattern):
+    report = rebuilt(ke, model, schedule, sparsity, **pattern)
+    ke.distill(model, schedule.teacher(), **DISTILLATION)
+    return report
 
 
 def quantize(ke, model, schedule, bits):
@@ -114,6 +124,13 @@ def one(row, seed, library, limit, epochs, folder):
     updates = total - first * per_epoch
     schedule = Schedule(begin_step=0, end_step=int(0.2 * updates))
     schedule.batches = list(data.take(8))
+
+    def finished():
+        dense, _ = ke.models.load(ke.data.demo_model(), library=library, seed=seed)
+        dense.load_weights(kept("dense"))
+        return ke.unpad(dense)
+
+    schedule.teacher = finished
     report = None if change is None else change(ke, model, schedule)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if peak is None:
@@ -144,6 +161,7 @@ def one(row, seed, library, limit, epochs, folder):
         )
         if row == "dense":
             model.save_weights(kept("dense"))
+        ke.distill(model, None)
     accuracy = model.evaluate(test, verbose=0, return_dict=True)["accuracy"]
     found = ke.summary(model)
     high = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]

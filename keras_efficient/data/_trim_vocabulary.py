@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -28,13 +29,15 @@ class TrimmedVocabulary(NamedTuple):
     tokenizer: Tokenizer
 
 
-def trim_vocabulary(tokenizer: Any, texts: Iterable[str]) -> TrimmedVocabulary:
+def trim_vocabulary(
+    tokenizer: Any, texts: Iterable[str], *, min_frequency: int = 1
+) -> TrimmedVocabulary:
     """Find the tokens that some texts need, and make a tokenizer that has no others.
 
     Kept are the tokens of the texts, all special and added tokens, and all tokens of a single
     character, so that any text can still be written with the new tokenizer where the old one
-    could. The texts are tokenized as before; this is verified. Words that do not occur in them may
-    be split into smaller pieces. Where the vocabulary is the largest part of a model, this makes it
+    could. Texts whose tokens are all kept are tokenized as before; this is verified. Other words
+    may be split into smaller pieces. Where the vocabulary is the largest part of a model, this makes it
     much smaller, and not faster.
 
     Args:
@@ -42,13 +45,17 @@ def trim_vocabulary(tokenizer: Any, texts: Iterable[str]) -> TrimmedVocabulary:
             `ke.models.load` for a Hugging Face folder, or what `ke.data.as_tokenizer` accepts. Its
             model is WordPiece, WordLevel, BPE or Unigram.
         texts: typical texts of the task, such as those of the training set.
+        min_frequency: a token is kept if the texts have it at least so often. Rare words are then
+            split into smaller pieces in these texts, too, so a model should be trained further
+            with the new tokenizer. Default: 1, all tokens of the texts.
 
     Returns:
         `(ids, tokenizer)`, for `ke.shrink(model, vocabulary=ids)` and the model it returns.
 
     Raises:
-        InputError: there are no texts, the tokenizer is a function or of another kind, or texts
-            are tokenized differently without the other tokens.
+        InputError: there are no texts, `min_frequency` is not a whole number >= 1, the tokenizer is
+            a function or of another kind, or texts are tokenized differently without the other
+            tokens.
 
     Examples:
         >>> model, tokenizer = ke.models.load("models/all-MiniLM-L6-v2")
@@ -59,6 +66,10 @@ def trim_vocabulary(tokenizer: Any, texts: Iterable[str]) -> TrimmedVocabulary:
     Reference:
         Yang et al. 2022, "TextPruner: A Model Pruning Toolkit for Pre-Trained Language Models".
     """
+    if type(min_frequency) is not int or min_frequency < 1:
+        raise InputError(
+            f"`min_frequency` must be a whole number >= 1. Received: {min_frequency!r}."
+        )
     tokenizer = as_tokenizer(tokenizer)
     if tokenizer.serialized is None:
         raise InputError(
@@ -78,7 +89,8 @@ def trim_vocabulary(tokenizer: Any, texts: Iterable[str]) -> TrimmedVocabulary:
     backend = _without_limits(tokenizer.serialized)
     used = [_encoded(backend, texts[n : n + _CHUNK]) for n in range(0, len(texts), _CHUNK)]
     encoded = [row for rows in used for row in rows]
-    kept = {int(i) for row in encoded for i in row}
+    counts = Counter(itertools.chain.from_iterable(encoded))
+    kept = {int(i) for i, count in counts.items() if count >= min_frequency}
     kept |= {token["id"] for token in settings.get("added_tokens") or ()}
     kept |= {*special_ids(settings), tokenizer.pad_id}
     new, kept = _TRIM[kind](settings["model"], kept)
@@ -108,11 +120,12 @@ def _encoded(backend, texts):
 
 
 def _verify(trimmed, ids, texts, encoded):
-    backend = _without_limits(trimmed.serialized)
+    backend, known = _without_limits(trimmed.serialized), set(ids.tolist())
     for start in range(0, len(texts), _CHUNK):
         chunk = texts[start : start + _CHUNK]
         for text, new, old in zip(chunk, _encoded(backend, chunk), encoded[start:], strict=False):
-            if list(ids[new]) != list(old):
+            # Others have rare tokens, which are split.
+            if known.issuperset(old) and list(ids[new]) != list(old):
                 raise InputError(
                     "Texts must be tokenized as before without the other tokens. Received: "
                     f"{text!r:.80}, which is not. Keep the whole vocabulary of this tokenizer."

@@ -64,6 +64,23 @@ def test_other_texts_consist_of_characters_where_they_did(kind):
     assert small.backend.token_to_id("greatest") is None
 
 
+@pytest.mark.parametrize("kind", ["WordPiece", "WordLevel", "BPE", "Unigram"])
+def test_rare_tokens_are_left_out(kind):
+    tokenizer = _trained(kind)
+    texts = ["the film was good", "the film was bad", "the film was bad"]
+    ids, small = ke.data.trim_vocabulary(tokenizer, texts, min_frequency=2)
+    whole = ke.data.trim_vocabulary(tokenizer, texts).ids
+    good, bad = tokenizer.encode(["good"])[0], tokenizer.encode(["bad"])[0]
+    left_out = set(whole) - set(ids)
+    assert left_out & set(good) and not left_out & set(bad)
+    # Texts of other tokens are tokenized as before.
+    np.testing.assert_array_equal(ids[small.encode(texts[1:2])[0]], tokenizer.encode(texts[1:2])[0])
+    if kind != "WordLevel":
+        assert small.backend.decode(small.encode(["good"])[0]).replace(" ", "").replace(
+            "##", ""
+        ).endswith("good")
+
+
 def test_a_template_is_renumbered():
     tokenizer = _trained("WordPiece").backend
     words = [(t, tokenizer.token_to_id(t)) for t in ("[CLS]", "great")]
@@ -78,6 +95,8 @@ def test_a_template_is_renumbered():
 
 
 def test_what_cannot_be_trimmed():
+    with pytest.raises(ke.InputError, match="`min_frequency` must be a whole number >= 1"):
+        ke.data.trim_vocabulary(_trained("BPE"), TEXTS, min_frequency=0)
     with pytest.raises(ke.InputError, match="`texts` must hold typical texts"):
         ke.data.trim_vocabulary(_trained("WordPiece"), [])
     function = ke.data.Tokenizer(lambda texts, n: [[1]] * len(texts), inputs=ke.data.KERASHUB)
