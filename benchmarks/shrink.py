@@ -154,13 +154,17 @@ class Run:
 
         ke.tune_process()
         ke.mixed_precision("float32")
+        self.read()
+        known = {"teacher": self.fine_tune, "sizes": self.search}
+        result = known[part]() if part in known else self.student(self.rows[part])
+        self.file(part).write_text(json.dumps(result))
+
+    def read(self):
+        """Read the texts."""
         self.train, self.held_out = (
             part if self.limit is None else part.take(range(min(self.limit, len(part))))
             for part in records_of(self.data)
         )
-        known = {"teacher": self.fine_tune, "sizes": self.search}
-        result = known[part]() if part in known else self.student(self.rows[part])
-        self.file(part).write_text(json.dumps(result))
 
     def file(self, part):
         return self.folder / f"{part}.json"
