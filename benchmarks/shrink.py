@@ -281,11 +281,11 @@ class Run:
         self.compile(model)
         return model, tokenizer
 
-    def with_altered(self, teacher, tokenizer):
+    def with_altered(self, teacher, tokenizer, copies=None):
         """The training texts, and altered copies of them with the same labels."""
         import keras_efficient as ke
 
-        train, copies = self.train, COPIES[self.quick]
+        train, copies = self.train, COPIES[self.quick] if copies is None else copies
         if not copies:
             return train
         new = ke.data.augment_texts(
