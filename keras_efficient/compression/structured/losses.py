@@ -1,5 +1,6 @@
 """How much each cut increases the loss of a model, as measured."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,8 @@ class Part:
 class Losses:
     """The increase of a model's loss by its sizes; those of different sizes are added up.
 
+    All are convex: see `_convex`.
+
     Args:
         shrinking: a `Shrinking` of the whole model, compiled and with data.
         space: its `SearchSpace`.
@@ -64,8 +67,8 @@ class Losses:
             self.order, losses = removal_order(model, shrinking.architecture, data)
         else:
             self.order, losses = [], [evaluated(model, data)]
-        # Noise may make less look better.
-        self.removed = np.maximum.accumulate(np.array(losses) - losses[0])
+        numbers = range(len(losses))
+        self.removed = _convex(numbers, np.array(losses) - losses[0])
         self.hidden = self._hidden(shrinking, space, losses[0])
         self.parts = _parts(shrinking, space, losses[0])
 
@@ -84,13 +87,27 @@ class Losses:
                 cut.keep_hidden(width)
                 cut.model.compile(optimizer="sgd", loss=shrinking.original.loss)
             found.append(evaluated(cut.model, shrinking.data) - whole)
-        increases = _decreasing([*found, 0.0])
+        increases = _convex(np.negative(tried), [*found, 0.0])
         return {h: float(np.interp(h, tried, increases)) for h in space.hidden}
 
 
-def _decreasing(increases: Sequence[float]) -> np.ndarray:
-    """Make an increase at least that of every larger size, as without noise."""
-    return np.maximum.accumulate(np.array(increases)[::-1])[::-1]
+def _convex(removed: Sequence[float], increases: Sequence[float]) -> np.ndarray:
+    """Make what is removed last cost at least as much as what is removed before it.
+
+    Losses are measured without training. They stop rising where the model has become useless,
+    and an additive search would then remove all the rest of the same kind. After training they do
+    not. What noise makes cheaper than nothing costs nothing.
+
+    Args:
+        removed: how much is removed, in any order and unit.
+        increases: the increase of the loss with each; that of the least removed is zero.
+    """
+    order, result, slope = np.argsort(removed), np.zeros(len(removed)), 0.0
+    for before, after in itertools.pairwise(order):
+        step = removed[after] - removed[before]
+        slope = max(slope, (increases[after] - increases[before]) / step)
+        result[after] = result[before] + slope * step
+    return result
 
 
 def _parts(shrinking, space, whole) -> list[Part]:
@@ -104,7 +121,13 @@ def _parts(shrinking, space, whole) -> list[Part]:
             tried = sorted({max(1, round(now * part)) for part in _FRACTIONS[name]} - {now})
             losses = [cut.loss(blocks, number) - whole for number in tried]
             sizes = space.sizes(name, blocks[0])
-            increases = np.interp(sizes, [*tried, now], _decreasing([*losses, 0.0]))
+            tried = [*tried, now]
+            measured = _convex(np.negative(tried), [*losses, 0.0])
+            increases = np.interp(sizes, tried, measured)
+            if len(tried) > 1:
+                # The first ones are below what was tried.
+                slope = (measured[0] - measured[1]) / (tried[1] - tried[0])
+                increases += slope * np.maximum(0, tried[0] - np.array(sizes))
             found.append(Part(name, blocks, sizes, increases))
     return found
 
