@@ -227,7 +227,7 @@ def test_kernels_are_joined_before_they_are_read(quantize, tmp_path, in_process)
 def test_loaded_tensors_hold_what_they_were_made_of():
     plain = Plain(np.array([1.0, 2.0], "float32"))
     plain.create("weight")
-    loaded = LoadedTensor(lambda: plain.decode() * 2, [plain], (2,), "float32")
+    loaded = LoadedTensor(lambda: plain.decode() * 2, [plain])
     function = tf.function(loaded.value).get_concrete_function()
     np.testing.assert_array_equal(function(), [2.0, 4.0])
     assert loaded_tensors(function) == [loaded]

@@ -26,7 +26,7 @@ def written(array, name, part):
 def _readable(encoding):
     if isinstance(encoding, Plain):
         return encoding.variables[0]
-    return LoadedTensor(encoding.decode, [encoding], encoding.shape, encoding.dtype)
+    return LoadedTensor(encoding.decode, [encoding])
 
 
 class PackedWeight:
