@@ -23,7 +23,7 @@ def written(array, name, part):
     return _readable(encoding)
 
 
-def _readable(encoding):
+def _readable(encoding) -> Any:
     if isinstance(encoding, Plain):
         return encoding.variables[0]
     return LoadedTensor(encoding.decode, [encoding])
