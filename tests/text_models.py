@@ -50,11 +50,16 @@ class Model(tf.Module):
         }
 
 
-def save(folder, does=None, signatures=("text", "tokens")):
-    """Write version `folder`, whose signature "text" also runs `does(texts)`."""
+def save(folder, does=None, signatures=("text", "tokens"), **parts):
+    """Write version `folder`, whose signature "text" also runs `does(texts)`.
+
+    `parts` become attributes of the saved module.
+    """
     with tempfile.TemporaryDirectory() as assets:
         (Path(assets) / "labels.txt").write_text("\n".join(LABELS) + "\n")
         model = Model(Path(assets))
+        for name, part in parts.items():
+            setattr(model, name, part)
 
         def text(**inputs):
             if does is None:
@@ -83,10 +88,10 @@ def save(folder, does=None, signatures=("text", "tokens")):
     return sign(folder)
 
 
-def sign(folder):
+def sign(folder, **recipe):
     """Write a manifest that matches the current files of the folder."""
     (folder / "manifest.json").unlink(missing_ok=True)
-    write_manifest(folder, report=REPORT, recipe={"quantize": None})
+    write_manifest(folder, report=REPORT, recipe={"quantize": None} | recipe)
     return folder
 
 

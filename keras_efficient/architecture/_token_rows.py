@@ -56,7 +56,9 @@ class TokenRows:
         budget: int | None = None,
     ):
         if added is not None:
-            batch, length = tf.unstack(tf.shape(added))
+            # Numbers, if they are known: in a branch, XLA would not know tensors for constants.
+            known = added.shape.is_fully_defined()
+            batch, length = added.shape if known else tf.unstack(tf.shape(added))
         self.batch, self.length = batch, length
         self.size = batch * length
         self.number: Any = None

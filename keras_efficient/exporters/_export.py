@@ -36,7 +36,11 @@ from keras_efficient.exporters._storage import storage_of
 from keras_efficient.exporters._verification import check_reference, compare, run_without_keras
 from keras_efficient.exporters._warmup import write_warmup
 from keras_efficient.exporters.inference_ops.cpu_check import CpuCheck
-from keras_efficient.exporters.inference_ops.loaded_tensor import encodings_of, loaded_tensors
+from keras_efficient.exporters.inference_ops.loaded_tensor import (
+    LoadedTensorInitializer,
+    encodings_of,
+    loaded_tensors,
+)
 from keras_efficient.exporters.inference_ops.substitution import rounded, substituted_layers
 from keras_efficient.exporters.litert.export import export_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
@@ -421,7 +425,9 @@ def _module(flavor, model, unread, features, text, arguments):
     module: Any = tf.Module()
     module.loaded = loaded_tensors(tokens)
     weights += [v for encoding in encodings_of(module.loaded) for v in encoding.variables]
-    module.weights = weights + _other_state(tokens, weights, module.loaded)
+    if module.loaded:
+        module.initializer = LoadedTensorInitializer(module.loaded)
+    module.weights = weights + _other_state(tokens, [*weights, *module.loaded])
     functions = {"tokens": tokens}
     if text is not None:
         module.text = text.function(tokens)
@@ -523,8 +529,8 @@ def _rounding_tolerance(flavor, model, features, reference):
     return 2 * max(shares, default=0.0)
 
 
-def _other_state(function, weights, loaded):
-    """Return the variables that `function` reads besides the weights.
+def _other_state(function, weights):
+    """Return the variables that `function` reads besides `weights`.
 
     Raises:
         InputError: it reads a resource that is not a variable, such as a look-up table, which a
@@ -536,7 +542,7 @@ def _other_state(function, weights, loaded):
     written = [
         replica.handle for variable in (*weights, *others) for replica in _replicas(variable)
     ]
-    handles = {id(handle) for handle in written} | {id(x.resource_handle) for x in loaded}
+    handles = set(map(id, written))
     lost = [
         inner.name
         for outer, inner in function.graph.captures

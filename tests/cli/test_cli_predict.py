@@ -12,6 +12,7 @@ from covering import sampled
 
 from keras_efficient._errors import InputError
 from keras_efficient.exporters._warmup import _field
+from keras_efficient.exporters.inference_ops import cpu_check
 from keras_efficient.serving import _predict as predict_module, _predict_script as predict_script
 from keras_efficient.serving._predict import predict
 
@@ -169,6 +170,14 @@ def test_a_model_without_a_text_signature(here, tmp_path):
 def test_a_signature_without_a_text_input(version, here):
     outcome = keras_efficient("predict", version, "--text", "x", "--signature", "tokens")
     outcome.refused("one input of strings", "'tokens'", "token_ids")
+
+
+def test_a_model_for_other_cpus(tmp_path, monkeypatch, here):
+    """Simulated on any machine: the saved check expects another number than it gets."""
+    monkeypatch.setattr(cpu_check, "PROBE", 9.0)
+    version = text_models.save(tmp_path / "1", cpu_check=cpu_check.CpuCheck())
+    outcome = keras_efficient("predict", version, "--text", "x")
+    outcome.refused("exported for CPUs that add products of 8", "again with target avx2", version)
 
 
 def test_no_text(version, no_child, tmp_path):

@@ -14,6 +14,7 @@ import text_models
 from command_line import keras_efficient
 
 from keras_efficient._errors import InputError
+from keras_efficient.exporters.inference_ops import matmul
 from keras_efficient.serving._tf_serving import server_command
 
 #: Program that records its arguments, and the files in folders they name, in notes.json beside it.
@@ -290,3 +291,20 @@ def test_one_port_for_both(base, nothing_starts):
 def test_missing_batching_parameters(base, nothing_starts, tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         keras_efficient("serve", base, "--batching", path).refused("must name a file of batching")
+
+
+def test_no_server_is_started_on_a_cpu_that_cannot_load_the_model(base, path, monkeypatch):
+    """An int8 model of kernels of 8 bits; what a dry run prints may be for another machine."""
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *command: started.append(command))
+    path("tensorflow_model_server")
+    answers = iter([True, False])
+    monkeypatch.setattr(matmul, "saturates", lambda: next(answers))
+    text_models.sign(base / "3", target="vnni")
+    message = ("reviews/3, with target 'vnni' in its manifest.json", "again with target avx2")
+    keras_efficient("serve", base).refused(*message)
+    assert not started
+    assert keras_efficient("serve", base, "--dry-run").code == 0
+    for version in ("3", "1"):
+        keras_efficient("serve", base / version)
+    assert len(started) == 2

@@ -36,7 +36,7 @@ def test_bits_are_packed(bits):
 def decoded(encoding):
     """Return what a graph makes of an encoding once, when it is loaded."""
     encoding.create("a/weight")
-    loaded = LoadedTensor(encoding.decode, [encoding], encoding.shape, encoding.dtype)
+    loaded = LoadedTensor(encoding.decode, [encoding])
     return tf.function(loaded.value)().numpy()
 
 

@@ -8,6 +8,7 @@ from covering import covering
 from export_models import METHODS
 from family_models import gpt2, t5
 from in_process_export import in_process as in_process
+from tensorflow.python.saved_model.loader_impl import parse_saved_model
 from zoo import VOCABULARY, keras_of
 
 import keras_efficient as ke
@@ -175,6 +176,11 @@ def test_floats_are_made_when_an_export_is_loaded(tmp_path, in_process):
     ]
     # Rows of the three embeddings are converted where they are looked up.
     assert len(conversions) <= 3
+    # No file stores the floats. One initializer makes all, because many functions load slowly.
+    stored = [name for name, _ in tf.train.list_variables(f"{path}/variables/variables")]
+    assert stored and not any(name.startswith("loaded/") for name in stored)
+    objects = parse_saved_model(path).meta_graphs[0].object_graph_def
+    assert len(objects.concrete_functions) < len(tf.saved_model.load(path).loaded)
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         graph = tf.compat.v1.saved_model.load(session, ["serve"], path)
         signature = graph.signature_def["tokens"]
@@ -227,7 +233,7 @@ def test_kernels_are_joined_before_they_are_read(quantize, tmp_path, in_process)
 def test_loaded_tensors_hold_what_they_were_made_of():
     plain = Plain(np.array([1.0, 2.0], "float32"))
     plain.create("weight")
-    loaded = LoadedTensor(lambda: plain.decode() * 2, [plain], (2,), "float32")
+    loaded = LoadedTensor(lambda: plain.decode() * 2, [plain])
     function = tf.function(loaded.value).get_concrete_function()
     np.testing.assert_array_equal(function(), [2.0, 4.0])
     assert loaded_tensors(function) == [loaded]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import re
 import types
 import warnings
 from typing import Any
@@ -380,9 +381,9 @@ def test_xla_is_told_of():
         model.fit(batches(x, y, batch_size=8), verbose=0)
 
 
-def _outputs_and_gradients(model, x, y):
+def _outputs_and_gradients(model, x, y, training=False):
     with tf.GradientTape() as tape:
-        result = model(x, training=False)
+        result = model(x, training=training)
         outputs = getattr(result, "logits", result)
         loss = tf.reduce_mean(tf.keras.losses.sparse_categorical_crossentropy(y, outputs, True))
     variables = [ke.flavor.of(model).value(v) for v in model.trainable_variables]
@@ -412,6 +413,44 @@ def test_a_number_of_rows_for_xla(rows):
     assert len(used) == 2
     for value, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(value, other, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, method",
+    [
+        ("kerashub", "remat"),
+        pytest.param("kerashub", "lora", marks=pytest.mark.full),
+        ("hugging-face", "quantize_aware"),
+    ],
+)
+def test_xla_lowers_methods_with_a_number_of_rows(name, method):
+    """Outputs and gradients have shapes that do not depend on data, and are those of the model.
+
+    The numbers are computed eagerly. XLA translates the same code, but does not compile it, which
+    takes long; `test_xla_computes_a_number_of_rows` trains with it.
+    """
+    library, make, _ = padded_models.MODELS[name]
+    model = make()
+    METHODS[method](model)
+    batch = tf.nest.map_structure(tf.constant, padded_models.batch(name))
+    expected = _outputs_and_gradients(model, *batch, training=True)
+    holder = ke.unpad(model, rows=50)._holder
+    compiled(library, model, jit_compile=True)
+    found = _outputs_and_gradients(model, *batch, training=True)
+    assert len(holder.blocks) == 2 and all(map(holder.calls, holder.blocks))
+    for value, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(value, other, atol=1e-6)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def compute(x, y):
+        return _outputs_and_gradients(model, x, y, training=True)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="XLA compiles fixed shapes")
+        program = compute.experimental_get_compiler_ir(*batch)(stage="hlo")
+    assert "conditional" in program
+    # A shape that depends on data has a bound.
+    assert not re.findall(r".*\[<=.*", program)
 
 
 def test_rows_of_a_budget_are_the_real_tokens():

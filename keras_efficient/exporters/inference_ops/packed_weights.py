@@ -23,10 +23,10 @@ def written(array, name, part):
     return _readable(encoding)
 
 
-def _readable(encoding):
+def _readable(encoding) -> Any:
     if isinstance(encoding, Plain):
         return encoding.variables[0]
-    return LoadedTensor(encoding.decode, [encoding], encoding.shape, encoding.dtype)
+    return LoadedTensor(encoding.decode, [encoding])
 
 
 class PackedWeight:

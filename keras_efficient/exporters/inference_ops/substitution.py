@@ -1,7 +1,6 @@
 """Substitute the layers of a model by inference-only implementations during an export."""
 
 import functools
-import math
 import warnings
 from contextlib import contextmanager
 from typing import Any
@@ -227,13 +226,10 @@ class _Substitution:
             if None in packs:
                 return None
             encodings = [encoding for pack in packs for encoding in pack.encodings]
-            width = sum(math.prod(weight.shape) for weight in found) // inputs
             values = [pack.value for pack in packs]
             return LoadedTensor(
                 lambda: tf.concat([tf.reshape(value(), [inputs, -1]) for value in values], 1),
                 encodings,
-                [inputs, width],
-                found[0].value.dtype,
             )
         self.unread += [weight.value for weight in found]
         arrays = [
@@ -272,8 +268,7 @@ class _Substitution:
         # Only what is read is made.
         @functools.cache
         def floats():
-            weight = pack.weight
-            return LoadedTensor(pack.value, pack.encodings, weight.shape, weight.value.dtype)
+            return LoadedTensor(pack.value, pack.encodings)
 
         return lambda: floats().value()
 
