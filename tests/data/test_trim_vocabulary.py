@@ -76,9 +76,12 @@ def test_rare_tokens_are_left_out(kind):
     # Texts of other tokens are tokenized as before.
     np.testing.assert_array_equal(ids[small.encode(texts[1:2])[0]], tokenizer.encode(texts[1:2])[0])
     if kind != "WordLevel":
-        assert small.backend.decode(small.encode(["good"])[0]).replace(" ", "").replace(
-            "##", ""
-        ).endswith("good")
+        assert (
+            small.backend.decode(small.encode(["good"])[0])
+            .replace(" ", "")
+            .replace("##", "")
+            .endswith("good")
+        )
 
 
 def test_a_template_is_renumbered():
