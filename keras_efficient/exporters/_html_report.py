@@ -11,7 +11,7 @@ from typing import Any
 
 from keras_efficient._errors import InputError
 from keras_efficient.exporters._export_report import ExportReport
-from keras_efficient.metrics import ClassificationReport
+from keras_efficient.metrics._report_tables import worst_classes
 
 #: Colours that are legible on light and dark pages; everything else has the colour of the text.
 _BLUE, _ORANGE, _GREEN = "#3b82f6", "#f08c2e", "#22a06b"
@@ -50,8 +50,8 @@ def write_html_report(
         facts: dict of labels to strings or numbers. The first 8 are shown as tiles, the others in
             a table of settings. "padding_share", from 0 to 1, is drawn as a bar of real tokens and
             padding if the steps do not count them.
-        report: `ExportReport` to show as a table, with its `classification` as tables of the
-            scores per class and the confusion matrix. Default: None, no table.
+        report: `ExportReport` to show as a table, with its `quality` as tables of the scores, those
+            per class and the confusion matrix. Default: None, no table.
 
     Returns:
         The absolute path of the file.
@@ -100,7 +100,7 @@ def write_html_report(
         padding=None if share is None else round(100 * share, 1),
         report=report,
         report_rows=[] if report is None else _report_rows(report),
-        found=None if report is None else _classification(report),
+        found=None if report is None else _quality(report),
     )
     path = Path(path).expanduser().absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,21 +135,24 @@ _MATRIX = 30
 
 def _report_rows(report):
     # The section of the evaluation shows these.
-    names = ("Majority baseline", "Macro-F1", "Warning") if report.classification else ()
+    names = {"Warning", *(label for label, _ in report.quality.rows())} if report.quality else ()
     return [(label, value) for label, value in report.rows() if label not in names]
 
 
-def _classification(report):
+def _quality(report):
     """Return the values of the page's section about the evaluation, or None."""
-    if report.classification is None:
+    found = report.quality
+    if found is None:
         return None
-    found = ClassificationReport.from_dict(report.classification)
-    matrix = found.confusion if len(found.classes) <= _MATRIX else None
+    # Only some tasks have classes, which are confused with each other only if one excludes others.
+    classes = getattr(found, "classes", ())
+    matrix = getattr(found, "confusion", None) if len(classes) <= _MATRIX else None
     largest = [max(row) or 1 for row in matrix or ()]
     return {
         "report": found,
-        "classes": found.worst_classes(_CLASSES),
-        "labels": [entry["label"] for entry in found.classes],
+        "classes": worst_classes(classes, _CLASSES),
+        "mistakes": getattr(found, "mistakes", ()),
+        "labels": [entry["label"] for entry in classes],
         # Shares of the row, as the strength of a cell's colour.
         "matrix": [
             [(format_value(n), round(100 * n / most)) for n in row]

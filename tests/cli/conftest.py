@@ -57,7 +57,9 @@ def exported(monkeypatch):
     """
     runs = []
 
-    def export(model, directory, *, sample, tokenizer, labels, quantize, target, evaluate, facts):
+    def export(
+        model, directory, *, sample, tokenizer, labels, task, quantize, target, evaluate, facts
+    ):
         version = ke.exporters.check_destination(directory)
         version.mkdir(parents=True)
         runs.append(Exported(model.get_weights(), facts))

@@ -124,6 +124,34 @@ def _added(settings, normalizer):
     return raw, normalized
 
 
+def pair_template(settings: dict) -> list[tuple]:
+    """Return the parts of a pair of texts in their order, each with its segment.
+
+    A part is the id of a special token, or a tuple with the number of the text, 0 or 1.
+
+    Raises:
+        InputError: the tokenizer has no template that holds each text once.
+    """
+    processor = settings["post_processor"] or {"type": None}
+    if processor["type"] in ("BertProcessing", "RobertaProcessing"):
+        start, end = processor["cls"][1], processor["sep"][1]
+        if processor["type"] == "BertProcessing":
+            return [(start, 0), ((0,), 0), (end, 0), ((1,), 1), (end, 1)]
+        return [(start, 0), ((0,), 0), (end, 0), (end, 0), ((1,), 0), (end, 0)]
+    _expect(settings, "post_processor", "TemplateProcessing")
+    parts: list[tuple] = []
+    for part in processor["pair"]:
+        kind = "Sequence" if "Sequence" in part else "SpecialToken"
+        name, segment = part[kind]["id"], part[kind]["type_id"]
+        if kind == "Sequence":
+            parts.append((("AB".index(name),), segment))
+        else:
+            parts += [(number, segment) for number in processor["special_tokens"][name]["ids"]]
+    if sorted(part for part, _ in parts if isinstance(part, tuple)) != [(0,), (1,)]:
+        raise _unsupported("a template of pairs that does not hold each text once")
+    return parts
+
+
 def _template(settings):
     """Return the ids before and after a single text."""
     processor = settings["post_processor"]

@@ -1,0 +1,129 @@
+"""`finetune` and `predict` for other tasks than single-label classification, and pairs of texts."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from command_line import keras_efficient, review_rows
+
+import keras_efficient as ke
+
+OPTIONS = ("--precision", "float32", "--batch-size", "8", "--max-length", "32")
+OPTIONS += ("--learning-rate", "1e-2")
+
+
+def write(path, header, rows):
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+@pytest.fixture
+def ratings(tmp_path):
+    """Pairs of texts whose number is the share of good words in both."""
+    rows = review_rows(60)
+    pairs = zip(rows, rows[1:] + rows[:1], strict=True)
+    scored = [(a, b, (x == "positive") + (y == "positive")) for (a, x), (b, y) in pairs]
+    return write(tmp_path / "ratings.csv", ("a", "b", "score"), scored)
+
+
+@pytest.fixture
+def topics(tmp_path):
+    """Texts with a column for each of two classes."""
+    rows = [
+        (text, int(label == "positive"), int("plot" in text)) for text, label in review_rows(60)
+    ]
+    return write(tmp_path / "topics.csv", ("text", "good", "plot"), rows)
+
+
+def finetune(data, bert, output, *options):
+    return keras_efficient(
+        "finetune", data, "--model", bert, "--output", output, "--epochs", 1, *OPTIONS, *options
+    )
+
+
+def checked(output, task, texts):
+    """Return the report of version 1, whose trained model can be loaded back."""
+    report = json.loads((output / "1" / "report.json").read_text())
+    assert report["max_abs_difference"] <= 1e-5
+    info = ke.models.info(output)
+    assert (info.task, info.texts) == (task, texts)
+    page = (output / "1" / "report.html").read_text()
+    assert "Evaluation on 6 examples" in page and "95% interval" in page
+    return report
+
+
+def test_regression_of_pairs(ratings, bert, tmp_path):
+    output = tmp_path / "out"
+    columns = ("--text-column", "a", "--text-column", "b", "--label-column", "score")
+    outcome = finetune(ratings, bert, output, "--task", "regression", *columns, "--metric", "mae")
+    assert outcome.code == 0, outcome
+    assert "numbers from 0 to 2" in outcome.err and "always answering the mean" in outcome.err
+    assert "the epoch with the best MAE" in outcome.err
+    for part in ("MAE", "Mean baseline", "Spearman"):
+        assert part in outcome.out
+    report = checked(output, "regression", 2)
+    # The model that is left is the one that was evaluated.
+    task = ke.tasks.get("regression", texts=2)
+    records = task.read(ratings, text_column=("a", "b"), label_column="score")
+    _, held_out = ke.data.split(records, validation=0.1)
+    model, tokenizer = ke.models.load(output, task="regression")
+    data = ke.data.text(held_out, tokenizer, batch_size=8, max_length=32, shuffle=False)
+    found = task.evaluate(model, data)
+    assert found.mae == pytest.approx(report["quality"]["mae"], abs=1e-5)
+    # And the one that is served.
+    texts = list(zip(held_out.texts, held_out.second_texts, strict=True))
+    served = ke.serving.predict(output, texts)
+    in_memory = np.asarray(model.predict(data, verbose=0))[:, 0]
+    np.testing.assert_allclose([row["value"] for row in served], in_memory, atol=1e-5)
+    assert served[0]["text"], served[0]["second_text"] == texts[0]
+
+
+def test_several_classes(topics, bert, tmp_path):
+    output = tmp_path / "out"
+    columns = ("--label-column", "good", "--label-column", "plot")
+    options = ("--task", "multi_label", *columns, "--library", "tf_keras")
+    outcome = finetune(topics, bert, output, *options)
+    assert outcome.code == 0, outcome
+    assert "labels good, plot per text" in outcome.err and "has micro-F1" in outcome.err
+    report = checked(output, "multi_label", 1)
+    assert report["facts"]["micro_f1"] == report["quality"]["micro_f1"]
+    (tmp_path / "texts").write_text("the film was good\nthe plot was dull\n")
+    outcome = keras_efficient("predict", output, "--file", tmp_path / "texts", "--json")
+    rows = json.loads(outcome.out)
+    for row in rows:
+        assert set(row["probabilities"]) == {"good", "plot"}
+        assert row["labels"] == [k for k, p in row["probabilities"].items() if p > 0.5]
+    table = keras_efficient("predict", output, "--text", "a plot")
+    assert table.code == 0 and "Labels" in table.out
+    # Continued from the trained model.
+    again = finetune(topics, output, tmp_path / "again", *options, "--dry-run")
+    assert again.code == 0, again
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--task", "regresion"), ("--task must be one of classification",)),
+        (("--task", "regression", "--metric", "accuracy"), ("--metric must be one of rmse, mae",)),
+        (("--task", "regression", "--class-weights", "balanced"), ("one class per text",)),
+        (("--label-column", "score", "--label-column", "a"), ("one class per text", "line 2")),
+    ],
+)
+def test_options_that_do_not_fit(ratings, bert, tmp_path, options, parts):
+    columns = ("--text-column", "b")
+    if "--label-column" not in options:
+        columns += ("--label-column", "score")
+    finetune(ratings, bert, tmp_path / "out", *columns, *options).refused(*parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs_of_options(tmp_path):
+    (tmp_path / "texts").write_text("one\ttwo\nthree\n")
+    keras_efficient(
+        "predict", tmp_path, "--text", "a", "--second-text", "b", "--second-text", "c"
+    ).refused("a --second-text for each --text", "1 and 2")
+    keras_efficient("predict", tmp_path, "--file", tmp_path / "texts", "--pairs").refused(
+        "two texts, with one tab between", "text 2"
+    )
