@@ -15,7 +15,6 @@ from rich.console import Console
 import keras_efficient as ke
 from keras_efficient._errors import InputError
 from keras_efficient.cli._finetune_display import Plan, result_table, tiles
-from keras_efficient.exporters.tokenizer_ops.text_tokenizer import text_tokenizer
 from keras_efficient.models._save import check_savable
 from keras_efficient.models._trained_folder import free_folder
 
@@ -308,6 +307,8 @@ def run(settings: Settings):
 
 def _runs_in_graph(tokenizer, task, console):
     """Return whether the export can take strings. Checked before the training, not after it."""
+    from keras_efficient.exporters.tokenizer_ops.text_tokenizer import text_tokenizer
+
     try:
         text_tokenizer(tokenizer, task)
     except InputError as error:

@@ -128,8 +128,13 @@ class ExportReport:
             for name, spec in tensors.items():
                 shape = ", ".join("any" if n is None else str(n) for n in spec["shape"])
                 rows.append((side.removesuffix("s").title(), f"{name}: {spec['dtype']} [{shape}]"))
+        shown = {} if self.quality is None else self.quality.measures()
         facts = {"seed": self.seed, "data_fingerprint": self.data_fingerprint, **self.facts}
-        rows += [readable(name, value) for name, value in facts.items() if value is not None]
+        rows += [
+            readable(name, value)
+            for name, value in facts.items()
+            if value is not None and name not in shown
+        ]
         rows.append(("Versions", ", ".join(f"{k} {v}" for k, v in self.versions.items())))
         rows.append(("Created", self.created))
         return rows

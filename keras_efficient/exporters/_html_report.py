@@ -44,9 +44,10 @@ def write_html_report(
         steps: list of dicts, one per training step, with the key `step` and any of `loss`,
             `learning_rate`, `examples_per_second`, `tokens_per_second`, and the counts `tokens`
             and `padding_tokens`; values may be None.
-        epochs: list of dicts, one per epoch, with the key `epoch` and any of `loss`, `accuracy`,
-            `val_loss`, `val_accuracy`, `val_macro_f1` and `step`, the last step of the epoch, at
-            which the validation loss is drawn. Without `step` the epochs are spaced evenly.
+        epochs: list of dicts, one per epoch, with the key `epoch` and any of `loss`, `val_loss`,
+            metrics with their validation, such as `accuracy` and `val_accuracy`, of which two are
+            drawn, and `step`, the last step of the epoch, at which the validation loss is drawn.
+            Without `step` the epochs are spaced evenly.
         facts: dict of labels to strings or numbers. The first 8 are shown as tiles, the others in
             a table of settings. "padding_share", from 0 to 1, is drawn as a bar of real tokens and
             padding if the steps do not count them.
@@ -221,21 +222,35 @@ def _charts(steps, epochs):
         ("training", _series(steps, "step", "loss"), _BLUE, "line"),
         ("validation", _series(at_step, "at", "val_loss", end_of_epoch), _ORANGE, "dots"),
     ]
-    accuracies = [
-        ("training", _series(epochs, "epoch", "accuracy"), _BLUE, "dots"),
-        ("validation", _series(epochs, "epoch", "val_accuracy"), _ORANGE, "dots"),
-        ("validation macro-F1", _series(epochs, "epoch", "val_macro_f1"), _GREEN, "dots"),
+    main, *others = _metrics(epochs)
+    metrics = [
+        ("training", _series(epochs, "epoch", main), _BLUE, "dots"),
+        ("validation", _series(epochs, "epoch", f"val_{main}"), _ORANGE, "dots"),
+        *(
+            (f"validation {_title(name)}", _series(epochs, "epoch", f"val_{name}"), _GREEN, "dots")
+            for name in others[:1]
+        ),
     ]
     rate = [("learning rate", _series(steps, "step", "learning_rate"), _GREEN, "line")]
     examples = [("examples/s", _series(steps, "step", "examples_per_second"), _BLUE, "line")]
     tokens = [("tokens/s", _series(steps, "step", "tokens_per_second"), _ORANGE, "line")]
     return [
         ("loss", "Loss", _chart(losses, "step")),
-        ("accuracy", "Accuracy", _chart(accuracies, "epoch")),
+        ("metrics", _title(main).capitalize(), _chart(metrics, "epoch")),
         ("learning-rate", "Learning rate", _chart(rate, "step")),
         ("throughput", "Examples per second", _chart(examples, "step", from_zero=True)),
         ("tokens", "Tokens per second", _chart(tokens, "step", from_zero=True)),
     ]
+
+
+def _metrics(epochs):
+    """Return the names of the metrics that were computed in training and validation."""
+    names = dict.fromkeys(name for epoch in epochs for name in epoch if f"val_{name}" in epoch)
+    return [name for name in names if name != "loss"] or ["accuracy"]
+
+
+def _title(name):
+    return name.replace("_", " ")
 
 
 def _chart(lines, xlabel, from_zero=False):

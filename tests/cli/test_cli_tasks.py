@@ -8,6 +8,8 @@ import pytest
 from command_line import keras_efficient, review_rows
 
 import keras_efficient as ke
+from keras_efficient._errors import InputError
+from keras_efficient.serving import _predict as predict_module, _predict_script as predict_script
 
 OPTIONS = ("--precision", "float32", "--batch-size", "8", "--max-length", "32")
 OPTIONS += ("--learning-rate", "1e-2")
@@ -21,9 +23,9 @@ def write(path, header, rows):
 
 @pytest.fixture
 def ratings(tmp_path):
-    """Pairs of texts whose number is the share of good words in both."""
+    """Pairs of texts whose number is how many of them are positive."""
     rows = review_rows(60)
-    pairs = zip(rows, rows[1:] + rows[:1], strict=True)
+    pairs = [(rows[i], rows[i // 2]) for i in range(60)]
     scored = [(a, b, (x == "positive") + (y == "positive")) for (a, x), (b, y) in pairs]
     return write(tmp_path / "ratings.csv", ("a", "b", "score"), scored)
 
@@ -77,10 +79,10 @@ def test_regression_of_pairs(ratings, bert, tmp_path):
     served = ke.serving.predict(output, texts)
     in_memory = np.asarray(model.predict(data, verbose=0))[:, 0]
     np.testing.assert_allclose([row["value"] for row in served], in_memory, atol=1e-5)
-    assert served[0]["text"], served[0]["second_text"] == texts[0]
+    assert (served[0]["text"], served[0]["second_text"]) == texts[0]
 
 
-def test_several_classes(topics, bert, tmp_path):
+def test_several_classes(topics, bert, tmp_path, monkeypatch):
     output = tmp_path / "out"
     columns = ("--label-column", "good", "--label-column", "plot")
     options = ("--task", "multi_label", *columns, "--library", "tf_keras")
@@ -89,6 +91,11 @@ def test_several_classes(topics, bert, tmp_path):
     assert "labels good, plot per text" in outcome.err and "has micro-F1" in outcome.err
     report = checked(output, "multi_label", 1)
     assert report["facts"]["micro_f1"] == report["quality"]["micro_f1"]
+    monkeypatch.setattr(
+        predict_module,
+        "_run",
+        lambda version, *request: predict_script.predict(version, *request[:-1]),
+    )
     (tmp_path / "texts").write_text("the film was good\nthe plot was dull\n")
     outcome = keras_efficient("predict", output, "--file", tmp_path / "texts", "--json")
     rows = json.loads(outcome.out)
@@ -97,9 +104,14 @@ def test_several_classes(topics, bert, tmp_path):
         assert row["labels"] == [k for k, p in row["probabilities"].items() if p > 0.5]
     table = keras_efficient("predict", output, "--text", "a plot")
     assert table.code == 0 and "Labels" in table.out
-    # Continued from the trained model.
-    again = finetune(topics, output, tmp_path / "again", *options, "--dry-run")
-    assert again.code == 0, again
+    with pytest.raises(InputError, match="This model takes single texts"):
+        predict_module.predict(output, [("a", "b")])
+    model, _ = ke.models.load(output)
+    assert ke.flavor.of(model).name == "tf_keras" and model.config.num_labels == 2
+    with pytest.raises(InputError, match="keeps its task"):
+        ke.models.load(output, task="regression")
+    compress = ("--data", topics, "--target", "speedup=2", "--output", tmp_path / "small")
+    keras_efficient("compress", output, *compress).refused("classifiers of single texts")
 
 
 @pytest.mark.parametrize(

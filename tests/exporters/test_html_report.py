@@ -13,7 +13,7 @@ from keras_efficient._errors import InputError
 from keras_efficient.exporters import ExportReport, write_html_report
 from keras_efficient.exporters._html_report import format_value
 
-CHARTS = ("loss", "accuracy", "learning-rate", "throughput", "tokens", "padding")
+CHARTS = ("loss", "metrics", "learning-rate", "throughput", "tokens", "padding")
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
 
@@ -196,7 +196,7 @@ def test_text_follows_the_theme(path):
     [
         ([], [], set()),
         ([{"step": 1, "loss": math.nan}], [{"epoch": 1, "accuracy": None}], set()),
-        ([{"step": 1, "loss": 0.0}], [{"epoch": 1, "accuracy": 0.5}], {"loss", "accuracy"}),
+        ([{"step": 1, "loss": 0.0}], [{"epoch": 1, "accuracy": 0.5}], {"loss", "metrics"}),
         ([{"step": 5, "loss": math.inf}, {"step": 6, "loss": 2.0}], [], {"loss"}),
         ([{"loss": 3.0}, {"loss": 3.0}], [], {"loss"}),
         ([], [{"epoch": 1, "val_loss": 0.5}], {"loss"}),
