@@ -146,8 +146,8 @@ def _quality(report):
     if found is None:
         return None
     # Only some tasks have classes, which are confused with each other only if one excludes others.
-    classes = getattr(found, "classes", ())
-    matrix = getattr(found, "confusion", None) if len(classes) <= _MATRIX else None
+    classes: Any = getattr(found, "classes", ())
+    matrix: Any = getattr(found, "confusion", None) if len(classes) <= _MATRIX else None
     largest = [max(row) or 1 for row in matrix or ()]
     return {
         "report": found,

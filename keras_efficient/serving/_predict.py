@@ -56,8 +56,7 @@ def predict(
         TensorFlow, `tf.saved_model.load
         <https://www.tensorflow.org/api_docs/python/tf/saved_model/load>`_.
     """
-    texts = list(texts) if isinstance(texts, list | tuple) else texts
-    if not isinstance(texts, list) or not texts or not all(map(_is_text, texts)):
+    if not isinstance(texts, list | tuple) or not texts or not all(map(_is_text, texts)):
         raise InputError(
             f"`texts` must be a list of strings, at least one. Received: {type(texts).__name__}. "
             "Give for example ['a fine film'], or tuples of two strings for pairs."
@@ -70,7 +69,7 @@ def predict(
         if len(row) != task.texts:
             raise InputError(
                 f"This model takes {_KINDS[task.texts]}. Received: {_KINDS[len(row)]}, "
-                f"{texts[rows.index(row)]!r:.80}. Give each as the model was trained."
+                f"{row if len(row) > 1 else row[0]!r:.80}. Give each as the model was trained."
             )
     columns = list(map(list, zip(*rows, strict=True)))
     result = _run(version, signature, columns, task.serves, timeout)

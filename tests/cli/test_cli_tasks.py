@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from command_line import keras_efficient, review_rows
+from in_process_export import in_process as in_process
 
 import keras_efficient as ke
 from keras_efficient._errors import InputError
@@ -56,7 +57,7 @@ def checked(output, task, texts):
     return report
 
 
-def test_regression_of_pairs(ratings, bert, tmp_path):
+def test_regression_of_pairs(ratings, bert, tmp_path, in_process):
     output = tmp_path / "out"
     columns = ("--text-column", "a", "--text-column", "b", "--label-column", "score")
     outcome = finetune(ratings, bert, output, "--task", "regression", *columns, "--metric", "mae")
@@ -82,7 +83,7 @@ def test_regression_of_pairs(ratings, bert, tmp_path):
     assert (served[0]["text"], served[0]["second_text"]) == texts[0]
 
 
-def test_several_classes(topics, bert, tmp_path, monkeypatch):
+def test_several_classes(topics, bert, tmp_path, monkeypatch, in_process):
     output = tmp_path / "out"
     columns = ("--label-column", "good", "--label-column", "plot")
     options = ("--task", "multi_label", *columns, "--library", "tf_keras")

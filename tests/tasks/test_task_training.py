@@ -47,8 +47,8 @@ def test_microbatches_are_one_batch(library, name):
         loss = loss_of(name, model.predict(IDS, verbose=0))
         size = model.output_shape[-1]
         # XLA would take longer to compile than the rest of the test.
-        metrics = task.metrics(keras, size)
-        model.compile(keras.optimizers.SGD(0.5), task.loss(keras), metrics, jit_compile=False)
+        options = {"metrics": task.metrics(keras, size), "jit_compile": False}
+        model.compile(keras.optimizers.SGD(0.5), task.loss(keras), **options)
         if microbatches > 1:
             ke.accumulate(model, microbatches=microbatches)
         logs = model.fit(IDS, LABELS[name], batch_size=7, shuffle=False, verbose=0).history

@@ -40,7 +40,7 @@ class PairTokenizer(TextTokenizer):
         with tf.device("CPU:0"):
             parts = [self._ragged(texts), self._ragged(second_texts)]
             lengths = [tf.cast(part.row_lengths(), tf.int32) for part in parts]
-            kept = _longest_first(*lengths, self._room)
+            kept = _longest_first(lengths[0], lengths[1], self._room)
             starts = [
                 length - part if self._keep_end else tf.zeros_like(length)
                 for length, part in zip(lengths, kept, strict=True)

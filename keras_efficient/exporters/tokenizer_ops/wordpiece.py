@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -132,7 +133,7 @@ def pair_template(settings: dict) -> list[tuple]:
     Raises:
         InputError: the tokenizer has no template that holds each text once.
     """
-    processor = settings["post_processor"] or {"type": None}
+    processor: dict[str, Any] = settings["post_processor"] or {"type": None}
     if processor["type"] in ("BertProcessing", "RobertaProcessing"):
         start, end = processor["cls"][1], processor["sep"][1]
         if processor["type"] == "BertProcessing":
