@@ -64,7 +64,7 @@ def exported(monkeypatch):
         version.mkdir(parents=True)
         runs.append(Exported(model.get_weights(), facts))
         return ke.exporters.ExportReport(
-            version, 0, 0, 0.0, 0.0, {}, {}, "", accuracy=facts["accuracy"]
+            version, 0, 0, 0.0, 0.0, {}, {}, "", accuracy=facts.get("accuracy")
         )
 
     monkeypatch.setattr(ke, "export", export)

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import signal
 
 import numpy as np
 import pytest
 from command_line import keras_efficient, review_rows
 from in_process_export import in_process as in_process
+from test_cli_resume import advised, signal_after
 
 import keras_efficient as ke
 from keras_efficient._errors import InputError
@@ -113,6 +115,24 @@ def test_several_classes(topics, bert, tmp_path, monkeypatch, in_process):
         ke.models.load(output, task="regression")
     compress = ("--data", topics, "--target", "speedup=2", "--output", tmp_path / "small")
     keras_efficient("compress", output, *compress).refused("classifiers of single texts")
+
+
+@pytest.mark.full
+def test_a_stopped_run_resumes_with_its_task(ratings, bert, tmp_path, exported, monkeypatch):
+    output, columns = tmp_path / "out", ("--text-column", "a", "--label-column", "score")
+    options = ("--task", "regression", *columns, "--epochs", 2)
+    assert finetune(ratings, bert, output, *options).code == 0
+    with monkeypatch.context() as patch:
+        signal_after(patch, 11, signal.SIGINT)
+        outcome = finetune(ratings, bert, output, *options)
+    assert outcome.code == 130, outcome
+    other = finetune(ratings, bert, output, *columns, "--epochs", 2, "--resume")
+    other.refused("task", "regression")
+    again = keras_efficient(*advised(outcome))
+    assert again.code == 0 and "Resuming after epoch 1, step 4" in again.err, again
+    whole, resumed = exported
+    assert whole.largest_difference(resumed) <= 1e-6
+    assert whole.facts["rmse"] == pytest.approx(resumed.facts["rmse"], abs=1e-6)
 
 
 @pytest.mark.parametrize(
