@@ -25,7 +25,7 @@ data, folder = (x() if callable(x) else x for x in (arguments.data, arguments.mo
 train, test = ke.data.split(ke.data.read_records(data), validation=0.15)
 train = train.take(range(min(arguments.limit, len(train))))
 teacher, tokenizer = ke.models.load(folder, library="keras", num_labels=len(train.label_names))
-ids, words = ke.data.trim_vocabulary(tokenizer, train.texts)
+ids, words = ke.data.trim_vocabulary(tokenizer, train.texts, min_frequency=2)
 teacher = ke.shrink(teacher, vocabulary=ids).model
 batches = ke.data.text(train, words, batch_size=32, max_length=64)
 tests = ke.data.text(test, words, batch_size=64, max_length=64, shuffle=False)
@@ -55,6 +55,6 @@ options = {"measure": latency, "data": batches.take(8), "importance": "reconstru
 student, report = ke.shrink(teacher, speedup=arguments.speedup, **options)
 print(report)
 outputs = ke.distillation.cache(teacher, batches, f"{arguments.output}/teacher_outputs")
-ke.distill(student, outputs, alpha=0.2, temperature=2.0)
-finish("student", student, 1e-4)
+ke.distill(student, outputs, alpha=0.0, divergence="mse")
+finish("student", student, 4e-4)
 rich.print(ke.bench.bench(exports, batches=[8], lengths=[64], vocabulary=len(ids)).table())

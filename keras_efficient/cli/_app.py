@@ -220,12 +220,18 @@ def compress(
     batch: Annotated[int, typer.Option(help="Texts per call for which latency counts.")] = 8,
     length: Annotated[int, typer.Option(help="Tokens in each.")] = 64,
     threads: Annotated[int, typer.Option(help="Threads within one operation when timed.")] = 1,
+    copies: Annotated[
+        int, typer.Option(help="Altered copies of each text, which only the model labels.")
+    ] = 4,
+    min_frequency: Annotated[
+        int, typer.Option(help="Remove tokens that the texts have less often; 0: keep all.")
+    ] = 2,
     epochs: Annotated[int, typer.Option(help="Passes over the texts for each candidate.")] = 3,
     batch_size: BatchSize = 32,
-    learning_rate: LearningRate = 1e-4,
+    learning_rate: LearningRate = 4e-4,
     alpha: Annotated[
         float, typer.Option(help="Weight of the labels; the rest is the teacher's.")
-    ] = 0.2,
+    ] = 0.0,
     temperature: Annotated[float, typer.Option(help="Softens the teacher's predictions.")] = 2.0,
     max_length: Annotated[
         int | None, typer.Option(help="Truncate texts to so many tokens; default: as in finetune.")

@@ -35,9 +35,9 @@ def trim_vocabulary(
     """Find the tokens that some texts need, and make a tokenizer that has no others.
 
     Kept are the tokens of the texts, all special and added tokens, and all tokens of a single
-    character, so that any text can still be written with the new tokenizer where the old one
-    could. Texts whose tokens are all kept are tokenized as before; this is verified. Other words
-    may be split into smaller pieces. Where the vocabulary is the largest part of a model, this makes it
+    character, so that any text can still be written with the new tokenizer where the old one could.
+    Texts whose tokens are all kept are tokenized as before; this is verified. Other words may be
+    split into smaller pieces. Where the vocabulary is the largest part of a model, this makes it
     much smaller, and not faster.
 
     Args:

@@ -22,7 +22,6 @@ def compress(
     target: Any,
     settings: CompressSettings | None = None,
     unlabelled: Sequence[str] = (),
-    augment: Callable[[Sequence[str]], Iterable[str]] | None = None,
     resume: bool = False,
     say: Callable[[str], Any] | None = print,
 ) -> CompressReport:
@@ -48,8 +47,6 @@ def compress(
         settings: other settings; their `target` is replaced. Default: None, the defaults of
             `CompressSettings`.
         unlabelled: further texts, which only the teacher labels. Default: ().
-        augment: function of the training texts that returns further texts, which only the teacher
-            labels. It must be seeded. Default: None.
         resume: whether to go on with the run that is in the folder. Default: False.
         say: function of a line about the progress. Default: `print`.
 
@@ -84,7 +81,6 @@ def compress(
         directory,
         chosen,
         unlabelled=unlabelled,
-        augment=augment,
         say=say,
     )
     run.open(resume)

@@ -20,7 +20,13 @@ from keras_efficient.bench import ExportLatency, bench
 from keras_efficient.bench._bench_report import latency_of
 from keras_efficient.callbacks import Resume
 from keras_efficient.compression import shrink
-from keras_efficient.data import Records, require_classes, text, trim_vocabulary
+from keras_efficient.data import (
+    Records,
+    augment_texts,
+    require_classes,
+    text,
+    trim_vocabulary,
+)
 from keras_efficient.data._tokenizer import Tokenizer, as_tokenizer
 from keras_efficient.distillation import TeacherCache, cache, distill
 from keras_efficient.distillation._teacher import KerasTeacher
@@ -45,6 +51,8 @@ from keras_efficient.training import unpad
 
 #: Batches on which `ke.shrink` chooses, and on which activations are calibrated.
 _SHRINK_BATCHES, _CALIBRATION_BATCHES = 8, 16
+#: How copies differ from their texts, as for `augment_texts`.
+_ALTERATION = {"replace": 0.2, "delete": 0.1}
 #: Settings that `ke.distill` takes.
 _DISTILLATION = ("alpha", "temperature", "divergence")
 #: Why there is no candidate for a target.
@@ -65,8 +73,6 @@ class CompressRun:
         directory: path of the run's folder.
         settings: `CompressSettings`.
         unlabelled: further texts, which only the teacher labels. Default: ().
-        augment: function of a sequence of the training texts that returns further texts, which only
-            the teacher labels; it must return the same ones in each call. Default: None.
         say: function of a line of text about the progress. Default: None, nothing is said.
         callbacks: function of a candidate's name that returns callbacks for its training. Default:
             None.
@@ -74,6 +80,8 @@ class CompressRun:
     Attributes:
         trimmed: the teacher with the trimmed vocabulary; set by `trim`.
         words: its tokenizer; set by `trim`.
+        further: the texts that only the teacher labels: the unlabelled ones and, after `trim`, the
+            altered copies.
         seconds: dict of a phase's name to the seconds that it took in this process.
 
     Raises:
@@ -104,7 +112,6 @@ class CompressRun:
         settings: CompressSettings,
         *,
         unlabelled: Sequence[str] = (),
-        augment: Callable[[Sequence[str]], Iterable[str]] | None = None,
         say: Callable[[str], Any] | None = None,
         callbacks: Callable[[str], list] | None = None,
     ):
@@ -132,19 +139,19 @@ class CompressRun:
         self.flavor = flavors.of(model)
         self.say = say or (lambda line: None)
         self.callbacks = callbacks or (lambda name: [])
-        more = list(unlabelled)
-        if augment is not None:
-            more += list(augment(train.texts))
-        #: Texts that only the teacher labels; each text counts once.
-        labelled = {*train.texts, *validation.texts}
-        self.unlabelled = [t for t in dict.fromkeys(more) if t not in labelled]
+        self.further = self._new(unlabelled)
         self.folder = RunFolder(directory, self._identity())
         self.seconds: dict[str, float] = {}
         self.trimmed: Any = None
         self.words: Any = None
 
+    def _new(self, texts, known=()):
+        """Return the texts that are not among those with labels or the known ones, once each."""
+        known = {*self.train.texts, *self.validation.texts, *known}
+        return [text for text in dict.fromkeys(texts) if text not in known]
+
     def _identity(self):
-        unlabelled = hashlib.sha256("\0".join(self.unlabelled).encode()).hexdigest()
+        unlabelled = hashlib.sha256("\0".join(self.further).encode()).hexdigest()
         return {
             "model": KerasTeacher(self.model).fingerprint(),
             "library": self.flavor.name,
@@ -238,14 +245,16 @@ class CompressRun:
         return found
 
     def trim(self) -> None:
-        """Remove the tokens that no training text and no unlabelled text has."""
+        """Remove the tokens that the texts do not need, and make the altered copies."""
         if self.trimmed is not None:
             return
         ids = None
-        if self.settings.trim_vocabulary:
+        if self.settings.min_frequency:
             try:
-                texts = [*self.train.texts, *self.unlabelled]
-                ids, self.words = trim_vocabulary(self.tokenizer, texts)
+                texts = [*self.train.texts, *self.further]
+                ids, self.words = trim_vocabulary(
+                    self.tokenizer, texts, min_frequency=self.settings.min_frequency
+                )
                 self.trimmed = shrink(self.model, vocabulary=ids).model
             except (InputError, ValueError) as error:
                 self.say(f"The whole vocabulary is kept. {error}")
@@ -254,6 +263,16 @@ class CompressRun:
             self.words = self.tokenizer
             self.trimmed = plain_copy(self.model, next(iter(self.held_out(self.tokenizer))))
         self._compile(self.trimmed, steps=1, learning_rate=1e-6)
+        if self.settings.copies:
+            altered = augment_texts(
+                self.train,
+                self.words,
+                embeddings=self.trimmed,
+                copies=self.settings.copies,
+                seed=self.settings.seed,
+                **_ALTERATION,
+            )
+            self.further += self._new(altered.records.texts, known=self.further)
 
     def choose(self) -> None:
         """Make an untrained candidate for each target; the reason is written where there is none.
@@ -318,7 +337,7 @@ class CompressRun:
                 Default: None.
         """
         self.trim()
-        texts = Records((*self.train.texts, *self.unlabelled))
+        texts = Records((*self.train.texts, *self.further))
         directory = self.folder.path / "teacher_outputs"
         with self._phase("teacher outputs"):
             data = self.batches(texts, self.words, group_by_length=True)
@@ -395,7 +414,7 @@ class CompressRun:
             {name: _result_of(folder) for name, folder in candidates.items()},
             self._refused(),
             seconds=self.seconds,
-            unlabelled=len(self.unlabelled),
+            unlabelled=len(self.further),
             train=len(self.train),
         )
         self.folder.write("report.json", found.to_dict())
@@ -501,11 +520,11 @@ class CompressRun:
     def _labelled_by(self, outputs):
         """Return the training records, and the other texts with the class the teacher predicts."""
         train = self.train
-        if not self.unlabelled:
+        if not self.further:
             return train
-        features = self.batches(Records(tuple(self.unlabelled)), self.words, shuffle=False)
+        features = self.batches(Records(tuple(self.further)), self.words, shuffle=False)
         labels = np.concatenate([outputs.outputs(x).argmax(-1) for x in features])
-        texts = (*train.texts, *self.unlabelled)
+        texts = (*train.texts, *self.further)
         return Records(texts, np.concatenate([train.labels, labels]), train.label_names)
 
     def _vocabulary(self):

@@ -28,16 +28,18 @@ class CompressSettings:
         length: tokens per text when latencies are measured. Default: 64.
         threads: threads within one operation when latencies are measured. Default: 1.
         seconds: time for each model and measurement. Default: 2.0.
+        copies: altered copies of each training text, made by `ke.data.augment_texts`, which only
+            the teacher labels. Default: 4.
         epochs: passes over the texts for each candidate. Default: 3.
         batch_size: texts per update. Default: 32.
-        learning_rate: peak rate, after a warm-up over a tenth of the updates. Default: 1e-4.
-        alpha: weight of the loss of the labels, from 0 to 1; the rest is the teacher's. Default:
-            0.2.
+        learning_rate: peak rate, after a warm-up over a tenth of the updates. Default: 4e-4.
+        alpha: weight of the loss of the labels, from 0 to 1; the rest is the teacher's. Default: 0.
         temperature: softens the predictions of teacher and student. Default: 2.0.
-        divergence: distance of predictions, as for `ke.distill`. Default: "forward_kl".
+        divergence: distance of predictions, as for `ke.distill`. Default: "mse".
         max_length: texts are truncated to this many tokens. Default: 128.
         importance: how `ke.shrink` chooses neurons and heads. Default: "reconstruction".
-        trim_vocabulary: whether tokens that the texts do not need are removed. Default: True.
+        min_frequency: tokens that the texts have less often are removed from the vocabulary; 0
+            keeps all. Default: 2.
         precision: as for `ke.mixed_precision`, in which candidates are trained. Default: "auto".
         seed: seed of the shuffling and dropout. Default: 0.
 
@@ -56,15 +58,16 @@ class CompressSettings:
     length: int = 64
     threads: int = 1
     seconds: float = 2.0
+    copies: int = 4
     epochs: int = 3
     batch_size: int = 32
-    learning_rate: float = 1e-4
-    alpha: float = 0.2
+    learning_rate: float = 4e-4
+    alpha: float = 0.0
     temperature: float = 2.0
-    divergence: str = "forward_kl"
+    divergence: str = "mse"
     max_length: int = 128
     importance: str = "reconstruction"
-    trim_vocabulary: bool = True
+    min_frequency: int = 2
     precision: str = "auto"
     seed: int = 0
 
@@ -75,6 +78,10 @@ class CompressSettings:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise InputError(f"`{name}` must be a whole number >= 1. Received: {value!r}.")
+        for name in ("copies", "min_frequency"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise InputError(f"`{name}` must be a whole number >= 0. Received: {value!r}.")
         for name in ("seconds", "learning_rate", "temperature"):
             if not _is_positive(getattr(self, name)):
                 raise InputError(
@@ -88,7 +95,7 @@ class CompressSettings:
             raise InputError(
                 f"`front` must hold positive multiples of the target. Received: {self.front!r}."
             )
-        if self.divergence != "forward_kl":
+        if self.divergence != CompressSettings.divergence:
             # Not at the top: it imports TensorFlow, and most mistakes are found before.
             from keras_efficient.distillation._soft_targets import check_divergence
 

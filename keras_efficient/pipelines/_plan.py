@@ -38,7 +38,7 @@ class CompressPlan:
 def make_plan(run: Any) -> CompressPlan:
     """Measure a few steps of a `CompressRun`'s teacher, and return the plan."""
     settings, train = run.settings, run.train
-    data = run.batches(Records((*train.texts, *run.unlabelled)), run.words, group_by_length=True)
+    data = run.batches(Records((*train.texts, *run.further)), run.words, group_by_length=True)
     labelled = run.batches(train, run.words)
     predict, step = _predict_seconds(run, labelled), _step_seconds(run, labelled)
     targets = settings.targets()
@@ -64,10 +64,10 @@ def make_plan(run: Any) -> CompressPlan:
         "time everything in turns": (2 + len(targets)) * timed,
     }
     tokens = "the whole vocabulary"
-    if settings.trim_vocabulary and run.words is not run.tokenizer:
+    if run.words is not run.tokenizer:
         size, whole = run.words.largest_id + 1, run.tokenizer.largest_id + 1
         tokens = f"{size:,} of {whole:,} tokens are left"
-    more = f", {len(run.unlabelled):,} unlabelled" if run.unlabelled else ""
+    more = f", {len(run.further):,} unlabelled" if run.further else ""
     rows = {
         "data": f"{len(train):,} labelled texts to train on{more}; {len(run.validation):,} others "
         "to evaluate on",

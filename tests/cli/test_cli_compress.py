@@ -82,6 +82,7 @@ def trained(data, tmp_path_factory):
 def words(model, data, output, **options):
     defaults = {"target": "parameters=5500", "front": 1, "epochs": 1, "batch_size": 16}
     defaults |= {"length": 32, "precision": "float32", "max_drop": "30%"}
+    defaults |= {"copies": 0, "min_frequency": 1}
     found = ["compress", str(model), "--data", str(data), "--output", str(output)]
     for name, value in {**defaults, **options}.items():
         flag = "--" + name.replace("_", "-")
@@ -112,7 +113,7 @@ def done(request, data, tmp_path_factory):
     model = trained_model(folder, data, request.param)
     more = write_reviews(folder / "more.csv", review_rows(16, seed=5))
     output, steps = folder / "with space", []
-    options = {"unlabelled": more, "target": "speedup=1.3", "epochs": 2}
+    options = {"unlabelled": more, "target": "speedup=1.3", "epochs": 2, "copies": 1}
     plain = ke.callbacks.ProgressLines.on_train_batch_end
 
     def stop(self, batch, logs=None):
@@ -135,8 +136,9 @@ def done(request, data, tmp_path_factory):
 def test_a_stopped_run_goes_on_inside_the_training(done):
     assert done.stopped.code == 130 and not done.stopped.out, done.stopped
     assert "Traceback" not in done.stopped.err
-    # 64 labelled and 16 other texts, in batches of 16, none of them twice.
-    assert done.steps == [*range(5), *range(5)]
+    # 64 labelled and the other texts, in batches of 16, none of them twice.
+    report = json.loads((done.output / "report.json").read_text())
+    assert done.steps == 2 * [*range(-(-(64 + report["unlabelled"]) // 16))]
     folder = done.output / "candidates" / "speedup-1.3"
     assert sorted(path.name for path in folder.iterdir()) == ["int8", "shrunk", "trained"]
 
@@ -150,13 +152,16 @@ def test_a_whole_run(done):
     assert rows[0]["speedup"] == rows[0]["bytes_ratio"] == 1
     assert rows[2]["parameters"] < rows[1]["parameters"]
     assert all(0 <= row["accuracy"] <= 1 for row in rows)
-    assert (report["examples"], report["train"], report["unlabelled"]) == (16, 64, 16)
+    assert (report["examples"], report["train"]) == (16, 64)
+    # 16 in the file, and one altered copy of each text, except those that came out twice.
+    assert 16 < report["unlabelled"] <= 16 + 64
     assert (done.output / "front.png").stat().st_size > 10_000
     for row in rows:
         assert row["name"] in outcome.out and f"{row['accuracy']:.1%}" in outcome.out
     assert str(done.output / "report.json") in outcome.out
     assert (outcome.code == 0) == (report["recommended"] is not None)
-    for part in ("64 labelled texts to train on, 16 unlabelled; 16 others", "estimated time"):
+    further = f"64 labelled texts to train on, {report['unlabelled']} unlabelled; 16 others"
+    for part in (further, "estimated time"):
         assert part in outcome.err
     info = ke.models.info(done.output / "candidates" / "speedup-1.3" / "trained")
     assert info.label_names == ("negative", "positive")

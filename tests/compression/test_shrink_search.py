@@ -11,7 +11,7 @@ from test_shrink_importance import FEW, batch, compiled
 import keras_efficient as ke
 from keras_efficient.compression.structured.costs import Latency, Parameters, _fitted, bytes_of
 from keras_efficient.compression.structured.cuts import widths
-from keras_efficient.compression.structured.losses import Losses, Part
+from keras_efficient.compression.structured.losses import Losses, Part, _convex
 from keras_efficient.compression.structured.search import best_sizes, knapsack
 from keras_efficient.compression.structured.shrinking import Shrinking
 from keras_efficient.compression.structured.space import SearchSpace, search_space
@@ -248,6 +248,15 @@ def test_the_sizes_with_the_least_loss_are_chosen(losses, sizes, costs):
     assert best_sizes(cost, losses, space, 1.0) is None
 
 
+def test_what_is_removed_last_costs_at_least_as_much_as_what_is_removed_first():
+    """Without training, the loss stops rising where a model has become useless."""
+    saturated = [0.0, 0.1, 0.4, 0.5, 0.5]
+    np.testing.assert_allclose(_convex(range(5), saturated), [0, 0.1, 0.4, 0.7, 1.0])
+    # By size, in any order; what seems to help by noise is free.
+    sizes, increases = [2, 4, 8, 16], [0.5, 0.4, -0.1, 0.0]
+    np.testing.assert_allclose(_convex(np.negative(sizes), increases), [0.75, 0.5, 0, 0])
+
+
 @pytest.mark.full
 def test_the_loss_of_each_hidden_width_is_measured():
     model, (x, y) = compiled("kerashub-bert"), batch("kerashub-bert")
@@ -372,4 +381,5 @@ def test_gradual_steps_with_distillation_in_between(name):
         small.fit(x, y, verbose=0)
         times.append(report.latency_ms)
         assert latency(small) == report.latency_ms <= part * times[0]
-    assert times[2] < times[1] < times[0]
+    # The first step may reach the second target.
+    assert times[2] <= times[1] < times[0]

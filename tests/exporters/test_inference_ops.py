@@ -226,7 +226,9 @@ def test_int8_products_are_those_of_numpy(activation, dynamic):
     zero = np.round(-low / step)
     rounded_x = np.clip(np.round(x / step) + zero, 0, 255) - zero
     product = (rounded_x @ integers.astype("float64")) * step * scales + bias
-    np.testing.assert_allclose(y, function(product.astype("float32")), rtol=0, atol=2e-5)
+    # The approximate GELU is computed exactly, which is faster.
+    atol = 5e-4 if activation == "gelu_approximate" else 2e-5
+    np.testing.assert_allclose(y, function(product.astype("float32")), rtol=0, atol=atol)
 
 
 def test_rows_of_zeros_and_of_any_number():

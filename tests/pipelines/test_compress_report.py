@@ -97,6 +97,8 @@ def test_targets():
         ("max_drop", 2),
         ("front", (0.0,)),
         ("batch", 0),
+        ("copies", -1),
+        ("min_frequency", 1.5),
         ("learning_rate", -1.0),
         ("seed", -1),
         ("divergence", "kl"),

@@ -1,5 +1,6 @@
 """How much each cut increases the loss of a model, as measured."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,8 @@ class Part:
 class Losses:
     """The increase of a model's loss by its sizes; those of different sizes are added up.
 
+    All are convex: see `_convex`.
+
     Args:
         shrinking: a `Shrinking` of the whole model, compiled and with data.
         space: its `SearchSpace`.
@@ -64,10 +67,10 @@ class Losses:
             self.order, losses = removal_order(model, shrinking.architecture, data)
         else:
             self.order, losses = [], [evaluated(model, data)]
-        # Noise may make less look better.
-        self.removed = np.maximum.accumulate(np.array(losses) - losses[0])
+        numbers = range(len(losses))
+        self.removed = _convex(numbers, np.array(losses) - losses[0])
         self.hidden = self._hidden(shrinking, space, losses[0])
-        self.parts = _parts(shrinking, space, losses[0])
+        self.parts = _parts(shrinking, space)
 
     def kept(self, layers: int, blocks: int) -> list[int]:
         """Return the numbers of the blocks to keep."""
@@ -84,29 +87,49 @@ class Losses:
                 cut.keep_hidden(width)
                 cut.model.compile(optimizer="sgd", loss=shrinking.original.loss)
             found.append(evaluated(cut.model, shrinking.data) - whole)
-        increases = _decreasing([*found, 0.0])
+        increases = _convex(np.negative(tried), [*found, 0.0])
         return {h: float(np.interp(h, tried, increases)) for h in space.hidden}
 
 
-def _decreasing(increases: Sequence[float]) -> np.ndarray:
-    """Make an increase at least that of every larger size, as without noise."""
-    return np.maximum.accumulate(np.array(increases)[::-1])[::-1]
+def _convex(removed: Sequence[float], increases: Sequence[float]) -> np.ndarray:
+    """Make what is removed last cost at least as much as what is removed before it.
+
+    Losses are measured without training. They stop rising where the model has become useless,
+    and an additive search would then remove all the rest of the same kind. After training they do
+    not. What noise makes cheaper than nothing costs nothing.
+
+    Args:
+        removed: how much is removed, in any order and unit.
+        increases: the increase of the loss with each; that of the least removed is zero.
+    """
+    order, result, slope = np.argsort(removed), np.zeros(len(removed)), 0.0
+    for before, after in itertools.pairwise(order):
+        step = removed[after] - removed[before]
+        slope = max(slope, (increases[after] - increases[before]) / step)
+        result[after] = result[before] + slope * step
+    return result
 
 
-def _parts(shrinking, space, whole) -> list[Part]:
+def _parts(shrinking, space) -> list[Part]:
     """Measure the loss with fewer neurons and heads, by zeros in the kernels that read them."""
-    found = []
+    parts = []
     for name in space.parts:
         cut = _Outputs(shrinking, name)
         every = range(space.blocks)
         for blocks in [(n,) for n in every] if space.per_layer else [tuple(every)]:
             now = space.now(name, blocks[0])
             tried = sorted({max(1, round(now * part)) for part in _FRACTIONS[name]} - {now})
-            losses = [cut.loss(blocks, number) - whole for number in tried]
+            found = [cut.increase(blocks, number) for number in tried]
             sizes = space.sizes(name, blocks[0])
-            increases = np.interp(sizes, [*tried, now], _decreasing([*losses, 0.0]))
-            found.append(Part(name, blocks, sizes, increases))
-    return found
+            tried = [*tried, now]
+            measured = _convex(np.negative(tried), [*found, 0.0])
+            increases = np.interp(sizes, tried, measured)
+            if len(tried) > 1:
+                # The first ones are below what was tried.
+                slope = (measured[0] - measured[1]) / (tried[1] - tried[0])
+                increases += slope * np.maximum(0, tried[0] - np.array(sizes))
+            parts.append(Part(name, blocks, sizes, increases))
+    return parts
 
 
 class _Outputs:
@@ -114,7 +137,12 @@ class _Outputs:
 
     def __init__(self, shrinking, part):
         self.model, self.data = shrinking.original, shrinking.dataset()
-        blocks = shrinking.blocks
+        blocks, seen = shrinking.blocks, shrinking.batches or ()
+        if shrinking.importance == "reconstruction" and len(seen) > 1:
+            # On the texts that it was fitted to, a layer looks better than on others.
+            seen = seen[: len(seen) // 2]
+            self.data = self.data.skip(len(seen))
+        self.whole = evaluated(self.model, self.data)
         kernels = {id(w.layer): w for w in all_weights(self.model) if w.kind == KERNEL}
         self.weights = [kernels[id(layer)] for layer in output_layers(blocks, part)]
         self.matrices = [w.matrix(w.value).numpy() for w in self.weights]
@@ -125,7 +153,7 @@ class _Outputs:
         self.sizes = [len(m) // count for m, count in zip(self.matrices, counts, strict=True)]
         self.grams = None
         if shrinking.importance == "reconstruction":
-            features = [x for x, _, _ in shrinking.batches or ()]
+            features = [x for x, _, _ in seen]
             grams = input_grams(self.model, self.weights, features)
             self.grams = [grams[weight] for weight in self.weights]
             self.orders = [
@@ -139,12 +167,12 @@ class _Outputs:
             scores = importance.neurons() if part == "feed_forward" else importance.heads()
             self.scores = scores
 
-    def loss(self, blocks: Sequence[int], number: int) -> float:
-        """Return the loss if some blocks keep a number of their neurons or heads."""
+    def increase(self, blocks: Sequence[int], number: int) -> float:
+        """Return the increase of the loss if some blocks keep a number of neurons or heads."""
         try:
             for block in blocks:
                 self._assign(block, self._cut(block, number))
-            return evaluated(self.model, self.data)
+            return evaluated(self.model, self.data) - self.whole
         finally:
             for block in blocks:
                 self._assign(block, self.matrices[block])

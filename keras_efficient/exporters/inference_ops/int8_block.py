@@ -6,7 +6,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient.architecture import _row_functions as functions
-from keras_efficient.architecture._activations import ACTIVATIONS
 from keras_efficient.exporters.inference_ops.matmul import (
     FUSED,
     Int8MatMul,
@@ -14,9 +13,6 @@ from keras_efficient.exporters.inference_ops.matmul import (
     quantize,
 )
 from keras_efficient.exporters.inference_ops.whole_block import WholeBlock
-
-#: Activations that cost nothing as part of a product.
-_FREE = ("linear", "relu", "gelu")
 
 
 class Hidden:
@@ -130,11 +126,11 @@ class Int8Block(WholeBlock):
         """Return the stream plus `scale` times the feed-forward part of quint8 rows."""
         first, last = self.intermediate, self.last
         product = self.product("intermediate", first.folded)
-        if first.activation in _FREE:
+        if isinstance(first.activation, str):
             x = product(x, FUSED[first.activation], grid=last.grid)
         else:
-            function = ACTIVATIONS.get(first.activation, first.activation)
-            x = quantize(last.grid.of(functions.faster_activation(function)(product(x))))
+            activated = functions.faster_activation(first.activation)(product(x))
+            x = quantize(last.grid.of(activated))
         return self.product("last", lambda: last.folded(scale))(x, add=stream)
 
 

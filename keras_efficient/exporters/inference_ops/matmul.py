@@ -14,12 +14,13 @@ from keras_efficient.exporters.inference_ops.packed_weights import written
 
 #: Name of every int8 operation, which TensorFlow prints if it has no kernel for it.
 _NODE = "int8_needs_x86_TensorFlow_with_oneDNN__else_export_int8_weights"
-#: Operations that oneDNN fuses into a product, by name of the activation.
+#: Operations that oneDNN fuses into a product, by name of the activation. Its exact GELU is faster
+#: than its approximation by tanh. They differ by 5e-4 at most, less than a step of 8 bits.
 FUSED = {
     "linear": (),
     "relu": ("Relu",),
     "gelu": ("GeluExact",),
-    "gelu_approximate": ("GeluApproximate",),
+    "gelu_approximate": ("GeluExact",),
 }
 
 
