@@ -26,7 +26,7 @@ SOURCES = {
     "product": "amazonReviewSnippets",
     "tweet": "tweets",
 }
-COMMON = ("--epochs", "2", "--batch-size", "32", "--learning-rate", "1e-4", "--max-length", "64")
+COMMON = ("--batch-size", "32", "--learning-rate", "1e-4", "--max-length", "64")
 
 
 def ratings(source):
@@ -52,12 +52,12 @@ def multi_label(random):
 
 
 def pairs(random, label):
-    """Two movie reviews, and a label of the difference of their ratings."""
+    """Two movie reviews, and a label of both of their ratings."""
     rows = [rows for rows in ratings("movie") if rows[1]]
     order = random.permutation(len(rows))
     both = zip(order[::2], order[1::2], strict=False)
     labelled = [
-        (rows[i][0], rows[j][0], label(rows[i][1] - rows[j][1]))
+        (rows[i][0], rows[j][0], label(rows[i][1], rows[j][1]))
         for i, j in both
         if rows[i][1] != rows[j][1]
     ]
@@ -65,8 +65,14 @@ def pairs(random, label):
     return ("first", "second", "label"), labelled, columns
 
 
-def which(difference):
-    return "first" if difference > 0 else "second"
+def which(first, second):
+    """Which of the two is rated higher."""
+    return "first" if first > second else "second"
+
+
+def mean(first, second):
+    """The mean of both ratings."""
+    return round((first + second) / 2, 4)
 
 
 #: By row: task, function of a random generator that returns header, rows and further options.
@@ -74,7 +80,7 @@ ROWS = {
     "regression": ("regression", regression),
     "multi-label": ("multi_label", multi_label),
     "pairs, classification": ("classification", lambda random: pairs(random, which)),
-    "pairs, regression": ("regression", lambda random: pairs(random, lambda x: round(x, 4))),
+    "pairs, regression": ("regression", lambda random: pairs(random, mean)),
 }
 
 
@@ -89,7 +95,7 @@ def run(name, arguments, folder):
 
     command = ["finetune", data, "--model", demo_model(), "--output", folder / "model"]
     command += ["--task", task, "--validation", "0.25", "--library", arguments.library]
-    command += ["--precision", "float32", *COMMON, *options]
+    command += ["--precision", "float32", "--epochs", arguments.epochs, *COMMON, *options]
     command = [sys.executable, "-m", "keras_efficient", *map(str, command)]
     print(" ".join(command), flush=True)
     subprocess.run(command, check=True)
@@ -100,6 +106,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--row", action="append", choices=ROWS, help="default: all")
     parser.add_argument("--texts", type=int, default=2000, help="a quarter is held out")
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--library", default="keras", choices=("keras", "tf_keras"))
     arguments = parser.parse_args()
     for name in arguments.row or ROWS:

@@ -16,8 +16,8 @@ class RegressionReport(TaskReport):
 
     The score is R², the share of the labels' variance that is explained: 1 for a perfect model, 0
     for always predicting the mean. Intervals are those of the percentile bootstrap with 1,000
-    resamples. The warnings tell of predictions that are all equal, and of an RMSE not below that of
-    the mean.
+    resamples. The warnings tell of predictions that are all equal, and of an RMSE that is not
+    clearly below that of the mean.
 
     Attributes:
         mae: float, mean absolute error, in the unit of the labels.
@@ -143,10 +143,11 @@ def regression_report(
         warnings.append(
             f"The model predicts one number only: {p[0]:.4g}, for all {len(y):,} examples."
         )
-    if baseline and found["rmse"] >= baseline:
+    if baseline and intervals["r2"][0] <= 0:
         warnings.append(
-            f"The RMSE, {found['rmse']:.4g}, is not below that of always predicting the mean, "
-            f"{baseline:.4g}. Train longer, or with another learning rate."
+            f"The RMSE, {found['rmse']:.4g}, is not clearly below that of always predicting the "
+            f"mean, {baseline:.4g}: the interval of R² includes 0. Train longer, on more texts or "
+            "with another learning rate."
         )
     return RegressionReport(
         examples=len(y),
