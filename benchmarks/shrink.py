@@ -113,9 +113,17 @@ def records_of(name):
 
 def archived(name):
     """Texts of the archive that the movie reviews are from, labelled as those are."""
+    import keras_efficient as ke
+
+    fields = archived_lines(name)
+    labels = ["positive" if float(rating) > 0 else "negative" for _, rating, _ in fields]
+    return ke.data.Records.of([text for _, _, text in fields], labels, source=name)
+
+
+def archived_lines(name):
+    """Lines of that archive: number, mean rating and text."""
     import tarfile
 
-    import keras_efficient as ke
     from keras_efficient.data._demo_assets import fetch
 
     inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
@@ -125,9 +133,7 @@ def archived(name):
     ):
         file = archive.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
         lines = file.read().decode("utf-8", errors="replace").splitlines()
-    fields = [line.split("\t", 2) for line in lines if line.strip()]
-    labels = ["positive" if float(rating) > 0 else "negative" for _, rating, _ in fields]
-    return ke.data.Records.of([text for _, _, text in fields], labels, source=name)
+    return [line.split("\t", 2) for line in lines if line.strip()]
 
 
 class Run:

@@ -20,6 +20,7 @@ from . import (
     runtime as runtime,
     schedules as schedules,
     serving as serving,
+    tasks as tasks,
     training as training,
     versions as versions,
 )

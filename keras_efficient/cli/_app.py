@@ -47,6 +47,9 @@ _BATCHES, _LENGTHS = [1, 8, 32], [32, 64, 128]
 #: Default of `compress`.
 _FRONT = [0.5, 1.0, 2.0]
 
+#: Defaults of `finetune`.
+_TEXT_COLUMN, _LABEL_COLUMN = ["text"], ["label"]
+
 #: Options of several commands.
 Library = Annotated[str, typer.Option(help="keras (KerasHub) or tf_keras (Hugging Face TF).")]
 Epochs = Annotated[int, typer.Option(help="Passes over the training data.")]
@@ -77,8 +80,15 @@ def finetune(
     data: Annotated[Path, typer.Argument(help="CSV, TSV or JSONL file with a header.")],
     model: Annotated[str, typer.Option(help="Model folder, or the name of a preset.")],
     output: Annotated[Path, typer.Option(help="Folder for versions 1, 2, ... of the model.")],
-    text_column: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
-    label_column: Annotated[str, typer.Option(help="Column with the labels.")] = "label",
+    task: Annotated[str, typer.Option(help="What is learned; see ke.tasks.names().")] = (
+        "classification"
+    ),
+    text_column: Annotated[
+        list[str], typer.Option(help="Column with the texts; twice for pairs of texts.")
+    ] = _TEXT_COLUMN,
+    label_column: Annotated[
+        list[str], typer.Option(help="Column with the labels; repeatable if the task allows it.")
+    ] = _LABEL_COLUMN,
     validation_data: Annotated[
         Path | None, typer.Option(help="Labelled file to evaluate on, instead of a split.")
     ] = None,
@@ -99,8 +109,8 @@ def finetune(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="Keep the best epoch by macro_f1, accuracy or loss; default: the last epoch, "
-            "with --patience macro_f1."
+            help="Keep the best epoch by macro_f1, accuracy or loss, or another metric of the "
+            "--task; default: the last epoch, with --patience the task's first."
         ),
     ] = None,
     patience: Annotated[
@@ -113,10 +123,14 @@ def finetune(
     dry_run: DryRun = False,
     resume: Resume = False,
 ):
-    """Fine-tune a text classifier, evaluate it, and export it as a verified SavedModel."""
+    """Fine-tune a Transformer on texts, evaluate it, and export it as a verified SavedModel."""
+    options = {**locals()}
     from keras_efficient.cli._finetune import Settings, run
 
-    run(Settings(**{name: value for name, value in locals().items() if name in Settings.names()}))
+    for name in ("text_column", "label_column"):
+        columns = options[name]
+        options[name] = columns[0] if len(columns) == 1 else tuple(columns)
+    run(Settings(**{name: value for name, value in options.items() if name in Settings.names()}))
 
 
 @app.command()
@@ -341,14 +355,21 @@ def serve(
 def predict(
     directory: Annotated[Path, typer.Argument(help="NAME: its newest version; NAME/3: that one.")],
     text: Annotated[list[str] | None, typer.Option(help="A text; repeatable.")] = None,
+    second_text: Annotated[
+        list[str] | None, typer.Option(help="The second text of a pair, for each --text.")
+    ] = None,
     file: Annotated[Path | None, typer.Option(help="File with one text on each line.")] = None,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Lines of --file have two texts, with a tab between.")
+    ] = False,
     signature: Annotated[str, typer.Option(help="Name of a signature that takes texts.")] = "text",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
 ):
-    """Classify a few texts with an exported model, without a server."""
+    """Run an exported model on a few texts, without a server."""
     from keras_efficient.cli._predict import Settings, show
 
-    show(Settings(directory, tuple(text or ()), file, signature, as_json))
+    texts, seconds = tuple(text or ()), tuple(second_text or ())
+    show(Settings(directory, texts, seconds, file, pairs, signature, as_json))
 
 
 @app.command()

@@ -68,6 +68,13 @@ def run(settings: Settings, pipeline: Any) -> None:
 
     console = Console(stderr=True)
     info = ke.models.info(settings.model)
+    task = ke.tasks.get(info.task, texts=info.texts)
+    if not task.compresses or task.texts > 1:
+        raise InputError(
+            "compress distils classifiers of single texts. Received: "
+            f"{str(info.directory)!r}, trained for {task!r}. Make it smaller with ke.shrink and "
+            "train that with the loss of the task, or export it with `quantize`."
+        )
     if pipeline["seed"] is None:
         pipeline["seed"] = info.facts.get("seed", 0)
     if pipeline["max_length"] is None:

@@ -9,13 +9,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import typer
 from rich.console import Console
 
 import keras_efficient as ke
-from keras_efficient._errors import InputError, listed
-from keras_efficient.cli._finetune_display import METRICS, Plan, result_table, tiles
+from keras_efficient._errors import InputError
+from keras_efficient.cli._finetune_display import Plan, result_table, tiles
 from keras_efficient.models._save import check_savable
 from keras_efficient.models._trained_folder import free_folder
 
@@ -27,8 +26,8 @@ class Settings:
     data: Path
     model: str
     output: Path
-    text_column: str
-    label_column: str
+    text_column: str | tuple[str, ...]
+    label_column: str | tuple[str, ...]
     validation_data: Path | None
     validation: float
     library: str
@@ -41,6 +40,7 @@ class Settings:
     seed: int
     dry_run: bool
     resume: bool
+    task: str = "classification"
     class_weights: str | None = None
     metric: str | None = None
     patience: int | None = None
@@ -61,7 +61,7 @@ class Settings:
             ("library", LIBRARIES),
             ("precision", ("auto", *POLICIES)),
             ("class_weights", (None, "balanced")),
-            ("metric", (None, *METRICS)),
+            ("metric", (None, *self.definition.choices)),
             ("quantize", (None, "int8", "int8-weights", "bfloat16")),
             ("target", (None, "avx2", "vnni", "amx")),
         ):
@@ -105,15 +105,25 @@ class Settings:
         return self.validation if self.validation < 1 else int(self.validation)
 
     @property
+    def definition(self) -> ke.tasks.Task:
+        """The task: of pairs of texts if two columns are named."""
+        pairs = not isinstance(self.text_column, str) and len(self.text_column) == 2
+        return ke.tasks.get(self.task, texts=2 if pairs else 1)
+
+    @property
     def selection(self) -> str | None:
         """The metric by which the best epoch is found; None for the last epoch."""
-        return self.metric or (None if self.patience is None else next(iter(METRICS)))
+        default = None if self.patience is None else next(iter(self.definition.choices))
+        return self.metric or default
 
 
 def run(settings: Settings):
     """Check the input, train, evaluate, export, write the run report, and print a table."""
     console = Console(stderr=True)
-    train, validation = _read(settings)
+    task = settings.definition
+    train, validation = _read(settings, task)
+    labels = list(train.label_names) or None
+    head_size = task.head_size(len(train.label_names) or None)
     version = ke.exporters.check_destination(settings.output)
 
     with console.status("Loading TensorFlow and the model ..."):
@@ -122,7 +132,8 @@ def run(settings: Settings):
         ke.flavor.get(settings.library).keras.utils.set_random_seed(settings.seed)
         model, tokenizer = ke.models.load(
             settings.model,
-            num_labels=len(train.label_names),
+            task=task,
+            num_labels=len(train.label_names) or None,
             library=settings.library,
             seed=settings.seed,
         )
@@ -143,7 +154,7 @@ def run(settings: Settings):
         held_out = ke.data.text(
             validation, tokenizer, batch_size=64, max_length=settings.max_length
         )
-        in_graph = _runs_in_graph(tokenizer, console)
+        in_graph = _runs_in_graph(tokenizer, task, console)
         savable = _is_savable(tokenizer, console)
         # What the export will need: a run must not fail at its end. The tokenizer was checked,
         # and tracing its graph once more would take seconds.
@@ -153,14 +164,15 @@ def run(settings: Settings):
             sample=next(iter(held_out)),
             quantize=settings.quantize,
             target=settings.target,
-            labels=train.label_names,
+            labels=labels,
+            task=task,
         )
         blocks = _without_padding(model)
-    class_weights = _class_weights(settings, train)
+    class_weights = None if settings.class_weights is None else task.class_weights(train)
     plan = Plan(settings, train, validation, stats, held_out.stats, tokenizer.max_length, blocks)
     plan.show(console, precision, version, weight_bytes, class_weights)
 
-    _compile(model, settings, stats.batches, len(train.label_names))
+    _compile(model, settings, stats.batches, head_size)
     if settings.microbatch_size:
         ke.accumulate(model, microbatch_size=settings.microbatch_size)
     resume = ke.callbacks.Resume(
@@ -169,6 +181,7 @@ def run(settings: Settings):
         every_steps=200,
         keep=1,
         settings={
+            "task": task.name,
             "data": train.fingerprint,
             "model": settings.model,
             "library": settings.library,
@@ -203,7 +216,6 @@ def run(settings: Settings):
     speed = ke.callbacks.Throughput()
     log = ke.callbacks.RunLog(speed)
     best = _best_epoch(flavor, settings)
-    labels = train.label_names
     bar = ke.callbacks.progress_bar(console)
     # A bar is drawn again and again in a terminal; elsewhere there are plain lines.
     bar.disable = not sys.stderr.isatty()
@@ -229,7 +241,7 @@ def run(settings: Settings):
                 model.set_weights(best.best_weights)
             found: Any = None
             if settings.quantize is None:
-                found = ke.metrics.evaluate_classifier(
+                found = task.evaluate(
                     model, _counted(bar, "evaluate", held_out, held_out.stats.batches), labels
                 )
             exporting = bar.add_task("export", total=1, speed="write, reload, compare")
@@ -246,11 +258,11 @@ def run(settings: Settings):
             }
             if best is not None and settings.selection is not None:
                 facts |= {
-                    "selected_by": f"{METRICS[settings.selection]} on the held-out rows",
+                    "selected_by": f"{task.choices[settings.selection][0]} on the held-out rows",
                     "best_epoch": best.best_epoch + 1,
                 }
             if found is not None:
-                facts |= {"accuracy": found.accuracy, "classification": found}
+                facts |= {**found.measures(), "quality": found}
             report = ke.export(
                 model,
                 settings.output,
@@ -259,6 +271,7 @@ def run(settings: Settings):
                 target=settings.target,
                 tokenizer=tokenizer if in_graph else None,
                 labels=labels,
+                task=task,
                 # What is served differs from the model in memory: report what is served.
                 evaluate=settings.quantize and ke.exporters.Evaluation(held_out, max_drop=1.0),
                 facts=facts,
@@ -272,13 +285,12 @@ def run(settings: Settings):
             raise
         _print_how_to_resume(console, resume)
         raise typer.Exit(ke.checkpoint.EXIT_PREEMPTED) from None
-    if found is None and report.classification is not None:
-        found = ke.metrics.ClassificationReport.from_dict(report.classification)
+    found = found or report.quality
     trained = None
     if savable:
         trained = free_folder(report.directory.parent, int(report.directory.name))
         kept = _facts_for_compress(settings, train, validation, found)
-        ke.models.save(model, tokenizer, trained, label_names=labels, facts=kept)
+        ke.models.save(model, tokenizer, trained, label_names=labels, task=task, facts=kept)
     shutil.rmtree(directory, ignore_errors=True)
     page = ke.exporters.write_html_report(
         report.directory / "report.html",
@@ -293,10 +305,12 @@ def run(settings: Settings):
     Console().print(found)
 
 
-def _runs_in_graph(tokenizer, console):
+def _runs_in_graph(tokenizer, task, console):
     """Return whether the export can take strings. Checked before the training, not after it."""
+    from keras_efficient.exporters.tokenizer_ops.text_tokenizer import text_tokenizer
+
     try:
-        ke.exporters.TextTokenizer(tokenizer)
+        text_tokenizer(tokenizer, task)
     except InputError as error:
         console.print(f"The export will take token ids only. {error}", soft_wrap=True)
         return False
@@ -324,29 +338,22 @@ def _facts_for_compress(settings, train, validation, found):
         "max_length": settings.max_length,
         "train_fingerprint": train.fingerprint,
         "validation_fingerprint": validation.fingerprint,
-        "accuracy": found.accuracy,
+        **found.measures(),
     }
 
 
-def _read(settings):
+def _read(settings, task):
     """Return training and validation records, or raise the problems of the files."""
     columns = {"text_column": settings.text_column, "label_column": settings.label_column}
-    train = ke.data.read_records(settings.data, **columns)
-    ke.data.require_classes(train)
+    train = task.read(settings.data, **columns)
+    task.check(train)
     if settings.validation_data is not None:
-        return train, ke.data.read_records(
-            settings.validation_data, label_names=train.label_names, **columns
-        )
+        names = train.label_names or None
+        return train, task.read(settings.validation_data, label_names=names, **columns)
     train, validation = ke.data.split(
         train, validation=settings.validation_size, seed=settings.seed
     )
-    missing = set(range(len(train.label_names))) - set(train.labels.tolist())
-    if missing:
-        names = listed(train.label_names[index] for index in sorted(missing))
-        raise InputError(
-            f"Every label must occur in the training part. Received: {names} only in the "
-            "validation part. Add rows with that label, hold out fewer, or use another --seed."
-        )
+    task.check(train, validation)
     return train, validation
 
 
@@ -361,7 +368,7 @@ def _make(directory):
         ) from error
 
 
-def _compile(model, settings, steps_per_epoch, num_classes):
+def _compile(model, settings, steps_per_epoch, head_size):
     keras = ke.flavor.of(model).keras
     total = steps_per_epoch * settings.epochs
     rate = ke.schedules.warmup_linear(
@@ -371,8 +378,8 @@ def _compile(model, settings, steps_per_epoch, num_classes):
     xla = {"jit_compile": False} if _on_cpu() else {}
     model.compile(
         ke.optimizers.AdamW(rate, exclude=ke.optimizers.NO_DECAY, library=model),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy", ke.metrics.macro_f1(num_classes, library=settings.library)],
+        settings.definition.loss(keras),
+        metrics=settings.definition.metrics(keras, head_size),
         **xla,
     )
 
@@ -396,22 +403,13 @@ def _without_padding(model):
         return f"padding is computed: {str(error).partition('Received: ')[2] or error}"
 
 
-def _class_weights(settings, train):
-    """Return `{class: weight}` such that all classes weigh the same in the loss, or None."""
-    if settings.class_weights is None:
-        return None
-    counts = np.bincount(train.labels, minlength=len(train.label_names))
-    # Those of scikit-learn's "balanced": their mean over the examples is 1.
-    return dict(enumerate((len(train) / (len(counts) * counts)).tolist()))
-
-
 def _best_epoch(flavor, settings):
     """Return the library's `EarlyStopping`, which also keeps the best weights, or None."""
     if settings.selection is None:
         return None
     return flavor.keras.callbacks.EarlyStopping(
         monitor=f"val_{settings.selection}",
-        mode="min" if settings.selection == "loss" else "max",
+        mode=settings.definition.choices[settings.selection][1],
         patience=settings.patience or settings.epochs,
         restore_best_weights=True,
     )

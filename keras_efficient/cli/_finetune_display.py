@@ -4,15 +4,10 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from keras_efficient._errors import listed
 from keras_efficient.cli._printable import printable
-
-#: Values of --metric, and their names for readers; the first one is the default.
-METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "loss": "loss"}
 
 
 @dataclass(frozen=True)
@@ -40,11 +35,10 @@ class Plan:
     def rows(self) -> dict[str, str]:
         """Return what follows from the data and the options."""
         train, settings, stats = self.train, self.settings, self.stats
-        names = listed(train.label_names, quoted=False)
+        labels, baseline = settings.definition.describe(train, self.validation)
         rows = {
-            "data": f"{len(train)} to train on, {len(self.validation)} to evaluate on; "
-            f"labels {names}",
-            "baseline": self._baseline(),
+            "data": f"{len(train)} to train on, {len(self.validation)} to evaluate on; {labels}",
+            "baseline": baseline,
             "batches": f"{stats.batches} per epoch of {stats.batch_size}, {len(stats.shapes)} "
             f"shapes, {stats.padding_share:.1%} padding",
             "computed": self.blocks,
@@ -55,7 +49,7 @@ class Plan:
             more = f" (--max-length may be up to {self.longest})"
             rows["cut texts"] = "; ".join(cut) + more * (self.longest > settings.max_length)
         if settings.selection is not None:
-            rows["weights"] = f"of the epoch with the best {METRICS[settings.selection]}"
+            rows["weights"] = f"of the epoch with the best {self._selection()}"
             if settings.patience is not None:
                 epochs = "1 epoch" if settings.patience == 1 else f"{settings.patience} epochs"
                 rows["weights"] += f"; stops after {epochs} without a better one"
@@ -64,10 +58,8 @@ class Plan:
             rows["export"] = settings.quantize + target
         return rows
 
-    def _baseline(self):
-        counts = np.bincount(self.validation.labels, minlength=len(self.train.label_names))
-        name = self.train.label_names[int(counts.argmax())]
-        return f"always answering {name!r:.60} is right on {counts.max() / counts.sum():.1%}"
+    def _selection(self):
+        return self.settings.definition.choices[self.settings.selection][0]
 
     def show(self, console, precision, version, weight_bytes, class_weights) -> None:
         """Print the plan, with the model, the precision and the destination."""
@@ -91,9 +83,7 @@ class Plan:
 def tiles(found, facts, stats, settings, precision):
     """Return the facts of the report page, with readable names and units."""
     return {
-        "Accuracy": f"{found.accuracy:.2%}",
-        "Majority baseline": f"{found.majority_baseline:.2%}",
-        "Macro-F1": f"{found.macro_f1:.4f}",
+        **dict(found.rows()),
         "Examples per second": _number(facts["examples_per_second"], "{:.1f}"),
         "Tokens per second": _number(facts["tokens_per_second"], "{:.0f}"),
         "Padding share": stats.padding_share,
@@ -118,8 +108,7 @@ def result_table(found, facts, report, page, trained):
     """Return the table of results that ends a run."""
     latency = report.latency_ms or {}
     rows = {
-        "accuracy": f"{found.accuracy:.2%} (majority baseline {found.majority_baseline:.2%})",
-        "macro-F1": f"{found.macro_f1:.4f}",
+        **dict(found.rows()),
         "training speed": f"{_number(facts['examples_per_second'], '{:.1f}')} examples/s, "
         f"{_number(facts['tokens_per_second'], '{:.0f}')} tokens/s",
         "padding": f"{facts['padding_share']:.1%} of all tokens",

@@ -1,4 +1,4 @@
-"""`keras-efficient predict`: classify a few texts with an exported model."""
+"""`keras-efficient predict`: run an exported model on a few texts."""
 
 import json
 from dataclasses import dataclass
@@ -23,20 +23,22 @@ class Settings:
 
     directory: Path
     text: tuple
+    second_text: tuple
     file: Path | None
+    pairs: bool
     signature: str
     as_json: bool
 
 
 def show(settings: Settings) -> None:
-    """Classify the texts, and print a table or JSON.
+    """Run the model on the texts, and print a table or JSON.
 
     Raises:
         InputError: there are no texts, or `predict` raises it.
     """
     from keras_efficient.serving import predict
 
-    texts = [*settings.text, *(_lines(settings.file) if settings.file else ())]
+    texts = _texts(settings)
     if not texts:
         raise InputError(
             'predict needs at least one text. Received: none. Add --text "...", or --file with '
@@ -46,18 +48,46 @@ def show(settings: Settings) -> None:
     if settings.as_json:
         print(printable(json.dumps(predictions, indent=2, ensure_ascii=False)))
         return
+    # What is given by class is left to --json.
+    shown = [name for name, value in predictions[0].items() if not isinstance(value, dict)]
     table = Table()
-    for name in ("Text", "Label", "Probability"):
-        table.add_column(name, justify="right" if name == "Probability" else "left")
+    for name in shown:
+        number = isinstance(predictions[0][name], float)
+        title = name.replace("_", " ").capitalize()
+        table.add_column(title, justify="right" if number else "left")
     for row in predictions:
         # Text does not interpret markup.
-        table.add_row(
-            Text(_cell(row["text"])), Text(_cell(row["label"])), f"{row['probability']:.4f}"
-        )
+        table.add_row(*(Text(_cell(row[name])) for name in shown))
     Console().print(table)
 
 
-def _cell(text):
+def _texts(settings):
+    """Return the texts, or pairs of them, of the options."""
+    texts = list(settings.text)
+    if settings.second_text:
+        if len(settings.second_text) != len(texts):
+            raise InputError(
+                "There must be a --second-text for each --text. Received: "
+                f"{len(texts)} and {len(settings.second_text)}. Give both for each pair."
+            )
+        texts = list(zip(texts, settings.second_text, strict=True))
+    lines = _lines(settings.file) if settings.file else []
+    if not settings.pairs:
+        return [*texts, *lines]
+    for number, line in enumerate(lines, 1):
+        if line.count("\t") != 1:
+            raise InputError(
+                "With --pairs each line of --file must have two texts, with one tab between. "
+                f"Received: {line.count(chr(9))} tabs in {str(settings.file)!r}, text {number}. "
+                "Correct the line."
+            )
+    return [*texts, *(tuple(line.split("\t")) for line in lines)]
+
+
+def _cell(value):
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    text = ", ".join(value) if isinstance(value, list) else value
     text = printable(" ".join(text.split()))
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 

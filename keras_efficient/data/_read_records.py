@@ -11,10 +11,13 @@ import os
 import pathlib
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from keras_efficient._errors import InputError
-from keras_efficient.data._records import Records, check_text, index_labels, label_name
+from keras_efficient.data._check_text import check_text
+from keras_efficient.data._class_labels import class_labels
+from keras_efficient.data._records import Records
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
@@ -23,9 +26,10 @@ _JSON_LINES = (".jsonl", ".ndjson")
 def read_records(
     path: str | os.PathLike,
     *,
-    text_column: str = "text",
-    label_column: str | None = "label",
+    text_column: str | Sequence[str] = "text",
+    label_column: str | Sequence[str] | None = "label",
     label_names: Sequence[str] | None = None,
+    encode: Callable | None = None,
 ) -> Records:
     """Read texts and labels from a .csv, .tsv, .jsonl or .ndjson file (UTF-8).
 
@@ -37,12 +41,17 @@ def read_records(
 
     Args:
         path: Path of the file; its suffix determines the format.
-        text_column: Column, or JSON key, of the texts. Default: "text".
+        text_column: Column, or JSON key, of the texts; two of them for pairs of texts. Default:
+            "text".
         label_column: Column, or JSON key, of the labels, which are strings, numbers or bools;
-            None reads no labels. Default: "label".
+            None reads no labels. Several columns, for tasks that take them, give a dict of values
+            by column for each row. Default: "label".
         label_names: The classes in the order of their indices. Pass those of the training records
             when reading validation data. Default: None, the sorted labels; sorted as numbers if
             all of them are, which then have to be whole.
+        encode: Function that makes an array of the labels, `(values, label_names, where) ->
+            (labels, label_names)`, where `where(i)` names the line of value i: the `encode` of a
+            task (`ke.tasks.get("regression").encode`). Default: None, one class per text.
 
     Returns:
         The records, in the order of the file.
@@ -68,35 +77,52 @@ def read_records(
             f"Data files end in {', '.join((*_DELIMITERS, *_JSON_LINES))}. Received: {path}. "
             "Convert the file, or rename it if only the suffix is wrong."
         )
-    if text_column == label_column:
+    texts_of, labels_of = _names(text_column), _names(label_column)
+    columns = [*texts_of, *labels_of]
+    if not 1 <= len(texts_of) <= 2:
+        raise InputError(
+            "`text_column` must name one column, or two for pairs of texts. Received: "
+            f"{text_column!r}. Name the columns of the texts."
+        )
+    if len(set(columns)) < len(columns):
         raise InputError(
             "`text_column` and `label_column` must differ. Received: "
-            f"{text_column!r} for both. Name the column of each; in Python, label_column=None "
-            "reads no labels."
+            f"{_shown([c for c in dict.fromkeys(columns) if columns.count(c) > 1])} more than "
+            "once. Name the column of each; in Python, label_column=None reads no labels."
         )
     content = _content(path)
     if suffix in _DELIMITERS:
-        rows = _table_rows(content, path, _DELIMITERS[suffix], text_column, label_column)
+        rows = _table_rows(content, path, _DELIMITERS[suffix], columns)
     else:
-        rows = _json_rows(content, path, text_column, label_column)
+        rows = _json_rows(content, path, columns)
 
-    texts, named, lines = [], [], []
-    for line, text, label in rows:
+    texts, values, lines = [], [], []
+    for line, row in rows:
         where = f"{path}, line {line}"
-        check_text(text, where)
-        texts.append(text)
+        found, labels = row[: len(texts_of)], row[len(texts_of) :]
+        for text in found:
+            check_text(text, where)
+        texts.append(found)
         lines.append(line)
-        if label_column is not None:
-            named.append(label_name(label, where))
+        single = isinstance(label_column, str)
+        values.append(labels[0] if single else dict(zip(labels_of, labels, strict=True)))
     if not texts:
         raise InputError(
             f"A data file must have at least one row of data. Received: {path} without any. Check "
             "that it was written completely."
         )
-    if label_column is None:
-        return Records(tuple(texts), None, tuple(label_names or ()), str(path))
-    labels, names = index_labels(named, label_names, lambda i: f"{path}, line {lines[i]}")
-    return Records(tuple(texts), labels, names, str(path))
+    first, *second = zip(*texts, strict=True)
+    second = second[0] if second else None
+    if not labels_of:
+        return Records(first, None, tuple(label_names or ()), str(path), second)
+    labels, names = (encode or class_labels)(
+        values, label_names, lambda i: f"{path}, line {lines[i]}"
+    )
+    return Records(first, labels, names, str(path), second)
+
+
+def _names(column: str | Sequence[str] | None) -> list[str]:
+    return [column] if isinstance(column, str) else list(column or ())
 
 
 def _content(path: pathlib.Path) -> str:
@@ -157,8 +183,8 @@ def _line(data: bytes, position: int) -> int:
 
 
 def _table_rows(
-    content: str, path: pathlib.Path, delimiter: str, text_column: str, label_column: str | None
-) -> Iterator[tuple[int, str, str | None]]:
+    content: str, path: pathlib.Path, delimiter: str, columns: Sequence[str]
+) -> Iterator[tuple[int, list[str]]]:
     # The default limit of 131,072 characters is too low for long documents. It is global to the
     # process, so it is restored.
     limit = csv.field_size_limit(2**31 - 1)
@@ -175,10 +201,7 @@ def _table_rows(
                 f"Column names must differ. Received: [{_shown(twice)}] more than once in {path}, "
                 f"line {line}. Rename one of each."
             )
-        text_at = _column(text_column, header, f"{path}, line {line}")
-        label_at = None
-        if label_column is not None:
-            label_at = _column(label_column, header, f"{path}, line {line}")
+        places = [_column(column, header, f"{path}, line {line}") for column in columns]
         warned = False
         for line, row in rows:
             if len(row) != len(header):
@@ -189,7 +212,7 @@ def _table_rows(
                     f"Each row must have {len(header)} fields, as the header has. Received: "
                     f"{len(row)} in {path}, line {line}. The delimiter is {delimiter!r}. {remedy}."
                 )
-            if not quoted and not warned and _looks_quoted(row[text_at]):
+            if not quoted and not warned and _looks_quoted(row[places[0]]):
                 warnings.warn(
                     f"Quotes in a .tsv file are part of the text. Received: {path}, line {line}, "
                     "with a text that looks quoted. If it is, put all names of the header in "
@@ -197,7 +220,7 @@ def _table_rows(
                     stacklevel=3,
                 )
                 warned = True
-            yield line, row[text_at], None if label_at is None else row[label_at]
+            yield line, [row[place] for place in places]
     finally:
         csv.field_size_limit(limit)
 
@@ -234,8 +257,8 @@ def _csv_rows(
 
 
 def _json_rows(
-    content: str, path: pathlib.Path, text_column: str, label_column: str | None
-) -> Iterator[tuple[int, object, object]]:
+    content: str, path: pathlib.Path, columns: Sequence[str]
+) -> Iterator[tuple[int, list[Any]]]:
     # Not splitlines(), which also splits at U+2028 and other characters that JSON strings contain.
     for line, string in enumerate(content.split("\n"), 1):
         if not string.strip():
@@ -251,10 +274,9 @@ def _json_rows(
         if not isinstance(row, dict):
             raise InputError(
                 f"Each line must be a JSON object. Received: {string[:60]!r} in {where}. Write "
-                f'{{"{text_column}": ..., "{label_column or "label"}": ...}}.'
+                f"{{{', '.join(f'{json.dumps(column)}: ...' for column in columns)}}}."
             )
-        text = row[_key(text_column, row, where)]
-        yield line, text, label_column and row[_key(label_column, row, where)]
+        yield line, [row[_key(column, row, where)] for column in columns]
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict:

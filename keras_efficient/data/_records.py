@@ -1,19 +1,18 @@
-"""In-memory texts with class indices as labels."""
+"""In-memory texts, or pairs of texts, and their labels."""
 
 import dataclasses
-import difflib
 import functools
 import hashlib
-import math
 import numbers
 import operator
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_efficient._errors import InputError, listed
+from keras_efficient.data._check_text import check_text
+from keras_efficient.data._class_labels import class_labels
 
 # Larger in-memory integers are not class indices, but probably ids.
 _MOST_CLASSES = 1_000_000
@@ -21,16 +20,18 @@ _MOST_CLASSES = 1_000_000
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Records:
-    """Texts, their labels as class indices, and the names of the classes.
+    """Texts or pairs of texts, their labels, and the names of the classes.
 
     `read_records` makes records from a file and `Records.of` from lists; `split` divides them.
 
     Attributes:
         texts: The texts, each a string with at least one character that is not white space.
-        labels: int32 array of shape `[texts]` of indices into `label_names`, or None. Default:
-            None.
+        labels: What each text is labelled with, or None. Classes: int32 array of shape `[texts]` of
+            indices into `label_names`. Several classes: int32 array `[texts, classes]` of 0 and 1.
+            Numbers: float32 array `[texts]`, without `label_names`. Default: None.
         label_names: Name of each class. Default: ().
         source: Origin of the records, for error messages. Default: "memory".
+        second_texts: The second text of each pair, or None for single texts. Default: None.
 
     Raises:
         InputError: A text is empty or not a string, or the labels do not match the texts or the
@@ -46,6 +47,7 @@ class Records:
     labels: Any = None
     label_names: tuple[str, ...] = ()
     source: str = "memory"
+    second_texts: tuple[str, ...] | None = None
 
     def __post_init__(self):
         if isinstance(self.texts, str):
@@ -54,30 +56,53 @@ class Records:
                 "Put it in a list."
             )
         texts = tuple(self.texts)
-        for number, text in enumerate(texts):
-            check_text(text, f"{self.source}, item {number}")
+        second = None if self.second_texts is None else tuple(self.second_texts)
+        if second is not None and len(second) != len(texts):
+            raise InputError(
+                f"Each text must have a second text, or none. Received: {len(texts)} texts and "
+                f"{len(second)} second texts ({self.source}). Check that both come from the same "
+                "rows."
+            )
+        for part in (texts, second or ()):
+            for number, text in enumerate(part):
+                check_text(text, f"{self.source}, item {number}")
         object.__setattr__(self, "texts", texts)
+        object.__setattr__(self, "second_texts", second)
         object.__setattr__(self, "label_names", tuple(self.label_names))
         if self.labels is None:
             return
-        labels = np.asarray(self.labels)
-        if labels.shape != (len(texts),):
+        labels = self._checked_labels(np.asarray(self.labels), len(texts))
+        labels.flags.writeable = False
+        object.__setattr__(self, "labels", labels)
+
+    def _checked_labels(self, labels, texts):
+        """Return a copy of the labels, since the caller's array may change."""
+        classes = len(self.label_names)
+        if labels.shape not in ((texts,), (texts, classes)):
             raise InputError(
-                f"There must be one label per text. Received: {len(texts)} texts and labels of "
+                f"There must be one label per text. Received: {texts} texts and labels of "
                 f"shape {labels.shape} ({self.source}). Check that both come from the same rows."
             )
-        classes = len(self.label_names)
+        if labels.ndim == 1 and labels.dtype.kind == "f" and not classes:
+            if not np.isfinite(labels).all():
+                raise InputError(
+                    "Labels that are numbers must be finite. Received: "
+                    f"{labels[~np.isfinite(labels)][0]} ({self.source}). Correct or remove it."
+                )
+            return labels.astype(np.float32)
+        most = classes - 1 if labels.ndim == 1 else 1
         if labels.size and (
-            labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes
+            labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > most
         ):
+            rule = f"indices into the {classes} `label_names`"
+            if labels.ndim == 2:
+                rule = "0 or 1 for each text and class"
             raise InputError(
-                f"`labels` must be indices into the {classes} `label_names`. Received: "
+                f"`labels` must be {rule}. Received: "
                 f"{labels.dtype} from {labels.min()!r} to {labels.max()!r}. Use `Records.of`, "
                 "which makes indices of any labels."
             )
-        labels = labels.astype(np.int32)  # A copy, since the caller's array may change.
-        labels.flags.writeable = False
-        object.__setattr__(self, "labels", labels)
+        return labels.astype(np.int32)
 
     @classmethod
     def of(
@@ -87,6 +112,8 @@ class Records:
         label_names: Sequence[str] | None = None,
         *,
         source: str = "memory",
+        second_texts: Iterable[str] | None = None,
+        encode: Callable | None = None,
     ) -> "Records":
         """Make records from lists.
 
@@ -100,6 +127,9 @@ class Records:
             labels: One string, number or bool per text. Default: None, those of the pairs, if any.
             label_names: The classes in the order of their indices. Default: None, as above.
             source: Origin of the texts, for error messages. Default: "memory".
+            second_texts: The second text of each pair of texts. Default: None, single texts.
+            encode: Function that makes an array of labels of another kind: the `encode` of a task
+                (`ke.tasks.get("regression").encode`). Default: None, one class per text.
 
         Returns:
             The records.
@@ -132,28 +162,31 @@ class Records:
                     f"{texts[number]!r:.80} as item {number}. Give it a label, or take it out."
                 )
             texts, labels = [t for t, _ in texts], [label for _, label in texts]
+        second = None if second_texts is None else tuple(second_texts)
         if labels is None:
-            return cls(tuple(texts), None, tuple(label_names or ()), source)
+            return cls(tuple(texts), None, tuple(label_names or ()), source, second)
         labels = list(labels)
         if len(labels) != len(texts):
             raise InputError(
                 f"There must be one label per text. Received: {len(texts)} texts and "
                 f"{len(labels)} labels. Check that both come from the same rows."
             )
-        if label_names is None and labels and all(_is_index(label) for label in labels):
+        classes = encode is None and label_names is None
+        if classes and labels and all(_is_index(label) for label in labels):
             indices = [int(label) for label in labels]
             if max(indices) >= _MOST_CLASSES:
                 raise InputError(
                     f"Integer labels are class indices, below {_MOST_CLASSES}. Received: "
                     f"{max(indices)}. Give `label_names`, or take the column that has the classes."
                 )
-            return cls(tuple(texts), indices, tuple(map(str, range(max(indices) + 1))), source)
+            names = tuple(map(str, range(max(indices) + 1)))
+            return cls(tuple(texts), indices, names, source, second)
 
         def where(number):
             return f"{source}, item {number}"
 
-        named = [label_name(label, where(number)) for number, label in enumerate(labels)]
-        return cls(tuple(texts), *index_labels(named, label_names, where), source)
+        found, names = (encode or class_labels)(labels, label_names, where)
+        return cls(tuple(texts), found, names, source, second)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -162,21 +195,30 @@ class Records:
         # That of a dataclass would print every text.
         if self.labels is None:
             classes = "no labels"
+        elif not self.label_names:
+            classes = "numbers"
         else:
             classes = f"{len(self.label_names):,} classes: {listed(self.label_names)}"
-        return f"Records({len(self):,} texts, {classes}, source={self.source!r})"
+        texts = "texts" if self.second_texts is None else "pairs of texts"
+        return f"Records({len(self):,} {texts}, {classes}, source={self.source!r})"
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Return the hexadecimal SHA-256 of the texts, labels and label names in their order."""
         digest = hashlib.sha256()
-        for part in (self.texts, self.label_names):
+        second = () if self.second_texts is None else (self.second_texts,)
+        for part in (self.texts, self.label_names, *second):
             digest.update(len(part).to_bytes(8, "little"))
             for string in part:
                 data = string.encode()
                 # The length precedes the bytes, so that ["ab", "c"] and ["a", "bc"] differ.
                 digest.update(len(data).to_bytes(8, "little") + data)
-        digest.update(b"none" if self.labels is None else self.labels.astype("<i4").tobytes())
+        if self.labels is None:
+            digest.update(b"none")
+        else:
+            # Little-endian on every machine.
+            kind = self.labels.dtype.newbyteorder("<")
+            digest.update(self.labels.astype(kind).tobytes())
         return digest.hexdigest()
 
     def take(self, indices: Any) -> "Records":
@@ -202,12 +244,19 @@ class Records:
                 )
             indices = np.flatnonzero(indices)
         indices = indices.astype(np.int64).reshape(-1)
+        second = self.second_texts
         return Records(
             tuple(self.texts[i] for i in indices.tolist()),
             None if self.labels is None else self.labels[indices],
             self.label_names,
             self.source,
+            second and tuple(second[i] for i in indices.tolist()),
         )
+
+    @property
+    def has_classes(self) -> bool:
+        """Return whether each text is labelled with one class."""
+        return self.labels is not None and self.labels.ndim == 1 and self.labels.dtype.kind == "i"
 
 
 def require_classes(records: Records, at_least: int = 2) -> Records:
@@ -235,6 +284,12 @@ def require_classes(records: Records, at_least: int = 2) -> Records:
             f"Training a classifier needs labels. Received: {records.source} without labels. Name "
             "the label column, or give `labels`."
         )
+    if not records.has_classes:
+        raise InputError(
+            f"A classifier learns one class per text. Received: {records!r} with labels of shape "
+            f"{records.labels.shape} and type {records.labels.dtype}. Read the file without "
+            "`encode`, or choose the task that fits."
+        )
     present = np.unique(records.labels)
     if len(present) < at_least:
         names = [records.label_names[i] for i in present]
@@ -253,9 +308,9 @@ def split(
     The permutation is `np.random.default_rng(seed).permutation(len(records))`. Each class gives the
     same share of its records to the validation, rounded to whole records: the last ones in the
     permutation. So rare classes are evaluated too, and the first record of each class is trained on
-    unless `validation` leaves fewer records than classes. Without labels, or with `stratify=False`,
-    the last records of the permutation become the validation records. The same records and seed
-    give the same split on every machine.
+    unless `validation` leaves fewer records than classes. Without labels, with labels of another
+    kind than one class per text, or with `stratify=False`, the last records of the permutation
+    become the validation records. The same records and seed give the same split on every machine.
 
     Args:
         records: The records to split.
@@ -304,7 +359,7 @@ def split(
             "there. Change `validation`, or add records."
         )
     order = np.random.default_rng(seed).permutation(total)
-    if stratify and records.labels is not None:
+    if stratify and records.has_classes:
         held_out = _last_of_each_class(records.labels[order], count)
     else:
         held_out = np.arange(total) >= total - count
@@ -327,96 +382,6 @@ def _last_of_each_class(labels, count):
     return chosen
 
 
-def check_text(text: Any, where: str) -> None:
-    """Require a text that can be tokenized. `where` names its origin in the error message."""
-    if not isinstance(text, str):
-        raise InputError(
-            f"Each text must be a string. Received: {text!r:.60} of type {type(text).__name__} "
-            f"({where}). Correct or remove it."
-        )
-    if not text or text.isspace():
-        raise InputError(
-            f"Each text must have something in it. Received: an empty text {text!r:.20} "
-            f"({where}). Correct or remove it."
-        )
-    _check_string(text, "text", where)
-
-
-def _check_string(string: str, what: str, where: str) -> None:
-    if "\0" in string:
-        raise InputError(
-            f"A {what} must not hold NUL characters. Received: {string!r:.60} ({where}). Remove "
-            "them; if there are many, the file may be UTF-16: save it as UTF-8."
-        )
-    try:
-        string.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"A {what} must be valid Unicode. Received: {string!r:.60}, with half of a surrogate "
-            f"pair ({where}). Correct or remove it."
-        ) from error
-
-
-def label_name(label: Any, where: str) -> str:
-    """Return the name of a label found in data: the numbers 1 and 1.0 and "1 " all become "1"."""
-    if isinstance(label, np.generic):
-        label = label.item()
-    if isinstance(label, str):
-        name = label.strip()
-        _check_string(name, "label", where)
-    elif isinstance(label, float):
-        if math.isinf(label):
-            raise InputError(
-                f"A label that is a number must be finite. Received: {label!r} ({where}). Correct "
-                "or remove it."
-            )
-        name = "" if math.isnan(label) else str(int(label) if label.is_integer() else label)
-    elif isinstance(label, bool | int):
-        name = str(label)
-    elif label is None:
-        name = ""
-    else:
-        raise InputError(
-            f"A label must be a string, a number or a bool. Received: {label!r:.60} of type "
-            f"{type(label).__name__} ({where}). Give one class per text."
-        )
-    if not name:
-        raise InputError(
-            f"Each text needs a label. Received: {label!r} ({where}). Fill it in, or remove the "
-            "row; in Python, label_column=None reads no labels."
-        )
-    return name
-
-
-def index_labels(
-    named: Sequence[str], label_names: Sequence[str] | None, where: Callable[[int], str]
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return int32 class indices and class names. `where(i)` names the origin of label i."""
-    if label_names is None:
-        names = _sorted_classes(named, where)
-    else:
-        names = tuple(label_name(name, "label_names") for name in label_names)
-        if len(set(names)) != len(names):
-            twice = sorted({name for name, count in Counter(names).items() if count > 1})
-            raise InputError(
-                f"`label_names` must differ. Received more than once: {listed(twice)}. Name each "
-                "class once."
-            )
-    index = {name: i for i, name in enumerate(names)}
-    labels = np.empty(len(named), np.int32)
-    for number, name in enumerate(named):
-        if name not in index:
-            near = difflib.get_close_matches(name, names, n=1) if len(names) <= 1000 else []
-            hint = f"Did you mean {near[0]!r}? " if near else ""
-            raise InputError(
-                f"Each label must be one of {len(names):,} classes: {listed(names)}. Received: "
-                f"{name!r:.80}, unseen in training ({where(number)}). {hint}Correct the row, or "
-                "train with this class."
-            )
-        labels[number] = index[name]
-    return labels, names
-
-
 def _is_index(label) -> bool:
     if isinstance(label, float | str) or label is None:
         return False
@@ -424,41 +389,3 @@ def _is_index(label) -> bool:
         return operator.index(label) >= 0
     except TypeError:
         return isinstance(label, np.bool_)
-
-
-def _sorted_classes(named: Sequence[str], where: Callable[[int], str]) -> tuple[str, ...]:
-    """Return the classes in their order: of numbers, if all of them are; they have to be whole."""
-    first: dict[str, int] = {}
-    for i, name in enumerate(named):
-        first.setdefault(name, i)
-    values = {name: number for name in first if (number := _number(name)) is not None}
-    for name, number in values.items():
-        if math.isnan(number):
-            raise InputError(
-                f"Each text needs a label. Received: {name!r}, which stands for a missing one "
-                f"({where(first[name])}). Fill it in, or remove the row; if it is the name of a "
-                "class, pass `label_names`."
-            )
-    if len(values) < len(first):
-        return tuple(sorted(first))
-    for name, number in values.items():
-        if not math.isfinite(number):
-            raise InputError(
-                f"A label that is a number must be finite. Received: {name!r} "
-                f"({where(first[name])}). Correct or remove it."
-            )
-        if not number.is_integer():
-            raise InputError(
-                "The labels of a classifier must be classes. Received: numbers with fractions, "
-                f"such as {name!r} ({where(first[name])}). Is regression meant? There is no such "
-                "task yet. If each number is a class, pass `label_names`, or give them names such "
-                f"as '{name} stars'."
-            )
-    return tuple(sorted(first, key=lambda name: (values[name], name)))
-
-
-def _number(name: str) -> float | None:
-    try:
-        return float(name)
-    except ValueError:
-        return None

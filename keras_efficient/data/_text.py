@@ -66,7 +66,7 @@ def text(
 
     Args:
         records: `Records`, the path of a data file for `read_records`, a list of texts or a list of
-            (text, label) pairs. For validation data make `Records` with the `label_names` of the
+            (text, label) tuples. For validation data make `Records` with the `label_names` of the
             training records.
         tokenizer: A `Tokenizer`, or an object that `as_tokenizer` accepts.
         batch_size: Number of texts per global batch, over all replicas. Default: None; then give
@@ -95,8 +95,10 @@ def text(
     Returns:
         A dataset of (features, labels), or of features if there are no labels. The features are a
         dict from the tokenizer's input names to int32 tensors `[batch, length]`: "ids", "mask" (1
-        for tokens, 0 for padding) and "segments" (zeros). The labels are int32 `[batch]`. The
-        dataset's attribute `stats` is a `TextStats`.
+        for tokens, 0 for padding) and "segments" (1 for the second text of a pair, otherwise 0).
+        The labels are those of the records: int32 `[batch]` for classes, int32 `[batch, classes]`
+        for several classes, float32 `[batch]` for numbers. The dataset's attribute `stats` is a
+        `TextStats`.
 
     Raises:
         InputError: An argument is out of range or does not go with another one, there are no texts,
@@ -161,7 +163,13 @@ def text(
             "remainder."
         )
 
-    ids, truncated, longest = tokenizer.encode_and_count(records.texts, max_length)
+    segments = None
+    if records.second_texts is None:
+        ids, truncated, longest = tokenizer.encode_and_count(records.texts, max_length)
+    else:
+        ids, segments, truncated, longest = tokenizer.encode_pairs(
+            records.texts, records.second_texts, max_length
+        )
     lengths = np.array([len(row) for row in ids], np.int32)
     if not lengths.all():
         number = int(np.argmin(lengths))
@@ -220,7 +228,7 @@ def text(
             order = tf.data.Dataset.range(total, output_type=tf.int32)
         # Not slices where all batches have one size: `tf.distribute` looks for that size.
         batches = order if batch_size is None else order.batch(batch_size, drop_remainder)
-        gather = _gather(ids, lengths, records.labels, buckets, tokenizer)
+        gather = _gather(ids, segments, lengths, records.labels, buckets, tokenizer)
         dataset: Any = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         options = tf.data.Options()
         # There are no files to divide among workers, so each batch is divided.
@@ -294,10 +302,11 @@ def _permutation(size, epoch_seed, use):
     return random.experimental.stateless_shuffle(tf.range(size), seed, alg="philox")
 
 
-def _gather(ids, lengths, labels, buckets, tokenizer):
+def _gather(ids, segments, lengths, labels, buckets, tokenizer):
     """Return a function from indices to a padded batch."""
     # One flat tensor and the start of each text take the least memory.
     flat = tf.constant(np.concatenate(ids))
+    flat_segments = None if segments is None else tf.constant(np.concatenate(segments))
     starts = tf.constant(np.cumsum(lengths, dtype=np.int64) - lengths)
     lengths = tf.constant(lengths)
     labels = None if labels is None else tf.constant(labels)
@@ -313,11 +322,15 @@ def _gather(ids, lengths, labels, buckets, tokenizer):
         real = columns < here[:, None]
         places = tf.gather(starts, indices)[:, None] + tf.cast(columns, tf.int64)
         # The places of padding may lie past the end of the last text.
-        tokens = tf.gather(flat, tf.where(real, places, 0))
+        places = tf.where(real, places, 0)
+        tokens = tf.gather(flat, places)
+        seconds = tf.zeros_like(tokens)
+        if flat_segments is not None:
+            seconds = tf.where(real, tf.gather(flat_segments, places), 0)
         batch = {
             "ids": tf.where(real, tokens, pad_id),
             "mask": tf.cast(real, tf.int32),
-            "segments": tf.zeros_like(tokens),
+            "segments": seconds,
         }
         features = {name: batch[key] for key, name in names.items()}
         for feature in features.values():

@@ -229,6 +229,49 @@ class Tokenizer:
             longest = max([longest, *map(len, more), *lengths])
         return ids, cut, None if cut and self._function is not None else longest
 
+    def encode_pairs(
+        self, texts: Sequence[str], second_texts: Sequence[str], max_length: int | None = None
+    ) -> tuple[list[np.ndarray], list[np.ndarray], int, int]:
+        """Encode pairs of texts, joined by the tokenizer's special tokens.
+
+        What is too long is truncated as the tokenizer does it: from the longer text first.
+
+        Args:
+            texts: The first text of each pair.
+            second_texts: The second text of each pair.
+            max_length: Maximum number of tokens per pair, special tokens included. Default: None,
+                the tokenizer's own `max_length`.
+
+        Returns:
+            One int32 array of ids per pair; one of segments, 0 for the tokens of the first text
+            and 1 for those of the second, if the tokenizer tells them apart; the number of
+            truncated pairs; and the number of tokens of the longest pair without truncation.
+
+        Raises:
+            InputError: The backend is a function, or `max_length` is out of range.
+        """
+        max_length = self.check_length(self.max_length if max_length is None else max_length)
+        if self._function is not None:
+            raise InputError(
+                "Pairs of texts need a tokenizers.Tokenizer, which knows how to join them. "
+                f"Received: {self!r}. Load the model from a folder with tokenizer.json, or join "
+                "the texts in one column."
+            )
+        ids: list[np.ndarray] = []
+        segments: list[np.ndarray] = []
+        cut, longest = 0, 0
+        pairs = list(zip(texts, second_texts, strict=True))
+        for start in range(0, len(pairs), _CHUNK):
+            chunk = pairs[start : start + _CHUNK]
+            encodings = _batch(self._copy(max_length), chunk)
+            ids += [np.array(encoding.ids, np.int32) for encoding in encodings]
+            segments += [np.array(encoding.type_ids, np.int32) for encoding in encodings]
+            longer = [p for p, e in zip(chunk, encodings, strict=True) if e.overflowing]
+            whole = _batch(self._copy(_NO_LIMIT), longer) if longer else encodings
+            cut += len(longer)
+            longest = max([longest, *(len(encoding.ids) for encoding in whole)])
+        return ids, segments, cut, longest
+
     def check_length(self, max_length: int) -> int:
         """Require a `max_length` that the model accepts; returns it as an int."""
         if not _is_int(max_length) or not 3 <= max_length <= self.max_length:

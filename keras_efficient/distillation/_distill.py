@@ -70,7 +70,8 @@ def distill(
             list of these, whose probabilities are averaged; or None, to remove the teacher.
         alpha: float in [0, 1], α: weight of the loss of the labels. Default: 0.5.
         temperature: float > 0, T: both predictions are softened by it. Default: 2.0.
-        divergence: "forward_kl", "reverse_kl", "jensen_shannon" or "mse" (of logits), as in
+        divergence: "forward_kl", "reverse_kl", "jensen_shannon" or "mse" (of logits, or of the
+            numbers of a regression, which needs it), as in
             `ke.distillation.soft_target_divergence`; or None for no term between outputs, which
             then may differ. Default: "forward_kl".
         hidden: weight of the distance of hidden states after Transformer blocks, or

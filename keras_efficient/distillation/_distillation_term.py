@@ -19,7 +19,7 @@ from keras_efficient.distillation._layer_mapping import map_layers
 from keras_efficient.distillation._projection import Projection
 from keras_efficient.distillation._relations import relation_divergence
 from keras_efficient.distillation._soft_targets import logits_of, soft_target_divergence, wide
-from keras_efficient.distillation._teacher import Teacher
+from keras_efficient.distillation._teacher import Teacher, chosen_outputs
 from keras_efficient.training._loss_terms import LossTerm, predictions
 
 
@@ -304,11 +304,21 @@ class Distillation(LossTerm):
         if self.from_logits is None and not named:
             from_logits = flavor.from_logits(model)
         independent = not named and flavor.has_independent_labels(model)
-        ours = [logits_of(output, from_logits, independent) for output in predictions(y_pred)]
-        theirs = [
-            teacher.as_logits(output, from_logits, independent)
-            for teacher, output in zip(self.teachers, outputs, strict=True)
-        ]
+        if self.from_logits is None and flavor.predicts_numbers(model):
+            if self.divergence != "mse":
+                raise ValueError(
+                    "Outputs of a regression are numbers and no probabilities. Received: "
+                    f"divergence={self.divergence!r} for a loss such as the mean squared error. "
+                    "Pass divergence='mse', or from_logits=True if they are logits."
+                )
+            ours = list(map(wide, predictions(y_pred)))
+            theirs = [list(map(wide, chosen_outputs(output))) for output in outputs]
+        else:
+            ours = [logits_of(output, from_logits, independent) for output in predictions(y_pred)]
+            theirs = [
+                teacher.as_logits(output, from_logits, independent)
+                for teacher, output in zip(self.teachers, outputs, strict=True)
+            ]
         terms = []
         for number, (student, weight) in enumerate(zip(ours, weights, strict=True)):
             each = []

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from keras_efficient import flavor as flavors
+from keras_efficient import flavor as flavors, tasks
 from keras_efficient._errors import InputError, listed
 from keras_efficient.architecture._weights import EMBEDDING, KERNEL, all_weights
 from keras_efficient.compression._activation_quantization import rounds_inputs
@@ -42,6 +42,7 @@ class ExportArguments:
     quantize: str | None
     signatures: tuple[str, ...]
     tokenizer: Any
+    task: tasks.Task
     evaluate: Evaluation | None
     facts: dict
     tolerance: float | None
@@ -64,6 +65,7 @@ def validate_arguments(
     signatures,
     tokenizer,
     labels,
+    task=None,
     evaluate,
     compress,
     facts=None,
@@ -101,6 +103,7 @@ def validate_arguments(
         quantize=quantize,
         signatures=signatures,
         tokenizer=tokenizer,
+        task=tasks.get(task),
         evaluate=evaluate,
         facts=_with_labels(check_facts(facts), labels),
         tolerance=_check_tolerance(tolerance, model, quantize, format),

@@ -27,6 +27,7 @@ def check_export(
     signatures: str | Sequence[str] | None = None,
     tokenizer: Any = None,
     labels: Sequence[str] | None = None,
+    task: Any = None,
     evaluate: Any = None,
     compress: bool = False,
     target: str | None = None,
@@ -49,6 +50,7 @@ def check_export(
         signatures: as for `ke.export`. Default: None.
         tokenizer: as for `ke.export`. Default: None.
         labels: as for `ke.export`. Default: None.
+        task: as for `ke.export`. Default: None.
         evaluate: as for `ke.export`; the first batch is run. Default: None.
         compress: as for `ke.export`. Default: False.
         target: as for `ke.export`; warns of kernels that `ke.quantize_aware` trains in 8 bits and
@@ -79,6 +81,7 @@ def check_export(
             signatures=signatures,
             tokenizer=tokenizer,
             labels=labels,
+            task=task,
             evaluate=evaluate,
             compress=compress,
         )
@@ -90,6 +93,7 @@ def check_export(
         signatures=signatures,
         tokenizer=tokenizer,
         labels=labels,
+        task=task,
         evaluate=evaluate,
         compress=compress,
         target=target,
@@ -98,7 +102,7 @@ def check_export(
     flavor = flavors.of(model)
     # The space that floats take, since quantization is often attached or calibrated later.
     version, features, batches, text = prepare(flavor, model, directory, sample, arguments, None)
-    scores_in_memory(flavor, model, batches[:1])
+    scores_in_memory(flavor, model, batches[:1], arguments.task)
     if format == "saved_model":
         check_graph_export(flavor, model, features, text, arguments)
         return version

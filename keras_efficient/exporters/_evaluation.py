@@ -1,4 +1,4 @@
-"""Compare the accuracy of a served classifier with that of the model in memory."""
+"""Compare the quality of a served model with that of the model in memory."""
 
 import warnings
 from collections.abc import Iterable
@@ -9,24 +9,23 @@ import numpy as np
 
 from keras_efficient._errors import InputError, VerificationError
 from keras_efficient.exporters._signature import Features, call_by_name
-from keras_efficient.metrics import classification_report, predicted_classes, scores_of
 from keras_efficient.metrics._labelled_batches import labelled_batches, unless_ones
-from keras_efficient.metrics._scores import class_numbers
 
-#: Default loss of accuracy that an export is allowed: half a point.
+#: Default loss of accuracy, or of another task's score, that an export is allowed: half a point.
 MAX_DROP = 0.005
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Labelled examples on which the accuracy of an export is measured.
+    """Labelled examples on which the quality of an export is measured.
 
     Args:
         data: a batch `(features, labels)` or `(features, labels, sample_weights)`, as `fit` takes
-            them, or a finite iterable of such batches. Labels are classes, int [batch], or one-hot,
-            [batch, classes].
-        max_drop: float in [0, 1], how far the served accuracy may be below the accuracy in memory.
-            Default: 0.005.
+            them, or a finite iterable of such batches. For classification labels are classes, int
+            [batch], or one-hot, [batch, classes].
+        max_drop: float in [0, 1], how far the served score may be below the score in memory. The
+            score is the accuracy for classification, and what `score` of the task's report is for
+            others. Default: 0.005.
 
     Raises:
         InputError: `max_drop` is out of range.
@@ -55,63 +54,64 @@ class Evaluation:
                 "Give for example 0.005, half a point."
             )
 
-    def batches(self, model) -> list:
-        """Return a list of `(Features, classes int64 [batch], weights [batch])`.
+    def batches(self, model, task) -> list:
+        """Return a list of `(Features, labels [batch, ...], weights [batch])`.
 
         Raises:
-            InputError: there are no batches, or they lack one label per example.
+            InputError: there are no batches, or they lack one label of the task per example.
         """
         return [
-            (Features(model, (features,), max_examples=len(classes)), classes, weights)
-            for features, classes, weights in labelled_batches(self.data, "evaluate")
+            (Features(model, (features,), max_examples=len(labels)), labels, weights)
+            for features, labels, weights in labelled_batches(
+                self.data, "evaluate", task.batch_labels
+            )
         ]
 
 
-def scores_in_memory(flavor, model, batches) -> list[np.ndarray]:
-    """Return the class scores of the model in memory for each batch."""
-    return [scores_of(call_by_name(flavor, model, f, f.arrays)) for f, _, _ in batches]
+def scores_in_memory(flavor, model, batches, task) -> list[np.ndarray]:
+    """Return the scores of the model in memory for each batch."""
+    return [task.scores(call_by_name(flavor, model, f, f.arrays)) for f, _, _ in batches]
 
 
-def check_drop(in_memory, served, batches, max_drop: float, label_names=None) -> dict:
-    """Compare accuracies.
+def check_drop(in_memory, served, batches, max_drop: float, task, label_names=None):
+    """Compare the scores of a task.
 
     Args:
-        in_memory: list of float arrays [batch, classes], the scores of the model in memory.
-        served: the same of the served model.
+        in_memory: list of float arrays [batch, outputs], the scores of the model in memory.
+        served: list of dicts of output arrays of the served model.
         batches: as returned by `Evaluation.batches`.
-        max_drop: how far the served accuracy may be below the accuracy in memory.
+        max_drop: how far the served score may be below the score in memory.
+        task: the `ke.tasks.Task`.
         label_names: name of each class, or None for the indices.
 
     Returns:
-        {"examples", "in_memory", "served", "classification"}; the last one is the dict of the
-        `ke.metrics.ClassificationReport` of the served model.
+        `(evaluation, report)`: {"examples", "metric", "in_memory", "served"}, and the task's report
+        on the served model.
 
     Raises:
-        VerificationError: the served accuracy is lower by more than `max_drop`.
+        VerificationError: the served score is lower by more than `max_drop`.
     """
     labels = np.concatenate([labels for _, labels, _ in batches])
     weights = unless_ones([weights for _, _, weights in batches])
-    scores = np.concatenate(in_memory), np.concatenate(served)
-    # The served scores may leave [0, 1] by a rounding error: they are read like the others.
-    classes = [predicted_classes(x, like=scores[0]) for x in scores]
-    numbers = class_numbers(scores[0], labels)
-    if label_names is None or len(label_names) < len(numbers):
-        label_names = numbers
-    memory, report = (
-        classification_report(labels, x, label_names, sample_weight=weights) for x in classes
+    memory = np.concatenate(in_memory)
+    outputs = np.concatenate([task.scores(found) for found in served])
+    expected, report = (
+        task.report(labels, scores, label_names, sample_weight=weights)
+        for scores in (memory, task.aligned(outputs, like=memory))
     )
-    if report.accuracy < memory.accuracy - max_drop - 1e-9:
+    if report.score < expected.score - max_drop - 1e-9:
         raise VerificationError(
-            f"The served model is right on {report.accuracy:.2%} of {report.examples} examples, "
-            f"the model in memory on {memory.accuracy:.2%}; a drop of {100 * max_drop:g} points is "
-            "allowed. Train with ke.quantize_aware, calibrate on more data, or allow more "
-            "(`max_drop` of ke.exporters.Evaluation)."
+            f"The served model has a lower {report.metric} than the model in memory: "
+            f"{report.score:.4f} instead of {expected.score:.4f} on {report.examples} examples; a "
+            f"drop of {max_drop:g} is allowed. Train with ke.quantize_aware, calibrate on more "
+            "data, or allow more (`max_drop` of ke.exporters.Evaluation)."
         )
     for text in report.warnings:
         warnings.warn(text, stacklevel=4)
-    return {
+    evaluation = {
         "examples": report.examples,
-        "in_memory": memory.accuracy,
-        "served": report.accuracy,
-        "classification": report.to_dict(),
+        "metric": report.metric,
+        "in_memory": expected.score,
+        "served": report.score,
     }
+    return evaluation, report

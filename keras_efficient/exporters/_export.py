@@ -46,9 +46,8 @@ from keras_efficient.exporters.litert.export import export_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
 from keras_efficient.exporters.onnx.export import export_onnx
 from keras_efficient.exporters.onnx.session import run_onnx
-from keras_efficient.exporters.tokenizer_ops.text_signature import TEXTS, TextSignature
+from keras_efficient.exporters.tokenizer_ops.text_signature import TextSignature, samples
 from keras_efficient.flavor import Model
-from keras_efficient.metrics import scores_of
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transform_chains
 from keras_efficient.parametrize._plain_model import folded_weights
 
@@ -63,6 +62,7 @@ def export(
     signatures: str | Sequence[str] | None = None,
     tokenizer: Any = None,
     labels: Sequence[str] | None = None,
+    task: Any = None,
     evaluate: Any = None,
     compress: bool = False,
     facts: Mapping[str, Any] | None = None,
@@ -85,8 +85,9 @@ def export(
     declares a fixed length. Outputs are called like the keys of a dict; "logits" for the single
     output of a model with `num_classes` or `num_labels`, "outputs" for that of others; "output_0"
     and so on for a list; and like the entries of a Hugging Face output, without its loss. Float
-    inputs and outputs are float32. "text" takes "text", string [batch], and adds the outputs
-    "probabilities", float32 [batch, classes], and "label", string [batch].
+    inputs and outputs are float32. "text" takes "text", string [batch], and for pairs of texts
+    "second_text", and adds the outputs of the task: for classification "probabilities", float32
+    [batch, classes], and "label", string [batch].
 
     Transforms of weights (`ke.prune`, `ke.lora` and so on) are folded into the written weights. The
     model in memory keeps its transforms. A SavedModel stores kernels and embeddings of at most 256
@@ -123,13 +124,15 @@ def export(
         labels: names of the classes, in the order of the logits. They are written into the version,
             the signature "text" answers with them, and reports show them. Default: None, which is
             `facts["labels"]` if given, otherwise the numbers of the classes.
+        task: name of the task of the model, or a `ke.tasks.Task`: it answers in the signature
+            "text", and `evaluate` compares its score. Default: None, "classification".
         evaluate: labelled batches `(features, labels)`, or a `ke.exporters.Evaluation` of them: the
-            served accuracy may be at most 0.005 below that in memory. Default: None, accuracy is
-            not measured.
+            served accuracy, or other score of the task, may be at most 0.005 below that in memory.
+            Default: None, it is not measured.
         compress: bool, whether to also pack the version into an archive beside it. Default: False.
         facts: dict of facts about the training for the report: `accuracy`, `examples_per_second`,
-            `seed`, `data_fingerprint`, `classification` (a `ke.metrics.ClassificationReport`), and
-            any other JSON values. Default: None.
+            `seed`, `data_fingerprint`, `quality` (the report of an evaluation, such as a
+            `ke.metrics.ClassificationReport`), and any other JSON values. Default: None.
         tolerance: float. Default: None, which is 1e-5; 2e-2 for a model with layers that compute in
             bfloat16 or float16, which round differently in two graphs of the same model; 5e-2 for
             "bfloat16"; 1e-1 for "int8" and for any model that quantizes its activations, where a
@@ -180,6 +183,7 @@ def export(
             signatures=signatures,
             tokenizer=tokenizer,
             labels=labels,
+            task=task,
             evaluate=evaluate,
             compress=compress,
             facts=facts,
@@ -195,6 +199,7 @@ def export(
         signatures=signatures,
         tokenizer=tokenizer,
         labels=labels,
+        task=task,
         evaluate=evaluate,
         compress=compress,
         facts=facts,
@@ -230,10 +235,12 @@ def prepare(flavor, model, directory, sample, arguments, quantize):
     needed = _estimated_bytes(flavor, model, quantize)
     version = check_destination(directory, needed_bytes=needed)
     features = Features(model, sample)
-    batches = [] if arguments.evaluate is None else arguments.evaluate.batches(model)
+    task = arguments.task
+    batches = [] if arguments.evaluate is None else arguments.evaluate.batches(model, task)
     text = None
     if "text" in arguments.signatures:
-        text = TextSignature(arguments.tokenizer, arguments.facts.get("labels"), features)
+        labels = arguments.facts.get("labels")
+        text = TextSignature(task, arguments.tokenizer, labels, features)
     return version, features, batches, text
 
 
@@ -242,7 +249,7 @@ def _write(flavor, model, directory, sample, arguments):
         flavor, model, directory, sample, arguments, arguments.quantize
     )
     with contextlib.ExitStack() as stack:
-        in_memory = scores_in_memory(flavor, model, batches)
+        in_memory = scores_in_memory(flavor, model, batches, arguments.task)
         transforms = _describe_transforms(model)
         form = stack.enter_context(flat_form(model, features))
         # The export is compared with a model in memory that has the same integer weights.
@@ -272,7 +279,7 @@ def _write(flavor, model, directory, sample, arguments):
                 served, measured = run_without_keras(
                     staging.path,
                     features.arrays if "tokens" in arguments.signatures else None,
-                    texts=TEXTS if text is not None else None,
+                    texts=None if text is None else text.samples(),
                     batches=[batch.arrays for batch, _, _ in batches],
                     latency=arguments.latency,
                 )
@@ -288,13 +295,7 @@ def _write(flavor, model, directory, sample, arguments):
                 )
                 evaluation = None
                 if arguments.evaluate is not None:
-                    evaluation = check_drop(
-                        in_memory,
-                        served["scores"],
-                        batches,
-                        arguments.evaluate.max_drop,
-                        arguments.facts.get("labels"),
-                    )
+                    evaluation = _check_drop(arguments, in_memory, served["batches"], batches)
             _write_extra_files(staging.path, features, arguments)
             serving = functions["serving_default"]
             storage = storage_of(module, tokens)
@@ -345,21 +346,14 @@ def _write_file(format, flavor, model, directory, sample, arguments):
         options["reduce_range"] = arguments.reduce_range
         if arguments.target is not None:
             recipe["target"] = arguments.target
-    in_memory = scores_in_memory(flavor, model, batches)
+    in_memory = scores_in_memory(flavor, model, batches, arguments.task)
     with staged(directory, version) as staging:
         with _keep_refused_files(staging):
             written = write(model, flavor, features, staging.path, **options)
             evaluation = None
             if arguments.evaluate is not None:
                 served = run(written.file, *(batch.arrays for batch, _, _ in batches))
-                found = list(map(scores_of, served))
-                evaluation = check_drop(
-                    in_memory,
-                    found,
-                    batches,
-                    arguments.evaluate.max_drop,
-                    arguments.facts.get("labels"),
-                )
+                evaluation = _check_drop(arguments, in_memory, served, batches)
         measurements = {
             "weight_bytes": written.bytes,
             "max_abs_difference": written.max_abs_difference,
@@ -368,6 +362,11 @@ def _write_file(format, flavor, model, directory, sample, arguments):
         }
         recipe |= written.recipe
         return _publish(flavor, model, staging, arguments, measurements, evaluation, recipe)
+
+
+def _check_drop(arguments, in_memory, served, batches):
+    drop, labels = arguments.evaluate.max_drop, arguments.facts.get("labels")
+    return check_drop(in_memory, served, batches, drop, arguments.task, labels)
 
 
 @contextlib.contextmanager
@@ -387,11 +386,10 @@ def _publish(flavor, model, staging, arguments, measurements, evaluation, recipe
     """Write the report and the manifest, and rename the folder to its version."""
     facts = dict(arguments.facts)
     if evaluation is not None:
+        evaluation, served = evaluation
         # The caller's own figures come first, then those of what is served.
-        served = evaluation.pop("classification")
-        facts["classification"] = facts.get("classification") or served
-        if facts.get("accuracy") is None:
-            facts["accuracy"] = evaluation["served"]
+        own = {name: value for name, value in facts.items() if value is not None}
+        facts |= {"quality": served, **served.measures(), **own}
     report = ExportReport(
         directory=staging.version,
         bytes=sum(f.stat().st_size for f in staging.path.rglob("*") if f.is_file()),
@@ -438,16 +436,18 @@ def _module(flavor, model, unread, features, text, arguments):
 
 
 def _write_extra_files(folder, features, arguments):
-    """Write warm-up requests and labels beside the SavedModel."""
+    """Write warm-up requests, the labels and the task beside the SavedModel."""
     for name in ("serving_default", *arguments.signatures):
         name_of = arguments.signatures[0] if name == "serving_default" else name
-        arrays = {"text": list(TEXTS)} if name_of == "text" else features.arrays
+        arrays = samples(arguments.task) if name_of == "text" else features.arrays
         write_warmup(folder, name, arrays)
     labels = arguments.facts.get("labels")
-    if labels:
-        assets = folder / "assets.extra"
-        assets.mkdir(exist_ok=True)
-        (assets / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
+    task = {"task": arguments.task.name, "texts": arguments.task.texts}
+    for name, value in (("labels", labels), ("task", "text" in arguments.signatures and task)):
+        if value:
+            assets = folder / "assets.extra"
+            assets.mkdir(exist_ok=True)
+            (assets / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
 
 
 def _describe_transforms(model):
@@ -468,7 +468,7 @@ def _estimated_bytes(flavor, model, quantize):
 
 _KNOWN_FACTS = (
     "accuracy",
-    "classification",
+    "quality",
     "examples_per_second",
     "seed",
     "data_fingerprint",

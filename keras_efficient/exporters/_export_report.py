@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_efficient._errors import InputError, listed
-from keras_efficient.metrics import ClassificationReport
+from keras_efficient.metrics import TaskReport
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,11 @@ class ExportReport:
         quantize: str, the export's `quantize`, or None.
         storage: dict from a form of storage, such as "float32" or "4-bit codebook of int8", to the
             bytes of the weights that are stored so; their sum is `weight_bytes`. None for LiteRT.
-        evaluation: {"examples", "in_memory", "served"}, the number of examples and the accuracies,
-            or None.
-        classification: dict of a `ke.metrics.ClassificationReport`, given in the export's `facts`,
-            or else that of the served model if it was evaluated, or None.
+        evaluation: {"examples", "metric", "in_memory", "served"}, the number of examples, the name
+            of the task's score and its values, or None.
+        quality: the report of the task, such as a `ke.metrics.ClassificationReport`, given in the
+            export's `facts`, or else that of the served model if it was evaluated, or None. A dict
+            in the JSON.
         accuracy: float, accuracy given in the export's `facts`, or else the served accuracy if it
             was measured, or None.
         examples_per_second: float, speed of the training, from the export's `facts`, or None.
@@ -63,7 +64,7 @@ class ExportReport:
     quantize: str | None = None
     storage: dict | None = None
     evaluation: dict | None = None
-    classification: dict | None = None
+    quality: TaskReport | None = None
     accuracy: float | None = None
     examples_per_second: float | None = None
     seed: Any = None
@@ -76,6 +77,7 @@ class ExportReport:
         """Return all attributes except `directory` as JSON, in a fixed order."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del values["directory"]
+        values["quality"] = None if self.quality is None else finite(self.quality.to_dict())
         first = ("accuracy", "examples_per_second", "bytes", "weight_bytes", "latency_ms")
         ordered = {name: values.pop(name) for name in first} | values
         return json.dumps(ordered, indent=2, allow_nan=False) + "\n"
@@ -86,13 +88,11 @@ class ExportReport:
             ("SavedModel", f"{self.bytes / 1e6:,.2f} MB"),
             ("Weights", f"{self.weight_bytes / 1e6:,.2f} MB"),
         ]
-        if self.accuracy is not None:
+        if self.quality is not None:
+            rows += self.quality.rows()
+            rows += [("Warning", text) for text in self.quality.warnings]
+        elif self.accuracy is not None:
             rows.append(("Accuracy", f"{self.accuracy:.4f}"))
-        if self.classification is not None:
-            found = ClassificationReport.from_dict(self.classification)
-            baseline = f"{found.majority_baseline:.4f} (always {found.majority_class!r:.40})"
-            rows += [("Majority baseline", baseline), ("Macro-F1", f"{found.macro_f1:.4f}")]
-            rows += [("Warning", text) for text in found.warnings]
         if self.examples_per_second is not None:
             rows.append(("Training", f"{self.examples_per_second:,.1f} examples/s"))
         for batch, times in (self.latency_ms or {}).items():
@@ -115,7 +115,7 @@ class ExportReport:
             found = self.evaluation
             rows.append(
                 (
-                    "Accuracy, served",
+                    f"{found['metric'][0].upper()}{found['metric'][1:]}, served",
                     f"{found['served']:.4f} on {found['examples']:,} examples (in memory "
                     f"{found['in_memory']:.4f})",
                 )
@@ -128,8 +128,13 @@ class ExportReport:
             for name, spec in tensors.items():
                 shape = ", ".join("any" if n is None else str(n) for n in spec["shape"])
                 rows.append((side.removesuffix("s").title(), f"{name}: {spec['dtype']} [{shape}]"))
+        shown = {} if self.quality is None else self.quality.measures()
         facts = {"seed": self.seed, "data_fingerprint": self.data_fingerprint, **self.facts}
-        rows += [readable(name, value) for name, value in facts.items() if value is not None]
+        rows += [
+            readable(name, value)
+            for name, value in facts.items()
+            if value is not None and name not in shown
+        ]
         rows.append(("Versions", ", ".join(f"{k} {v}" for k, v in self.versions.items())))
         rows.append(("Created", self.created))
         return rows
@@ -189,10 +194,8 @@ def check_facts(facts) -> dict:
     """
     try:
         facts = {} if facts is None else {**facts}
-        plain = {name: _plain(value) for name, value in facts.items()}
-        if plain.get("classification") is not None:
-            # Raises for anything that is not such a report.
-            ClassificationReport.from_dict(plain["classification"])
+        quality = facts.pop("quality", None)
+        plain = {name: finite(value) for name, value in facts.items()}
         json.dumps(plain, allow_nan=False)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
@@ -206,18 +209,23 @@ def check_facts(facts) -> dict:
                 f"The fact {name!r} must be a number or None. Received: {value!r}. Give it as a "
                 "float, such as 0.83, or under another name."
             )
-    return plain
+    if quality is not None and not isinstance(quality, TaskReport):
+        raise InputError(
+            "The fact 'quality' must be the report of an evaluation. Received: "
+            f"{quality!r:.100}. Give what ke.metrics.evaluate_classifier or `evaluate` of a task "
+            "returns, or name that fact otherwise."
+        )
+    return plain if quality is None else {**plain, "quality": quality}
 
 
-def _plain(value):
-    if isinstance(value, ClassificationReport):
-        return _plain(value.to_dict())
+def finite(value: Any) -> Any:
+    """Return plain JSON values; NaN and infinities become None."""
     if hasattr(value, "tolist"):  # NumPy scalars and arrays
         value = value.tolist()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [finite(item) for item in value]
     return value

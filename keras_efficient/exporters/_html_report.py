@@ -11,7 +11,7 @@ from typing import Any
 
 from keras_efficient._errors import InputError
 from keras_efficient.exporters._export_report import ExportReport
-from keras_efficient.metrics import ClassificationReport
+from keras_efficient.metrics._report_tables import worst_classes
 
 #: Colours that are legible on light and dark pages; everything else has the colour of the text.
 _BLUE, _ORANGE, _GREEN = "#3b82f6", "#f08c2e", "#22a06b"
@@ -44,14 +44,15 @@ def write_html_report(
         steps: list of dicts, one per training step, with the key `step` and any of `loss`,
             `learning_rate`, `examples_per_second`, `tokens_per_second`, and the counts `tokens`
             and `padding_tokens`; values may be None.
-        epochs: list of dicts, one per epoch, with the key `epoch` and any of `loss`, `accuracy`,
-            `val_loss`, `val_accuracy`, `val_macro_f1` and `step`, the last step of the epoch, at
-            which the validation loss is drawn. Without `step` the epochs are spaced evenly.
+        epochs: list of dicts, one per epoch, with the key `epoch` and any of `loss`, `val_loss`,
+            metrics with their validation, such as `accuracy` and `val_accuracy`, of which two are
+            drawn, and `step`, the last step of the epoch, at which the validation loss is drawn.
+            Without `step` the epochs are spaced evenly.
         facts: dict of labels to strings or numbers. The first 8 are shown as tiles, the others in
             a table of settings. "padding_share", from 0 to 1, is drawn as a bar of real tokens and
             padding if the steps do not count them.
-        report: `ExportReport` to show as a table, with its `classification` as tables of the
-            scores per class and the confusion matrix. Default: None, no table.
+        report: `ExportReport` to show as a table, with its `quality` as tables of the scores, those
+            per class and the confusion matrix. Default: None, no table.
 
     Returns:
         The absolute path of the file.
@@ -100,7 +101,7 @@ def write_html_report(
         padding=None if share is None else round(100 * share, 1),
         report=report,
         report_rows=[] if report is None else _report_rows(report),
-        found=None if report is None else _classification(report),
+        found=None if report is None else _quality(report),
     )
     path = Path(path).expanduser().absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,21 +136,24 @@ _MATRIX = 30
 
 def _report_rows(report):
     # The section of the evaluation shows these.
-    names = ("Majority baseline", "Macro-F1", "Warning") if report.classification else ()
+    names = {"Warning", *(label for label, _ in report.quality.rows())} if report.quality else ()
     return [(label, value) for label, value in report.rows() if label not in names]
 
 
-def _classification(report):
+def _quality(report):
     """Return the values of the page's section about the evaluation, or None."""
-    if report.classification is None:
+    found = report.quality
+    if found is None:
         return None
-    found = ClassificationReport.from_dict(report.classification)
-    matrix = found.confusion if len(found.classes) <= _MATRIX else None
+    # Only some tasks have classes, which are confused with each other only if one excludes others.
+    classes: Any = getattr(found, "classes", ())
+    matrix: Any = getattr(found, "confusion", None) if len(classes) <= _MATRIX else None
     largest = [max(row) or 1 for row in matrix or ()]
     return {
         "report": found,
-        "classes": found.worst_classes(_CLASSES),
-        "labels": [entry["label"] for entry in found.classes],
+        "classes": worst_classes(classes, _CLASSES),
+        "mistakes": getattr(found, "mistakes", ()),
+        "labels": [entry["label"] for entry in classes],
         # Shares of the row, as the strength of a cell's colour.
         "matrix": [
             [(format_value(n), round(100 * n / most)) for n in row]
@@ -218,21 +222,35 @@ def _charts(steps, epochs):
         ("training", _series(steps, "step", "loss"), _BLUE, "line"),
         ("validation", _series(at_step, "at", "val_loss", end_of_epoch), _ORANGE, "dots"),
     ]
-    accuracies = [
-        ("training", _series(epochs, "epoch", "accuracy"), _BLUE, "dots"),
-        ("validation", _series(epochs, "epoch", "val_accuracy"), _ORANGE, "dots"),
-        ("validation macro-F1", _series(epochs, "epoch", "val_macro_f1"), _GREEN, "dots"),
+    main, *others = _metrics(epochs)
+    metrics = [
+        ("training", _series(epochs, "epoch", main), _BLUE, "dots"),
+        ("validation", _series(epochs, "epoch", f"val_{main}"), _ORANGE, "dots"),
+        *(
+            (f"validation {_title(name)}", _series(epochs, "epoch", f"val_{name}"), _GREEN, "dots")
+            for name in others[:1]
+        ),
     ]
     rate = [("learning rate", _series(steps, "step", "learning_rate"), _GREEN, "line")]
     examples = [("examples/s", _series(steps, "step", "examples_per_second"), _BLUE, "line")]
     tokens = [("tokens/s", _series(steps, "step", "tokens_per_second"), _ORANGE, "line")]
     return [
         ("loss", "Loss", _chart(losses, "step")),
-        ("accuracy", "Accuracy", _chart(accuracies, "epoch")),
+        ("metrics", _title(main).capitalize(), _chart(metrics, "epoch")),
         ("learning-rate", "Learning rate", _chart(rate, "step")),
         ("throughput", "Examples per second", _chart(examples, "step", from_zero=True)),
         ("tokens", "Tokens per second", _chart(tokens, "step", from_zero=True)),
     ]
+
+
+def _metrics(epochs):
+    """Return the names of the metrics that were computed in training and validation."""
+    names = dict.fromkeys(name for epoch in epochs for name in epoch if f"val_{name}" in epoch)
+    return [name for name in names if name != "loss"] or ["accuracy"]
+
+
+def _title(name):
+    return name.replace("_", " ")
 
 
 def _chart(lines, xlabel, from_zero=False):

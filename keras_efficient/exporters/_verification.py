@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from keras_efficient._errors import InputError, VerificationError
-from keras_efficient.metrics import scores_of
 from keras_efficient.runtime._bare_process import load_arrays
 from keras_efficient.runtime._run_script import run_script
 
@@ -22,13 +21,14 @@ def run_without_keras(saved_model, inputs, *, texts=None, batches=(), latency=Tr
         saved_model: path of the SavedModel.
         inputs: dict of arrays by the input names of the signature "tokens", or None if there is no
             such signature.
-        texts: list of str for the signature "text". Default: None, there is no such signature.
-        batches: list of dicts of arrays like `inputs`, to classify. Default: none.
+        texts: lists of str by the input names of the signature "text". Default: None, there is no
+            such signature.
+        batches: list of dicts of arrays like `inputs`, to evaluate on. Default: none.
         latency: bool, whether to time batches of 1 and 8, for a few seconds at most. Default: True.
 
     Returns:
-        `(served, result)`: {"tokens" and "text": dict of arrays, "scores": list of float arrays
-        [batch, classes]}, and a dict with `latency_ms`, which may be None, and `max_rss_bytes`.
+        `(served, result)`: {"tokens" and "text": dict of arrays, "batches": list of dicts of
+        arrays}, and a dict with `latency_ms`, which may be None, and `max_rss_bytes`.
 
     Raises:
         VerificationError: the process failed, and the message quotes its last lines; or it had
@@ -39,7 +39,7 @@ def run_without_keras(saved_model, inputs, *, texts=None, batches=(), latency=Tr
         request = {
             "saved_model": str(saved_model),
             "latency": latency,
-            "texts": None if texts is None else list(texts),
+            "texts": texts,
             "batches": len(batches),
         }
         (folder / "request.json").write_text(json.dumps(request))
@@ -61,7 +61,7 @@ def run_without_keras(saved_model, inputs, *, texts=None, batches=(), latency=Tr
             if (folder / file).exists()
         }
         files = [folder / f"served-{number}.npz" for number in range(len(batches))]
-        served["scores"] = [scores_of(load_arrays(file)) for file in files]
+        served["batches"] = [load_arrays(file) for file in files]
     if found := result.pop("forbidden_modules"):
         raise VerificationError(
             f"An exported model must run without Keras. Its process had loaded: {found}."

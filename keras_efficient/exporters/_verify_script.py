@@ -1,9 +1,9 @@
 """Script that runs and times an exported SavedModel in a process without Keras.
 
 Run as `python -P _verify_script.py FOLDER`. FOLDER holds `request.json` ({"saved_model": path,
-"latency": bool, "texts": [str] or null, "batches": int}), `inputs.npz` if the signature "tokens" is
-to be run, and `batch-0.npz`, `batch-1.npz` and so on. The script adds `outputs.npz`, `texts.npz`,
-`served-0.npz`, `served-1.npz` and so on, and `result.json`.
+"latency": bool, "texts": {input: [str]} or null, "batches": int}), `inputs.npz` if the signature
+"tokens" is to be run, and `batch-0.npz`, `batch-1.npz` and so on. The script adds `outputs.npz`,
+`texts.npz`, `served-0.npz`, `served-1.npz` and so on, and `result.json`.
 """
 
 import json
@@ -38,11 +38,11 @@ def main(folder):
     signatures = tf.saved_model.load(request["saved_model"]).signatures
     serve, inputs = None, {}
     if request["texts"] is not None:
-        texts = tf.constant(request["texts"])
-        outputs = signatures["text"](text=texts)
+        outputs = call(signatures["text"], request["texts"])
         # NumPy stores string tensors by pickling only.
         save(folder / "texts.npz", {k: v for k, v in outputs.items() if v.dtype != tf.string})
-        serve, inputs = signatures["text"], {"text": np.array(request["texts"][:1], object)}
+        serve = signatures["text"]
+        inputs = {name: np.array(texts[:1], object) for name, texts in request["texts"].items()}
     if (folder / "inputs.npz").exists():
         serve, inputs = signatures["tokens"], load_arrays(folder / "inputs.npz")
         save(folder / "outputs.npz", call(serve, inputs))

@@ -14,6 +14,11 @@ from keras_efficient.flavor._typing import Model, Optimizer, Tensor, Variable
 
 #: Attributes of a model that hold its traced functions.
 _FUNCTIONS = ("train_function", "test_function", "predict_function")
+#: Functions and short names of losses of numbers.
+_REGRESSION_LOSSES = {
+    *("mean_squared_error", "mse", "mean_absolute_error", "mae", "huber", "log_cosh"),
+    *("mean_absolute_percentage_error", "mape", "mean_squared_logarithmic_error", "msle"),
+}
 
 
 class TrainingAccess(ABC):
@@ -177,10 +182,18 @@ class TrainingAccess(ABC):
 
     def has_independent_labels(self, model: Model) -> bool:
         """Whether a compiled loss takes each output as the probability of a label of its own."""
-        names = [
-            getattr(getattr(loss, "fn", None), "__name__", loss) for loss in self._losses(model)
+        return any(name.startswith("binary_") for name in self._loss_names(model))
+
+    def predicts_numbers(self, model: Model) -> bool:
+        """Whether a compiled loss is one of regression, whose outputs are no probabilities."""
+        return any(name in _REGRESSION_LOSSES for name in self._loss_names(model))
+
+    def _loss_names(self, model: Model) -> list[str]:
+        """Return the names of the functions of the compiled losses."""
+        return [
+            str(getattr(getattr(loss, "fn", None), "__name__", loss))
+            for loss in self._losses(model)
         ]
-        return any(str(name).startswith("binary_") for name in names)
 
     def is_ready(self, model: Model) -> bool:
         """Whether the model, its compiled loss and its metrics have all their variables."""

@@ -4,4 +4,14 @@ from ._classification_report import (
 )
 from ._evaluate_classifier import evaluate_classifier as evaluate_classifier
 from ._macro_f1 import macro_f1 as macro_f1
+from ._multi_label_f1 import multi_label_f1 as multi_label_f1
+from ._multi_label_report import (
+    MultiLabelReport as MultiLabelReport,
+    multi_label_report as multi_label_report,
+)
+from ._regression_report import (
+    RegressionReport as RegressionReport,
+    regression_report as regression_report,
+)
 from ._scores import predicted_classes as predicted_classes, scores_of as scores_of
+from ._task_report import TaskReport as TaskReport

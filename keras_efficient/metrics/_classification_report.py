@@ -1,30 +1,33 @@
 """Accuracy beside its majority baseline, macro-F1, scores per class, and the confusion matrix."""
 
 import dataclasses
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from keras_efficient._errors import InputError, listed
+from keras_efficient.metrics._intervals import share_interval
+from keras_efficient.metrics._report_tables import count_cell, name_cell, score_table, short
+from keras_efficient.metrics._task_report import TaskReport
 
 #: With more classes the confusion matrix is left out; the most frequent mistakes remain.
 _MOST_CLASSES = 100
 #: Mistakes kept, from the most frequent one.
 _MISTAKES = 20
-#: Classes in the terminal's table of scores and in its confusion matrix, at 80 columns.
-_ROWS, _COLUMNS = 20, 6
-_NAME = 24
+#: Classes in the terminal's confusion matrix, at 80 columns.
+_COLUMNS = 6
 
 
 @dataclass(frozen=True)
-class ClassificationReport:
+class ClassificationReport(TaskReport):
     """Quality of a classifier on labelled examples; prints as tables.
 
+    The score is the accuracy, and its interval that of Wilson. The warnings tell of predictions of
+    one class only, of classes that are never predicted, and of an accuracy not above the baseline.
+
     Attributes:
-        examples: int, number of examples.
         accuracy: float, share of the examples whose class is predicted.
         majority_baseline: float, accuracy of always predicting `majority_class`. A model whose
             accuracy is not above it may have learned nothing.
@@ -38,8 +41,6 @@ class ClassificationReport:
             None with more than 100 classes. With sample weights, counts are sums of weights.
         mistakes: tuple of dicts with "label", "predicted" and "count": the 20 most frequent
             confusions.
-        warnings: tuple of str, what makes the accuracy misleading: predictions of one class only,
-            classes that are never predicted, an accuracy not above the baseline.
 
     Examples:
         >>> report = ke.metrics.classification_report([0, 0, 0, 1], [0, 0, 0, 0], ["ham", "spam"])
@@ -49,7 +50,6 @@ class ClassificationReport:
         "The model predicts one class only: 'ham', for all 4 examples."
     """
 
-    examples: int
     accuracy: float
     majority_baseline: float
     majority_class: str
@@ -57,11 +57,12 @@ class ClassificationReport:
     classes: tuple[dict[str, Any], ...]
     confusion: tuple[tuple[float, ...], ...] | None
     mistakes: tuple[dict[str, Any], ...]
-    warnings: tuple[str, ...]
+    metric: ClassVar[str] = "accuracy"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain values for JSON."""
-        return dataclasses.asdict(self)
+    @property
+    def score(self) -> float:
+        """Return the accuracy."""
+        return self.accuracy
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ClassificationReport":
@@ -71,64 +72,41 @@ class ClassificationReport:
             values["confusion"] = tuple(map(tuple, values["confusion"]))
         return cls(**values)
 
-    def worst_classes(self, count: int) -> list[dict[str, Any]]:
-        """Return all classes if they are at most `count`, else those of lowest F1 that occur."""
-        if len(self.classes) <= count:
-            return list(self.classes)
-        occurring = [c for c in self.classes if c["examples"] or c["predicted"]]
-        return sorted(occurring, key=lambda c: (c["f1"], -c["examples"]))[:count]
+    def measures(self) -> dict[str, float]:
+        """Return the scores as facts for an export's report."""
+        return {"accuracy": self.accuracy}
 
-    def __rich__(self):
-        from rich.console import Group
-        from rich.text import Text
-
-        lines: list[Any] = [
-            Text(f"Evaluation on {self.examples:,} examples", style="bold"),
-            Text(
-                f"  accuracy {self.accuracy:.2%}, majority baseline {self.majority_baseline:.2%} "
-                f"(always {_short(self.majority_class)!r}), macro-F1 {self.macro_f1:.4f}"
+    def rows(self) -> list[tuple[str, str]]:
+        """Return `(label, value)` pairs for display."""
+        low, high = self.interval
+        return [
+            ("Accuracy", f"{self.accuracy:.2%} (95% interval {low:.2%} to {high:.2%})"),
+            (
+                "Majority baseline",
+                f"{self.majority_baseline:.2%} (always {short(self.majority_class)!r})",
             ),
+            ("Macro-F1", f"{self.macro_f1:.4f}"),
         ]
-        for title, table in (self._class_table(), self._confusion_table()):
-            if table is not None:
-                # Not the table's title, which would be wrapped to its width.
-                lines += [Text(""), Text(title, style="italic"), table]
-        lines += [Text(f"Warning: {text}", style="bold yellow") for text in self.warnings]
-        return Group(*lines)
 
-    def __str__(self):
-        from rich.console import Console
-
-        file = io.StringIO()
-        Console(file=file, width=80, color_system=None).print(self)
-        return file.getvalue().rstrip("\n")
-
-    def _class_table(self):
-        shown = self.worst_classes(_ROWS)
-        title = "Per class"
-        if len(shown) < len(self.classes):
-            title += f" ({len(shown)} of {len(self.classes):,}, lowest F1 first)"
-        table = _table(["class"], ["precision", "recall", "F1", "examples", "predicted"])
-        for entry in shown:
-            scores = (f"{entry[name]:.3f}" for name in ("precision", "recall", "f1"))
-            counts = (_count(entry[name]) for name in ("examples", "predicted"))
-            table.add_row(_text(entry["label"]), *scores, *counts)
-        return title, table
+    def tables(self) -> list[tuple[str, Any]]:
+        """Return `(title, rich table)` pairs: the scores per class, and the confusions."""
+        title, table = self._confusion_table()
+        return [*super().tables(), *([] if table is None else [(title, table)])]
 
     def _confusion_table(self):
         if self.confusion is not None and len(self.classes) <= _COLUMNS:
             names = [c["label"] for c in self.classes]
-            table = _table(["true class"], names, 9)
+            table = score_table(["true class"], names, 9)
             for name, row in zip(names, self.confusion, strict=True):
-                table.add_row(_text(name), *map(_count, row))
+                table.add_row(name_cell(name), *map(count_cell, row))
             return "Confusion matrix (columns: predicted)", table
         title = "Most frequent mistakes"
         if not self.mistakes:
             return title, None
-        table = _table(["true class", "predicted"], ["examples"])
+        table = score_table(["true class", "predicted"], ["examples"])
         for mistake in self.mistakes[:10]:
-            names = (_text(mistake[name]) for name in ("label", "predicted"))
-            table.add_row(*names, _count(mistake["count"]))
+            names = (name_cell(mistake[name]) for name in ("label", "predicted"))
+            table.add_row(*names, count_cell(mistake["count"]))
         return title, table
 
 
@@ -206,6 +184,7 @@ def classification_report(
     occurs = (present > 0) | (predicted > 0)
     report = ClassificationReport(
         examples=len(labels),
+        interval=share_interval(accuracy, weights),
         accuracy=accuracy,
         majority_baseline=float(present[majority] / total),
         majority_class=names[majority],
@@ -250,7 +229,7 @@ def _warnings(report):
     never = [c["label"] for c in present if not c["predicted"]]
     if len(predicted) == 1 and len(present) > 1:
         yield (
-            f"The model predicts one class only: {_short(predicted[0]['label'])!r}, for all "
+            f"The model predicts one class only: {short(predicted[0]['label'])!r}, for all "
             f"{report.examples:,} examples."
         )
     elif never:
@@ -258,35 +237,6 @@ def _warnings(report):
     if len(present) > 1 and report.accuracy <= report.majority_baseline:
         yield (
             f"The accuracy, {report.accuracy:.2%}, is not above the majority baseline, "
-            f"{report.majority_baseline:.2%}: always answering {_short(report.majority_class)!r} "
+            f"{report.majority_baseline:.2%}: always answering {short(report.majority_class)!r} "
             "is at least as good. Train longer, with another learning rate or with class weights."
         )
-
-
-def _table(left, right, width=None):
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for name in left:
-        # Folded, since long names may differ at their ends only.
-        table.add_column(name, max_width=_NAME, overflow="fold")
-    for name in right:
-        options = {"overflow": "ellipsis", "no_wrap": True, "max_width": width}
-        table.add_column(_text(name), justify="right", **options)
-    return table
-
-
-def _text(name):
-    from rich.text import Text
-
-    # Text does not interpret markup in a name; control characters would reach the terminal.
-    return Text("".join(c if c.isprintable() else "�" for c in name))
-
-
-def _short(name):
-    return name if len(name) <= _NAME else name[: _NAME - 1] + "…"
-
-
-def _count(value):
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"

@@ -1,9 +1,7 @@
 """Evaluate a classifier in memory on labelled batches."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
-
-import numpy as np
 
 from keras_efficient import flavor as flavors
 from keras_efficient.flavor import Model
@@ -11,7 +9,7 @@ from keras_efficient.metrics._classification_report import (
     ClassificationReport,
     classification_report,
 )
-from keras_efficient.metrics._labelled_batches import labelled_batches, unless_ones
+from keras_efficient.metrics._labelled_batches import batch_classes, scored_batches
 from keras_efficient.metrics._scores import predicted_classes, scores_of
 
 
@@ -45,15 +43,7 @@ def evaluate_classifier(
         `keras.Model.evaluate`, which returns the loss and the compiled metrics.
     """
     flavors.of(model)
-    labels, scores, weights = [], [], []
-    for features, classes, weight in labelled_batches(data, "data"):
-        labels.append(classes)
-        weights.append(weight)
-        outputs = model.predict_on_batch(features)
-        scores.append(scores_of(outputs if isinstance(outputs, Mapping) else {"": outputs}))
+    labels, scores, weights = scored_batches(model, data, batch_classes, scores_of)
     return classification_report(
-        np.concatenate(labels),
-        predicted_classes(np.concatenate(scores)),
-        label_names,
-        sample_weight=unless_ones(weights),
+        labels, predicted_classes(scores), label_names, sample_weight=weights
     )

@@ -1,6 +1,6 @@
 """Labelled batches for an evaluation, checked one by one."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,16 @@ from keras_efficient._errors import InputError
 
 
 def labelled_batches(
-    data: tuple | Iterable[Any], name: str
+    data: tuple | Iterable[Any], name: str, labels_of: Callable[[Any, str], np.ndarray]
 ) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
-    """Yield `(features, classes int64 [batch], weights [batch])` of each batch.
+    """Yield `(features, labels [batch, ...], weights [batch])` of each batch.
 
     Args:
         data: a batch `(features, labels)` or `(features, labels, sample_weights)`, or a finite
-            iterable of such batches. Labels are classes, [batch], or one-hot, [batch, classes].
+            iterable of such batches.
         name: name of the argument, for messages.
+        labels_of: function of a batch's labels and of `name` that checks them, such as
+            `batch_classes`.
 
     Raises:
         InputError: there are no batches, or they lack one label per example.
@@ -35,28 +37,58 @@ def labelled_batches(
                 f"`{name}` must be batches (features, labels). Received: "
                 f"{type(batch).__name__}. Give them as `fit` takes them."
             )
-        labels = np.asarray(batch[1])
-        if labels.ndim == 2 and labels.shape[1] > 1:
-            if not np.allclose(labels.sum(-1), 1):
-                raise InputError(
-                    f"`{name}` takes one class per example. Received: rows of labels that do "
-                    "not sum to 1. Leave it out where an example has several."
-                )
-            labels = labels.argmax(-1)
-        if labels.size != len(labels) or labels.size == 0:
-            raise InputError(
-                f"`{name}` compares classes, one per example. Received: labels of shape "
-                f"{labels.shape}. Leave `{name}` out for other tasks."
-            )
+        labels = labels_of(batch[1], name)
         weights = np.asarray(batch[2]) if len(batch) == 3 else np.ones(len(labels))
         if weights.shape != (len(labels),):
             raise InputError(
                 f"`{name}` takes one weight per example. Received: weights of shape "
                 f"{weights.shape} for {len(labels)} examples. Leave them out."
             )
-        yield batch[0], labels.reshape(-1).astype("int64"), weights
+        yield batch[0], labels, weights
     if empty:
         raise InputError(f"`{name}` must hold examples. Received: none. Give some batches.")
+
+
+def batch_classes(labels: Any, name: str) -> np.ndarray:
+    """Return the classes of a batch, int64 [batch], from classes or one-hot rows.
+
+    Raises:
+        InputError: there is not one class per example.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        if not np.allclose(labels.sum(-1), 1):
+            raise InputError(
+                f"`{name}` takes one class per example. Received: rows of labels that do "
+                "not sum to 1. Leave it out where an example has several."
+            )
+        labels = labels.argmax(-1)
+    if labels.size != len(labels) or labels.size == 0:
+        raise InputError(
+            f"`{name}` compares classes, one per example. Received: labels of shape "
+            f"{labels.shape}. Leave `{name}` out, or name the `task`."
+        )
+    return labels.reshape(-1).astype("int64")
+
+
+def scored_batches(
+    model: Any, data: Iterable[Any], labels_of: Callable, scores_of: Callable
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return labels, a model's scores and the weights, if they differ, of all examples.
+
+    Args:
+        model: a built model.
+        data: as for `labelled_batches`.
+        labels_of: as for `labelled_batches`.
+        scores_of: function of a dict of output arrays that returns the scores.
+    """
+    labels, scores, weights = [], [], []
+    for features, found, weight in labelled_batches(data, "data", labels_of):
+        labels.append(found)
+        weights.append(weight)
+        outputs = model.predict_on_batch(features)
+        scores.append(scores_of(outputs if isinstance(outputs, Mapping) else {"": outputs}))
+    return np.concatenate(labels), np.concatenate(scores), unless_ones(weights)
 
 
 def unless_ones(weights: list[np.ndarray]) -> np.ndarray | None:

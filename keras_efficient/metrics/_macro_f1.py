@@ -32,11 +32,13 @@ def macro_f1(num_classes: int, *, library: str = "keras") -> Any:
         `sklearn.metrics.f1_score(average="macro")`. `keras.metrics.F1Score(average="macro")` takes
         one-hot labels, and counts absent classes as 0.
     """
-    return _metric_class(flavors.get(library).keras.metrics.Metric)(num_classes)
+    return macro_f1_class(flavors.get(library).keras.metrics.Metric)(num_classes)
 
 
 @functools.cache
-def _metric_class(base):
+def macro_f1_class(base: type) -> type:
+    """Return the class of the metric, derived from a library's `Metric`."""
+
     class MacroF1(base):
         def __init__(self, num_classes, name="macro_f1", **options):
             super().__init__(name=name, **options)

@@ -1,12 +1,12 @@
-"""Load a pretrained Transformer with a classification head, and its tokenizer."""
+"""Load a pretrained Transformer with the head of a task, and its tokenizer."""
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_efficient import flavor as flavors
+from keras_efficient import flavor as flavors, tasks
 from keras_efficient._errors import InputError
 from keras_efficient.data._tokenizer import Tokenizer
 from keras_efficient.flavor._typing import Model
@@ -14,8 +14,6 @@ from keras_efficient.models._checkpoint_folder import find_checkpoint
 from keras_efficient.models._loader import loader_of
 from keras_efficient.models._restore import restore
 from keras_efficient.models._trained_folder import trained_folder
-
-TASKS = ("classification",)
 
 
 class LoadedModel(NamedTuple):
@@ -33,7 +31,7 @@ class LoadedModel(NamedTuple):
 def load(
     path_or_preset: str | os.PathLike,
     *,
-    task: str = "classification",
+    task: Any = None,
     num_labels: int | None = None,
     library: str | None = None,
     seed: int = 0,
@@ -50,9 +48,10 @@ def load(
 
     Args:
         path_or_preset: Path of a folder, or a name known to KerasHub or Hugging Face.
-        task: The task, "classification". Default: "classification".
-        num_labels: Number of classes, at least 2. Default: None, those of a trained model,
-            otherwise 2.
+        task: Name of a task (`ke.tasks.names()`) or a `ke.tasks.Task`. Default: None, that of a
+            trained model, otherwise "classification".
+        num_labels: Number of classes, for tasks that have some. Default: None, those of a trained
+            model, otherwise the task's default: 2 for "classification".
         library: "keras" for a KerasHub model or "tf_keras" for a transformers TF model. Default:
             None, that of a trained model, otherwise "keras".
         seed: Seed of the initial kernel of the head, which is normal with standard deviation 0.02.
@@ -60,8 +59,9 @@ def load(
 
     Returns:
         `(model, tokenizer)`. The model takes the dict of int32 features that `ke.data.text` makes
-        with this tokenizer and returns logits `[batch, num_labels]`; a transformers model returns
-        an output object with the attribute `logits`.
+        with this tokenizer and returns logits `[batch, outputs]`, one output per class or, in
+        "regression", one; a transformers model returns an output object with the attribute
+        `logits`.
 
     Raises:
         InputError: The task or library is unknown, the folder does not exist or lacks its
@@ -78,15 +78,7 @@ def load(
         `keras_hub.models.TextClassifier.from_preset` and
         `transformers.TFAutoModelForSequenceClassification.from_pretrained`.
     """
-    if task not in TASKS:
-        raise InputError(
-            f"`task` must be one of {TASKS}. Received: {task!r}. No other task is supported yet."
-        )
-    if num_labels is not None and (type(num_labels) is not int or num_labels < 2):
-        raise InputError(
-            f"`num_labels` must be an int of at least 2. Received: {num_labels!r}. "
-            "A classifier of one class has nothing to learn."
-        )
+    wanted = None if task is None else tasks.get(task)
     if library not in (None, *flavors.LIBRARIES):
         raise InputError(
             f"`library` must be one of {flavors.LIBRARIES}. Received: {library!r}. "
@@ -94,11 +86,11 @@ def load(
         )
     trained = trained_folder(Path(path_or_preset).expanduser())
     if trained is not None:
-        return LoadedModel(*restore(trained, num_labels, library))
-    num_labels, library = num_labels or 2, library or "keras"
+        return LoadedModel(*restore(trained, wanted, num_labels, library))
+    library, head_size = library or "keras", tasks.get(wanted).head_size(num_labels)
     source = find_checkpoint(path_or_preset, library)
     loader = loader_of(library)
-    loaded = LoadedModel(*loader.load_classifier(source, num_labels, seed))
+    loaded = LoadedModel(*loader.load_classifier(source, head_size, seed))
     _check_finite(loaded.model, source)
     return loaded
 

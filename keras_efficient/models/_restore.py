@@ -16,18 +16,23 @@ from keras_efficient.models._check_weights import check_weight_files
 from keras_efficient.models._checkpoint_folder import check_ids
 from keras_efficient.models._loader import loader_of
 from keras_efficient.models._trained_folder import CONFIG, TOKENIZER, read_info
+from keras_efficient.tasks import Task
 
 
-def restore(folder: Path, num_labels: int | None, library: str | None) -> tuple[Model, Tokenizer]:
+def restore(
+    folder: Path, task: Task | None, num_labels: int | None, library: str | None
+) -> tuple[Model, Tokenizer]:
     """Load the model and the tokenizer of a folder, both as they were saved.
 
     Args:
         folder: the folder that `save` wrote.
+        task: task that the caller expects, or None.
         num_labels: number of classes that the caller expects, or None.
         library: library that the caller expects, or None.
 
     Raises:
-        InputError: a file is damaged, or the library or the number of classes is another one.
+        InputError: a file is damaged, or the library, the task or the number of classes is another
+            one.
     """
     info = read_info(folder)
     if library is not None and library != info.library:
@@ -35,7 +40,12 @@ def restore(folder: Path, num_labels: int | None, library: str | None) -> tuple[
             f"A trained model loads with the library that saved it. Received: library={library!r} "
             f"for {str(folder)!r}, of {info.library!r}. Leave `library` out."
         )
-    if num_labels is not None and num_labels != len(info.label_names):
+    if task is not None and task.name != info.task:
+        raise InputError(
+            f"A trained model keeps its task. Received: task={task.name!r} for {str(folder)!r}, "
+            f"which was trained for {info.task!r}. Leave `task` out, or load the pretrained model."
+        )
+    if num_labels is not None and num_labels != max(1, len(info.label_names)):
         raise InputError(
             f"A trained model keeps its head. Received: num_labels={num_labels} for "
             f"{str(folder)!r}, whose head has {len(info.label_names)} classes. Leave `num_labels` "

@@ -1,4 +1,4 @@
-"""`save`: write a trained classifier with its head, tokenizer and label names into a folder."""
+"""`save`: write a trained model with its head, tokenizer and label names into a folder."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficient import flavor as flavors
+from keras_efficient import flavor as flavors, tasks
 from keras_efficient._errors import InputError
 from keras_efficient.data._tokenizer import Tokenizer, as_tokenizer
 from keras_efficient.flavor._typing import Model
@@ -35,20 +35,23 @@ def save(
     directory: str | os.PathLike,
     *,
     label_names: Sequence[str] | None = None,
+    task: Any = None,
     facts: Mapping[str, Any] | None = None,
 ) -> TrainedModelInfo:
-    """Write a trained classifier into a folder, from which `ke.models.load` restores it.
+    """Write a trained model into a folder, from which `ke.models.load` restores it.
 
-    The folder holds the configuration, the weights, the tokenizer, and a manifest with the names
-    of the classes and the SHA-256 of each file. It is complete or it does not exist. Models that
-    `ke.shrink` made smaller are saved like those that `ke.models.load` returned. Transforms of
-    weights are folded, as in all files of a model.
+    The folder holds the configuration, the weights, the tokenizer, and a manifest with the task,
+    the names of the classes and the SHA-256 of each file. It is complete or it does not exist.
+    Models that `ke.shrink` made smaller are saved like those that `ke.models.load` returned.
+    Transforms of weights are folded, as in all files of a model.
 
     Args:
         model: a text classifier of KerasHub, or a sequence classifier of Hugging Face.
         tokenizer: its `ke.data.Tokenizer`, with a `tokenizers.Tokenizer` as backend.
         directory: path of the folder, which must not exist or be empty.
         label_names: name of each class, in the order of the logits. Default: None, their numbers.
+        task: name of the task it was trained for, or a `ke.tasks.Task`. Default: None,
+            "classification".
         facts: dict of JSON values to keep with the model, such as the seed of its training.
             Default: None.
 
@@ -71,18 +74,14 @@ def save(
         `transformers.TFPreTrainedModel.save_pretrained` and `keras_hub.models.Task.save_to_preset`.
     """
     library = flavors.of(model).name
+    task = tasks.get(task)
     tokenizer = as_tokenizer(tokenizer)
     target = Path(directory).expanduser().absolute()
     check_savable(tokenizer)
     _check_free(target)
     loader = loader_of(library)
     config, classes, exact_gelu = loader.describe_classifier(model)
-    names = list(map(str, range(classes) if label_names is None else label_names))
-    if len(names) != classes:
-        raise InputError(
-            f"`label_names` must name each class. Received: {len(names)} names for a model of "
-            f"{classes} classes. Give them in the order of the logits."
-        )
+    names = task.label_names(label_names, classes)
     partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
@@ -93,6 +92,8 @@ def save(
         manifest = {
             "format": FORMAT,
             "library": library,
+            "task": task.name,
+            "texts": task.texts,
             "label_names": names,
             "tokenizer": {
                 "inputs": tokenizer.inputs,

@@ -8,6 +8,7 @@ from typing import Any
 
 from keras_efficient._errors import InputError
 from keras_efficient.data._read_json import check_file, read_json
+from keras_efficient.tasks._registry import DEFAULT
 
 MANIFEST = "keras_efficient.json"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.weights.h5", "tokenizer.json"
@@ -26,6 +27,8 @@ class TrainedModelInfo:
         directory: path of its folder.
         library: "keras" or "tf_keras".
         label_names: tuple of the names of the classes, in the order of the logits.
+        task: name of the task that it was trained for. Default: "classification".
+        texts: number of texts per example, 2 for pairs. Default: 1.
         tokenizer: dict with the "inputs", "pad_id" and "max_length" of its tokenizer.
         exact_gelu: whether a Keras 3 model computes GELU exactly, where KerasHub approximates.
         facts: dict of what else was given to `save`, such as how the data was divided.
@@ -37,6 +40,8 @@ class TrainedModelInfo:
     label_names: tuple[str, ...]
     tokenizer: dict[str, Any]
     exact_gelu: bool = False
+    task: str = DEFAULT
+    texts: int = 1
     facts: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -90,6 +95,9 @@ def read_info(folder: Path) -> TrainedModelInfo:
         label_names=tuple(manifest["label_names"]),
         tokenizer=manifest["tokenizer"],
         exact_gelu=manifest["exact_gelu"],
+        # Folders of classifiers have been written without a task.
+        task=manifest.get("task", DEFAULT),
+        texts=manifest.get("texts", 1),
         facts=manifest["facts"],
         files=manifest["files"],
     )
@@ -101,9 +109,12 @@ def _problem(manifest) -> str | None:
         return f"its format is {manifest.get('format')!r:.40} instead of {FORMAT}"
     kinds = {"library": str, "label_names": list, "tokenizer": dict, "exact_gelu": bool}
     kinds |= {"facts": dict, "files": dict}
+    kinds |= {n: kind for n, kind in (("task", str), ("texts", int)) if n in manifest}
     for name, kind in kinds.items():
         if not isinstance(manifest.get(name), kind):
             return f"{name!r} is {manifest.get(name)!r:.40}"
+    if manifest.get("texts", 1) not in (1, 2):
+        return f"'texts' is {manifest['texts']!r:.40}"
     if not all(isinstance(name, str) for name in manifest["label_names"]):
         return "a label is no string"
     words = manifest["tokenizer"]

@@ -118,6 +118,11 @@ class CompressRun:
         self.model, self.tokenizer = model, as_tokenizer(tokenizer)
         check_savable(self.tokenizer)
         self.train, self.validation = require_classes(train), require_classes(validation, 1)
+        if train.second_texts is not None or validation.second_texts is not None:
+            raise InputError(
+                "compress distils classifiers of single texts. Received: pairs of texts "
+                f"({train.source}). Make the model smaller with ke.shrink."
+            )
         if train.label_names != validation.label_names:
             raise InputError(
                 "Training and validation records must have the same classes. Received: "

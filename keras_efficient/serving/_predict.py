@@ -1,7 +1,6 @@
-"""`predict`: classify a few texts with an exported model, in a separate process."""
+"""`predict`: run an exported model on a few texts, in a separate process."""
 
 import json
-import math
 import os
 import subprocess
 import tempfile
@@ -9,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_efficient import tasks
 from keras_efficient._errors import InputError
 from keras_efficient.runtime._run_script import run_script
 from keras_efficient.versions._check_manifest import check_manifest
@@ -19,12 +19,12 @@ _SCRIPT = Path(__file__).with_name("_predict_script.py")
 
 def predict(
     directory: str | os.PathLike,
-    texts: Sequence[str],
+    texts: Sequence[str] | Sequence[tuple[str, str]],
     *,
     signature: str = "text",
     timeout: float = 300.0,
 ) -> list[dict[str, Any]]:
-    """Classify texts with an exported SavedModel, in a separate process without Keras.
+    """Run an exported SavedModel on texts, in a separate process without Keras.
 
     Before the version is loaded, `check_manifest` compares its files with the manifest, and
     `check_graph` compares its ops with those that are allowed. Where the system offers it, the
@@ -33,15 +33,16 @@ def predict(
 
     Args:
         directory: path; ".../NAME" means the newest version, ".../NAME/3" version 3.
-        texts: sequence of str, at least one.
-        signature: str, name of a signature with one string input and the outputs "label" and
-            "probabilities". Default: "text".
+        texts: sequence of str, at least one; of tuples of two for a model of pairs of texts.
+        signature: str, name of a signature that takes strings and has the outputs of the model's
+            task: for classification "label" and "probabilities". Default: "text".
         timeout: float, seconds after which the process is stopped. Default: 300.0.
 
     Returns:
-        A list with a dict for each text: "text"; "label", str; "probability", float, the highest
-        one; and "probabilities", {label: float}, with the number of the class as its label where
-        labels are not known.
+        A list with a dict for each text: "text", for pairs also "second_text", and what the
+        `decode` of the model's task returns. For classification that is "label", str;
+        "probability", float, the highest one; and "probabilities", {label: float}, with the number
+        of the class as its label where labels are not known.
 
     Raises:
         InputError: there is no version; it is damaged, does more than compute or has no such
@@ -55,31 +56,75 @@ def predict(
         TensorFlow, `tf.saved_model.load
         <https://www.tensorflow.org/api_docs/python/tf/saved_model/load>`_.
     """
-    texts = list(texts) if isinstance(texts, list | tuple) else texts
-    if not isinstance(texts, list) or not texts or not all(isinstance(x, str) for x in texts):
+    if not isinstance(texts, list | tuple) or not texts or not all(map(_is_text, texts)):
         raise InputError(
             f"`texts` must be a list of strings, at least one. Received: {type(texts).__name__}. "
-            "Give for example ['a fine film']."
+            "Give for example ['a fine film'], or tuples of two strings for pairs."
         )
     version = find_version(directory)
     check_manifest(version)
-    result = _run(version, signature, texts, timeout)
+    task = _task(version)
+    rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    for row in rows:
+        if len(row) != task.texts:
+            raise InputError(
+                f"This model takes {_KINDS[task.texts]}. Received: {_KINDS[len(row)]}, "
+                f"{row if len(row) > 1 else row[0]!r:.80}. Give each as the model was trained."
+            )
+    columns = list(map(list, zip(*rows, strict=True)))
+    result = _run(version, signature, columns, task.serves, timeout)
     if "error" in result:
         raise InputError(result["error"])
+    names = ("text", "second_text")
     try:
-        return _predictions(version, texts, result)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        answers = task.decode(result["outputs"], _labels(version))
+        return [
+            {**dict(zip(names, row, strict=False)), **answer}
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
-            "A model must give labels, and a probability for each class. Received: "
+            f"A model must give the answers of its task, {task.name!r}. Received: "
             f"{version}, which gave something else ({error}). Export it again with tokenizer=."
         ) from error
 
 
-def _run(version, signature, texts, timeout) -> dict[str, Any]:
-    """Run the model in a process; return labels and probabilities, or {"error": why}."""
+_KINDS = {1: "single texts", 2: "pairs of texts"}
+
+
+def _is_text(text):
+    if isinstance(text, tuple | list):
+        return len(text) == 2 and all(isinstance(part, str) for part in text)
+    return isinstance(text, str)
+
+
+def _task(version) -> tasks.Task:
+    """Return the task that a version was exported for; older ones do not name it."""
+    file = version / "assets.extra" / "task.json"
+    if not file.is_file():
+        return tasks.get()
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return tasks.get(str(found["task"]), texts=found["texts"])
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"A version must name its task. Received: {file}, which cannot be read ({error}). "
+            "Copy the version again, or export it again."
+        ) from error
+
+
+def _run(version, signature, texts, serves, timeout) -> dict[str, Any]:
+    """Run the model in a process; return {"outputs": lists by name}, or {"error": why}."""
     with tempfile.TemporaryDirectory(prefix="keras_efficient-") as name:
         folder = Path(name)
-        request = {"saved_model": str(version), "signature": signature, "texts": texts}
+        request = {
+            "saved_model": str(version),
+            "signature": signature,
+            "texts": texts,
+            "serves": serves,
+        }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         try:
             process = run_script(_SCRIPT, folder, log_level="3", timeout=timeout)
@@ -99,39 +144,13 @@ def _run(version, signature, texts, timeout) -> dict[str, Any]:
         return json.loads(result.read_text(encoding="utf-8"))
 
 
-def _predictions(version, texts, result):
-    rows = list(zip(texts, result["labels"], map(_by_class, result["probabilities"]), strict=True))
-    classes = len(rows[0][2])
-    names = _labels(version, classes)
-    for _, _, probabilities in rows:
-        if len(probabilities) != classes or not all(map(math.isfinite, probabilities)):
-            raise ValueError("not a finite number for each class")
-    return [
-        {
-            "text": text,
-            "label": label,
-            "probability": max(probabilities),
-            "probabilities": dict(zip(names, probabilities, strict=True)),
-        }
-        for text, label, probabilities in rows
-    ]
-
-
-def _by_class(probabilities):
-    # A single probability is that of the second of two classes.
-    single = len(probabilities) == 1
-    return [1.0 - probabilities[0], probabilities[0]] if single else probabilities
-
-
-def _labels(version, classes):
-    """Return the names of the classes, in the order of the probabilities."""
-    names = []
+def _labels(version):
+    """Return the names of the classes as they were exported, or None."""
+    names: Any = None
     lines, values = version / "assets" / "labels.txt", version / "assets.extra" / "labels.json"
     if lines.is_file():
         names = lines.read_text(encoding="utf-8").splitlines()
     elif values.is_file():
         names = json.loads(values.read_text(encoding="utf-8"))
     strings = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not strings or not len(set(names)) == len(names) == classes:
-        return [str(number) for number in range(classes)]
-    return names
+    return names if strings else None

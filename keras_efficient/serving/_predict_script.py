@@ -1,8 +1,8 @@
 """Script that runs a text signature of a SavedModel in a process without Keras.
 
 Run as `python -P _predict_script.py FOLDER`. FOLDER holds `request.json` ({"saved_model": path,
-"signature": name, "texts": [...]}); the script adds `result.json`, which is {"labels": [...],
-"probabilities": [[...]]} or {"error": why}.
+"signature": name, "texts": [[...], ...], "serves": [names of outputs]}), with the texts of each
+input; the script adds `result.json`, which is {"outputs": {name: [...]}} or {"error": why}.
 """
 
 import importlib.util
@@ -16,6 +16,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from keras_efficient.runtime._bare_process import block_imports, end_with_parent
 
 BATCH = 32
+#: Inputs of a signature of pairs of texts.
+INPUTS = ("text", "second_text")
 
 
 def main(folder):
@@ -23,11 +25,12 @@ def main(folder):
     end_with_parent(folder)
     block_imports(("keras", "tf_keras"))
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-    result = predict(Path(request["saved_model"]), request["signature"], request["texts"])
+    names = ("signature", "texts", "serves")
+    result = predict(Path(request["saved_model"]), *(request[name] for name in names))
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
-def predict(path, signature, texts):
+def predict(path, signature, texts, serves):
     """Check the graph, load it and run the signature; return the content of `result.json`."""
     from keras_efficient._errors import InputError
     from keras_efficient.serving._check_graph import check_graph
@@ -43,15 +46,16 @@ def predict(path, signature, texts):
         # The loaded object must stay alive: it owns the variables that the signature reads.
         model = tf.saved_model.load(str(path))
         serve = model.signatures.get(signature)
-        problem = signature_error(serve, signature, list(model.signatures))
+        problem = signature_error(serve, signature, list(model.signatures), len(texts), serves)
         if problem:
             return {"error": problem}
-        name = next(iter(serve.structured_input_signature[1]))
-        labels, probabilities = [], []
-        for start in range(0, len(texts), BATCH):
-            out = serve(**{name: tf.constant(texts[start : start + BATCH])})
-            labels += [label.decode("utf-8", "replace") for label in out["label"].numpy()]
-            probabilities += out["probabilities"].numpy().astype("float64").tolist()
+        names = list(serve.structured_input_signature[1]) if len(texts) == 1 else INPUTS
+        outputs = {name: [] for name in serves}
+        for start in range(0, len(texts[0]), BATCH):
+            batch = (tf.constant(column[start : start + BATCH]) for column in texts)
+            out = serve(**dict(zip(names, batch, strict=True)))
+            for name in serves:
+                outputs[name] += plain(out[name].numpy())
     except Exception as error:
         # A damaged model can make TensorFlow raise any exception.
         text = str(error).strip() or "no message"
@@ -63,7 +67,14 @@ def predict(path, signature, texts):
             "error": f"A version must load and run in TensorFlow. Received: {path}, which raised "
             f"{type(error).__name__}: {why}. Copy the version again, or export it again."
         }
-    return {"labels": labels, "probabilities": probabilities}
+    return {"outputs": outputs}
+
+
+def plain(array):
+    """Return an array as lists of numbers or strings."""
+    if array.dtype.kind != "O":
+        return (array.astype("float64") if array.dtype.kind == "f" else array).tolist()
+    return [x.decode("utf-8", "replace") if isinstance(x, bytes) else plain(x) for x in array]
 
 
 def load_text_ops(path, ops):
@@ -91,8 +102,16 @@ def load_text_ops(path, ops):
         )
 
 
-def signature_error(serve, signature, names):
-    """Return why this signature cannot classify texts, or None if it can."""
+def signature_error(serve, signature, names, texts, serves):
+    """Return why this signature does not give the outputs `serves` for texts, or None if it does.
+
+    Args:
+        serve: the signature's function, or None.
+        signature: its name.
+        names: those of all signatures.
+        texts: number of texts per example.
+        serves: names of outputs.
+    """
     import tensorflow as tf
 
     shown = ", ".join(sorted(names)) or "none"
@@ -104,14 +123,19 @@ def signature_error(serve, signature, names):
         )
     inputs = list(serve.structured_input_signature[1].values())
     outputs = serve.structured_outputs
-    if [spec.dtype for spec in inputs] != [tf.string] or not {"label", "probabilities"} <= set(
-        outputs
+    named = texts == 1 or set(serve.structured_input_signature[1]) == set(INPUTS)
+    if (
+        [spec.dtype for spec in inputs] != [tf.string] * texts
+        or not named
+        or set(serves) - set(outputs)
     ):
+        kinds = "one input" if texts == 1 else f"the inputs {' and '.join(map(repr, INPUTS))}"
+        wanted = " and ".join(map(repr, sorted(serves)))
         return (
-            f"A signature that takes texts must have one input of strings, and the outputs 'label' "
-            f"and 'probabilities'. Received: {signature!r}, with the inputs "
-            f"{[spec.name for spec in inputs]} and the outputs {sorted(outputs)}. Export the model "
-            f"with tokenizer=, or name another signature (of {shown}) by --signature."
+            f"A signature that takes texts must have {kinds} of strings, and the outputs {wanted}. "
+            f"Received: {signature!r}, with the inputs {[spec.name for spec in inputs]} and the "
+            f"outputs {sorted(outputs)}. Export the model with tokenizer=, or name another "
+            f"signature (of {shown}) by --signature."
         )
     return None
 

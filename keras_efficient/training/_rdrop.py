@@ -54,6 +54,12 @@ class RDrop(LossTerm):
         """Return the penalty on the outputs of a doubled microbatch."""
         # The outputs of Hugging Face models name their logits.
         from_logits = self.from_logits or hasattr(y_pred, "logits")
+        if self.from_logits is None and flavor.predicts_numbers(model):
+            raise ValueError(
+                "R-Drop compares probabilities. Received: a model with the loss of a regression, "
+                "such as the mean squared error. Use another method, or pass from_logits=True if "
+                "its outputs are logits."
+            )
         if self.from_logits is None and not from_logits:
             from_logits = flavor.from_logits(model)
         terms = []

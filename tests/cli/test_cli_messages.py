@@ -9,7 +9,7 @@ import typer
 import keras_efficient as ke
 from keras_efficient._errors import listed, shortened
 from keras_efficient.cli import _app
-from keras_efficient.cli._finetune import Settings, _best_epoch, _class_weights
+from keras_efficient.cli._finetune import Settings, _best_epoch
 from keras_efficient.cli._finetune_display import Plan
 from keras_efficient.cli._option_names import option_names, with_option_names
 
@@ -116,10 +116,9 @@ def test_class_weights_are_those_of_scikit_learn():
 
     labels = [0] * 30 + [1] * 3 + [2] * 7
     train = ke.data.Records.of(["a"] * 40, labels)
-    found = _class_weights(settings(class_weights="balanced"), train)
+    found = ke.tasks.get().class_weights(train)
     expected = compute_class_weight("balanced", classes=train.labels[[0, 30, 33]], y=labels)
     assert [found[i] for i in range(3)] == pytest.approx(expected)
-    assert _class_weights(settings(), train) is None
 
 
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])

@@ -39,8 +39,8 @@ def no_child(monkeypatch):
 def here(monkeypatch):
     """Load and run the model in this process, without the seconds that a real process takes."""
 
-    def run(version, signature, texts, timeout):
-        return json.loads(json.dumps(predict_script.predict(version, signature, texts)))
+    def run(version, signature, texts, serves, timeout):
+        return json.loads(json.dumps(predict_script.predict(version, signature, texts, serves)))
 
     monkeypatch.setattr(predict_module, "_run", run)
 
@@ -121,7 +121,7 @@ def probabilities_by_label(version, monkeypatch):
         (version / name).parent.mkdir(exist_ok=True)
         (version / name).write_text(text)
         text_models.sign(version)
-        result = {"labels": ["x"], "probabilities": [probabilities]}
+        result = {"outputs": {"label": ["x"], "probabilities": [probabilities]}}
         monkeypatch.setattr(predict_module, "_run", lambda *args: result)
         return predict(version, ["a"])[0]["probabilities"]
 
@@ -149,7 +149,7 @@ def test_labels_as_json(probabilities_by_label):
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "nonsense"])
 def test_labels_that_are_not_json(text, probabilities_by_label):
-    with pytest.raises(InputError, match="A model must give labels"):
+    with pytest.raises(InputError, match="A model must give the answers"):
         probabilities_by_label("assets.extra/labels.json", text, [0.25, 0.75])
 
 
@@ -371,15 +371,15 @@ def test_a_process_that_dies(version, monkeypatch):
 @pytest.mark.parametrize(
     "result",
     [
-        {"labels": ["a"], "probabilities": [[float("nan"), 1.0]]},
-        {"labels": ["a"], "probabilities": [0.5]},
-        {"labels": ["a"], "probabilities": [[]]},
-        {"labels": [], "probabilities": []},
-        {"labels": ["a"], "probabilities": [[["x"]]]},
+        {"label": ["a"], "probabilities": [[float("nan"), 1.0]]},
+        {"label": ["a"], "probabilities": [0.5]},
+        {"label": ["a"], "probabilities": [[]]},
+        {"label": [], "probabilities": []},
+        {"label": ["a"], "probabilities": [[["x"]]]},
     ],
     ids=str,
 )
 def test_malformed_results(result, version, monkeypatch):
-    monkeypatch.setattr(predict_module, "_run", lambda *args: result)
-    with pytest.raises(InputError, match="labels, and a probability for each class"):
+    monkeypatch.setattr(predict_module, "_run", lambda *args: {"outputs": result})
+    with pytest.raises(InputError, match="must give the answers of its task"):
         predict(version, ["x"])

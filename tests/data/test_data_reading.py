@@ -160,7 +160,7 @@ def test_missing_file_directory_and_equal_columns(tmp_path):
     (tmp_path / "d.csv").mkdir()
     with pytest.raises(InputError, match=r"must be one file.*directory"):
         read_records(tmp_path / "d.csv")
-    with pytest.raises(InputError, match=r"must differ.*'text' for both"):
+    with pytest.raises(InputError, match=r"must differ.*'text' more than once"):
         read_records(tmp_path / "a.csv", label_column="text")
 
 

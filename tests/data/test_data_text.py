@@ -310,3 +310,20 @@ def test_type_errors(tokenizer):
         text(["w1"], tokenizer, batchsize=8)
     with pytest.raises(TypeError, match="`tokenizer` must be"):
         text(["w1"], "bert", batch_size=8)
+
+
+def test_pairs_have_segments_and_labels_keep_their_kind(tokenizer):
+    """Of pairs of texts the second one is marked; labels may be numbers or rows."""
+    firsts, seconds = ["w1 w2", "w3"], ["w4", "w5 w6 w7"]
+    numbers = Records(tuple(firsts), [0.5, 2.0], second_texts=tuple(seconds))
+    features, labels = next(iter(text(numbers, tokenizer, batch_size=2, shuffle=False)))
+    ids, segments, *_ = tokenizer.encode_pairs(firsts, seconds)
+    for row in range(2):
+        length = len(ids[row])
+        assert features["token_ids"][row, :length].numpy().tolist() == ids[row].tolist()
+        assert features["segment_ids"][row, :length].numpy().tolist() == segments[row].tolist()
+        assert not features["segment_ids"][row, length:].numpy().any()
+    assert labels.dtype == tf.float32 and labels.numpy().tolist() == [0.5, 2.0]
+    several = Records(tuple(firsts), [[1, 0, 1], [0, 0, 1]], ("a", "b", "c"))
+    _, labels = next(iter(text(several, tokenizer, batch_size=2, shuffle=False)))
+    assert labels.numpy().tolist() == [[1, 0, 1], [0, 0, 1]]

@@ -173,3 +173,21 @@ def test_bad_calls(tokenizer):
 def test_bad_functions(function, message):
     with pytest.raises(InputError, match=message):
         Tokenizer(function, inputs=KERASHUB).encode(["a", "b"], 8)
+
+
+def test_pairs_are_those_of_the_backend(tokenizer, backend):
+    seconds = [TEXTS[3], "w1 w2", TEXTS[3], "w7"]
+    for length in (7, 8, 12, 128):
+        backend.enable_truncation(length)
+        expected = backend.encode_batch(list(zip(TEXTS, seconds, strict=True)))
+        ids, segments, cut, longest = tokenizer.encode_pairs(TEXTS, seconds, length)
+        assert lists(ids) == [encoding.ids for encoding in expected]
+        assert lists(segments) == [encoding.type_ids for encoding in expected]
+        assert cut == sum(bool(encoding.overflowing) for encoding in expected)
+        assert longest == 46  # 3 + 40 words and [CLS], [SEP], [SEP], whatever the limit
+
+
+def test_pairs_need_a_tokenizer_that_joins_them():
+    mine = Tokenizer(words, inputs={"ids": "tokens"}, max_length=64)
+    with pytest.raises(InputError, match="Pairs of texts need a tokenizers"):
+        mine.encode_pairs(["w1"], ["w2"])

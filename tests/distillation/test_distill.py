@@ -232,6 +232,33 @@ def test_several_teachers_are_averaged_as_probabilities(library):
     assert moved(run(teachers).get_weights(), run(teachers[0])) > 1e-4
 
 
+@libraries
+def test_numbers_of_a_regression_are_not_probabilities(library):
+    """The student learns the teacher's numbers, and divergences of probabilities are refused."""
+    keras = keras_of(library)
+    x, _ = SMALL[library].batch(6)
+    y = np.random.default_rng(0).normal(0, 1, 6).astype("float32")
+
+    def made(factor=1.0):
+        ids = keras.layers.Input((LENGTH,), dtype="int32")
+        z = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(VOCABULARY, 8)(ids))
+        model = fixed(keras.Model(ids, keras.layers.Dense(1)(z)))
+        model.set_weights([factor * w for w in model.get_weights()])
+        task = ke.tasks.get("regression")
+        model.compile(keras.optimizers.SGD(0.1), task.loss(keras), jit_compile=False)
+        return model
+
+    student, teacher = made(), made(-2.0)
+    ours, theirs = (np.asarray(model(x))[:, 0] for model in (student, teacher))
+    expected = np.mean(ALPHA * (y - ours) ** 2 + (1 - ALPHA) * (theirs - ours) ** 2)
+    ke.distill(student, teacher, alpha=ALPHA, divergence="mse")
+    assert fit(student, x, y, batch_size=6)["loss"] == [pytest.approx(expected, rel=1e-5)]
+    refused = made()
+    ke.distill(refused, teacher)
+    with pytest.raises(ValueError, match="numbers and no probabilities"):
+        fit(refused, x, y, batch_size=6)
+
+
 @sampled()
 @libraries
 def test_outputs_may_be_probabilities_and_labels_independent(library):

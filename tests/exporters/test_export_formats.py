@@ -111,10 +111,13 @@ def test_an_export_that_loses_accuracy_is_refused(tmp_path, in_process, monkeypa
 
     def wrong(*args, **kwargs):
         served, measured = run(*args, **kwargs)
-        return {**served, "scores": [-scores for scores in served["scores"]]}, measured
+        worst = [{name: -x for name, x in batch.items()} for batch in served["batches"]]
+        return {**served, "batches": worst}, measured
 
     monkeypatch.setattr(export_module, "run_without_keras", wrong)
-    with pytest.raises(VerificationError, match=r"right on 0.00% of 8 .* memory on 100.00%.*see"):
+    with pytest.raises(
+        VerificationError, match=r"lower accuracy.* 0\.0000 instead of 1\.0000 on 8 .*see"
+    ):
         ke.export(model, tmp_path / "m", sample=x, evaluate=(x, y), latency=False)
     allowed = ke.exporters.Evaluation([(x, y)], max_drop=1.0)
     ke.export(model, tmp_path / "m", sample=x, evaluate=allowed, latency=False)

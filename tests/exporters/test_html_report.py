@@ -13,7 +13,7 @@ from keras_efficient._errors import InputError
 from keras_efficient.exporters import ExportReport, write_html_report
 from keras_efficient.exporters._html_report import format_value
 
-CHARTS = ("loss", "accuracy", "learning-rate", "throughput", "tokens", "padding")
+CHARTS = ("loss", "metrics", "learning-rate", "throughput", "tokens", "padding")
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
 
@@ -130,7 +130,7 @@ def test_evaluation_is_shown_with_its_warning(report, tmp_path):
         "labels": ["ham", "spam"],
         "mixed_precision": True,
     }
-    shown = replace(report, accuracy=30 / 33, classification=found.to_dict(), facts=facts)
+    shown = replace(report, accuracy=30 / 33, quality=found, facts=facts)
     page = Page(
         write_html_report(
             tmp_path / "a.html", title="a", steps=[], epochs=[], facts={}, report=shown
@@ -140,7 +140,7 @@ def test_evaluation_is_shown_with_its_warning(report, tmp_path):
     assert {"evaluation", "classes", "confusion"} <= set(page.ids) and "script" not in page.tags
     for part in (
         "predicts one class only: 'ham'",
-        "Majority baseline 90.91%, by always answering “ham”",
+        "Majority baseline 90.91% (always 'ham')",
         "Evaluation on 33 examples",
         "Padding share 25.0%",
         "Peak memory 1,234.6 MB",
@@ -152,7 +152,7 @@ def test_evaluation_is_shown_with_its_warning(report, tmp_path):
     assert "_" not in text.replace("token_ids", "")
 
     many = classification_report(range(500), [0] * 500)
-    shown = replace(report, classification=many.to_dict())
+    shown = replace(report, quality=many)
     page = Page(
         write_html_report(
             tmp_path / "b.html", title="b", steps=[], epochs=[], facts={}, report=shown
@@ -196,7 +196,7 @@ def test_text_follows_the_theme(path):
     [
         ([], [], set()),
         ([{"step": 1, "loss": math.nan}], [{"epoch": 1, "accuracy": None}], set()),
-        ([{"step": 1, "loss": 0.0}], [{"epoch": 1, "accuracy": 0.5}], {"loss", "accuracy"}),
+        ([{"step": 1, "loss": 0.0}], [{"epoch": 1, "accuracy": 0.5}], {"loss", "metrics"}),
         ([{"step": 5, "loss": math.inf}, {"step": 6, "loss": 2.0}], [], {"loss"}),
         ([{"loss": 3.0}, {"loss": 3.0}], [], {"loss"}),
         ([], [{"epoch": 1, "val_loss": 0.5}], {"loss"}),

@@ -562,9 +562,9 @@ def test_labels_that_are_not_names():
     [
         ({"label": tf.constant(1)}, "adds the outputs 'probabilities' and 'label'"),
         ({"probabilities": tf.constant(1)}, "adds the outputs 'probabilities' and 'label'"),
-        ({"logits": tf.zeros([2, 3, 4])}, "serves a classifier: its logits"),
-        ({"logits": tf.zeros([2])}, "serves a classifier: its logits"),
-        ({"logits": tf.constant(1)}, "serves a classifier: its logits"),
+        ({"logits": tf.zeros([2, 3, 4])}, "serves logits"),
+        ({"logits": tf.zeros([2])}, "serves logits"),
+        ({"logits": tf.constant(1)}, "serves logits"),
         ({"logits": tf.constant(1), "a": tf.zeros([1, 2]), "b": tf.zeros([1, 2])}, "only float"),
     ],
 )

@@ -48,7 +48,7 @@ def test_a_model_that_predicts_one_class_only_is_warned_of():
     assert report.accuracy == report.majority_baseline == 30 / 33
     only, baseline = report.warnings
     assert "predicts one class only: 'ham'" in only and "not above the majority" in baseline
-    assert "predicts one class only" in str(report) and "majority baseline 90.91%" in str(report)
+    assert "predicts one class only" in str(report) and "Majority baseline: 90.91%" in str(report)
 
 
 def test_warnings_say_what_is_wrong_and_no_more():

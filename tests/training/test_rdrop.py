@@ -317,6 +317,16 @@ def test_a_step_that_applies_gradients_itself_is_refused(library):
 
 @sampled()
 @libraries
+def test_numbers_of_a_regression_are_refused(library):
+    model = made(library, loss="mse")
+    ke.adversarial(model, "rdrop")
+    x = np.ones((4, *model.input_shape[1:]), "float32")
+    with pytest.raises(ValueError, match="R-Drop compares probabilities"):
+        train(model, x, np.ones((4, model.output_shape[-1]), "float32"))
+
+
+@sampled()
+@libraries
 def test_none_takes_it_away(library):
     specimen = SMALL[library]
     model, plain = (made(library) for _ in range(2))

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_efficient import tasks
 from keras_efficient._errors import InputError
 from keras_efficient.data._tokenizer import Tokenizer
 from keras_efficient.exporters.tokenizer_ops import normalizer_tables
@@ -90,15 +91,19 @@ class TextTokenizer(tf.Module):
         """
         # A server with a GPU would copy these small tensors back and forth.
         with tf.device("CPU:0"):
-            texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
-            batch = tf.shape(texts)[0]
-            pieces = texts, tf.range(batch), tf.zeros_like(texts, tf.int32)
-            if self._raw is not None:
-                pieces = self._raw.split(*pieces)
-            if self._normalized is not None:
-                pieces = self._normalized.split(*_normalize(self._normalizing, *pieces))
-            ids, rows = self._spell(*_words(self._splitting, *pieces))
-            return self._batch(RaggedTensor.from_value_rowids(ids, rows, batch, validate=False))
+            return self._batch(self._ragged(texts))
+
+    def _ragged(self, texts):
+        """Return the ids of texts without special tokens, as a ragged tensor."""
+        texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
+        batch = tf.shape(texts)[0]
+        pieces = texts, tf.range(batch), tf.zeros_like(texts, tf.int32)
+        if self._raw is not None:
+            pieces = self._raw.split(*pieces)
+        if self._normalized is not None:
+            pieces = self._normalized.split(*_normalize(self._normalizing, *pieces))
+        ids, rows = self._spell(*_words(self._splitting, *pieces))
+        return RaggedTensor.from_value_rowids(ids, rows, batch, validate=False)
 
     def _batch(self, ragged):
         ragged = ragged[:, -self._room :] if self._keep_end else ragged[:, : self._room]
@@ -196,11 +201,14 @@ def text_function(
     tokenizer: Tokenizer,
     labels: Sequence[str] | None = None,
     max_length: int | None = None,
+    *,
+    task: Any = None,
 ) -> Callable:
-    """Make a classifier of strings: `probabilities = softmax(logits(tokens(text)))`.
+    """Make a function of strings that gives a task's answers: `serve(logits(tokens(text)))`.
 
-    If there is one logit, the probability is its sigmoid, and the second of two labels is chosen
-    above 0.5.
+    For classification these are `probabilities = softmax(logits)` and the label of the largest. If
+    there is one logit, the probability is its sigmoid, and the second of two labels is chosen above
+    0.5.
 
     Args:
         tokens_function: function of int32 [batch, length] tensors by the tokenizer's input names
@@ -209,16 +217,18 @@ def text_function(
         tokenizer: a `data.Tokenizer` that `TextTokenizer` supports.
         labels: list of str, by class. Default: None, which is "0", "1" and so on.
         max_length: see `TextTokenizer`. Default: None.
+        task: name of a task, or a `ke.tasks.Task`. Default: None, "classification".
 
     Returns:
-        A `tf.function` of `text`, string [batch], for use as a signature in `tf.saved_model.save`.
-        It returns a dict of "probabilities" (float32 [batch, classes]), "label" (string [batch])
-        and the outputs of `tokens_function`.
+        A `tf.function` of `text`, string [batch], and for pairs of texts of `second_text`, string
+        [batch], for use as a signature in `tf.saved_model.save`. It returns a dict of the outputs
+        of the task, for classification "probabilities" (float32 [batch, classes]) and "label"
+        (string [batch]), and those of `tokens_function`.
 
     Raises:
         InputError: the tokenizer is not supported. While tracing: there is not exactly one output
             of logits, the labels are not as many as the classes, or `tokens_function` has an output
-            called "probabilities" or "label".
+            of the name of one of the task's.
 
     Examples:
         >>> from tokenizers import BertWordPieceTokenizer
@@ -236,7 +246,8 @@ def text_function(
         TensorFlow, "Using the SavedModel format", section Specifying signatures during export:
         https://www.tensorflow.org/guide/saved_model
     """
-    tokenize = TextTokenizer(tokenizer, max_length)
+    task = tasks.get(task)
+    tokenize = text_tokenizer(tokenizer, task, max_length)
     if labels is not None and not (
         isinstance(labels, list | tuple)
         and all(isinstance(label, str) for label in labels)
@@ -248,35 +259,40 @@ def text_function(
         )
     given = None if labels is None else list(labels)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")], autograph=False)
-    def serve(text):
-        outputs = tokens_function(**tokenize(text))
-        logits = tf.cast(_logits(outputs), tf.float32)
-        classes = max(logits.shape[1], 2)
-        if given is not None and len(given) != classes:
-            raise InputError(
-                f"`labels` must name each of the {classes} classes. Received: {given!r}. "
-                "Give them in the order of the logits."
-            )
-        if logits.shape[1] == 1:
-            probabilities = tf.sigmoid(logits)
-            best = tf.cast(probabilities[:, 0] > 0.5, tf.int32)
-        else:
-            probabilities = tf.nn.softmax(logits)
-            best = tf.argmax(logits, axis=-1, output_type=tf.int32)
-        names = list(map(str, range(classes))) if given is None else given
-        with tf.device("CPU:0"):
-            label = tf.gather(tf.constant(names), best)
-        return {**outputs, "probabilities": probabilities, "label": label}
+    names = ("text", "second_text")[: task.texts]
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string, name=name) for name in names],
+        autograph=False,
+    )
+    def serve(*texts):
+        outputs = tokens_function(**tokenize(*texts))
+        logits = tf.cast(_logits(outputs, task), tf.float32)
+        return {**outputs, **task.serve(logits, given)}
 
     return serve
 
 
-def _logits(outputs):
-    if taken := {"probabilities", "label"} & set(outputs):
+def text_tokenizer(
+    tokenizer: Tokenizer, task: tasks.Task, max_length: int | None = None
+) -> TextTokenizer:
+    """Return the tokenizer in the graph for a task's texts, or pairs of texts.
+
+    Raises:
+        InputError: the tokenizer is not supported.
+    """
+    if task.texts == 1:
+        return TextTokenizer(tokenizer, max_length)
+    from keras_efficient.exporters.tokenizer_ops.pair_tokenizer import PairTokenizer
+
+    return PairTokenizer(tokenizer, max_length)
+
+
+def _logits(outputs, task):
+    if taken := set(task.serves) & set(outputs):
         raise InputError(
-            "The text signature adds the outputs 'probabilities' and 'label'. Received: a model "
-            f"with an output called {sorted(taken)}. Rename it."
+            f"The text signature adds the outputs {' and '.join(map(repr, task.serves))}. "
+            f"Received: a model with an output called {sorted(taken)}. Rename it."
         )
     floats = {name: value for name, value in outputs.items() if value.dtype.is_floating}
     if len(floats) > 1 and "logits" in floats:
@@ -284,7 +300,7 @@ def _logits(outputs):
     shapes = {name: value.shape for name, value in floats.items()}
     if len(shapes) != 1 or (shape := next(iter(shapes.values()))).rank != 2 or not shape[1]:
         raise InputError(
-            "The text signature serves a classifier: its logits, [batch, classes], are the output "
+            "The text signature serves logits, [batch, outputs], which are the output "
             f"'logits' or the only float one. Received (shapes of float outputs): {shapes}. Export "
             "without the text signature."
         )

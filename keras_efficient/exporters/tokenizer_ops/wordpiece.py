@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -122,6 +123,34 @@ def _added(settings, normalizer):
     if strips and (edge := [text for text in (*raw, *normalized) if text != text.strip()]):
         raise _unsupported(f"added tokens that strip spaces, beside {edge[0]!r}, which has some")
     return raw, normalized
+
+
+def pair_template(settings: dict) -> list[tuple]:
+    """Return the parts of a pair of texts in their order, each with its segment.
+
+    A part is the id of a special token, or a tuple with the number of the text, 0 or 1.
+
+    Raises:
+        InputError: the tokenizer has no template that holds each text once.
+    """
+    processor: dict[str, Any] = settings["post_processor"] or {"type": None}
+    if processor["type"] in ("BertProcessing", "RobertaProcessing"):
+        start, end = processor["cls"][1], processor["sep"][1]
+        if processor["type"] == "BertProcessing":
+            return [(start, 0), ((0,), 0), (end, 0), ((1,), 1), (end, 1)]
+        return [(start, 0), ((0,), 0), (end, 0), (end, 0), ((1,), 0), (end, 0)]
+    _expect(settings, "post_processor", "TemplateProcessing")
+    parts: list[tuple] = []
+    for part in processor["pair"]:
+        kind = "Sequence" if "Sequence" in part else "SpecialToken"
+        name, segment = part[kind]["id"], part[kind]["type_id"]
+        if kind == "Sequence":
+            parts.append((("AB".index(name),), segment))
+        else:
+            parts += [(number, segment) for number in processor["special_tokens"][name]["ids"]]
+    if sorted(part for part, _ in parts if isinstance(part, tuple)) != [(0,), (1,)]:
+        raise _unsupported("a template of pairs that does not hold each text once")
+    return parts
 
 
 def _template(settings):

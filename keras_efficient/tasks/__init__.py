@@ -1,0 +1,5 @@
+"""Tasks: what a text Transformer is trained for, each defined in one file."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,240 @@
+"""`Task`: what a text Transformer is trained for, as one definition that all other code reads."""
+
+import abc
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from keras_efficient._errors import InputError
+from keras_efficient.data._read_records import read_records
+from keras_efficient.data._records import Records
+from keras_efficient.flavor._typing import Model, Tensor
+from keras_efficient.metrics._labelled_batches import scored_batches
+from keras_efficient.metrics._scores import scores_of
+from keras_efficient.metrics._task_report import TaskReport
+
+
+class Task(abc.ABC):
+    """Base class of tasks: label format, size of the head, loss, metrics, decoding and signature.
+
+    A task is a subclass in one file. `ke.tasks.register` makes it known by its name. Loading, data,
+    the command line, export, `predict` and reports read it, and mention no task by name. Objects
+    are cheap and hold nothing but `texts`.
+
+    Args:
+        texts: Number of texts per example, 2 for pairs of texts. Default: 1.
+
+    Attributes:
+        name: str, by which `ke.tasks.get` and `--task` find the task. A class attribute.
+        choices: dict by metric of the names for readers and "max" or "min": by which validation
+            metrics the best epoch may be chosen, the default first. A class attribute.
+        serves: names of the outputs that `serve` adds to those of the model. A class attribute.
+        compresses: whether `keras-efficient compress` can make models of the task smaller, which
+            takes distillation of class probabilities. A class attribute. Default: False.
+
+    Raises:
+        InputError: `texts` is neither 1 nor 2.
+
+    Examples:
+        >>> task = ke.tasks.get("classification")
+        >>> task.name, task.head_size(None), task.serves
+        ('classification', 2, ('probabilities', 'label'))
+
+    Reference:
+        The `pipeline` tasks of Hugging Face, https://huggingface.co/docs/transformers/tasks.
+    """
+
+    name: ClassVar[str]
+    choices: ClassVar[Mapping[str, tuple[str, str]]] = {"loss": ("loss", "min")}
+    serves: ClassVar[tuple[str, ...]]
+    compresses: ClassVar[bool] = False
+
+    def __init__(self, texts: int = 1):
+        if texts not in (1, 2):
+            raise InputError(
+                f"`texts` must be 1, or 2 for pairs of texts. Received: {texts!r}. Join further "
+                "texts in one column."
+            )
+        self.texts = texts
+
+    def __repr__(self) -> str:
+        pairs = ", of pairs of texts" if self.texts == 2 else ""
+        return f"<task {self.name}{pairs}>"
+
+    # --- label format ------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def encode(
+        self,
+        values: Sequence[Any],
+        label_names: Sequence[str] | None,
+        where: Callable[[int], str],
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Return the array of labels for `Records`, and the names of the classes.
+
+        Args:
+            values: labels as they stand in the data; a dict of values by column for labels in
+                several columns.
+            label_names: names of the classes; None for those that occur.
+            where: function of i that names the origin of value i, for error messages.
+
+        Raises:
+            InputError: a value is not a label of this task.
+        """
+
+    def read(self, path: str | os.PathLike, **columns: Any) -> Records:
+        """Read a file with labels of this task; the arguments are those of `read_records`."""
+        return read_records(path, encode=self.encode, **columns)
+
+    @abc.abstractmethod
+    def check(self, train: Records, validation: Records | None = None) -> None:
+        """Require that records can be learned from.
+
+        Args:
+            train: records to train on.
+            validation: records split off from them, or None if these are of another file.
+
+        Raises:
+            InputError: nothing can be learned, such as one class.
+        """
+
+    @abc.abstractmethod
+    def describe(self, train: Records, validation: Records) -> tuple[str, str]:
+        """Return in a few words the labels, and how good an answer without a model is.
+
+        Args:
+            train: records to train on.
+            validation: records to evaluate on.
+        """
+
+    def class_weights(self, train: Records) -> dict[int, float]:
+        """Return `{class: weight}` such that all classes weigh the same in the loss.
+
+        Raises:
+            InputError: the task has no classes that exclude each other; the default.
+        """
+        raise InputError(
+            "`class_weights` are for tasks with one class per text. Received: the task "
+            f"{self.name!r}. Leave them out."
+        )
+
+    # --- head, loss and metrics --------------------------------------------------------------
+
+    @abc.abstractmethod
+    def head_size(self, num_labels: int | None) -> int:
+        """Return the number of outputs of the head.
+
+        Args:
+            num_labels: number of classes, or None if it was not given.
+
+        Raises:
+            InputError: the task takes no such number.
+        """
+
+    def label_names(self, given: Sequence[str] | None, outputs: int) -> list[str]:
+        """Return the names of the outputs of the head: those given, or their numbers.
+
+        Raises:
+            InputError: there are more or fewer names than outputs.
+        """
+        names = list(map(str, range(outputs) if given is None else given))
+        if len(names) != outputs:
+            raise InputError(
+                f"`label_names` must name each class. Received: {len(names)} names for a model of "
+                f"{outputs} classes. Give them in the order of the logits."
+            )
+        return names
+
+    @abc.abstractmethod
+    def loss(self, keras: Any) -> Any:
+        """Return the loss for `compile`, from logits.
+
+        Args:
+            keras: the module `keras` or `tf_keras`.
+        """
+
+    def metrics(self, keras: Any, num_labels: int) -> list:
+        """Return the metrics for `compile`. Default: none.
+
+        Args:
+            keras: the module `keras` or `tf_keras`.
+            num_labels: size of the head.
+        """
+        return []
+
+    # --- evaluation --------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def batch_labels(self, labels: Any, argument: str) -> np.ndarray:
+        """Return the labels of a batch of `fit` as `report` takes them.
+
+        Args:
+            labels: labels as `fit` takes them.
+            argument: name of the argument that they came by, for error messages.
+
+        Raises:
+            InputError: they are labels of another task.
+        """
+
+    def scores(self, outputs: Mapping[str, Any]) -> np.ndarray:
+        """Return a model's scores among its outputs: "logits", or the only float output."""
+        return scores_of(outputs)
+
+    def aligned(self, scores: np.ndarray, like: np.ndarray) -> np.ndarray:
+        """Return an export's scores, so that they are read like those in memory, `like`."""
+        return scores
+
+    @abc.abstractmethod
+    def report(
+        self,
+        labels: np.ndarray,
+        scores: np.ndarray,
+        label_names: Sequence[str] | None = None,
+        *,
+        sample_weight: Any = None,
+    ) -> TaskReport:
+        """Compare scores with labels, beside a baseline and with a confidence interval.
+
+        Args:
+            labels: array as `batch_labels` returns it.
+            scores: float array `[examples, outputs]`.
+            label_names: name of each class. Default: None, their numbers.
+            sample_weight: float array `[examples]`. Default: None, ones.
+        """
+
+    def evaluate(
+        self, model: Model, data: Iterable[Any], label_names: Sequence[str] | None = None
+    ) -> TaskReport:
+        """Evaluate a model in memory on finite labelled batches, as `ke.data.text` makes them."""
+        labels, scores, weights = scored_batches(model, data, self.batch_labels, self.scores)
+        return self.report(labels, scores, label_names, sample_weight=weights)
+
+    # --- signature and decoding --------------------------------------------------------------
+
+    @abc.abstractmethod
+    def serve(self, logits: Tensor, label_names: Sequence[str] | None) -> dict[str, Tensor]:
+        """Return the outputs that the signature of strings adds, `serves`, in TensorFlow ops.
+
+        Args:
+            logits: float32 `[batch, outputs]`.
+            label_names: name of each class, or None.
+
+        Raises:
+            InputError: the names are not those of the outputs.
+        """
+
+    @abc.abstractmethod
+    def decode(
+        self, outputs: Mapping[str, list], label_names: Sequence[str] | None
+    ) -> list[dict[str, Any]]:
+        """Return the answer for each text, of the outputs of a served model.
+
+        Args:
+            outputs: lists of numbers or strings by the names in `serves`.
+            label_names: name of each class as it was exported, or None.
+
+        Raises:
+            KeyError, TypeError, ValueError: the outputs are not those of this task.
+        """
