@@ -148,7 +148,8 @@ def _quality(report):
     # Only some tasks have classes, which are confused with each other only if one excludes others.
     classes: Any = getattr(found, "classes", ())
     matrix: Any = getattr(found, "confusion", None) if len(classes) <= _MATRIX else None
-    largest = [max(row) or 1 for row in matrix or ()]
+    rows: Any = matrix or ()
+    largest = [max(row) or 1 for row in rows]
     return {
         "report": found,
         "classes": worst_classes(classes, _CLASSES),
@@ -157,7 +158,7 @@ def _quality(report):
         # Shares of the row, as the strength of a cell's colour.
         "matrix": [
             [(format_value(n), round(100 * n / most)) for n in row]
-            for row, most in zip(matrix or (), largest, strict=True)
+            for row, most in zip(rows, largest, strict=True)
         ],
     }
 

@@ -52,7 +52,7 @@ from keras_efficient.training import unpad
 #: Batches on which `ke.shrink` chooses, and on which activations are calibrated.
 _SHRINK_BATCHES, _CALIBRATION_BATCHES = 8, 16
 #: How copies differ from their texts, as for `augment_texts`.
-_ALTERATION = {"replace": 0.2, "delete": 0.1}
+_ALTERATION: dict[str, Any] = {"replace": 0.2, "delete": 0.1}
 #: Settings that `ke.distill` takes.
 _DISTILLATION = ("alpha", "temperature", "divergence")
 #: Why there is no candidate for a target.

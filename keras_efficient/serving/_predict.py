@@ -65,11 +65,11 @@ def predict(
     check_manifest(version)
     task = _task(version)
     rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-    for row in rows:
+    for text, row in zip(texts, rows, strict=True):
         if len(row) != task.texts:
             raise InputError(
                 f"This model takes {_KINDS[task.texts]}. Received: {_KINDS[len(row)]}, "
-                f"{row if len(row) > 1 else row[0]!r:.80}. Give each as the model was trained."
+                f"{text!r:.80}. Give each as the model was trained."
             )
     columns = list(map(list, zip(*rows, strict=True)))
     result = _run(version, signature, columns, task.serves, timeout)

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -91,7 +92,7 @@ class Losses:
         return {h: float(np.interp(h, tried, increases)) for h in space.hidden}
 
 
-def _convex(removed: Sequence[float], increases: Sequence[float]) -> np.ndarray:
+def _convex(removed: Any, increases: Any) -> np.ndarray:
     """Make what is removed last cost at least as much as what is removed before it.
 
     Losses are measured without training. They stop rising where the model has become useless,
