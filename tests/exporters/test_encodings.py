@@ -172,7 +172,7 @@ def test_what_is_loaded_is_the_same_to_the_last_bit(
     monkeypatch.setattr(module, "_SHARE", 1.0)
     plain = ke.export(model, tmp_path / "m", sample=x, quantize=quantize, latency=False)
     assert small.weight_bytes < 0.8 * plain.weight_bytes
-    assert small.bytes < plain.bytes
+    assert stored(small.directory) < 0.9 * stored(plain.directory)
     expected = served(plain.directory, features(1))
     for _ in range(2):
         np.testing.assert_array_equal(served(small.directory, features(1)), expected)
@@ -182,6 +182,11 @@ def test_what_is_loaded_is_the_same_to_the_last_bit(
         (given,), (output,) = signature.inputs.values(), signature.outputs.values()
         found = session.run(output.name, {given.name: features(1)})
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def stored(folder):
+    """The bytes of the weights' files; the graph of so small a model is larger than they are."""
+    return sum(file.stat().st_size for file in (folder / "variables").iterdir())
 
 
 def served(folder, x):

@@ -104,7 +104,8 @@ from keras_efficient.exporters.inference_ops.matmul import saturates
 from keras_efficient.serving._predict_script import predict
 
 exact, portable, inputs = sys.argv[1:]
-outcome = {"saturates": saturates(), "predict": predict(exact, "text", ["a"])["error"]}
+found = predict(exact, "text", [["a"]], ["label"])
+outcome = {"saturates": saturates(), "predict": found["error"]}
 try:
     tf.saved_model.load(exact)
 except tf.errors.InvalidArgumentError as error:

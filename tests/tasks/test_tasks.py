@@ -231,7 +231,7 @@ import keras_efficient as ke
 class Stars(ke.tasks.Regression):
     """Ratings from one to five stars, served as whole stars."""
 
-    name = "stars"
+    name = "whole_stars"
     serves = ("value", "stars")
 
     def serve(self, logits, label_names):
@@ -253,16 +253,17 @@ def test_an_installed_package_adds_a_task(tmp_path, monkeypatch):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: starred-reviews\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[keras_efficient.tasks]\nstars = starred_reviews:Stars\n"
+        "[keras_efficient.tasks]\nwhole_stars = starred_reviews:Stars\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(_registry, "_known", {**_registry._known})
     importlib.invalidate_caches()
     _registry._load_installed.cache_clear()
     try:
-        task = ke.tasks.get("stars")
+        task = ke.tasks.get("whole_stars")
         served = task.serve(tf.constant([[3.6], [9.0]]), None)
         assert served["stars"].numpy().tolist() == [4, 5]
-        assert "stars" in ke.tasks.names()
+        assert "whole_stars" in ke.tasks.names()
     finally:
         sys.modules.pop("starred_reviews", None)
         _registry._load_installed.cache_clear()
