@@ -72,7 +72,6 @@ def student(run, name, texts, folder):
 
     ke.tune_process()
     ke.mixed_precision("float32")
-    run.read()
     stages, what = ROWS[name]
     teacher, tokenizer = run.teacher()
     model, seconds = teacher, 0.0
@@ -91,11 +90,8 @@ def student(run, name, texts, folder):
         data = run.batches(records, tokenizer)
         seconds += run.fit(model, data, texts // len(stages), shrink.RATE)
         ke.distill(model, None)
-    held_out = ke.data.text(
-        run.held_out, tokenizer, batch_size=64, max_length=shrink.LONGEST, shuffle=False
-    )
     return {
-        "accuracy": model.evaluate(held_out, verbose=0, return_dict=True)["accuracy"],
+        "accuracy": run.accuracy(model, tokenizer),
         "parameters": model.count_params(),
         "seconds": seconds,
     }
@@ -109,10 +105,7 @@ def main():
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    settings = argparse.Namespace(
-        data="reviews", quick=True, limit=None, folder=arguments.folder / "reviews-quick-all"
-    )
-    run = shrink.Run(settings, seed=0)
+    run = shrink.Run.quick_one(arguments.folder)
     if arguments.one:
         with tempfile.TemporaryDirectory() as scratch:
             result = student(run, arguments.one, arguments.texts, Path(scratch) / "outputs")

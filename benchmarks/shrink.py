@@ -154,6 +154,15 @@ class Run:
         students, baselines = rows(arguments.quick)
         self.targets, self.rows = list(students), students | baselines
 
+    @classmethod
+    def quick_one(cls, folder):
+        """The run that `--quick --folder FOLDER` left, for other benchmarks."""
+        folder = folder / "reviews-quick-all"
+        arguments = argparse.Namespace(data="reviews", quick=True, limit=None, folder=folder)
+        run = cls(arguments, seed=0)
+        run.read()
+        return run
+
     def do(self, part):
         """Run a part in this process."""
         import keras_efficient as ke
@@ -192,10 +201,7 @@ class Run:
             TEACHER["epochs"] * len(self.train),
             TEACHER["rate"],
         )
-        held_out = ke.data.text(
-            self.held_out, tokenizer, batch_size=64, max_length=LONGEST, shuffle=False
-        )
-        accuracy = model.evaluate(held_out, verbose=0, return_dict=True)["accuracy"]
+        accuracy = self.accuracy(model, tokenizer)
         model.save(self.folder / "teacher.keras")
         model.export(self.folder / "keras_export", verbose=False)
         teacher, tokenizer = self.teacher()
@@ -249,16 +255,13 @@ class Run:
         ke.distill(model, None)
         calibration = self.batches(self.train, tokenizer).take(8)
         ke.calibrate(model, calibration)
-        held_out = ke.data.text(
-            self.held_out, tokenizer, batch_size=64, max_length=LONGEST, shuffle=False
-        )
         made = ke.export(
             model,
             self.folder / "exports" / str(list(self.rows.values()).index(row)),
             sample=next(iter(calibration)),
             quantize="int8",
             # The loss of accuracy is what is measured here, whatever it is.
-            evaluate=ke.exporters.Evaluation(held_out, max_drop=1.0),
+            evaluate=ke.exporters.Evaluation(self.tests(tokenizer), max_drop=1.0),
             latency=False,
         )
         return {
@@ -322,6 +325,19 @@ class Run:
             group_by_length=True,
             seed=self.seed,
         )
+
+    def tests(self, tokenizer):
+        """The held-out texts as batches."""
+        import keras_efficient as ke
+
+        return ke.data.text(
+            self.held_out, tokenizer, batch_size=64, max_length=LONGEST, shuffle=False
+        )
+
+    def accuracy(self, model, tokenizer):
+        """The accuracy of a compiled model on the held-out texts."""
+        tests = self.tests(tokenizer)
+        return model.evaluate(tests, verbose=0, return_dict=True)["accuracy"]
 
     def compile(self, model, **optimizer):
         import keras

@@ -80,5 +80,5 @@ def test_an_empty_batch():
 def test_what_cannot_be_joined():
     with pytest.raises(InputError, match="a post_processor of type None"):
         PairTokenizer(tokenizer(None))
-    with pytest.raises(InputError, match="room for two tokens"):
+    with pytest.raises(InputError, match="must allow two tokens"):
         PairTokenizer(tokenizer(), 4)

@@ -28,10 +28,10 @@ class PairTokenizer(TextTokenizer):
         self._parts = pair_template(json.loads(tokenizer.serialized or "{}"))
         special = sum(isinstance(part, int) for part, _ in self._parts)
         length = tokenizer.max_length if max_length is None else max_length
-        self._room = length - special
-        if self._room < 2:
+        self._longest = length - special
+        if self._longest < 2:
             raise InputError(
-                "`max_length` must leave room for two tokens beside the special ones. Received: "
+                "`max_length` must allow two tokens beside the special ones. Received: "
                 f"{length}, with {special} special tokens. Raise it."
             )
 
@@ -40,7 +40,7 @@ class PairTokenizer(TextTokenizer):
         with tf.device("CPU:0"):
             parts = [self._ragged(texts), self._ragged(second_texts)]
             lengths = [tf.cast(part.row_lengths(), tf.int32) for part in parts]
-            kept = _longest_first(lengths[0], lengths[1], self._room)
+            kept = _longest_first(lengths[0], lengths[1], self._longest)
             starts = [
                 length - part if self._keep_end else tf.zeros_like(length)
                 for length, part in zip(lengths, kept, strict=True)
@@ -71,15 +71,15 @@ class PairTokenizer(TextTokenizer):
             return {name: roles[role] for role, name in self._inputs.items()}
 
 
-def _longest_first(first, second, room):
+def _longest_first(first, second, most):
     """Return the lengths of both texts as `tokenizers` truncates them, from the longer one."""
     shorter = tf.minimum(first, second)
-    rest = tf.where(shorter > room, shorter, tf.maximum(shorter, room - shorter))
-    both = shorter + rest > room
-    half = np.int32(room // 2)
+    rest = tf.where(shorter > most, shorter, tf.maximum(shorter, most - shorter))
+    both = shorter + rest > most
+    half = np.int32(most // 2)
     shorter_kept = tf.where(both, half, shorter)
-    longer_kept = tf.where(both, half + np.int32(room % 2), rest)
-    fits = first + second <= room
+    longer_kept = tf.where(both, half + np.int32(most % 2), rest)
+    fits = first + second <= most
     swapped = first > second
     kept = (
         tf.where(swapped, longer_kept, shorter_kept),

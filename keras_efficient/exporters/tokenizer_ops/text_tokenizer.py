@@ -59,11 +59,11 @@ class TextTokenizer(tf.Module):
         settings = WordPiece.of(tokenizer)
         self._inputs, self._pad_id = tokenizer.inputs, tokenizer.pad_id
         self._prefix, self._suffix = settings.prefix, settings.suffix
-        self._room = max_length - len(settings.prefix) - len(settings.suffix)
-        if self._room < 1:
+        self._longest = max_length - len(settings.prefix) - len(settings.suffix)
+        if self._longest < 1:
             raise InputError(
                 "`max_length` must leave room for a token beside the special ones. Received: "
-                f"{max_length}, with {max_length - self._room} special tokens. Raise it."
+                f"{max_length}, with {max_length - self._longest} special tokens. Raise it."
             )
         self._keep_end, self._unknown = settings.keep_end, settings.unknown
         self._longest_word = settings.longest_word
@@ -106,7 +106,7 @@ class TextTokenizer(tf.Module):
         return RaggedTensor.from_value_rowids(ids, rows, batch, validate=False)
 
     def _batch(self, ragged):
-        ragged = ragged[:, -self._room :] if self._keep_end else ragged[:, : self._room]
+        ragged = ragged[:, -self._longest :] if self._keep_end else ragged[:, : self._longest]
         before, after = len(self._prefix), len(self._suffix)
         total = tf.cast(ragged.row_lengths(), tf.int32) + before + after
         mask = tf.sequence_mask(total, dtype=tf.int32)
