@@ -56,8 +56,8 @@ def records_for(run, what, teacher, tokenizer):
     if what == "altered copies":
         return run.with_altered(teacher, tokenizer, copies=2)
     if what == "other texts":
-        names = ("nytEditorialSnippets", "amazonReviewSnippets", "tweets")
-        others = [text for name in names for text in shrink.archived(name).texts]
+        names = ("news", "products", "tweets")
+        others = [text for name in names for text in shrink.rated(name).texts]
         texts = [*train.texts, *others]
         return ke.data.Records(texts, [*train.labels, *[0] * len(others)], train.label_names)
     return train

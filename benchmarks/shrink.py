@@ -105,35 +105,18 @@ def records_of(name):
 
     if name == "reviews":
         return serving.reviews()
-    snippets = {"products": "amazonReviewSnippets", "tweets": "tweets"}
-    if name in snippets:
-        return ke.data.split(archived(snippets[name]), validation=1000, stratify=False)
+    if name in ("products", "tweets"):
+        return ke.data.split(rated(name), validation=1000, stratify=False)
     return ke.data.split(ke.data.read_records(name), validation=0.15, stratify=False)
 
 
-def archived(name):
+def rated(source):
     """Texts of the archive that the movie reviews are from, labelled as those are."""
     import keras_efficient as ke
 
-    fields = archived_lines(name)
-    labels = ["positive" if float(rating) > 0 else "negative" for _, rating, _ in fields]
-    return ke.data.Records.of([text for _, _, text in fields], labels, source=name)
-
-
-def archived_lines(name):
-    """Lines of that archive: number, mean rating and text."""
-    import tarfile
-
-    from keras_efficient.data._demo_assets import fetch
-
-    inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-    with (
-        tarfile.open(fetch("vaderSentiment==3.3.2")) as outer,
-        tarfile.open(fileobj=outer.extractfile(inner)) as archive,
-    ):
-        file = archive.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
-        lines = file.read().decode("utf-8", errors="replace").splitlines()
-    return [line.split("\t", 2) for line in lines if line.strip()]
+    records = ke.tasks.get("regression").read(ke.data.demo_ratings(source), label_column="rating")
+    labels = ["positive" if rating > 0 else "negative" for rating in records.labels]
+    return ke.data.Records.of(records.texts, labels, source=source)
 
 
 class Run:

@@ -18,69 +18,65 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import shrink
 
-SOURCES = {
-    "movie": "movieReviewSnippets",
-    "news": "nytEditorialSnippets",
-    "product": "amazonReviewSnippets",
-    "tweet": "tweets",
-}
+#: Sources of `ke.data.demo_ratings`, and how a text's source is called as a label.
+SOURCES = {"movies": "movie", "news": "news", "products": "product", "tweets": "tweet"}
+PAIRS = ("--text-column", "first", "--text-column", "second")
 COMMON = ("--batch-size", "32", "--learning-rate", "1e-4", "--max-length", "64")
 
 
 def ratings(source):
     """Return the texts of a source and their mean ratings."""
-    lines = shrink.archived_lines(SOURCES[source])
-    return [(text, float(rating)) for _, rating, text in lines]
+    import keras_efficient as ke
+
+    with open(ke.data.demo_ratings(source), encoding="utf-8", newline="") as file:
+        return [(row["text"], float(row["rating"])) for row in csv.DictReader(file)]
 
 
 def regression(random):
     """The mean rating of a movie review."""
-    rows = ratings("movie")
+    rows = ratings("movies")
     return ("text", "label"), [rows[i] for i in random.permutation(len(rows))], ()
 
 
 def multi_label(random):
     """Where a text is from, whether it is positive, and whether its rating is beyond ±2."""
     rows = [
-        (text, "|".join([source] + ["positive"] * (x > 0) + ["strong"] * (abs(x) > 2)))
-        for source in SOURCES
+        (text, "|".join([label] + ["positive"] * (x > 0) + ["strong"] * (abs(x) > 2)))
+        for source, label in SOURCES.items()
         for text, x in ratings(source)
     ]
     return ("text", "label"), [rows[i] for i in random.permutation(len(rows))], ()
 
 
-def pairs(random, label):
-    """Two movie reviews, and a label of both of their ratings."""
-    rows = [rows for rows in ratings("movie") if rows[1]]
-    order = random.permutation(len(rows))
-    both = zip(order[::2], order[1::2], strict=False)
-    labelled = [
-        (rows[i][0], rows[j][0], label(rows[i][1], rows[j][1]))
-        for i, j in both
-        if rows[i][1] != rows[j][1]
-    ]
-    columns = ("--text-column", "first", "--text-column", "second")
-    return ("first", "second", "label"), labelled, columns
+def same_source(random):
+    """Whether two texts are from the same source; no text is in two pairs."""
+    texts = {source: [text for text, _ in ratings(source)] for source in SOURCES}
+    for rows in texts.values():
+        random.shuffle(rows)
+    labelled = []
+    while min(map(len, texts.values())) > 1:
+        one, other = random.choice(list(SOURCES), 2, replace=False)
+        label = ("different", "same")[len(labelled) % 2]
+        second = texts[one if label == "same" else other]
+        labelled.append((texts[one].pop(), second.pop(), label))
+    return ("first", "second", "label"), labelled, PAIRS
 
 
-def which(first, second):
-    """Which of the two is rated higher."""
-    return "first" if first > second else "second"
-
-
-def mean(first, second):
-    """The mean of both ratings."""
-    return round((first + second) / 2, 4)
+def mean_rating(random):
+    """The mean rating of two movie reviews."""
+    rows = ratings("movies")
+    both = random.permutation(len(rows))[: len(rows) // 2 * 2].reshape(-1, 2)
+    labelled = [(rows[i][0], rows[j][0], round((rows[i][1] + rows[j][1]) / 2, 4)) for i, j in both]
+    return ("first", "second", "label"), labelled, PAIRS
 
 
 #: By row: task, function of a random generator that returns header, rows and further options.
 ROWS = {
     "regression": ("regression", regression),
     "multi-label": ("multi_label", multi_label),
-    "pairs, classification": ("classification", lambda random: pairs(random, which)),
-    "pairs, regression": ("regression", lambda random: pairs(random, mean)),
+    "pairs, classification": ("classification", same_source),
+    "pairs, regression": ("regression", mean_rating),
 }
 
 

@@ -341,6 +341,10 @@ def serve(
     batching: Annotated[
         Path | None, typer.Option(help="File of batching parameters; default: no batching.")
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Threads within one operation; 1 for the most requests per second."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the command, without running it.")
     ] = False,
@@ -348,7 +352,8 @@ def serve(
     """Start TensorFlow Serving, installed or in Docker, for an exported model."""
     from keras_efficient.cli._serve import Settings, start
 
-    raise typer.Exit(start(Settings(directory, name, rest_port, grpc_port, batching, dry_run)))
+    settings = Settings(directory, name, rest_port, grpc_port, batching, threads, dry_run)
+    raise typer.Exit(start(settings))
 
 
 @app.command()

@@ -31,6 +31,7 @@ class Settings:
     rest_port: int
     grpc_port: int
     batching: Path | None
+    threads: int | None
     dry_run: bool
 
 
@@ -46,6 +47,7 @@ def start(settings: Settings) -> int:
         rest_port=settings.rest_port,
         grpc_port=settings.grpc_port,
         batching=settings.batching,
+        threads=settings.threads,
     )
     program, docker = shutil.which(PROGRAM), shutil.which("docker")
     if settings.dry_run or (program is None and docker is None):

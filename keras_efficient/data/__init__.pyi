@@ -8,6 +8,7 @@ from ._bucketing import (
 )
 from ._demo_assets import (
     demo_model as demo_model,
+    demo_ratings as demo_ratings,
     demo_reviews as demo_reviews,
 )
 from ._read_records import read_records as read_records

@@ -31,6 +31,13 @@ FILES = {
         "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
     ),
 }
+#: Names of the files in the archive of vaderSentiment, by the names that users give.
+RATED = {
+    "movies": "movieReviewSnippets",
+    "news": "nytEditorialSnippets",
+    "products": "amazonReviewSnippets",
+    "tweets": "tweets",
+}
 
 
 def cache() -> Path:
@@ -90,25 +97,71 @@ def demo_reviews() -> Path:
     Reference:
         Hutto & Gilbert 2014, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis".
     """
-    import csv
-
     path = cache() / "movie_reviews.csv"
     if not path.exists():
-        archive = fetch("vaderSentiment==3.3.2")
-        inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-        with tarfile.open(archive) as outer, tarfile.open(fileobj=outer.extractfile(inner)) as tar:
-            name = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
-            member: Any = tar.extractfile(name)
-            lines = member.read().decode("utf-8").splitlines()
-        rows = [line.split("\t", 2) for line in lines if line.strip()]
-        new = path.with_suffix(".new")
-        with open(new, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["text", "label"])
-            for _, rating, text in rows:
-                writer.writerow([text, "positive" if float(rating) > 0 else "negative"])
-        os.replace(new, path)
+        rows = [
+            (text, "positive" if rating > 0 else "negative") for text, rating in _rated("movies")
+        ]
+        _write_csv(path, ("text", "label"), rows)
     return path
+
+
+def demo_ratings(source: str = "movies") -> Path:
+    """Download short texts with their mean ratings, and return them as a CSV file.
+
+    The source archive of vaderSentiment (MIT) is fetched with pip and verified by SHA-256. Twenty
+    people rated each text from -4, extremely negative, to 4, extremely positive.
+
+    Args:
+        source: "movies" for 10,605 snippets of movie reviews, "news" for 5,190 snippets of
+            newspaper editorials, "products" for 3,708 of product reviews, or "tweets" for 4,200
+            tweets. Default: "movies".
+
+    Returns:
+        Path of a file with the columns `text` and `rating`, in the order of the archive, which is
+        sorted. `ke.tasks.get("regression").read` reads it.
+
+    Raises:
+        InputError: there is no such source, or the file cannot be fetched or has another SHA-256.
+
+    Examples:
+        >>> file = ke.data.demo_ratings("tweets")  # doctest: +SKIP
+
+    Reference:
+        Hutto & Gilbert 2014, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis".
+    """
+    if source not in RATED:
+        raise InputError(
+            f"`source` must be one of {', '.join(RATED)}. Received: {source!r:.60}. Correct the "
+            "name."
+        )
+    path = cache() / f"{source}_ratings.csv"
+    if not path.exists():
+        _write_csv(path, ("text", "rating"), _rated(source))
+    return path
+
+
+def _rated(source: str) -> list[tuple[str, float]]:
+    """Return the texts of a source of the archive, and their mean ratings."""
+    inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    with (
+        tarfile.open(fetch("vaderSentiment==3.3.2")) as outer,
+        tarfile.open(fileobj=outer.extractfile(inner)) as archive,
+    ):
+        member: Any = archive.extractfile(f"hutto_ICWSM_2014/{RATED[source]}_GroundTruth.txt")
+        # The news have a few bytes that are not UTF-8.
+        lines = member.read().decode("utf-8", errors="replace").splitlines()
+    rows = [line.split("\t", 2) for line in lines if line.strip()]
+    return [(text, float(rating)) for _, rating, text in rows]
+
+
+def _write_csv(path, header, rows):
+    import csv
+
+    new = path.with_suffix(".new")
+    with open(new, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    os.replace(new, path)
 
 
 def fetch(requirement: str) -> Path:

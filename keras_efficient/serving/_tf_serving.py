@@ -34,6 +34,7 @@ class ServerCommand:
         rest_port: int, port of this machine for REST.
         grpc_port: int, port of this machine for gRPC.
         batching: absolute path of a file of batching parameters, or None.
+        threads: int, threads within one operation, or None for one per processor. Default: None.
 
     Examples:
         >>> from pathlib import Path
@@ -52,6 +53,7 @@ class ServerCommand:
     rest_port: int
     grpc_port: int
     batching: Path | None
+    threads: int | None = None
 
     def program(self, config: Path | str, program: Path | str = PROGRAM) -> list[str]:
         """Return the command for an installed server whose configuration files are in `config`.
@@ -124,6 +126,8 @@ class ServerCommand:
         flags.append(f"--monitoring_config_file={config}/monitoring.config")
         if batching:
             flags += ["--enable_batching=true", f"--batching_parameters_file={batching}"]
+        if self.threads:
+            flags.append(f"--tensorflow_intra_op_parallelism={self.threads}")
         return flags
 
 
@@ -134,6 +138,7 @@ def server_command(
     rest_port: int = _REST,
     grpc_port: int = _GRPC,
     batching: str | os.PathLike | None = None,
+    threads: int | None = None,
 ) -> ServerCommand:
     """Return the command that serves an exported model. Nothing is started or written.
 
@@ -144,14 +149,17 @@ def server_command(
         rest_port: int, port for REST requests and for monitoring. Default: 8501.
         grpc_port: int, port for gRPC requests. Default: 8500.
         batching: path of a file of batching parameters. Default: None, no batching.
+        threads: number of threads within one operation. With 1 the server answers the most requests
+            per second, each on one processor; with more, a single request of many texts is answered
+            sooner. Default: None, one per processor, which is TensorFlow's own choice.
 
     Returns:
         A `ServerCommand`.
 
     Raises:
         InputError: there is no version, or it does not match its manifest or is not a SavedModel;
-            the name does not fit into a URL; a port is out of range or used twice; or the file of
-            batching parameters does not exist.
+            the name does not fit into a URL; a port is out of range or used twice; the file of
+            batching parameters does not exist; or `threads` is not a positive integer.
 
     Examples:
         >>> command = ke.serving.server_command("saved_models/reviews")  # doctest: +SKIP
@@ -196,8 +204,15 @@ def server_command(
                 f"--batching must name a file of batching parameters. Received: {batching}, which "
                 f"{state}. Correct the path."
             )
+    if threads is not None and (
+        not isinstance(threads, int) or isinstance(threads, bool) or threads < 1
+    ):
+        raise InputError(
+            f"--threads must be an integer of 1 or more. Received: {threads!r}. Give 1 for the "
+            "most requests per second, or leave it out."
+        )
     number = int(version.name) if pinned else None
-    return ServerCommand(name, version.parent, number, rest_port, grpc_port, batching)
+    return ServerCommand(name, version.parent, number, rest_port, grpc_port, batching, threads)
 
 
 def _mount(source, target):

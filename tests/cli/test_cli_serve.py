@@ -112,7 +112,7 @@ def test_installed_server_with_all_options(base, path, tmp_path, monkeypatch):
     serve(
         os.path.relpath(base / "1"),
         *("--name", "r.2-b", "--rest-port", 9001, "--grpc-port", 9000),
-        *("--batching", "batching.txt"),
+        *("--batching", "batching.txt", "--threads", 1),
     )
     noted = notes(folder)
     given = flags(noted["arguments"])
@@ -124,6 +124,7 @@ def test_installed_server_with_all_options(base, path, tmp_path, monkeypatch):
         "monitoring_config_file": f"{config}/monitoring.config",
         "enable_batching": "true",
         "batching_parameters_file": str(tmp_path / "batching.txt"),
+        "tensorflow_intra_op_parallelism": "1",
     }
     read_config(noted["files"]["models.config"], "r.2-b", base, 1)
 
@@ -176,7 +177,7 @@ def test_container_with_all_options(base, path, tmp_path):
     serve(
         base / "3",
         *("--name", "other", "--rest-port", 9001, "--grpc-port", 9000),
-        *("--batching", tmp_path / "batching.txt"),
+        *("--batching", tmp_path / "batching.txt", "--threads", 2),
     )
     noted = notes(folder)
     arguments = noted["arguments"]
@@ -190,6 +191,7 @@ def test_container_with_all_options(base, path, tmp_path):
         "--monitoring_config_file=/config/monitoring.config",
         "--enable_batching=true",
         "--batching_parameters_file=/batching.config",
+        "--tensorflow_intra_op_parallelism=2",
     ]
     read_config(noted["files"]["models.config"], "other", "/models/other", 3)
 
@@ -286,6 +288,12 @@ def test_ports_out_of_range(base, nothing_starts):
 
 def test_one_port_for_both(base, nothing_starts):
     keras_efficient("serve", base, "--rest-port", 8500).refused("must differ")
+
+
+def test_threads_out_of_range(base, nothing_starts):
+    for threads in (0, -1):
+        outcome = keras_efficient("serve", base, "--threads", threads)
+        outcome.refused("--threads must be an integer of 1 or more")
 
 
 def test_missing_batching_parameters(base, nothing_starts, tmp_path):

@@ -51,8 +51,9 @@ class Version:
         warmed_up: names of the signatures of the warm-up requests, in their order.
     """
 
-    def __init__(self, path):
-        self.session = tf.compat.v1.Session(graph=tf.Graph())
+    def __init__(self, path, threads=0):
+        config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads)
+        self.session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         with self.session.graph.as_default():
             loaded = tf.compat.v1.saved_model.load(self.session, ["serve"], str(path))
         self.signatures = {
@@ -118,8 +119,8 @@ class Server:
         events: list of ("load" or "unload", number).
     """
 
-    def __init__(self, config, grpc_port=0, rest_port=0):
-        self.config, self.versions, self.events = config, {}, []
+    def __init__(self, config, grpc_port=0, rest_port=0, threads=0):
+        self.config, self.threads, self.versions, self.events = config, threads, {}, []
         self.poll()
         self._grpc = grpc.server(futures.ThreadPoolExecutor(2))
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
@@ -148,7 +149,7 @@ class Server:
             wanted = numbers[-latest:]
         for number in wanted:
             if number not in self.versions:
-                version = Version(Path(self.config.base_path) / str(number))
+                version = Version(Path(self.config.base_path) / str(number), self.threads)
                 self.versions = {**self.versions, number: version}
                 self.events.append(("load", number))
         for number in self.versions.keys() - set(wanted):
@@ -353,8 +354,10 @@ def main():
     parser.add_argument("--rest_api_port", type=int)
     for name in ("model_name", "model_base_path", "model_config_file", "monitoring_config_file"):
         parser.add_argument(f"--{name}")
+    parser.add_argument("--tensorflow_intra_op_parallelism", type=int, default=0)
     arguments = parser.parse_args()
-    server = Server(model_config(arguments), arguments.port, arguments.rest_api_port)
+    ports = arguments.port, arguments.rest_api_port
+    server = Server(model_config(arguments), *ports, arguments.tensorflow_intra_op_parallelism)
     print("Running gRPC and REST", flush=True)
     server.wait()
 

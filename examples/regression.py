@@ -1,0 +1,56 @@
+"""Predict the mean rating of movie reviews: a number per text.
+
+    python examples/regression.py --limit 1500 [--library tf_keras] [--output saved_models/ratings]
+
+Ran on a 2-core CPU, both libraries. Not run: GPU, TPU, several devices. The same from the command
+line: `keras-efficient finetune ratings.csv --task regression --label-column rating ...`.
+"""
+
+import argparse
+
+import keras_efficient as ke
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--data", help="file with a column text and a number as label [movie reviews]")
+parser.add_argument("--label-column", default="rating")
+parser.add_argument("--model", help="folder of a Hugging Face model [MiniLM]")
+parser.add_argument("--library", default="keras", choices=("keras", "tf_keras"))
+parser.add_argument("--limit", type=int, help="use this many records [all]")
+parser.add_argument("--epochs", type=int, default=2)
+parser.add_argument("--output", default="saved_models/ratings")
+arguments = parser.parse_args()
+ke.exporters.check_destination(arguments.output)
+
+# The task says how labels are read, and which head, loss, metrics and outputs there are.
+task = ke.tasks.get("regression")
+records = task.read(arguments.data or ke.data.demo_ratings(), label_column=arguments.label_column)
+if arguments.limit:
+    _, records = ke.data.split(records, validation=arguments.limit)
+train, test = ke.data.split(records, validation=0.25)
+task.check(train, test)
+print(*task.describe(train, test), sep="; ")
+
+print(ke.mixed_precision("auto", library=arguments.library))
+model, tokenizer = ke.models.load(
+    arguments.model or ke.data.demo_model(), task=task, library=arguments.library
+)
+keras = ke.flavor.of(model).keras
+keras.utils.set_random_seed(0)
+batches = ke.data.text(train, tokenizer, batch_size=32, max_length=64)
+held_out = ke.data.text(test, tokenizer, batch_size=64, max_length=64, shuffle=False)
+
+updates = batches.stats.batches * arguments.epochs
+rate = ke.schedules.warmup_linear(1e-4, warmup_steps=updates // 10, total_steps=updates)
+model.compile(
+    ke.optimizers.AdamW(rate, exclude=ke.optimizers.NO_DECAY, library=model),
+    task.loss(keras),
+    metrics=task.metrics(keras, 1),
+)
+ke.accumulate(model, microbatch_size=16)
+progress = ke.callbacks.Progress()
+model.fit(batches, epochs=arguments.epochs, callbacks=[progress], shuffle=False, verbose=0)
+print(task.evaluate(model, held_out))
+
+# The signature "text" takes strings and returns "value".
+sample = next(iter(held_out))
+print(ke.export(model, arguments.output, sample=sample, tokenizer=tokenizer, task=task))
