@@ -76,6 +76,6 @@ report = ke.export(
     sample=next(iter(held_out)),
     tokenizer=tokenizer,
     task=task,
-    label_names=train.label_names,
+    labels=train.label_names,
 )
 print(report)

@@ -1,6 +1,7 @@
 """The scripts in examples/ run, on a tiny model."""
 
 import ast
+import csv
 import json
 import runpy
 import shutil
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from covering import sampled
 from safetensors.numpy import load_file, save_file
 from test_docs import MODEL, here, quick_export, tiny  # noqa: F401 (fixtures)
@@ -45,6 +47,34 @@ def script(name, monkeypatch, **options):
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     monkeypatch.setattr(sys, "argv", [name, *words])
     runpy.run_path(str(EXAMPLES[0].with_name(name)), run_name="__main__")
+
+
+#: By example: header and fields of a few rows, and what its export answers with.
+TASKS = {
+    "regression": (("text", "rating"), [("good", "2.5"), ("bad", "-1")], {"value"}),
+    "multi_label": (
+        ("text", "label"),
+        [("good", "a|b"), ("bad", "b")],
+        {"labels", "probabilities"},
+    ),
+    "text_pairs": (
+        ("first", "second", "label"),
+        [("good", "fine", "same"), ("bad", "fine", "different")],
+        {"label"},
+    ),
+}
+
+
+@sampled()
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task(name, library, here, quick_export, monkeypatch):  # noqa: F811
+    header, rows, outputs = TASKS[name]
+    with open("data.csv", "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows * 16])
+    script(f"{name}.py", monkeypatch, data="data.csv", model=MODEL, library=library, output="out")
+    signature = tf.saved_model.load(str(here / "out/1")).signatures["text"]
+    assert outputs <= set(signature.structured_outputs)
 
 
 @pytest.mark.full
