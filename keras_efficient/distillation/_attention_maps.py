@@ -3,8 +3,8 @@
 import tensorflow as tf
 
 from keras_efficient.distillation._hidden_states import token_mean
-from keras_efficient.distillation._soft_targets import wide
 from keras_efficient.flavor import Tensor
+from keras_efficient.training._logits import wide
 
 MAP_METRICS = ("mse", "kl")
 

@@ -18,8 +18,9 @@ from keras_efficient.distillation._hidden_states import (
 from keras_efficient.distillation._layer_mapping import map_layers
 from keras_efficient.distillation._projection import Projection
 from keras_efficient.distillation._relations import relation_divergence
-from keras_efficient.distillation._soft_targets import logits_of, soft_target_divergence, wide
+from keras_efficient.distillation._soft_targets import soft_target_divergence
 from keras_efficient.distillation._teacher import Teacher, chosen_outputs
+from keras_efficient.training._logits import logits_of, wide
 from keras_efficient.training._loss_terms import LossTerm, predictions
 
 
@@ -303,7 +304,7 @@ class Distillation(LossTerm):
         from_logits = self.from_logits or named
         if self.from_logits is None and not named:
             from_logits = flavor.from_logits(model)
-        independent = not named and flavor.has_independent_labels(model)
+        independent = flavor.has_independent_labels(model)
         if self.from_logits is None and flavor.predicts_numbers(model):
             if self.divergence != "mse":
                 raise ValueError(

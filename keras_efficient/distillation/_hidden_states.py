@@ -2,8 +2,8 @@
 
 import tensorflow as tf
 
-from keras_efficient.distillation._soft_targets import wide
 from keras_efficient.flavor import Tensor
+from keras_efficient.training._logits import wide
 
 METRICS = ("mse", "cosine")
 

@@ -5,8 +5,8 @@ import math
 import tensorflow as tf
 
 from keras_efficient.distillation._attention_maps import attention_distance
-from keras_efficient.distillation._soft_targets import wide
 from keras_efficient.flavor import Tensor
+from keras_efficient.training._logits import wide
 
 
 def relation_divergence(

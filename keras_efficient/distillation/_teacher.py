@@ -8,8 +8,8 @@ import tensorflow as tf
 from tensorflow.python.autograph.core import ag_ctx
 
 from keras_efficient import flavor as flavors
-from keras_efficient.distillation._soft_targets import logits_of
 from keras_efficient.flavor import Model
+from keras_efficient.training._logits import logits_of
 from keras_efficient.training._loss_terms import predictions
 
 #: What KerasHub, Hugging Face and Model Garden call token ids, the mask of real tokens, segments.

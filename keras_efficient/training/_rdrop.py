@@ -5,27 +5,21 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from keras_efficient.training._logits import logits_of
 from keras_efficient.training._loss_terms import LossTerm, predictions
 
 
-def symmetric_divergence(one, other, from_logits: bool):
+def symmetric_divergence(one, other, from_logits: bool, independent: bool = False):
     """Return (KL(p‖q) + KL(q‖p)) / 2 of two predictions `[..., classes]` at each position `[...]`.
 
-    A single output per example, `[..., 1]`, is a logit or probability of two classes.
+    A single output per example, `[..., 1]`, is a logit or probability of two classes. With
+    `independent` each output is, and the result is the mean over the outputs.
     """
-    logs = [_log_probabilities(tf.cast(p, tf.float32), from_logits) for p in (one, other)]
+    logits = (logits_of(tf.cast(p, tf.float32), from_logits, independent) for p in (one, other))
+    logs = [tf.nn.log_softmax(x) for x in logits]
     p, q = map(tf.exp, logs)
-    return 0.5 * tf.reduce_sum((p - q) * (logs[0] - logs[1]), -1)
-
-
-def _log_probabilities(prediction, from_logits):
-    if from_logits and prediction.shape[-1] == 1:
-        prediction = tf.concat([prediction, tf.zeros_like(prediction)], -1)
-    if from_logits:
-        return tf.nn.log_softmax(prediction)
-    if prediction.shape[-1] == 1:
-        prediction = tf.concat([prediction, 1.0 - prediction], -1)
-    return tf.math.log(tf.clip_by_value(prediction, 1e-7, 1.0))
+    divergence = 0.5 * tf.reduce_sum((p - q) * (logs[0] - logs[1]), -1)
+    return tf.reduce_mean(divergence, -1) if independent else divergence
 
 
 @dataclass(frozen=True)
@@ -60,11 +54,12 @@ class RDrop(LossTerm):
                 "such as the mean squared error. Use another method, or pass from_logits=True if "
                 "its outputs are logits."
             )
+        independent = flavor.has_independent_labels(model)
         if self.from_logits is None and not from_logits:
             from_logits = flavor.from_logits(model)
         terms = []
         for output, weight in zip(predictions(y_pred), weights, strict=True):
             one, other = tf.split(output, 2)
-            divergence = symmetric_divergence(one, other, from_logits)
+            divergence = symmetric_divergence(one, other, from_logits, independent)
             terms.append(weight.mean(tf.concat([divergence, divergence], 0)))
         return self.alpha * tf.add_n(terms)

@@ -10,7 +10,7 @@ from keras_efficient.distillation import (
     relation_divergence,
     soft_target_divergence,
 )
-from keras_efficient.distillation._soft_targets import logits_of
+from keras_efficient.training._logits import logits_of
 
 T = 2.5
 LENGTHS = np.array([5, 2, 0, 3])

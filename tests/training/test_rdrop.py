@@ -64,6 +64,16 @@ def test_a_single_output_is_a_choice_of_two():
         np.testing.assert_allclose(divergence, expected, rtol=1e-4)
 
 
+def test_several_labels_are_a_choice_of_two_each():
+    a, b = two((5, 3))
+    expected = np.mean(
+        [symmetric_divergence(a[:, i:][:, :1], b[:, i:][:, :1], True) for i in range(3)], 0
+    )
+    for from_logits, (x, y) in {True: (a, b), False: (sigmoid(a), sigmoid(b))}.items():
+        found = symmetric_divergence(x, y, from_logits, independent=True)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 def test_certainty_is_no_infinity():
     p, q = np.eye(2, dtype="float32")
     assert np.isfinite(symmetric_divergence(p[None], q[None], False))
