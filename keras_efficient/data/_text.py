@@ -1,18 +1,17 @@
 """A `tf.data` pipeline of tokenized, length-bucketed and dynamically padded batches."""
 
 import dataclasses
-import os
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_efficient._errors import InputError
+from keras_efficient.data._as_records import as_records
 from keras_efficient.data._batch_plan import plan_batches
 from keras_efficient.data._bucketing import check_buckets, choose_buckets
-from keras_efficient.data._read_records import read_records
-from keras_efficient.data._records import Records
 from keras_efficient.data._text_stats import TextStats
 from keras_efficient.data._tokenizer import as_tokenizer
 from keras_efficient.flavor._typing import Dataset
@@ -34,6 +33,8 @@ def text(
     group_by_length: bool = False,
     drop_remainder: bool = False,
     first_epoch: int = 0,
+    text_column: str | Sequence[str] = "text",
+    label_column: str | Sequence[str] | None = "label",
 ) -> Dataset:
     """Make batches of tokenized texts for `fit`, `evaluate` and `predict`, with little padding.
 
@@ -65,9 +66,10 @@ def text(
     Keras 3's warning about that.
 
     Args:
-        records: `Records`, the path of a data file for `read_records`, a list of texts or a list of
-            (text, label) tuples. For validation data make `Records` with the `label_names` of the
-            training records.
+        records: `Records`; any source of `read_records`, such as a path, a pattern of files, a
+            DataFrame, or an iterable of dicts; or an iterable of texts or (text, label) tuples. A
+            list of strings are texts, a list of `pathlib.Path`s are files. For validation data make
+            `Records` with the `label_names` of the training records.
         tokenizer: A `Tokenizer`, or an object that `as_tokenizer` accepts.
         batch_size: Number of texts per global batch, over all replicas. Default: None; then give
             `tokens_per_batch`.
@@ -91,6 +93,10 @@ def text(
         first_epoch: Index of the epoch that the dataset starts with. When resuming a run, pass
             the number of finished epochs, and train on the dataset's `repeat()` with
             `steps_per_epoch`; otherwise Keras 3 starts the dataset twice per epoch. Default: 0.
+        text_column: Column of the texts, if the data has columns; two of them for pairs of texts.
+            Default: "text".
+        label_column: Column of the labels, which are classes here; None reads no labels. Labels of
+            other tasks are read by the task's `read`. Default: "label".
 
     Returns:
         A dataset of (features, labels), or of features if there are no labels. The features are a
@@ -146,10 +152,7 @@ def text(
     seed = _checked_int("seed", seed, 0)
     first_epoch = _checked_int("first_epoch", first_epoch, 0)
     max_length = tokenizer.check_length(max_length)
-    if isinstance(records, str | os.PathLike):
-        records = read_records(records)
-    elif not isinstance(records, Records):
-        records = Records.of(records)
+    records = as_records(records, text_column=text_column, label_column=label_column)
     total = len(records)
     if not total:
         raise InputError(
