@@ -43,8 +43,8 @@ def data_files(source: Any) -> list[pathlib.Path]:
     twice = sorted(str(path) for path, n in collections.Counter(paths).items() if n > 1)
     if twice:
         raise InputError(
-            f"Each data file must be named once. Received more than once: {shown(twice, 200)}. Leave "
-            "one of each out."
+            f"Each data file must be named once. Received more than once: {shown(twice, 200)}. "
+            "Leave one of each out."
         )
     formats = {_format(path): path for path in reversed(paths)}
     if len(formats) > 1:

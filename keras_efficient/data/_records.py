@@ -109,8 +109,8 @@ class Records:
     @classmethod
     def of(
         cls,
-        texts: Iterable,
-        labels: Sequence | None = None,
+        texts: Any,
+        labels: Any = None,
         label_names: Sequence[str] | None = None,
         *,
         source: str = "memory",
