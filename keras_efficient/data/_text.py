@@ -158,10 +158,10 @@ def text(
     if isinstance(records, TokenizedTexts):
         tokens = FileTokens(records, tokenizer, max_length)
     else:
-        max_length = tokenizer.check_length(128 if max_length is None else max_length)
+        length = tokenizer.check_length(128 if max_length is None else max_length)
         records = as_records(records, text_column=text_column, label_column=label_column)
-        tokens = MemoryTokens(records, tokenizer, max_length)
-    max_length, lengths = tokens.max_length, tokens.lengths
+        tokens = MemoryTokens(records, tokenizer, length)
+    lengths = tokens.lengths
     total = len(lengths)
     if drop_remainder and batch_size is not None and total < batch_size:
         raise InputError(
@@ -174,7 +174,7 @@ def text(
     if mix:
         buckets = tuple(np.unique(lengths).tolist())
     elif buckets is None:
-        buckets = choose_buckets(lengths, max_length=max_length)
+        buckets = choose_buckets(lengths, max_length=tokens.max_length)
     else:
         buckets = check_buckets(buckets, longest=int(lengths.max()))
         if buckets[-1] > tokenizer.max_length:
@@ -207,7 +207,7 @@ def text(
         tokens_per_batch=tokens_per_batch,
         truncated=tokens.truncated,
         longest=tokens.longest,
-        max_length=max_length,
+        max_length=tokens.max_length,
     )
 
     # tf.data runs on the CPU; the corpus would otherwise take up memory of a GPU.

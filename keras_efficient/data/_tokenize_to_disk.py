@@ -174,7 +174,8 @@ class _Writer:
         largest = tokenizer.largest_id
         self.dtype = "uint16" if largest is not None and largest < 2**16 else "int32"
         self.lengths = array.array("i")
-        self.truncated, self.longest, self.pairs = 0, 0, False
+        self.longest: int | None = 0
+        self.truncated, self.pairs = 0, False
         self._digest = hashlib.sha256()
 
     def write(self, texts, place):
@@ -197,8 +198,8 @@ class _Writer:
         self._append(TOKENS, np.concatenate(ids).astype(self.dtype))
         self.lengths.extend(map(len, ids))
         self.truncated += cut
-        known = None not in (longest, self.longest)
-        self.longest = max(self.longest, longest) if known else None
+        if self.longest is not None:
+            self.longest = None if longest is None else max(self.longest, longest)
 
     def finish(self, labels, names) -> str:
         """Write lengths and labels; return the SHA-256 of everything."""
