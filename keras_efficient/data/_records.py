@@ -330,7 +330,8 @@ def split(
         The training records and the validation records.
 
     Raises:
-        InputError: One part would be empty, or `validation` is neither a fraction nor a number.
+        InputError: One part would be empty, `validation` is neither a fraction nor a number, or
+            `records` are not `Records`.
 
     Examples:
         >>> records = ke.data.Records.of(list("abcde"))
@@ -345,6 +346,12 @@ def split(
         `sklearn.model_selection.train_test_split`, whose `stratify` needs two records per class and
         a validation record for each.
     """
+    if not isinstance(records, Records):
+        raise InputError(
+            f"`records` must be Records. Received: {records!r:.80} of type "
+            f"{type(records).__name__}. Read them by ke.data.read_records; keep the validation data "
+            "of texts on a disk in files of its own."
+        )
     total = len(records)
     if isinstance(validation, bool) or not isinstance(validation, numbers.Real):
         raise InputError(

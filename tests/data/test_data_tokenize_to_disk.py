@@ -193,6 +193,10 @@ def test_texts_need_their_tokenizer_and_length(tokenizer, shards, tmp_path):
     other = Tokenizer(lambda texts, n: [[5]] * len(texts), inputs=KERASHUB)
     with pytest.raises(InputError, match="tokenized by another one than"):
         text(texts, other, batch_size=8)
+    with pytest.raises(
+        InputError, match=r"must be Records\. Received: TokenizedTexts.*files of its"
+    ):
+        ke.data.split(texts, validation=0.1)
     with pytest.raises(InputError, match=r"must fit.*text \d+ \(.*train-0.*32 tokens"):
         text(texts, tokenizer, tokens_per_batch=16)
 
