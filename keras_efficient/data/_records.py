@@ -349,8 +349,8 @@ def split(
     if not isinstance(records, Records):
         raise InputError(
             f"`records` must be Records. Received: {records!r:.80} of type "
-            f"{type(records).__name__}. Read them by ke.data.read_records; keep the validation data "
-            "of texts on a disk in files of its own."
+            f"{type(records).__name__}. Read them by ke.data.read_records; keep the validation "
+            "data of texts on a disk in files of its own."
         )
     total = len(records)
     if isinstance(validation, bool) or not isinstance(validation, numbers.Real):
