@@ -103,6 +103,10 @@ def finetune(
         list[str], typer.Option(help="Column with the labels; repeatable if the task allows it.")
     ] = _LABEL_COLUMN,
     delimiter: Delimiter = None,
+    tokens_dir: Annotated[
+        Path | None,
+        typer.Option(help="For data larger than memory: write its tokens into this folder."),
+    ] = None,
     validation_data: Annotated[
         Path | None,
         typer.Option(help="Labelled file, or pattern, to evaluate on, instead of a split."),

@@ -42,6 +42,7 @@ class Settings:
     resume: bool
     task: str = "classification"
     delimiter: str | None = None
+    tokens_dir: Path | None = None
     class_weights: str | None = None
     metric: str | None = None
     patience: int | None = None
@@ -92,6 +93,12 @@ class Settings:
                 raise InputError(
                     f"--{name.replace('_', '-')} must be positive and finite. Received: {value}."
                 )
+        if self.tokens_dir is not None and self.validation_data is None:
+            raise InputError(
+                "--tokens-dir is for data larger than memory, of which no rows are split off. "
+                f"Received: --tokens-dir {self.tokens_dir} without --validation-data. Give files "
+                "to evaluate on."
+            )
         if self.validation >= 1 and self.validation != int(self.validation):
             raise InputError(
                 "--validation must be a share below 1 or a whole number of rows. Received: "
@@ -355,7 +362,18 @@ def _read(settings, task):
         "label_column": settings.label_column,
         "delimiter": settings.delimiter,
     }
-    train = task.read(settings.data, **columns)
+    if settings.tokens_dir is None:
+        train = task.read(settings.data, **columns)
+    else:
+        # The tokenizer of the folder: the model is made when the number of classes is known.
+        train = ke.data.tokenize_to_disk(
+            settings.data,
+            ke.data.Tokenizer.from_directory(settings.model, inputs=ke.data.HUGGING_FACE),
+            settings.tokens_dir,
+            encode=task.encode,
+            max_length=settings.max_length,
+            **columns,
+        )
     task.check(train)
     if settings.validation_data is not None:
         names = train.label_names or None

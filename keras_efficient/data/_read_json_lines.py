@@ -18,6 +18,20 @@ def json_rows(path: pathlib.Path, columns: Sequence[str]) -> Iterator[tuple[int,
     Raises:
         InputError: The file or a line cannot be used.
     """
+    for line, row in json_objects(path, columns):
+        yield line, values_of(row, columns, f"{path}, line {line}")
+
+
+def json_objects(path: pathlib.Path, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the object of each line that is not blank.
+
+    Args:
+        path: Path of the file.
+        keys: Keys that an object has, for error messages.
+
+    Raises:
+        InputError: The file cannot be used, or a line holds no object.
+    """
     # Split at "\n" alone, as JSON strings may contain other line separators.
     for line, string in enumerate(text_lines(path, newline="\n"), 1):
         if not string.strip():
@@ -33,9 +47,9 @@ def json_rows(path: pathlib.Path, columns: Sequence[str]) -> Iterator[tuple[int,
         if not isinstance(row, dict):
             raise InputError(
                 f"Each line must be a JSON object. Received: {string[:60]!r} in {where}. Write "
-                f"{{{', '.join(f'{json.dumps(column)}: ...' for column in columns)}}}."
+                f"{{{', '.join(f'{json.dumps(key)}: ...' for key in keys)}}}."
             )
-        yield line, values_of(row, columns, where)
+        yield line, row
 
 
 def values_of(row: dict, columns: Sequence[str], where: str) -> list[Any]:

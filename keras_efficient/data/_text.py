@@ -220,7 +220,7 @@ def text(
             order = tf.data.Dataset.range(total, output_type=tf.int32)
         # Not slices where all batches have one size: `tf.distribute` looks for that size.
         batches = order if batch_size is None else order.batch(batch_size, drop_remainder)
-        gather = _gather(tokens, records.labels, buckets, tokenizer)
+        gather = _gather(tokens, buckets, tokenizer)
         dataset: Any = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         options = tf.data.Options()
         # There are no files to divide among workers, so each batch is divided.
@@ -294,11 +294,11 @@ def _permutation(size, epoch_seed, use):
     return random.experimental.stateless_shuffle(tf.range(size), seed, alg="philox")
 
 
-def _gather(tokens, labels, buckets, tokenizer):
+def _gather(tokens, buckets, tokenizer):
     """Return a function from indices to a padded batch."""
     starts = tf.constant(np.cumsum(tokens.lengths, dtype=np.int64) - tokens.lengths)
     lengths = tf.constant(tokens.lengths)
-    labels = None if labels is None else tf.constant(labels)
+    labels = None if tokens.labels is None else tf.constant(tokens.labels)
     padded = tf.constant(buckets, tf.int32)
     only = buckets[0] if len(buckets) == 1 else None
     names = tokenizer.inputs

@@ -23,6 +23,7 @@ class MemoryTokens:
 
     Attributes:
         lengths: Int32 array `[texts]`.
+        labels: Those of the records, or None.
         max_length: As above.
         truncated: Number of truncated texts.
         longest: Number of tokens of the longest text before truncation, or None.
@@ -38,7 +39,7 @@ class MemoryTokens:
                 f"There must be at least one text. Received: none ({records.source}). Check what "
                 "selected them."
             )
-        self.records, self.max_length = records, max_length
+        self.records, self.labels, self.max_length = records, records.labels, max_length
         self.pairs = records.second_texts is not None
         if records.second_texts is None:
             ids, self.truncated, self.longest = tokenizer.encode_and_count(
@@ -82,7 +83,7 @@ class FileTokens:
         max_length: Number of tokens to which texts should be truncated, or None.
 
     Attributes:
-        lengths, max_length, truncated, longest, pairs: As those of `MemoryTokens`.
+        lengths, labels, max_length, truncated, longest, pairs: As those of `MemoryTokens`.
 
     Raises:
         InputError: The texts were tokenized by another tokenizer, or truncated elsewhere.
@@ -104,7 +105,7 @@ class FileTokens:
         tokenizer.check_length(texts.max_length)
         self.texts, self.lengths, self.pairs = texts, texts.lengths, texts.pairs
         self.max_length, self.truncated = texts.max_length, texts.truncated
-        self.longest = texts.longest
+        self.longest, self.labels = texts.longest, texts.labels
 
     def describe(self, number: int) -> str:
         """Return the origin of a text."""

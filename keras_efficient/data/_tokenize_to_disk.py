@@ -134,6 +134,12 @@ def tokenize_to_disk(
         labels, names = None, tuple(label_names or ())
         if labelled:
             labels, names = (encode or class_labels)(values, label_names, rows.place)
+            if not isinstance(labels, np.ndarray):
+                raise InputError(
+                    "Texts on a disk have labels that are one array. Received: "
+                    f"{type(labels).__name__} from {settings['encode'] or 'encode'}. Read the data "
+                    "into memory by the task's `read`."
+                )
         fingerprint = writer.finish(labels, names)
         description = {
             "label_names": names,

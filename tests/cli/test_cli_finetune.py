@@ -206,6 +206,23 @@ def test_shards_by_name_and_by_pattern(bert, tmp_path, exported):
     refused.refused("must match data files", "test-*")
 
 
+def test_tokens_in_files_train_the_same_model(finetune, bert, tmp_path, exported):
+    data = write_reviews(tmp_path / "train.csv", review_rows(30))
+    other = write_reviews(tmp_path / "other.csv", review_rows(8, seed=1))
+    output = tmp_path / "out"
+    options = {"validation_data": other, "seed": 3}
+    assert finetune(data, bert, output, **options).code == 0
+    outcome = finetune(data, bert, output, **options, tokens_dir=tmp_path / "tokens")
+    assert outcome.code == 0, outcome.err
+    assert "30 to train on, 8 to evaluate on" in outcome.err
+    assert exported[0].largest_difference(exported[1]) == 0
+    assert len(list((tmp_path / "tokens").iterdir())) == 1
+    outcome = finetune(data, bert, output, tokens_dir=tmp_path / "tokens")
+    outcome.refused("--tokens-dir", "--validation-data")
+    outcome = finetune(data, tmp_path, output, **options, tokens_dir=tmp_path / "tokens")
+    outcome.refused("tokenizer.json or vocab.txt")
+
+
 def test_parquet_and_a_delimiter(finetune, bert, tmp_path):
     pandas = pytest.importorskip("pandas")
     rows = pandas.DataFrame(review_rows(30), columns=["text", "label"])

@@ -142,6 +142,11 @@ def test_an_encode_without_a_name_is_called_each_time(tokenizer, shards, tmp_pat
     assert numbers == [1, 2]
 
 
+def test_labels_that_are_no_array_are_refused(tokenizer, shards, tmp_path):
+    with pytest.raises(InputError, match=r"labels that are one array\. Received: list"):
+        tokenize_to_disk(shards, tokenizer, tmp_path / "tokens", encode=lambda v, n, w: ([], ()))
+
+
 def test_a_bad_row_is_named_and_nothing_remains(tokenizer, shards, tmp_path):
     directory = tmp_path / "tokens"
     with open(shards.replace("*", "1"), "a") as file:
