@@ -362,6 +362,7 @@ def _read(settings, task):
         "label_column": settings.label_column,
         "delimiter": settings.delimiter,
     }
+    train: Any
     if settings.tokens_dir is None:
         train = task.read(settings.data, **columns)
     else:

@@ -43,28 +43,23 @@ def hugging_face_rows(dataset: Any, columns: Sequence[str]) -> Iterator[tuple[in
         for column in columns:
             column_index(column, names, "Dataset")
         dataset = dataset.select_columns(list(columns))
-    classes = [_class_names(dataset, column) for column in columns]
+    classes = [hugging_face_label_names(dataset, column) for column in columns]
     for number, row in enumerate(dataset):
         values = values_of(row, columns, hugging_face_place(number))
         yield number, [_named(v, c) for v, c in zip(values, classes, strict=True)]
 
 
 def hugging_face_label_names(dataset: Any, column: str) -> list[str] | None:
-    """Return the names of a `ClassLabel` column, or None for other columns."""
-    return _class_names(dataset, column)
+    """Return the names of the classes of a `ClassLabel` column or a list of such, or None."""
+    feature = (getattr(dataset, "features", None) or {}).get(column)
+    feature = getattr(feature, "feature", feature)
+    names = getattr(feature, "names", None)
+    return names if isinstance(names, list) else None
 
 
 def hugging_face_place(number: int) -> str:
     """Return the origin of a row for error messages."""
     return f"Dataset[{number}]"
-
-
-def _class_names(dataset, column) -> list[str] | None:
-    """Return the names of a feature's classes; also of a list of such labels."""
-    feature = (getattr(dataset, "features", None) or {}).get(column)
-    feature = getattr(feature, "feature", feature)
-    names = getattr(feature, "names", None)
-    return names if isinstance(names, list) else None
 
 
 def _named(value, names):

@@ -73,6 +73,11 @@ class SourceRows:
                 "`delimiter` must be one character, and neither a quote nor the end of a line. "
                 f"Received: {delimiter!r}. Give for example ';', or leave it out."
             )
+        if delimiter is not None and not is_file_source(source):
+            raise InputError(
+                "`delimiter` is for .csv and .tsv files. Received: "
+                f"{delimiter!r} for {type(source).__name__}. Leave it out."
+            )
         self.files: list[pathlib.Path] | None = None
         self.label_names: list[str] | None = None
         # The origin of row i is the number of it in the last part that starts at i or before.

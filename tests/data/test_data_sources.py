@@ -220,6 +220,11 @@ def test_bad_rows(source, message):
         read_records(source)
 
 
+def test_a_delimiter_is_for_files():
+    with pytest.raises(InputError, match=r"is for \.csv and \.tsv files.*';' for list"):
+        read_records(ROWS, delimiter=";")
+
+
 def test_arrays_and_generators_of_texts():
     check(Records.of(np.array(TEXTS), np.array(LABELS)), "memory")
     check(Records.of((text, label) for text, label in zip(TEXTS, LABELS, strict=True)), "memory")
