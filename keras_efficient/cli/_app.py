@@ -59,6 +59,14 @@ MicrobatchSize = Annotated[
 ]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate, after the warm-up.")]
 Precision = Annotated[str, typer.Option(help="auto, float32, mixed_bfloat16 or mixed_float16.")]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(
+        parser=lambda text: {"tab": "\t", r"\t": "\t"}.get(text, text),
+        metavar="CHARACTER",
+        help="Between the fields of CSV and TSV files, or tab; default: found in the header.",
+    ),
+]
 MaxLength = Annotated[int, typer.Option(help="Truncate texts to this many tokens.")]
 Seed = Annotated[int, typer.Option(help="Seed of the split, the shuffling and dropout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything without training.")]
@@ -77,7 +85,12 @@ LogSeconds = Annotated[
 
 @app.command()
 def finetune(
-    data: Annotated[Path, typer.Argument(help="CSV, TSV or JSONL file with a header.")],
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            help="CSV, TSV, JSONL or Parquet files, or a pattern such as 'train-*.csv'."
+        ),
+    ],
     model: Annotated[str, typer.Option(help="Model folder, or the name of a preset.")],
     output: Annotated[Path, typer.Option(help="Folder for versions 1, 2, ... of the model.")],
     task: Annotated[str, typer.Option(help="What is learned; see ke.tasks.names().")] = (
@@ -89,8 +102,14 @@ def finetune(
     label_column: Annotated[
         list[str], typer.Option(help="Column with the labels; repeatable if the task allows it.")
     ] = _LABEL_COLUMN,
+    delimiter: Delimiter = None,
+    tokens_dir: Annotated[
+        Path | None,
+        typer.Option(help="For data larger than memory: write its tokens into this folder."),
+    ] = None,
     validation_data: Annotated[
-        Path | None, typer.Option(help="Labelled file to evaluate on, instead of a split.")
+        Path | None,
+        typer.Option(help="Labelled file, or pattern, to evaluate on, instead of a split."),
     ] = None,
     validation: Annotated[
         float,
@@ -127,9 +146,9 @@ def finetune(
     options = {**locals()}
     from keras_efficient.cli._finetune import Settings, run
 
-    for name in ("text_column", "label_column"):
-        columns = options[name]
-        options[name] = columns[0] if len(columns) == 1 else tuple(columns)
+    for name in ("data", "text_column", "label_column"):
+        given = options[name]
+        options[name] = given[0] if len(given) == 1 else tuple(given)
     run(Settings(**{name: value for name, value in options.items() if name in Settings.names()}))
 
 
@@ -194,7 +213,10 @@ def compress(
             help="The --output of finetune, a trained-N in it, or a folder of ke.models.save."
         ),
     ],
-    data: Annotated[Path, typer.Option(help="The labelled file that the model was trained on.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(help="The labelled file that the model was trained on; repeatable."),
+    ],
     target: Annotated[
         str, typer.Option(help="speedup=10, latency_ms=5, parameters=2e6 or bytes=2e6.")
     ],
@@ -207,6 +229,7 @@ def compress(
     ] = None,
     text_column: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
     label_column: Annotated[str, typer.Option(help="Column with the labels.")] = "label",
+    delimiter: Delimiter = None,
     validation_data: Annotated[
         Path | None, typer.Option(help="Labelled file to evaluate on, unknown to the model.")
     ] = None,
@@ -250,7 +273,7 @@ def compress(
 
     Exit code 3: no candidate reaches the target and keeps the accuracy.
     """
-    options = {**locals()}
+    options = {**locals(), "data": data[0] if len(data) == 1 else tuple(data)}
     import dataclasses
 
     from keras_efficient.cli._compress import Settings, pipeline_settings, run

@@ -1,6 +1,7 @@
 """Command `compress`: from a fine-tuned model to a small int8 one, with every candidate tried."""
 
 import dataclasses
+import glob
 import shlex
 import sys
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from rich.console import Console
 import keras_efficient as ke
 from keras_efficient._errors import InputError
 from keras_efficient.cli._compress_display import show_plan
+from keras_efficient.cli._finetune import data_name
 
 #: Exit code if no candidate reaches the target and keeps the accuracy.
 NONE_FOUND = 3
@@ -23,10 +25,11 @@ class Settings:
     """Options of the command that `CompressSettings` does not have."""
 
     model: Path
-    data: Path
+    data: Path | tuple[Path, ...]
     output: Path
     text_column: str
     label_column: str
+    delimiter: str | None
     validation_data: Path | None
     validation: float | None
     unlabelled: Path | None
@@ -84,7 +87,10 @@ def run(settings: Settings, pipeline: Any) -> None:
     unlabelled = ()
     if settings.unlabelled is not None:
         unlabelled = ke.data.read_records(
-            settings.unlabelled, text_column=settings.text_column, label_column=None
+            settings.unlabelled,
+            text_column=settings.text_column,
+            label_column=None,
+            delimiter=settings.delimiter,
         ).texts
 
     progress = _Progress(console, settings.log_seconds)
@@ -166,6 +172,7 @@ def _read(settings, info, seed):
     columns = {
         "text_column": settings.text_column,
         "label_column": settings.label_column,
+        "delimiter": settings.delimiter,
         "label_names": info.label_names,
     }
     records = ke.data.require_classes(ke.data.read_records(settings.data, **columns))
@@ -173,7 +180,7 @@ def _read(settings, info, seed):
     other = settings.validation_data
     if other is None and info.facts.get("validation_data"):
         other = Path(info.facts["validation_data"])
-        if not other.exists():
+        if not (other.exists() or glob.glob(str(other), recursive=True)):
             raise InputError(
                 "The model was evaluated on a file of its own. Received: no --validation-data, and "
                 f"{str(other)!r}, which does not exist. Give --validation-data."
@@ -189,7 +196,7 @@ def _read(settings, info, seed):
     if known and train.fingerprint != info.facts["train_fingerprint"]:
         raise InputError(
             "A model must be evaluated on texts that it was not trained on. Received: "
-            f"{str(settings.data)!r}, of which --validation {size:g} leaves other rows for "
+            f"{data_name(settings.data)!r}, of which --validation {size:g} leaves other rows for "
             f"training than those of {info.facts.get('data')!r} with --validation "
             f"{info.facts.get('validation'):g} that the model was trained on. Give the same file, "
             "or --validation-data with labelled texts that the model has not seen."

@@ -23,7 +23,7 @@ from keras_efficient.models._trained_folder import free_folder
 class Settings:
     """Options of the command, validated as far as possible without reading files."""
 
-    data: Path
+    data: Path | tuple[Path, ...]
     model: str
     output: Path
     text_column: str | tuple[str, ...]
@@ -41,6 +41,8 @@ class Settings:
     dry_run: bool
     resume: bool
     task: str = "classification"
+    delimiter: str | None = None
+    tokens_dir: Path | None = None
     class_weights: str | None = None
     metric: str | None = None
     patience: int | None = None
@@ -91,6 +93,12 @@ class Settings:
                 raise InputError(
                     f"--{name.replace('_', '-')} must be positive and finite. Received: {value}."
                 )
+        if self.tokens_dir is not None and self.validation_data is None:
+            raise InputError(
+                "--tokens-dir is for data larger than memory, of which no rows are split off. "
+                f"Received: --tokens-dir {self.tokens_dir} without --validation-data. Give files "
+                "to evaluate on."
+            )
         if self.validation >= 1 and self.validation != int(self.validation):
             raise InputError(
                 "--validation must be a share below 1 or a whole number of rows. Received: "
@@ -98,6 +106,11 @@ class Settings:
             )
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed must lie from 0 to {2**32 - 1}. Received: {self.seed}.")
+
+    @property
+    def data_name(self) -> str:
+        """The file of the data, or the first and the number of the others."""
+        return data_name(self.data)
 
     @property
     def validation_size(self) -> float | int:
@@ -294,7 +307,7 @@ def run(settings: Settings):
     shutil.rmtree(directory, ignore_errors=True)
     page = ke.exporters.write_html_report(
         report.directory / "report.html",
-        title=f"{Path(settings.model).name} on {settings.data.name}",
+        title=f"{Path(settings.model).name} on {Path(settings.data_name).name}",
         steps=log.steps,
         epochs=log.epochs,
         facts=tiles(found, facts, stats, settings, precision),
@@ -331,7 +344,7 @@ def _facts_for_compress(settings, train, validation, found):
     """Return what `compress` needs to evaluate on the same rows, and never on others."""
     other = settings.validation_data
     return {
-        "data": str(settings.data),
+        "data": settings.data_name,
         "validation_data": None if other is None else str(other.absolute()),
         "validation": settings.validation_size,
         "seed": settings.seed,
@@ -344,8 +357,24 @@ def _facts_for_compress(settings, train, validation, found):
 
 def _read(settings, task):
     """Return training and validation records, or raise the problems of the files."""
-    columns = {"text_column": settings.text_column, "label_column": settings.label_column}
-    train = task.read(settings.data, **columns)
+    columns = {
+        "text_column": settings.text_column,
+        "label_column": settings.label_column,
+        "delimiter": settings.delimiter,
+    }
+    train: Any
+    if settings.tokens_dir is None:
+        train = task.read(settings.data, **columns)
+    else:
+        # The tokenizer of the folder: the model is made when the number of classes is known.
+        train = ke.data.tokenize_to_disk(
+            settings.data,
+            ke.data.Tokenizer.from_directory(settings.model, inputs=ke.data.HUGGING_FACE),
+            settings.tokens_dir,
+            encode=task.encode,
+            max_length=settings.max_length,
+            **columns,
+        )
     task.check(train)
     if settings.validation_data is not None:
         names = train.label_names or None
@@ -355,6 +384,13 @@ def _read(settings, task):
     )
     task.check(train, validation)
     return train, validation
+
+
+def data_name(data: Path | tuple[Path, ...]) -> str:
+    """Return the name of a file, or that of the first of several with the number of the others."""
+    if isinstance(data, tuple):
+        return f"{data[0]} and {len(data) - 1:,} more"
+    return str(data)
 
 
 def _make(directory):

@@ -93,7 +93,7 @@ def tiles(found, facts, stats, settings, precision):
         "Epochs": settings.epochs,
         "Library": settings.library,
         "Model": settings.model,
-        "Data": str(settings.data),
+        "Data": settings.data_name,
         "Learning rate": settings.learning_rate,
         "Microbatch size": settings.microbatch_size or "(the batch)",
         "Longest text (tokens)": settings.max_length,

@@ -19,6 +19,8 @@ from ._records import (
 )
 from ._text import text as text
 from ._text_stats import TextStats as TextStats
+from ._tokenize_to_disk import tokenize_to_disk as tokenize_to_disk
+from ._tokenized_texts import TokenizedTexts as TokenizedTexts
 from ._tokenizer import (
     HUGGING_FACE as HUGGING_FACE,
     KERASHUB as KERASHUB,

@@ -1,6 +1,5 @@
 """`augment_texts`: altered copies of texts, as unlabelled data for distillation."""
 
-import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -9,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_efficient._errors import InputError
+from keras_efficient.data._as_records import as_records
 from keras_efficient.data._candidate_words import CandidateWords
 from keras_efficient.data._masked_words import MaskedWords
-from keras_efficient.data._read_records import read_records
 from keras_efficient.data._records import Records
 from keras_efficient.data._tokenizer import as_tokenizer
 
@@ -64,7 +63,7 @@ def augment_texts(
     be stored by `ke.distillation.cache`; for other copies in other epochs, change `seed`.
 
     Args:
-        records: `Records`, the path of a data file for `read_records`, or a list of texts.
+        records: `Records`, or what `ke.data.text` takes as records.
         tokenizer: a `Tokenizer` with a `tokenizers.Tokenizer` as backend, or what `as_tokenizer`
             accepts. Needed to replace words. Default: None.
         embeddings: a built model with a table of token embeddings, such as the teacher, or such a
@@ -108,10 +107,7 @@ def augment_texts(
     seed = _whole("seed", seed, 0)
     rates = {"replace": replace, "delete": delete, "swap": swap}
     _check_rates(rates)
-    if isinstance(records, str | os.PathLike):
-        records = read_records(records)
-    elif not isinstance(records, Records):
-        records = Records.of(records)
+    records = as_records(records)
     if not len(records):
         raise InputError(f"There must be at least one text. Received: none ({records.source}).")
     if tokenizer is not None:

@@ -13,6 +13,7 @@ import numpy as np
 from keras_efficient._errors import InputError, listed
 from keras_efficient.data._check_text import check_text
 from keras_efficient.data._class_labels import class_labels
+from keras_efficient.data._read_items import iterated
 
 # Larger in-memory integers are not class indices, but probably ids.
 _MOST_CLASSES = 1_000_000
@@ -22,7 +23,8 @@ _MOST_CLASSES = 1_000_000
 class Records:
     """Texts or pairs of texts, their labels, and the names of the classes.
 
-    `read_records` makes records from a file and `Records.of` from lists; `split` divides them.
+    `read_records` makes records from files, tables and rows, and `Records.of` from texts; `split`
+    divides them.
 
     Attributes:
         texts: The texts, each a string with at least one character that is not white space.
@@ -107,15 +109,15 @@ class Records:
     @classmethod
     def of(
         cls,
-        texts: Iterable,
-        labels: Sequence | None = None,
+        texts: Any,
+        labels: Any = None,
         label_names: Sequence[str] | None = None,
         *,
         source: str = "memory",
         second_texts: Iterable[str] | None = None,
         encode: Callable | None = None,
     ) -> "Records":
-        """Make records from lists.
+        """Make records from lists, arrays or finite iterables.
 
         Without `label_names`, non-negative integers and bools are taken as class indices. All
         other labels become indices into `label_names`, which default to the sorted labels. For
@@ -123,8 +125,10 @@ class Records:
         in the validation data would otherwise shift the indices.
 
         Args:
-            texts: Strings, or (text, label) pairs.
-            labels: One string, number or bool per text. Default: None, those of the pairs, if any.
+            texts: Strings, or (text, label) pairs: a list, NumPy array, generator or other finite
+                iterable, or `tf.data.Dataset`.
+            labels: One string, number or bool per text; or an int array `[texts, classes]` of 0 and
+                1 for any number of classes. Default: None, those of the pairs, if any.
             label_names: The classes in the order of their indices. Default: None, as above.
             source: Origin of the texts, for error messages. Default: "memory".
             second_texts: The second text of each pair of texts. Default: None, single texts.
@@ -147,7 +151,8 @@ class Records:
                 "`texts` must be a list of strings or of (text, label) pairs. Received: "
                 f"{type(texts).__name__}. Put it in a list."
             )
-        texts = list(texts)
+        # The elements of an array as Python values.
+        texts = texts.tolist() if isinstance(texts, np.ndarray) else list(iterated(texts))
         pairs = [isinstance(item, tuple | list) and len(item) == 2 for item in texts]
         if any(pairs):
             if labels is not None:
@@ -165,6 +170,9 @@ class Records:
         second = None if second_texts is None else tuple(second_texts)
         if labels is None:
             return cls(tuple(texts), None, tuple(label_names or ()), source, second)
+        if isinstance(labels, np.ndarray) and labels.ndim == 2:
+            names = range(labels.shape[1]) if label_names is None else label_names
+            return cls(tuple(texts), labels, tuple(map(str, names)), source, second)
         labels = list(labels)
         if len(labels) != len(texts):
             raise InputError(
@@ -322,7 +330,8 @@ def split(
         The training records and the validation records.
 
     Raises:
-        InputError: One part would be empty, or `validation` is neither a fraction nor a number.
+        InputError: One part would be empty, `validation` is neither a fraction nor a number, or
+            `records` are not `Records`.
 
     Examples:
         >>> records = ke.data.Records.of(list("abcde"))
@@ -337,6 +346,12 @@ def split(
         `sklearn.model_selection.train_test_split`, whose `stratify` needs two records per class and
         a validation record for each.
     """
+    if not isinstance(records, Records):
+        raise InputError(
+            f"`records` must be Records. Received: {records!r:.80} of type "
+            f"{type(records).__name__}. Read them by ke.data.read_records; keep the validation "
+            "data of texts on a disk in files of its own."
+        )
     total = len(records)
     if isinstance(validation, bool) or not isinstance(validation, numbers.Real):
         raise InputError(

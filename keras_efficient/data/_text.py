@@ -1,19 +1,20 @@
 """A `tf.data` pipeline of tokenized, length-bucketed and dynamically padded batches."""
 
 import dataclasses
-import os
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_efficient._errors import InputError
+from keras_efficient.data._as_records import as_records
 from keras_efficient.data._batch_plan import plan_batches
 from keras_efficient.data._bucketing import check_buckets, choose_buckets
-from keras_efficient.data._read_records import read_records
-from keras_efficient.data._records import Records
 from keras_efficient.data._text_stats import TextStats
+from keras_efficient.data._token_store import FileTokens, MemoryTokens
+from keras_efficient.data._tokenized_texts import TokenizedTexts
 from keras_efficient.data._tokenizer import as_tokenizer
 from keras_efficient.flavor._typing import Dataset
 
@@ -27,13 +28,15 @@ def text(
     *,
     batch_size: int | None = None,
     tokens_per_batch: int | None = None,
-    max_length: int = 128,
+    max_length: int | None = None,
     shuffle: bool = True,
     seed: int = 0,
     buckets: Any = None,
     group_by_length: bool = False,
     drop_remainder: bool = False,
     first_epoch: int = 0,
+    text_column: str | Sequence[str] = "text",
+    label_column: str | Sequence[str] | None = "label",
 ) -> Dataset:
     """Make batches of tokenized texts for `fit`, `evaluate` and `predict`, with little padding.
 
@@ -65,16 +68,19 @@ def text(
     Keras 3's warning about that.
 
     Args:
-        records: `Records`, the path of a data file for `read_records`, a list of texts or a list of
-            (text, label) tuples. For validation data make `Records` with the `label_names` of the
-            training records.
+        records: `Records`; any source of `read_records`, such as a path, a pattern of files, a
+            DataFrame, or an iterable of dicts; or an iterable of texts or (text, label) tuples. A
+            list of strings are texts, a list of `pathlib.Path`s are files. For validation data make
+            `Records` with the `label_names` of the training records. Data larger than memory are
+            `TokenizedTexts`, of `tokenize_to_disk`.
         tokenizer: A `Tokenizer`, or an object that `as_tokenizer` accepts.
         batch_size: Number of texts per global batch, over all replicas. Default: None; then give
             `tokens_per_batch`.
         tokens_per_batch: Largest number of tokens per global batch, padding included: texts times
             padded length. The number of texts differs from batch to batch, and the number of
             batches per epoch, `stats.batches`, is always the same. Default: None.
-        max_length: Texts are truncated to this number of tokens. Default: 128.
+        max_length: Texts are truncated to this number of tokens. Default: None, 128, or that of
+            `TokenizedTexts`.
         shuffle: Whether to shuffle and sort as above. Default: True.
         seed: Seed of the orders of all epochs. Default: 0.
         buckets: Ascending padded lengths in tokens; the last one must be long enough for the
@@ -91,6 +97,10 @@ def text(
         first_epoch: Index of the epoch that the dataset starts with. When resuming a run, pass
             the number of finished epochs, and train on the dataset's `repeat()` with
             `steps_per_epoch`; otherwise Keras 3 starts the dataset twice per epoch. Default: 0.
+        text_column: Column of the texts, if the data has columns; two of them for pairs of texts.
+            Default: "text".
+        label_column: Column of the labels, which are classes here; None reads no labels. Labels of
+            other tasks are read by the task's `read`. Default: "label".
 
     Returns:
         A dataset of (features, labels), or of features if there are no labels. The features are a
@@ -145,44 +155,26 @@ def text(
         )
     seed = _checked_int("seed", seed, 0)
     first_epoch = _checked_int("first_epoch", first_epoch, 0)
-    max_length = tokenizer.check_length(max_length)
-    if isinstance(records, str | os.PathLike):
-        records = read_records(records)
-    elif not isinstance(records, Records):
-        records = Records.of(records)
-    total = len(records)
-    if not total:
-        raise InputError(
-            f"There must be at least one text. Received: none ({records.source}). Check what "
-            "selected them."
-        )
+    if isinstance(records, TokenizedTexts):
+        tokens = FileTokens(records, tokenizer, max_length)
+    else:
+        length = tokenizer.check_length(128 if max_length is None else max_length)
+        records = as_records(records, text_column=text_column, label_column=label_column)
+        tokens = MemoryTokens(records, tokenizer, length)
+    lengths = tokens.lengths
+    total = len(lengths)
     if drop_remainder and batch_size is not None and total < batch_size:
         raise InputError(
             f"With drop_remainder=True there must be a full batch. Received: {total} texts "
             f"({records.source}) and batch_size={batch_size}. Lower `batch_size`, or keep the "
             "remainder."
         )
-
-    segments = None
-    if records.second_texts is None:
-        ids, truncated, longest = tokenizer.encode_and_count(records.texts, max_length)
-    else:
-        ids, segments, truncated, longest = tokenizer.encode_pairs(
-            records.texts, records.second_texts, max_length
-        )
-    lengths = np.array([len(row) for row in ids], np.int32)
-    if not lengths.all():
-        number = int(np.argmin(lengths))
-        raise InputError(
-            f"Each text must have a token. Received: {records.texts[number]!r:.60} "
-            f"({records.source}, item {number}), for which the tokenizer returns none. Remove it."
-        )
     # Texts of different lengths are mixed unless buckets make many of them equally long.
     mix = buckets is None and bool(group_by_length or tokens_per_batch)
     if mix:
         buckets = tuple(np.unique(lengths).tolist())
     elif buckets is None:
-        buckets = choose_buckets(lengths, max_length=max_length)
+        buckets = choose_buckets(lengths, max_length=tokens.max_length)
     else:
         buckets = check_buckets(buckets, longest=int(lengths.max()))
         if buckets[-1] > tokenizer.max_length:
@@ -195,7 +187,7 @@ def text(
         number = int(padded.argmax())
         raise InputError(
             f"Each text, padded, must fit into tokens_per_batch={tokens_per_batch}. Received: "
-            f"{records.texts[number]!r:.60} ({records.source}, item {number}) with "
+            f"{tokens.describe(number)} with "
             f"{lengths[number]} tokens, padded to {padded[number]}. Raise `tokens_per_batch`, or "
             "lower `max_length`."
         )
@@ -213,9 +205,9 @@ def text(
         _stats(lengths, padded, ranked, plan),
         batch_size=batch_size,
         tokens_per_batch=tokens_per_batch,
-        truncated=truncated,
-        longest=longest,
-        max_length=max_length,
+        truncated=tokens.truncated,
+        longest=tokens.longest,
+        max_length=tokens.max_length,
     )
 
     # tf.data runs on the CPU; the corpus would otherwise take up memory of a GPU.
@@ -228,7 +220,7 @@ def text(
             order = tf.data.Dataset.range(total, output_type=tf.int32)
         # Not slices where all batches have one size: `tf.distribute` looks for that size.
         batches = order if batch_size is None else order.batch(batch_size, drop_remainder)
-        gather = _gather(ids, segments, lengths, records.labels, buckets, tokenizer)
+        gather = _gather(tokens, buckets, tokenizer)
         dataset: Any = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         options = tf.data.Options()
         # There are no files to divide among workers, so each batch is divided.
@@ -302,14 +294,11 @@ def _permutation(size, epoch_seed, use):
     return random.experimental.stateless_shuffle(tf.range(size), seed, alg="philox")
 
 
-def _gather(ids, segments, lengths, labels, buckets, tokenizer):
+def _gather(tokens, buckets, tokenizer):
     """Return a function from indices to a padded batch."""
-    # One flat tensor and the start of each text take the least memory.
-    flat = tf.constant(np.concatenate(ids))
-    flat_segments = None if segments is None else tf.constant(np.concatenate(segments))
-    starts = tf.constant(np.cumsum(lengths, dtype=np.int64) - lengths)
-    lengths = tf.constant(lengths)
-    labels = None if labels is None else tf.constant(labels)
+    starts = tf.constant(np.cumsum(tokens.lengths, dtype=np.int64) - tokens.lengths)
+    lengths = tf.constant(tokens.lengths)
+    labels = None if tokens.labels is None else tf.constant(tokens.labels)
     padded = tf.constant(buckets, tf.int32)
     only = buckets[0] if len(buckets) == 1 else None
     names = tokenizer.inputs
@@ -323,12 +312,12 @@ def _gather(ids, segments, lengths, labels, buckets, tokenizer):
         places = tf.gather(starts, indices)[:, None] + tf.cast(columns, tf.int64)
         # The places of padding may lie past the end of the last text.
         places = tf.where(real, places, 0)
-        tokens = tf.gather(flat, places)
-        seconds = tf.zeros_like(tokens)
-        if flat_segments is not None:
-            seconds = tf.where(real, tf.gather(flat_segments, places), 0)
+        ids = tokens.ids(places)
+        seconds = tf.zeros_like(ids)
+        if tokens.pairs:
+            seconds = tf.where(real, tokens.segments(places), 0)
         batch = {
-            "ids": tf.where(real, tokens, pad_id),
+            "ids": tf.where(real, ids, pad_id),
             "mask": tf.cast(real, tf.int32),
             "segments": seconds,
         }

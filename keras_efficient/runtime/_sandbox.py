@@ -61,6 +61,8 @@ def _restrict_writing(folder):
     changes = ~(AccessFS.READ_FILE | AccessFS.READ_DIR)
     with Ruleset(handled_fs=changes, scoped=Scope.ABSTRACT_UNIX_SOCKET | Scope.SIGNAL) as ruleset:
         ruleset.allow_path(folder, changes & ~AccessFS.EXECUTE)
+        # Where dill is installed, TensorFlow imports it, and it opens this file to write.
+        ruleset.allow_path(os.devnull, AccessFS.WRITE_FILE | AccessFS.TRUNCATE)
         ruleset.restrict()
 
 

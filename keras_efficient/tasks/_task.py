@@ -1,7 +1,6 @@
 """`Task`: what a text Transformer is trained for, as one definition that all other code reads."""
 
 import abc
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -84,9 +83,9 @@ class Task(abc.ABC):
             InputError: a value is not a label of this task.
         """
 
-    def read(self, path: str | os.PathLike, **columns: Any) -> Records:
-        """Read a file with labels of this task; the arguments are those of `read_records`."""
-        return read_records(path, encode=self.encode, **columns)
+    def read(self, source: Any, **columns: Any) -> Records:
+        """Read data with labels of this task; the arguments are those of `ke.data.read_records`."""
+        return read_records(source, encode=self.encode, **columns)
 
     @abc.abstractmethod
     def check(self, train: Records, validation: Records | None = None) -> None:

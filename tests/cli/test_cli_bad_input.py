@@ -78,7 +78,7 @@ def test_missing_file(suffix, no_model, finetune, tmp_path, bert, output):
 
 def test_directory_as_file(no_model, finetune, tmp_path, bert, output):
     (tmp_path / "reviews.csv").mkdir()
-    finetune(tmp_path / "reviews.csv", bert, output).refused("must be one file", "directory")
+    finetune(tmp_path / "reviews.csv", bert, output).refused("must be files", "directory")
 
 
 def test_wrong_suffix(no_model, finetune, tmp_path, bert, output):

@@ -1,5 +1,6 @@
 """`keras-efficient finetune` from file to SavedModel."""
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -8,7 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import review_rows, versions, write_bert, write_reviews
+from command_line import (
+    finetune_arguments,
+    keras_efficient,
+    review_rows,
+    versions,
+    write_bert,
+    write_reviews,
+)
 from covering import covering, sampled
 
 import keras_efficient as ke
@@ -172,6 +180,63 @@ def test_dry_run_reads_every_format_and_writes_nothing(
     assert str(tmp_path / "out" / "1") in outcome.err
     assert not exported and not outcome.out
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_shards_by_name_and_by_pattern(bert, tmp_path, exported):
+    """The shell expands a pattern, or the command does."""
+    for number in range(3):
+        data = "".join(
+            json.dumps({"text": text, "label": label}) + "\n"
+            for text, label in review_rows(10, seed=number)
+        )
+        (tmp_path / f"train-{number}.jsonl.gz").write_bytes(gzip.compress(data.encode()))
+    options = finetune_arguments("", bert, tmp_path / "out", dry_run=True)[2:]
+    for data in ([tmp_path / "train-*.jsonl.gz"], sorted(tmp_path.glob("train-*"))):
+        outcome = keras_efficient("finetune", *data, *options)
+        assert outcome.code == 0, outcome.err
+        assert "27 to train on, 3 to evaluate on" in outcome.err
+    pattern = keras_efficient(
+        "finetune", data[0], *options, "--validation-data", tmp_path / "train-[12].jsonl.gz"
+    )
+    assert "10 to train on, 20 to evaluate on" in pattern.err
+    (tmp_path / "train-3.csv").write_text("text,label\n")
+    refused = keras_efficient("finetune", tmp_path / "train-*", *options)
+    refused.refused("one format", "train-0.jsonl.gz", "train-3.csv")
+    refused = keras_efficient("finetune", tmp_path / "test-*", *options)
+    refused.refused("must match data files", "test-*")
+
+
+def test_tokens_in_files_train_the_same_model(finetune, bert, tmp_path, exported):
+    data = write_reviews(tmp_path / "train.csv", review_rows(30))
+    other = write_reviews(tmp_path / "other.csv", review_rows(8, seed=1))
+    output = tmp_path / "out"
+    options = {"validation_data": other, "seed": 3}
+    assert finetune(data, bert, output, **options).code == 0
+    outcome = finetune(data, bert, output, **options, tokens_dir=tmp_path / "tokens")
+    assert outcome.code == 0, outcome.err
+    assert "30 to train on, 8 to evaluate on" in outcome.err
+    assert exported[0].largest_difference(exported[1]) == 0
+    assert len(list((tmp_path / "tokens").iterdir())) == 1
+    outcome = finetune(data, bert, output, tokens_dir=tmp_path / "tokens")
+    outcome.refused("--tokens-dir", "--validation-data")
+    outcome = finetune(data, tmp_path, output, **options, tokens_dir=tmp_path / "tokens")
+    outcome.refused("tokenizer.json or vocab.txt")
+
+
+def test_parquet_and_a_delimiter(finetune, bert, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    rows = pandas.DataFrame(review_rows(30), columns=["text", "label"])
+    rows.to_parquet(tmp_path / "reviews.parquet")
+    outcome = finetune(tmp_path / "reviews.parquet", bert, tmp_path / "out", dry_run=True)
+    assert "27 to train on, 3 to evaluate on" in outcome.err, outcome.err
+    rows.to_csv(tmp_path / "reviews.csv", sep="\t")
+    for name in ("tab", "\\t", "\t"):
+        outcome = finetune(
+            tmp_path / "reviews.csv", bert, tmp_path / "out", dry_run=True, delimiter=name
+        )
+        assert "27 to train on, 3 to evaluate on" in outcome.err, outcome.err
+    outcome = finetune(tmp_path / "reviews.csv", bert, tmp_path / "out", delimiter="tabs")
+    outcome.refused("--delimiter", "one character", "'tabs'")
 
 
 def test_columns_and_validation_data(finetune, bert, tmp_path):

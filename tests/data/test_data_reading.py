@@ -1,7 +1,9 @@
 import csv
 import json
 import os
+import re
 import time
+import warnings
 
 import pytest
 
@@ -99,7 +101,7 @@ BAD = [
     ("a.csv", " \n\n", "which is empty"),
     ("a.csv", "text,label\n", "at least one row.*without any"),
     ("a.jsonl", "\n", "which is empty"),
-    ("a.txt", "hello", r"end in \.csv, \.tsv, \.jsonl, \.ndjson.*a\.txt"),
+    ("a.txt", "hello", r"end in \.csv, \.tsv, \.jsonl, \.ndjson, \.parquet.*a\.txt"),
     ("a.csv", "texts,label\na,1\n", "column 'text'.*'texts', 'label'.*line 1.*mean 'texts'"),
     ("a.csv", "text,kind\na,1\n", "column 'label'.*'text', 'kind'.*Pass the name"),
     ("a.csv", "text,label,text\na,1,b\n", r"must differ.*\['text'\].*line 1"),
@@ -158,7 +160,7 @@ def test_missing_file_directory_and_equal_columns(tmp_path):
     with pytest.raises(InputError, match=r"must exist.*none\.csv"):
         read_records(tmp_path / "none.csv")
     (tmp_path / "d.csv").mkdir()
-    with pytest.raises(InputError, match=r"must be one file.*directory"):
+    with pytest.raises(InputError, match=r"must be files.*directory"):
         read_records(tmp_path / "d.csv")
     with pytest.raises(InputError, match=r"must differ.*'text' more than once"):
         read_records(tmp_path / "a.csv", label_column="text")
@@ -189,13 +191,13 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path, suffix):
         read_records(link)
 
 
-def test_a_file_larger_than_the_memory(tmp_path, monkeypatch):
+def test_a_line_larger_than_the_memory(tmp_path, monkeypatch):
     path = write(tmp_path, "a.csv", "text,label\n")
 
-    def too_large(self):
+    def too_large(self, mode):
         raise MemoryError
 
-    monkeypatch.setattr("pathlib.Path.read_bytes", too_large)
+    monkeypatch.setattr("pathlib.Path.open", too_large)
     with pytest.raises(InputError, match=r"must fit into memory.*a\.csv of 11 bytes"):
         read_records(path)
 
@@ -220,21 +222,40 @@ def test_100_000_columns_take_less_than_a_minute(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "parts"),
+    ("name", "content", "delimiter"),
     [
-        ("a.csv", "text;label\ngood;1\n", ["separated by ';'", "delimiter of its suffix"]),
-        ("a.csv", "label\ttext\n1\tgood\n", [r"separated by '\t'", "rename it to .tsv"]),
-        ("a.tsv", "text,label\ngood,1\n", ["separated by ','", "rename it to .csv"]),
-        ("a.csv", "text|label\ngood|1\n", ["separated by '|'"]),
+        ("a.csv", 'text;label\n"good; ""fine""";1\nbad, dull;0\n', ";"),
+        ("a.csv", 'label\ttext\n1\t"good; ""fine"""\n0\tbad, dull\n', "\t"),
+        ("a.tsv", 'text,label\n"good; ""fine""",1\n"bad, dull",0\n', ","),
+        ("a.csv", 'text|label\n"good; ""fine"""|1\nbad, dull|0\n', "|"),
+        ("a.csv", 'a,b;c;text;label\n1;2;"good; ""fine""";1\n1;2;bad, dull;0\n', ";"),
     ],
 )
-def test_another_delimiter_is_named(name, content, parts, tmp_path):
-    """A semicolon CSV, as spreadsheets write it in many countries, got no hint."""
-    (tmp_path / name).write_text(content)
-    with pytest.raises(InputError) as raised:
-        read_records(tmp_path / name)
-    assert all(part in str(raised.value) for part in ["column 'text'", "line 1", *parts])
-    # A column that has a semicolon in its name is no hint of another delimiter.
-    (tmp_path / "b.csv").write_text("te;xt,label\ngood,1\n")
+def test_the_delimiter_is_found_reported_and_overridable(name, content, delimiter, tmp_path):
+    """Spreadsheets write semicolons where the comma is the decimal mark."""
+    path = write(tmp_path, name, content)
+    message = rf"delimiter of .*{name} is {re.escape(repr(delimiter))}, by its header, not"
+    with pytest.warns(UserWarning, match=message) as seen:
+        records = read_records(path)
+    assert len(seen) == 1 and seen[0].filename == __file__
+    assert records.texts == ('good; "fine"', "bad, dull")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_records(path, delimiter=delimiter).texts == records.texts
+        with pytest.raises(InputError, match="There must be a column"):
+            read_records(path, delimiter="~")
+
+
+def test_a_header_without_the_columns_is_shown_by_its_own_delimiter(tmp_path):
+    path = write(tmp_path, "a.csv", "review;label\ngood;1\n")
+    with pytest.raises(InputError, match=r"column 'text'\. Received: 'review', 'label' .*line 1"):
+        read_records(path)
+    # A column that has a semicolon in its name is no sign of another delimiter.
+    path = write(tmp_path, "b.csv", "te;xt,label\ngood,1\n")
     with pytest.raises(InputError, match="Did you mean 'te;xt'"):
-        read_records(tmp_path / "b.csv")
+        read_records(path)
+    for delimiter in ("", ";;", '"', "\n"):
+        with pytest.raises(InputError, match="must be one character"):
+            read_records(path, delimiter=delimiter)
+    with pytest.raises(InputError, match=r"is for \.csv and \.tsv files"):
+        read_records(write(tmp_path, "a.jsonl", "{}"), delimiter=";")

@@ -1,0 +1,135 @@
+"""Where `ke.data.text` takes tokens from: memory, or files of `tokenize_to_disk`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_efficient._errors import InputError
+from keras_efficient.data._records import Records
+from keras_efficient.data._tokenize_to_disk import tokenizer_hash
+from keras_efficient.data._tokenized_texts import SEGMENTS, TOKENS, TokenizedTexts
+from keras_efficient.data._tokenizer import Tokenizer
+
+
+class MemoryTokens:
+    """The tokens of records, one flat tensor, which takes the least memory.
+
+    Args:
+        records: The records.
+        tokenizer: Their tokenizer.
+        max_length: Number of tokens to which texts are truncated.
+
+    Attributes:
+        lengths: Int32 array `[texts]`.
+        labels: Those of the records, or None.
+        max_length: As above.
+        truncated: Number of truncated texts.
+        longest: Number of tokens of the longest text before truncation, or None.
+        pairs: Whether there are segments.
+
+    Raises:
+        InputError: There are no texts, or one has no token.
+    """
+
+    def __init__(self, records: Records, tokenizer: Tokenizer, max_length: int):
+        if not len(records):
+            raise InputError(
+                f"There must be at least one text. Received: none ({records.source}). Check what "
+                "selected them."
+            )
+        self.records, self.labels, self.max_length = records, records.labels, max_length
+        self.pairs = records.second_texts is not None
+        if records.second_texts is None:
+            ids, self.truncated, self.longest = tokenizer.encode_and_count(
+                records.texts, max_length
+            )
+        else:
+            ids, segments, self.truncated, self.longest = tokenizer.encode_pairs(
+                records.texts, records.second_texts, max_length
+            )
+            self._segments = _on_cpu(np.concatenate(segments))
+        self.lengths = np.array([len(row) for row in ids], np.int32)
+        if not self.lengths.all():
+            raise InputError(
+                "Each text must have a token. Received: "
+                f"{self.describe(int(np.argmin(self.lengths)))}, for which the tokenizer returns "
+                "none. Remove it."
+            )
+        self._ids = _on_cpu(np.concatenate(ids))
+
+    def describe(self, number: int) -> str:
+        """Return the beginning of a text and its origin."""
+        return f"{self.records.texts[number]!r:.60} ({self.records.source}, item {number})"
+
+    def ids(self, places: Any) -> Any:
+        """Return int32 tokens, by their places in all texts."""
+        return tf.gather(self._ids, places)
+
+    def segments(self, places: Any) -> Any:
+        """Return int32 segments, likewise."""
+        return tf.gather(self._segments, places)
+
+
+class FileTokens:
+    """The tokens of `TokenizedTexts`, in files that are mapped into memory when a batch is made.
+
+    The pipeline holds the names of the files and no Python code.
+
+    Args:
+        texts: The texts.
+        tokenizer: The tokenizer that the batches are for.
+        max_length: Number of tokens to which texts should be truncated, or None.
+
+    Attributes:
+        lengths, labels, max_length, truncated, longest, pairs: As those of `MemoryTokens`.
+
+    Raises:
+        InputError: The texts were tokenized by another tokenizer, or truncated elsewhere.
+    """
+
+    def __init__(self, texts: TokenizedTexts, tokenizer: Tokenizer, max_length: int | None):
+        if max_length not in (None, texts.max_length):
+            raise InputError(
+                "`max_length` must be that of the tokenized texts. Received: "
+                f"max_length={max_length!r}, where {str(texts.directory)!r} has texts of at most "
+                f"{texts.max_length} tokens. Leave it out, or tokenize them again."
+            )
+        if texts.tokenizer != tokenizer_hash(tokenizer):
+            raise InputError(
+                "The texts must be tokenized by the tokenizer that is given. Received: "
+                f"{str(texts.directory)!r}, tokenized by another one than {tokenizer!r}. Give the "
+                "tokenizer that was given to `tokenize_to_disk`, or tokenize the texts again."
+            )
+        tokenizer.check_length(texts.max_length)
+        self.texts, self.lengths, self.pairs = texts, texts.lengths, texts.pairs
+        self.max_length, self.truncated = texts.max_length, texts.truncated
+        self.longest, self.labels = texts.longest, texts.labels
+
+    def describe(self, number: int) -> str:
+        """Return the origin of a text."""
+        return f"text {number} ({self.texts.source})"
+
+    def ids(self, places: Any) -> Any:
+        """Return int32 tokens, by their places in all texts."""
+        return self._gather(TOKENS, self.texts.dtype, places)
+
+    def segments(self, places: Any) -> Any:
+        """Return int32 segments, likewise."""
+        return self._gather(SEGMENTS, "uint8", places)
+
+    def _gather(self, name, dtype, places):
+        # The operation maps the file: the system reads what is gathered, and may forget it again.
+        file = tf.raw_ops.ImmutableConst(
+            dtype=tf.as_dtype(dtype),
+            shape=[self.texts.tokens],
+            memory_region_name=str(Path(self.texts.directory, name).resolve()),
+        )
+        return tf.cast(tf.gather(file, places), tf.int32)
+
+
+def _on_cpu(array):
+    # tf.data runs on the CPU; the corpus would otherwise take up memory of a GPU.
+    with tf.device("/CPU:0"):
+        return tf.constant(array)
