@@ -51,7 +51,7 @@ def fraction(text: str) -> float:
         value = -1.0
     if not 0 <= value < 1:
         raise InputError(
-            "`max_drop` must be a share of the accuracy, as a percentage or a number below 1. "
+            "`max_drop` must be a share of the score, as a percentage or a number below 1. "
             f"Received: {text!r}. Give for example 1% or 0.01."
         )
     return value
@@ -68,22 +68,18 @@ def run(settings: Settings, pipeline: Any) -> None:
         typer.Exit: with 3 if no candidate reaches the target and keeps the accuracy.
     """
     from keras_efficient.pipelines._compress import run_phases
+    from keras_efficient.pipelines._compress_run import check_compresses
 
     console = Console(stderr=True)
     info = ke.models.info(settings.model)
     task = ke.tasks.get(info.task, texts=info.texts)
-    if not task.compresses or task.texts > 1:
-        raise InputError(
-            "compress distils classifiers of single texts. Received: "
-            f"{str(info.directory)!r}, trained for {task!r}. Make it smaller with ke.shrink and "
-            "train that with the loss of the task, or export it with `quantize`."
-        )
+    check_compresses(task)
     if pipeline["seed"] is None:
         pipeline["seed"] = info.facts.get("seed", 0)
     if pipeline["max_length"] is None:
         pipeline["max_length"] = info.facts.get("max_length", 128)
     chosen = ke.pipelines.CompressSettings(**pipeline)
-    train, validation = _read(settings, info, chosen.seed)
+    train, validation = _read(settings, info, task, chosen.seed)
     unlabelled = ()
     if settings.unlabelled is not None:
         unlabelled = ke.data.read_records(
@@ -106,6 +102,7 @@ def run(settings: Settings, pipeline: Any) -> None:
             unlabelled=unlabelled,
             say=progress.say,
             callbacks=progress.callbacks,
+            task=task,
         )
         phases.check(settings.resume)
         plan = phases.plan()
@@ -157,12 +154,13 @@ def _served(row):
     return shlex.quote(str(path.parent if path.name == "1" else path))
 
 
-def _read(settings, info, seed):
+def _read(settings, info, task, seed):
     """Return the records to train on, and those that the model has not seen.
 
     Args:
         settings: options of the command.
         info: the `TrainedModelInfo` of the model.
+        task: its `ke.tasks.Task`.
         seed: seed of the division if the model does not tell its own.
 
     Raises:
@@ -173,9 +171,9 @@ def _read(settings, info, seed):
         "text_column": settings.text_column,
         "label_column": settings.label_column,
         "delimiter": settings.delimiter,
-        "label_names": info.label_names,
+        "label_names": info.label_names or None,
     }
-    records = ke.data.require_classes(ke.data.read_records(settings.data, **columns))
+    records = task.read(settings.data, **columns)
     known = "train_fingerprint" in info.facts
     other = settings.validation_data
     if other is None and info.facts.get("validation_data"):
@@ -186,7 +184,7 @@ def _read(settings, info, seed):
                 f"{str(other)!r}, which does not exist. Give --validation-data."
             )
     if other is not None:
-        return records, ke.data.read_records(other, **columns)
+        return records, task.read(other, **columns)
     size = info.facts.get("validation", 0.1) if settings.validation is None else settings.validation
     if isinstance(size, float) and size >= 1:
         size = int(size)

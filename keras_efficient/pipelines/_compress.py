@@ -1,4 +1,4 @@
-"""`compress`: from a trained classifier to a small, fast, int8 one that is nearly as good."""
+"""`compress`: from a trained model to a small, fast, int8 one that is nearly as good."""
 
 import dataclasses
 import os
@@ -24,8 +24,9 @@ def compress(
     unlabelled: Sequence[str] = (),
     resume: bool = False,
     say: Callable[[str], Any] | None = print,
+    task: Any = None,
 ) -> CompressReport:
-    """Shrink a trained text classifier, distil it, quantize it, and show what was gained.
+    """Shrink a trained text model, distil it, quantize it, and show what was gained.
 
     The model is exported as it is, by Keras in float32 and as int8, and measured. Its vocabulary is
     trimmed to the texts, and `ke.shrink` chooses a candidate for each of several targets, by the
@@ -38,7 +39,7 @@ def compress(
     are there count.
 
     Args:
-        model: a trained classifier that `ke.models.load` returned.
+        model: a trained model that `ke.models.load` returned.
         tokenizer: its tokenizer.
         train: labelled `Records` to train on.
         validation: labelled `Records` to evaluate on, which the model has not seen in training.
@@ -49,13 +50,15 @@ def compress(
         unlabelled: further texts, which only the teacher labels. Default: ().
         resume: whether to go on with the run that is in the folder. Default: False.
         say: function of a line about the progress. Default: `print`.
+        task: name of the task that the model was trained for, or a `ke.tasks.Task`: classification,
+            several labels or regression. Default: None, "classification".
 
     Returns:
         A `CompressReport`, which is also written to report.json, beside front.png.
 
     Raises:
         InputError: the target cannot be reached by `ke.shrink`, the folder is another run's, or the
-            data or the tokenizer cannot be used.
+            data, the tokenizer or the task cannot be used.
 
     Examples:
         >>> model, tokenizer = ke.models.load("saved_models/reviews")  # doctest: +SKIP
@@ -82,6 +85,7 @@ def compress(
         chosen,
         unlabelled=unlabelled,
         say=say,
+        task=task,
     )
     run.open(resume)
     try:

@@ -17,6 +17,15 @@ from keras_efficient.pipelines._target import Target
 KERAS, INT8 = "Keras float32", "whole, int8"
 
 
+#: Scores that are shares of the examples.
+_SHARES = ("accuracy",)
+
+
+def shown(metric: str, score: float) -> str:
+    """Return a score as text, in percent if it is a share of the examples."""
+    return f"{score:.1%}" if metric in _SHARES else f"{score:.3f}"
+
+
 @dataclass(frozen=True)
 class CompressReport:
     """The result of `compress`; prints as a table.
@@ -24,22 +33,24 @@ class CompressReport:
     Attributes:
         directory: str, the folder of the run.
         target: str, such as "speedup=10".
-        max_drop: share of the model's accuracy that may be lost.
-        examples: number of texts on which accuracies were measured.
+        metric: str, name of the score, such as "accuracy", of which more is better.
+        standard_error: of the model's score, for other texts from the same source.
+        max_drop: share of the model's score that may be lost.
+        examples: number of texts on which scores were measured.
         train: number of labelled texts for training.
         unlabelled: number of texts that only the teacher labelled.
         case: str, batch and length for which latencies were measured.
         threads: number of threads of an operation.
         cpu: str, the CPU on which they were measured.
         rows: tuple of dicts, Keras' float32 export of the model first, then its int8 export and the
-            candidates. Each has "name"; "accuracy" as it is served; "latency_ms", with one thread
+            candidates. Each has "name"; "score" as it is served; "latency_ms", with one thread
             the processor time of a call, otherwise the time that passes, whose median and 95th
             percentile are "median_ms" and "p95_ms"; "speedup" relative to the first row; "bytes" of
             the files that a server loads; "bytes_ratio", how many times fewer than those of the
             first row; "parameters"; "directory" of the export; "reaches", whether it reaches the
-            target; and "keeps", whether it keeps the accuracy.
-            Candidates have also "accuracy_float", "layers" and "sizes".
-        recommended: str, the name of a row: of those that reach the target and keep the accuracy,
+            target; and "keeps", whether it keeps the score.
+            Candidates have also "score_float", "layers" and "sizes".
+        recommended: str, the name of a row: of those that reach the target and keep the score,
             the fastest, or for a target of parameters or bytes the smallest. None if there is none.
         refused: dict of a target's label to the reason why there is no candidate for it.
         seconds: dict of a phase to the seconds it took, if it ran in this process.
@@ -47,6 +58,8 @@ class CompressReport:
 
     directory: str
     target: str
+    metric: str
+    standard_error: float
     max_drop: float
     examples: int
     train: int
@@ -59,29 +72,23 @@ class CompressReport:
     refused: dict[str, str]
     seconds: dict[str, float]
 
-    @property
-    def standard_error(self) -> float:
-        """The standard error of the model's accuracy, from the number of examples."""
-        accuracy = self.rows[0]["accuracy"]
-        return (accuracy * (1 - accuracy) / self.examples) ** 0.5
-
     def row(self, name: str) -> dict[str, Any]:
         """Return the row of a name."""
         return next(row for row in self.rows if row["name"] == name)
 
     def front(self) -> list[str]:
-        """Return the names of the rows that no other one beats in accuracy, latency and bytes."""
+        """Return the names of the rows that no other one beats in score, latency and bytes."""
         return [r["name"] for r in self.rows if not any(_beats(o, r) for o in self.rows)]
 
     def verdict(self) -> str:
         """Return which candidate to take, or that there is none and what comes closest."""
-        kept = f"{100 * (1 - self.max_drop):.4g}% of the model's accuracy"
+        kept = f"{100 * (1 - self.max_drop):.4g}% of the model's {self.metric}"
         if self.recommended is not None:
             row = self.row(self.recommended)
             return (
                 f"Recommended: {row['name']}, {row['speedup']:.1f} times as fast and "
                 f"{row['bytes_ratio']:.1f} times smaller than Keras' float32 export, with "
-                f"{row['accuracy']:.1%} instead of {self.rows[0]['accuracy']:.1%} accuracy."
+                f"{self._shown(row)} instead of {self._shown(self.rows[0])} {self.metric}."
             )
         lines = [f"No candidate reaches {self.target} with at least {kept}."]
         keeping = [row for row in self.rows if row["keeps"]]
@@ -89,17 +96,28 @@ class CompressReport:
         small = Target.of(self.target).name in ("parameters", "bytes")
         if keeping:
             best = min(keeping, key=lambda r: r["bytes" if small else "latency_ms"])
-            lines.append(f"With that accuracy the best is {_figures(best)}.")
+            lines.append(f"With that {self.metric} the best is {self._figures(best)}.")
         if reaching:
-            best = max(reaching, key=lambda r: r["accuracy"])
-            lines.append(f"At the target the best is {_figures(best)}.")
+            best = max(reaching, key=lambda r: r["score"])
+            lines.append(f"At the target the best is {self._figures(best)}.")
         lines.append("More epochs or more --unlabelled texts may help.")
         return " ".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values for JSON."""
-        found = dataclasses.asdict(self) | {"front": self.front(), "verdict": self.verdict()}
-        return found | {"standard_error": self.standard_error}
+        return dataclasses.asdict(self) | {"front": self.front(), "verdict": self.verdict()}
+
+    def _name(self):
+        return self.metric[0].upper() + self.metric[1:]
+
+    def _shown(self, row):
+        return shown(self.metric, row["score"])
+
+    def _figures(self, row):
+        return (
+            f"{row['name']} ({row['speedup']:.1f} times as fast, {row['bytes'] / 1e6:.1f} MB, "
+            f"{self._shown(row)})"
+        )
 
     def __rich__(self):
         from rich import box
@@ -111,17 +129,17 @@ class CompressReport:
         style = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False}
         table = Table(title="Result", title_justify="left", collapse_padding=True, **style)
         table.add_column("", no_wrap=True)
-        names = ("accuracy", "kept", "ms", "faster", "MB", "smaller", "params")
+        names = (self.metric, "kept", "ms", "faster", "MB", "smaller", "params")
         for name in names:
             table.add_column(name, justify="right", no_wrap=True)
-        whole, front = self.rows[0]["accuracy"], self.front()
+        whole, front = self.rows[0]["score"], self.front()
         for row in self.rows:
             best = row["name"] == self.recommended
             mark = "▶ " if best else "  "
             table.add_row(
                 Text(f"{mark}{row['name']}{' *' * (row['name'] in front)}"),
-                f"{row['accuracy']:.1%}",
-                Text(f"{row['accuracy'] / whole:.1%}", "" if row["keeps"] else "red"),
+                self._shown(row),
+                Text(f"{row['score'] / whole:.1%}", "" if row["keeps"] else "red"),
                 f"{row['latency_ms']:.2f}",
                 Text(f"{row['speedup']:.1f}x"),
                 f"{row['bytes'] / 1e6:.1f}",
@@ -133,9 +151,10 @@ class CompressReport:
         lines = [
             Text(""),
             Text(
-                f"Latency of {self.case}, {threads}, on {self.cpu}. Accuracy on {self.examples:,} "
-                f"texts, with a standard error of {100 * self.standard_error:.1f} points. "
-                "*: no other is at least as good in accuracy, latency and bytes.",
+                f"Latency of {self.case}, {threads}, on {self.cpu}. {self._name()} on "
+                f"{self.examples:,} texts, with a standard error of "
+                f"{shown(self.metric, self.standard_error)}. *: no other is at least as good in "
+                f"{self.metric}, latency and bytes.",
                 style="dim",
             ),
         ]
@@ -154,7 +173,7 @@ class CompressReport:
         return file.getvalue().rstrip("\n")
 
     def plot(self, path: str | os.PathLike) -> None:
-        """Draw accuracy against latency and against bytes, with the Pareto front of each.
+        """Draw the score against latency and against bytes, with the Pareto front of each.
 
         Args:
             path: path of the image file; its suffix chooses the format.
@@ -175,7 +194,7 @@ class CompressReport:
         ):
             self._draw(axis, name, 1e-6 if name == "bytes" else 1.0, target)
             axis.set_xlabel(label)
-        axes[0].set_ylabel(f"accuracy on {self.examples:,} texts")
+        axes[0].set_ylabel(f"{self.metric} on {self.examples:,} texts")
         handles, labels = axes[0].get_legend_handles_labels()
         below = {"loc": "outside lower center", "frameon": False, "fontsize": 8}
         figure.legend(handles, labels, ncols=len(labels), **below)
@@ -185,13 +204,13 @@ class CompressReport:
     def _draw(self, axis, name, unit, target):
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-        whole = self.rows[0]["accuracy"]
-        points = [(row[name] * unit, row["accuracy"], row["name"]) for row in self.rows]
+        whole = self.rows[0]["score"]
+        points = [(row[name] * unit, row["score"], row["name"]) for row in self.rows]
         limit = target.value * unit if target.name == name else None
         if target.name == "speedup" and name == "latency_ms":
             limit = self.rows[0][name] / target.value
         floor = whole * (1 - self.max_drop)
-        kept = f"{100 * (1 - self.max_drop):.4g}% of the model's accuracy"
+        kept = f"{100 * (1 - self.max_drop):.4g}% of the model's {self.metric}"
         axis.axhline(floor, color="0.6", linestyle=":", linewidth=1, label=kept)
         if limit is not None:
             axis.axvline(limit, color="0.6", linestyle="--", linewidth=1, label=str(target))
@@ -227,7 +246,8 @@ class CompressReport:
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.tick_params(labelsize=8)
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if self.metric in _SHARES:
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -260,13 +280,13 @@ def compress_report(
     given: dict[str, dict[str, Any]] = {
         "keras": {
             "name": KERAS,
-            "accuracy": teacher["accuracy"],
+            "score": teacher["score"],
             "parameters": teacher["parameters"],
             "directory": str(base / "keras"),
         },
         "int8": {
             "name": INT8,
-            "accuracy": teacher["accuracy_int8"],
+            "score": teacher["score_int8"],
             "parameters": teacher["parameters"],
             "directory": str(base / "int8" / "1"),
         },
@@ -287,15 +307,18 @@ def compress_report(
             "bytes_ratio": first["bytes"] / measured["bytes"],
         }
         row["reaches"] = settings.target.reached(row)
-        row["keeps"] = row["accuracy"] >= (1 - settings.max_drop) * teacher["accuracy"] - 1e-9
+        row["keeps"] = row["score"] >= (1 - settings.max_drop) * teacher["score"] - 1e-9
         rows.append(row)
     by = "bytes" if settings.target.name in ("parameters", "bytes") else "latency_ms"
     good = [row for row in rows if row["reaches"] and row["keeps"]]
     return CompressReport(
         directory=str(directory),
         target=str(settings.target),
+        metric=teacher["metric"],
+        # A confidence interval of 95% is about four standard errors wide.
+        standard_error=(teacher["interval"][1] - teacher["interval"][0]) / (2 * 1.96),
         max_drop=settings.max_drop,
-        examples=teacher["classification"]["examples"],
+        examples=teacher["evaluation"]["examples"],
         train=train,
         unlabelled=unlabelled,
         case=f"{settings.batch} texts of {settings.length} tokens",
@@ -311,21 +334,14 @@ def compress_report(
 def _beats(one, other):
     """Whether a row is as good as another in everything, and better in something."""
     pairs = [(other[name], one[name]) for name in ("latency_ms", "bytes")]
-    pairs.append((one["accuracy"], other["accuracy"]))
+    pairs.append((one["score"], other["score"]))
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
 def _pareto(points):
-    """Return the points, from the smallest, that are more accurate than all smaller ones."""
+    """Return the points, from the smallest, that are better than all smaller ones."""
     front = []
     for x, y, _ in sorted(points):
         if not front or y > front[-1][1]:
             front.append((x, y))
     return front
-
-
-def _figures(row):
-    return (
-        f"{row['name']} ({row['speedup']:.1f} times as fast, {row['bytes'] / 1e6:.1f} MB, "
-        f"{row['accuracy']:.1%})"
-    )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficient import flavor as flavors
+from keras_efficient import flavor as flavors, tasks
 from keras_efficient._errors import InputError
 from keras_efficient.bench import ExportLatency, bench
 from keras_efficient.bench._bench_report import latency_of
@@ -23,7 +23,6 @@ from keras_efficient.compression import shrink
 from keras_efficient.data import (
     Records,
     augment_texts,
-    require_classes,
     text,
     trim_vocabulary,
 )
@@ -33,13 +32,13 @@ from keras_efficient.distillation._teacher import KerasTeacher
 from keras_efficient.dtype_policies import mixed_precision
 from keras_efficient.exporters import check_destination, keras_export
 from keras_efficient.flavor import Model
-from keras_efficient.metrics import evaluate_classifier
 from keras_efficient.models import load, save
 from keras_efficient.models._save import check_savable
 from keras_efficient.optimizers import NO_DECAY, AdamW
 from keras_efficient.pipelines._compress_report import (
     CompressReport,
     compress_report,
+    shown,
 )
 from keras_efficient.pipelines._compress_settings import CompressSettings
 from keras_efficient.pipelines._plan import CompressPlan, make_plan
@@ -66,7 +65,7 @@ class CompressRun:
     of the methods.
 
     Args:
-        model: a trained text classifier that `ke.models.load` returned, the teacher.
+        model: a trained model that `ke.models.load` returned, the teacher.
         tokenizer: its `ke.data.Tokenizer`.
         train: `Records` with labels on which candidates are trained.
         validation: `Records` with labels that neither the teacher nor a candidate sees in training.
@@ -76,6 +75,8 @@ class CompressRun:
         say: function of a line of text about the progress. Default: None, nothing is said.
         callbacks: function of a candidate's name that returns callbacks for its training. Default:
             None.
+        task: name of the task that the model was trained for, or a `ke.tasks.Task`. Default: None,
+            "classification".
 
     Attributes:
         trimmed: the teacher with the trimmed vocabulary; set by `trim`.
@@ -85,7 +86,8 @@ class CompressRun:
         seconds: dict of a phase's name to the seconds that it took in this process.
 
     Raises:
-        InputError: the data have no labels or too few, or the tokenizer cannot be saved.
+        InputError: the data have no labels or too few, the tokenizer cannot be saved, or the task
+            is one whose models cannot be distilled.
 
     Examples:
         >>> model, tokenizer = ke.models.load("models/all-MiniLM-L6-v2")
@@ -114,13 +116,21 @@ class CompressRun:
         unlabelled: Sequence[str] = (),
         say: Callable[[str], Any] | None = None,
         callbacks: Callable[[str], list] | None = None,
+        task: Any = None,
     ):
         self.model, self.tokenizer = model, as_tokenizer(tokenizer)
         check_savable(self.tokenizer)
-        self.train, self.validation = require_classes(train), require_classes(validation, 1)
+        self.task = check_compresses(tasks.get(task))
+        self.train, self.validation = train, validation
+        self.task.check(train)
+        if validation.labels is None:
+            raise InputError(
+                "Candidates are evaluated on texts with labels. Received: validation records "
+                f"without any ({validation.source}). Read them with their labels."
+            )
         if train.second_texts is not None or validation.second_texts is not None:
             raise InputError(
-                "compress distils classifiers of single texts. Received: pairs of texts "
+                "compress distils models of single texts. Received: pairs of texts "
                 f"({train.source}). Make the model smaller with ke.shrink."
             )
         if train.label_names != validation.label_names:
@@ -155,6 +165,7 @@ class CompressRun:
         return {
             "model": KerasTeacher(self.model).fingerprint(),
             "library": self.flavor.name,
+            "task": self.task.name,
             "train": self.train.fingerprint,
             "validation": self.validation.fingerprint,
             "unlabelled": unlabelled,
@@ -221,7 +232,13 @@ class CompressRun:
         with self._phase("baselines"):
             teacher = self.folder.path / "teacher"
             held_out = self.held_out(self.tokenizer)
-            evaluation = evaluate_classifier(self.model, held_out, self.train.label_names)
+            evaluation = self._evaluate(self.model, held_out)
+            if evaluation.score <= 0:
+                raise InputError(
+                    "compress keeps a share of the model's score, which must be above 0. Received: "
+                    f"{evaluation.metric} {evaluation.score:.4f} on {evaluation.examples:,} texts "
+                    f"({self.validation.source}). Train the model longer first."
+                )
             sample = next(iter(held_out))
             keras_export(self.model, teacher / "keras", features=sample[0])
             made = teacher / "int8" / "1"
@@ -230,9 +247,11 @@ class CompressRun:
             times = self._bench({"keras": teacher / "keras", "int8": made}).targets
             report = json.loads((made / "report.json").read_text(encoding="utf-8"))
             found = {
-                "accuracy": evaluation.accuracy,
-                "classification": evaluation.to_dict(),
-                "accuracy_int8": report["evaluation"]["served"],
+                "metric": evaluation.metric,
+                "score": evaluation.score,
+                "interval": evaluation.interval,
+                "evaluation": evaluation.to_dict(),
+                "score_int8": report["evaluation"]["served"],
                 "quantize": report["quantize"],
                 "parameters": _parameters(self.flavor, self.model),
                 "weight_bytes_int8": report["weight_bytes"],
@@ -381,11 +400,12 @@ class CompressRun:
                 verbose=0,
             )
             distill(student, None)
-            found = evaluate_classifier(student, self.held_out(words), self.train.label_names)
-            facts = {**_facts_of(folder / "shrunk"), "accuracy": found.accuracy}
+            found = self._evaluate(student, self.held_out(words))
+            facts = {**_facts_of(folder / "shrunk"), "score": found.score}
             self._save(student, folder / "trained", facts)
             shutil.rmtree(folder / "training", ignore_errors=True)
-            self.say(f"{target.label}: {found.accuracy:.1%} of {found.examples:,} in float32")
+            score = shown(found.metric, found.score)
+            self.say(f"{target.label}: {found.metric} {score} in float32")
 
     def export(self, target: Target) -> Path:
         """Export the trained candidate for a target as int8, and return the version's path."""
@@ -437,6 +457,9 @@ class CompressRun:
 
     # --- parts -------------------------------------------------------------------------------
 
+    def _evaluate(self, model, held_out):
+        return self.task.evaluate(model, held_out, self.train.label_names or None)
+
     def _candidate(self, target):
         return self.folder.path / "candidates" / target.folder
 
@@ -474,8 +497,8 @@ class CompressRun:
         rate = warmup_linear(learning_rate, warmup_steps=steps // 10, total_steps=steps)
         model.compile(
             AdamW(rate, exclude=NO_DECAY, library=model),
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
+            self.task.loss(keras),
+            metrics=self.task.metrics(keras, max(1, len(self.train.label_names))),
             # XLA cannot compile the look-up of cached outputs.
             jit_compile=False,
         )
@@ -491,7 +514,8 @@ class CompressRun:
             policies.set_global_policy(before)
 
     def _save(self, model, directory, facts):
-        save(model, self.words, directory, label_names=self.train.label_names, facts=facts)
+        names = self.train.label_names or None
+        save(model, self.words, directory, label_names=names, task=self.task, facts=facts)
 
     def _export(self, model, tokenizer, version, name):
         records = self.train.take(range(min(len(self.train), 32 * _CALIBRATION_BATCHES)))
@@ -504,7 +528,8 @@ class CompressRun:
                 calibration=calibration,
                 held_out=self.held_out(tokenizer),
                 tokenizer=tokenizer,
-                label_names=self.train.label_names,
+                label_names=self.train.label_names or None,
+                task=self.task,
                 facts={"train_fingerprint": self.train.fingerprint, "seed": self.settings.seed},
             )
 
@@ -518,14 +543,14 @@ class CompressRun:
             self.say(f"Warning, {name}: {line}")
 
     def _labelled_by(self, outputs):
-        """Return the training records, and the other texts with the class the teacher predicts."""
+        """Return the training records, and the other texts with what the teacher predicts."""
         train = self.train
         if not self.further:
             return train
         features = self.batches(Records(tuple(self.further)), self.words, shuffle=False)
-        labels = np.concatenate([outputs.outputs(x).argmax(-1) for x in features])
+        labels = [self.task.predicted_labels(outputs.outputs(x)) for x in features]
         texts = (*train.texts, *self.further)
-        return Records(texts, np.concatenate([train.labels, labels]), train.label_names)
+        return Records(texts, np.concatenate([train.labels, *labels]), train.label_names)
 
     def _vocabulary(self):
         return max(2, min(1000, (self.words.largest_id or 999) + 1))
@@ -547,6 +572,22 @@ class CompressRun:
         self.say(f"{name} ...")
         yield
         self.seconds[name] = time.monotonic() - begin
+
+
+def check_compresses(task: tasks.Task) -> tasks.Task:
+    """Return a task, if models of it can be distilled.
+
+    Raises:
+        InputError: they cannot, or it is a task of pairs of texts.
+    """
+    if not task.compresses or task.texts > 1:
+        names = ", ".join(name for name in tasks.names() if tasks.get(name).compresses)
+        raise InputError(
+            f"compress distils models of single texts for the tasks {names}. Received: {task!r}. "
+            "Make the model smaller with ke.shrink and train that with the loss of the task, or "
+            "export it with `quantize`."
+        )
+    return task
 
 
 def _shrink_target(target, teacher, latency) -> dict[str, Any]:
@@ -577,8 +618,8 @@ def _result_of(folder):
     return {
         **facts,
         "sizes_text": _sizes_text(facts),
-        "accuracy_float": facts["accuracy"],
-        "accuracy": report["evaluation"]["served"],
+        "score_float": facts["score"],
+        "score": report["evaluation"]["served"],
         "quantize": report["quantize"],
         "directory": str(folder / "int8" / "1"),
     }

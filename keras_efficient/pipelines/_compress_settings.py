@@ -21,8 +21,8 @@ class CompressSettings:
     Args:
         target: "speedup=10" or {"speedup": 10}: "speedup", relative to Keras' own float32 export
             of the model, "latency_ms", "parameters", or "bytes", of the files that a server loads.
-        max_drop: share of the model's accuracy that may be lost, from 0 to 1: 0.01 keeps 99% of it.
-            Default: 0.01.
+        max_drop: share of the model's score, such as the accuracy, that may be lost, from 0 to 1:
+            0.01 keeps 99% of it. Default: 0.01.
         front: a candidate is made for each of these multiples of the target. Default: (0.5, 1, 2).
         batch: texts per call when latencies are measured. Default: 8.
         length: tokens per text when latencies are measured. Default: 64.

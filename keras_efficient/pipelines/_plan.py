@@ -73,7 +73,7 @@ def make_plan(run: Any) -> CompressPlan:
         "to evaluate on",
         "vocabulary": tokens,
         "target": f"{settings.target}, with at least {100 * (1 - settings.max_drop):.4g}% of the "
-        "model's accuracy",
+        "model's score",
         "candidates": ", ".join(target.label for target in targets),
         "training": f"{settings.epochs} epochs of {data.stats.batches:,} batches of "
         f"{settings.batch_size} for each candidate, {step:.2f} s per step of the whole model",

@@ -1,4 +1,4 @@
-"""`quantized_export`: calibrate a copy of a trained classifier and export it as int8."""
+"""`quantized_export`: calibrate a copy of a trained model and export it as int8."""
 
 import os
 import warnings
@@ -28,9 +28,10 @@ def quantized_export(
     held_out: Any,
     tokenizer: Any = None,
     label_names: Sequence[str] | None = None,
+    task: Any = None,
     facts: Mapping[str, Any] | None = None,
 ) -> ExportReport:
-    """Export a trained classifier as an int8 SavedModel, evaluated as it will be served.
+    """Export a trained model as an int8 SavedModel, evaluated as it will be served.
 
     A copy of the model is calibrated, with kernels of 7 bits where this CPU needs them, so `model`
     stays as it is. Where integers cannot be multiplied or the export cannot be verified, there is
@@ -38,17 +39,18 @@ def quantized_export(
     (`quantize="int8-weights"`).
 
     Args:
-        model: a classifier that `ke.shrink` can copy.
+        model: a model that `ke.shrink` can copy.
         directory: as for `ke.export`.
         calibration: finite batches of typical texts, on which ranges of activations are measured.
         held_out: finite labelled batches, to evaluate on.
         tokenizer: as for `ke.export`; without effect if its text cannot be processed in a graph.
             Default: None.
         label_names: names of the classes. Default: None.
+        task: as for `ke.export`. Default: None, "classification".
         facts: facts for the report. Default: None.
 
     Returns:
-        The `ExportReport`, whose `evaluation` has the accuracies in memory and as served.
+        The `ExportReport`, whose `evaluation` has the scores in memory and as served.
 
     Examples:
         >>> model, tokenizer = ke.models.load("models/all-MiniLM-L6-v2")
@@ -72,6 +74,7 @@ def quantized_export(
         "sample": sample,
         "tokenizer": tokenizer,
         "labels": None if label_names is None else list(label_names),
+        "task": task,
         # What is served differs from the model in memory: what is served is reported.
         "evaluate": Evaluation(held_out, max_drop=1.0),
         "facts": facts,

@@ -127,6 +127,10 @@ class Classification(Task):
         classes = predicted_classes(scores)
         return classification_report(labels, classes, label_names, sample_weight=sample_weight)
 
+    def predicted_labels(self, scores: np.ndarray) -> np.ndarray:
+        """Return the most probable class of each text, int32 `[examples]`."""
+        return predicted_classes(scores).astype(np.int32)
+
     def serve(self, logits: Tensor, label_names: Sequence[str] | None) -> dict[str, Tensor]:
         """Return "probabilities" and "label"; one logit is that of the second of two classes."""
         import tensorflow as tf

@@ -55,6 +55,7 @@ class MultiLabel(Task):
         "loss": ("loss", "min"),
     }
     serves = ("probabilities", "labels")
+    compresses = True
     separator: ClassVar[str] = "|"
 
     def encode(
@@ -167,6 +168,10 @@ class MultiLabel(Task):
         """Return micro- and macro-F1 beside the best constant answer, and scores per class."""
         predictions = scores > 0
         return multi_label_report(labels, predictions, label_names, sample_weight=sample_weight)
+
+    def predicted_labels(self, scores: np.ndarray) -> np.ndarray:
+        """Return 1 for the classes above a probability of 0.5, int32 `[examples, classes]`."""
+        return (scores > 0).astype(np.int32)
 
     def serve(self, logits: Tensor, label_names: Sequence[str] | None) -> dict[str, Tensor]:
         """Return "probabilities", and "labels" with the names of the classes above 0.5."""

@@ -41,6 +41,7 @@ class Regression(Task):
         "loss": ("loss", "min"),
     }
     serves = ("value",)
+    compresses = True
 
     def encode(
         self,
@@ -121,6 +122,10 @@ class Regression(Task):
     ) -> RegressionReport:
         """Return errors and correlations beside those of the mean."""
         return regression_report(labels, self._values(scores), sample_weight=sample_weight)
+
+    def predicted_labels(self, scores: np.ndarray) -> np.ndarray:
+        """Return the numbers, float32 `[examples]`."""
+        return np.asarray(self._values(scores), np.float32)
 
     def serve(self, logits: Tensor, label_names: Sequence[str] | None) -> dict[str, Tensor]:
         """Return "value", the only output."""

@@ -30,8 +30,8 @@ class Task(abc.ABC):
         choices: dict by metric of the names for readers and "max" or "min": by which validation
             metrics the best epoch may be chosen, the default first. A class attribute.
         serves: names of the outputs that `serve` adds to those of the model. A class attribute.
-        compresses: whether `keras-efficient compress` can make models of the task smaller, which
-            takes distillation of class probabilities. A class attribute. Default: False.
+        compresses: whether `keras-efficient compress` can make models of the task smaller, for
+            which it must have `predicted_labels`. A class attribute. Default: False.
 
     Raises:
         InputError: `texts` is neither 1 nor 2.
@@ -209,6 +209,17 @@ class Task(abc.ABC):
         """Evaluate a model in memory on finite labelled batches, as `ke.data.text` makes them."""
         labels, scores, weights = scored_batches(model, data, self.batch_labels, self.scores)
         return self.report(labels, scores, label_names, sample_weight=weights)
+
+    def predicted_labels(self, scores: np.ndarray) -> np.ndarray:
+        """Return what the scores of texts predict, as `Records` have labels.
+
+        Args:
+            scores: float array `[examples, outputs]`.
+
+        Raises:
+            NotImplementedError: the task does not say; the default.
+        """
+        raise NotImplementedError
 
     # --- signature and decoding --------------------------------------------------------------
 

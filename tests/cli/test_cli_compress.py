@@ -17,6 +17,7 @@ from command_line import (
     write_bert,
     write_reviews,
 )
+from covering import covering, sampled
 from in_process_export import serve_here
 
 import keras_efficient as ke
@@ -151,13 +152,13 @@ def test_a_whole_run(done):
     assert [row["name"] for row in rows] == ["Keras float32", "whole, int8", "1.3x"]
     assert rows[0]["speedup"] == rows[0]["bytes_ratio"] == 1
     assert rows[2]["parameters"] < rows[1]["parameters"]
-    assert all(0 <= row["accuracy"] <= 1 for row in rows)
+    assert all(0 <= row["score"] <= 1 for row in rows)
     assert (report["examples"], report["train"]) == (16, 64)
     # 16 in the file, and one altered copy of each text, except those that came out twice.
     assert 16 < report["unlabelled"] <= 16 + 64
     assert (done.output / "front.png").stat().st_size > 10_000
     for row in rows:
-        assert row["name"] in outcome.out and f"{row['accuracy']:.1%}" in outcome.out
+        assert row["name"] in outcome.out and f"{row['score']:.1%}" in outcome.out
     assert str(done.output / "report.json") in outcome.out
     assert (outcome.code == 0) == (report["recommended"] is not None)
     further = f"64 labelled texts to train on, {report['unlabelled']} unlabelled; 16 others"
@@ -217,7 +218,41 @@ def test_from_finetune(data, tmp_path):
     assert outcome.code in (0, 3), outcome
     report = json.loads((tmp_path / "small" / "report.json").read_text())
     assert report["examples"] == 20
-    assert report["rows"][0]["accuracy"] == ke.models.info(tmp_path / "out").facts["accuracy"]
+    assert report["rows"][0]["score"] == ke.models.info(tmp_path / "out").facts["accuracy"]
+
+
+LABELS = {
+    "regression": {"negative": "-1.5", "positive": "2"},
+    "multi_label": {"negative": "any", "positive": "any|good"},
+}
+
+
+@sampled()
+@pytest.mark.parametrize("name, library", covering(LABELS, ["keras", "tf_keras"], strength=1))
+def test_other_tasks(name, library, tmp_path):
+    task, data = ke.tasks.get(name), tmp_path / "data.csv"
+    write_reviews(data, [(text, LABELS[name][label]) for text, label in review_rows(80)])
+    train, _ = ke.data.split(task.read(data), validation=0.2, seed=0)
+    bert = write_bert(tmp_path / "bert", dropout=0.0, layers=2)
+    count = len(train.label_names) or None
+    model, tokenizer = ke.models.load(bert, task=task, num_labels=count, library=library)
+    keras = ke.flavor.of(model).keras
+    model.compile(keras.optimizers.Adam(0.01), task.loss(keras), jit_compile=False)
+    batches = ke.data.text(train, tokenizer, batch_size=16, max_length=32)
+    model.fit(batches, epochs=8, verbose=0, shuffle=False)
+    facts = {**SPLIT, "validation_data": None, "train_fingerprint": train.fingerprint}
+    names = train.label_names or None
+    trained = tmp_path / "out" / "trained-1"
+    ke.models.save(model, tokenizer, trained, label_names=names, task=task, facts=facts)
+    outcome = compress(tmp_path / "out", data, tmp_path / "small", copies=1)
+    assert outcome.code in (0, 3), outcome
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    assert report["metric"] == {"regression": "R²", "multi_label": "micro-F1"}[name]
+    assert report["rows"][0]["score"] > 0.5 and report["unlabelled"] > 16
+    candidate = next((tmp_path / "small" / "candidates").glob("*/trained"))
+    assert ke.models.info(candidate).task == name
+    served = ke.serving.predict(candidate.parent / "int8", ["a great film"])
+    assert set(served[0]) >= {"regression": {"value"}, "multi_label": {"labels"}}[name]
 
 
 # --- bad input -----------------------------------------------------------------------------------
