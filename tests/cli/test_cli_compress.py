@@ -237,9 +237,10 @@ def test_other_tasks(name, library, tmp_path):
     count = len(train.label_names) or None
     model, tokenizer = ke.models.load(bert, task=task, num_labels=count, library=library)
     keras = ke.flavor.of(model).keras
-    model.compile(keras.optimizers.Adam(0.01), task.loss(keras), jit_compile=False)
+    options = {"metrics": task.metrics(keras, count or 1), "jit_compile": False}
+    model.compile(keras.optimizers.Adam(0.01), task.loss(keras), **options)
     batches = ke.data.text(train, tokenizer, batch_size=16, max_length=32)
-    model.fit(batches, epochs=8, verbose=0, shuffle=False)
+    model.fit(batches, epochs=20, verbose=0, shuffle=False)
     facts = {**SPLIT, "validation_data": None, "train_fingerprint": train.fingerprint}
     names = train.label_names or None
     trained = tmp_path / "out" / "trained-1"
