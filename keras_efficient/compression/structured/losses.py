@@ -86,7 +86,7 @@ class Losses:
             with shrinking.original.distribute_strategy.scope():
                 cut = Shrinking(shrinking.original, shrinking.data, shrinking.importance)
                 cut.keep_hidden(width)
-                cut.model.compile(optimizer="sgd", loss=shrinking.original.loss)
+                cut.model.compile(optimizer="sgd", loss=shrinking.original.loss, metrics=[])
             found.append(evaluated(cut.model, shrinking.data) - whole)
         increases = _convex(np.negative(tried), [*found, 0.0])
         return {h: float(np.interp(h, tried, increases)) for h in space.hidden}

@@ -149,7 +149,8 @@ class Shrinking:
         if method == "taylor":
             _check_compiled(self.original)
             if self.model is not self.original:
-                self.model.compile(optimizer="sgd", loss=self.original.loss)
+                # KerasHub would add the accuracy, which not every task has.
+                self.model.compile(optimizer="sgd", loss=self.original.loss, metrics=[])
         return Importance(self.model, self.architecture, method, self.batches)
 
     def _chosen(self, part: str, numbers: list[int]):
