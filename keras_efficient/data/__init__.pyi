@@ -9,6 +9,7 @@ from ._bucketing import (
 from ._demo_assets import (
     demo_model as demo_model,
     demo_reviews as demo_reviews,
+    demo_tagged_tweets as demo_tagged_tweets,
 )
 from ._read_records import read_records as read_records
 from ._records import (
@@ -18,6 +19,7 @@ from ._records import (
 )
 from ._text import text as text
 from ._text_stats import TextStats as TextStats
+from ._token_labels import TokenLabels as TokenLabels
 from ._tokenizer import (
     HUGGING_FACE as HUGGING_FACE,
     KERASHUB as KERASHUB,

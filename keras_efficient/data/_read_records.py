@@ -20,7 +20,8 @@ from keras_efficient.data._class_labels import class_labels
 from keras_efficient.data._records import Records
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_JSON_LINES = (".jsonl", ".ndjson")
+#: Suffixes of files with a JSON object on each line.
+JSON_LINES = (".jsonl", ".ndjson")
 
 
 def read_records(
@@ -72,9 +73,9 @@ def read_records(
     """
     path = pathlib.Path(path)
     suffix = path.suffix.lower()
-    if suffix not in (*_DELIMITERS, *_JSON_LINES):
+    if suffix not in (*_DELIMITERS, *JSON_LINES):
         raise InputError(
-            f"Data files end in {', '.join((*_DELIMITERS, *_JSON_LINES))}. Received: {path}. "
+            f"Data files end in {', '.join((*_DELIMITERS, *JSON_LINES))}. Received: {path}. "
             "Convert the file, or rename it if only the suffix is wrong."
         )
     texts_of, labels_of = _names(text_column), _names(label_column)
@@ -90,7 +91,7 @@ def read_records(
             f"{_shown([c for c in dict.fromkeys(columns) if columns.count(c) > 1])} more than "
             "once. Name the column of each; in Python, label_column=None reads no labels."
         )
-    content = _content(path)
+    content = read_content(path)
     if suffix in _DELIMITERS:
         rows = _table_rows(content, path, _DELIMITERS[suffix], columns)
     else:
@@ -125,7 +126,12 @@ def _names(column: str | Sequence[str] | None) -> list[str]:
     return [column] if isinstance(column, str) else list(column or ())
 
 
-def _content(path: pathlib.Path) -> str:
+def read_content(path: pathlib.Path) -> str:
+    """Return the text of a data file.
+
+    Raises:
+        InputError: it is no regular file of UTF-8 text that can be read, or it is empty.
+    """
     if path.is_dir():
         raise InputError(
             f"The data must be one file. Received the directory {path}. Name a file in it."
@@ -259,6 +265,23 @@ def _csv_rows(
 def _json_rows(
     content: str, path: pathlib.Path, columns: Sequence[str]
 ) -> Iterator[tuple[int, list[Any]]]:
+    for line, row in json_objects(content, path, columns):
+        yield line, [row[_key(column, row, f"{path}, line {line}")] for column in columns]
+
+
+def json_objects(
+    content: str, path: pathlib.Path, keys: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the object of each line that is not blank.
+
+    Args:
+        content: the content of the file.
+        path: its path, for error messages.
+        keys: keys that an object has, for error messages.
+
+    Raises:
+        InputError: a line holds no object.
+    """
     # Not splitlines(), which also splits at U+2028 and other characters that JSON strings contain.
     for line, string in enumerate(content.split("\n"), 1):
         if not string.strip():
@@ -274,9 +297,9 @@ def _json_rows(
         if not isinstance(row, dict):
             raise InputError(
                 f"Each line must be a JSON object. Received: {string[:60]!r} in {where}. Write "
-                f"{{{', '.join(f'{json.dumps(column)}: ...' for column in columns)}}}."
+                f"{{{', '.join(f'{json.dumps(key)}: ...' for key in keys)}}}."
             )
-        yield line, [row[_key(column, row, where)] for column in columns]
+        yield line, row
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict:

@@ -14,6 +14,7 @@ from keras_efficient.data._bucketing import check_buckets, choose_buckets
 from keras_efficient.data._read_records import read_records
 from keras_efficient.data._records import Records
 from keras_efficient.data._text_stats import TextStats
+from keras_efficient.data._token_labels import IGNORED, TokenLabels
 from keras_efficient.data._tokenizer import as_tokenizer
 from keras_efficient.flavor._typing import Dataset
 
@@ -97,7 +98,8 @@ def text(
         dict from the tokenizer's input names to int32 tensors `[batch, length]`: "ids", "mask" (1
         for tokens, 0 for padding) and "segments" (1 for the second text of a pair, otherwise 0).
         The labels are those of the records: int32 `[batch]` for classes, int32 `[batch, classes]`
-        for several classes, float32 `[batch]` for numbers. The dataset's attribute `stats` is a
+        for several classes, float32 `[batch]` for numbers, and int32 `[batch, length]` for
+        `TokenLabels`, with -100 for tokens that do not count. The dataset's attribute `stats` is a
         `TextStats`.
 
     Raises:
@@ -163,8 +165,12 @@ def text(
             "remainder."
         )
 
-    segments = None
-    if records.second_texts is None:
+    segments, labels = None, records.labels
+    if isinstance(labels, TokenLabels):
+        ids, spans, truncated, longest = tokenizer.encode_words(records.texts, max_length)
+        labels = [labels.align(number, span[:, :2]) for number, span in enumerate(spans)]
+        _check_counted(labels, records)
+    elif records.second_texts is None:
         ids, truncated, longest = tokenizer.encode_and_count(records.texts, max_length)
     else:
         ids, segments, truncated, longest = tokenizer.encode_pairs(
@@ -228,7 +234,7 @@ def text(
             order = tf.data.Dataset.range(total, output_type=tf.int32)
         # Not slices where all batches have one size: `tf.distribute` looks for that size.
         batches = order if batch_size is None else order.batch(batch_size, drop_remainder)
-        gather = _gather(ids, segments, lengths, records.labels, buckets, tokenizer)
+        gather = _gather(ids, segments, lengths, labels, buckets, tokenizer)
         dataset: Any = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         options = tf.data.Options()
         # There are no files to divide among workers, so each batch is divided.
@@ -309,7 +315,9 @@ def _gather(ids, segments, lengths, labels, buckets, tokenizer):
     flat_segments = None if segments is None else tf.constant(np.concatenate(segments))
     starts = tf.constant(np.cumsum(lengths, dtype=np.int64) - lengths)
     lengths = tf.constant(lengths)
-    labels = None if labels is None else tf.constant(labels)
+    per_token = isinstance(labels, list)
+    if labels is not None:
+        labels = tf.constant(np.concatenate(labels) if per_token else labels)
     padded = tf.constant(buckets, tf.int32)
     only = buckets[0] if len(buckets) == 1 else None
     names = tokenizer.inputs
@@ -335,9 +343,26 @@ def _gather(ids, segments, lengths, labels, buckets, tokenizer):
         features = {name: batch[key] for key, name in names.items()}
         for feature in features.values():
             feature.set_shape([indices.shape[0], only])
-        return features if labels is None else (features, tf.gather(labels, indices))
+        if labels is None:
+            return features
+        if not per_token:
+            return features, tf.gather(labels, indices)
+        found = tf.where(real, tf.gather(labels, places), IGNORED)
+        found.set_shape([indices.shape[0], only])
+        return features, found
 
     return gather
+
+
+def _check_counted(labels, records):
+    """Require a token that counts in each text: a loss or a score of none is no number."""
+    for number, row in enumerate(labels):
+        if (row == IGNORED).all():
+            raise InputError(
+                "Each text must have a word of which a token is left. Received: "
+                f"{records.texts[number]!r:.60} ({records.source}, item {number}), for which the "
+                "tokenizer returns none. Remove it, or raise `max_length`."
+            )
 
 
 def _stats(lengths, padded, ranked, plan) -> TextStats:
