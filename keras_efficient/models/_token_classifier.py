@@ -27,6 +27,9 @@ class TokenClassifier(keras_hub.models.Task):
         policy = backbone.dtype_policy
         self.output_dropout = keras.layers.Dropout(dropout, dtype=policy, name="classifier_dropout")
         self.output_dense = keras.layers.Dense(num_classes, dtype=policy, name="logits")
+        # Nothing reads the pooler, so it has no gradients.
+        if (pooler := getattr(backbone, "pooled_dense", None)) is not None:
+            pooler.trainable = False
         hidden: Any = backbone(backbone.input)
         if isinstance(hidden, dict):
             hidden = hidden["sequence_output"]
