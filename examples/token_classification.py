@@ -12,7 +12,7 @@ import argparse
 import keras_efficient as ke
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("--data", help="CoNLL file, or JSONL of tokens and tags or of entities [tweets]")
+parser.add_argument("--data", help="CoNLL file, or JSONL of tags or entities [tweets]")
 parser.add_argument("--model", help="folder of a Hugging Face model [MiniLM]")
 parser.add_argument("--library", default="keras", choices=("keras", "tf_keras"))
 parser.add_argument("--limit", type=int, help="use this many texts [all]")

@@ -35,7 +35,8 @@ class EntityReport(TaskReport):
 
     Examples:
         >>> names = ["O", "B-place", "I-place"]
-        >>> report = ke.metrics.entity_report([[1, 2, 0], [0, 1, -100]], [[1, 2, 0], [0, 0, 0]], names)
+        >>> labels, predictions = [[1, 2, 0], [0, 1, -100]], [[1, 2, 0], [0, 0, 0]]
+        >>> report = ke.metrics.entity_report(labels, predictions, names)
         >>> report.precision, report.recall, round(report.entity_f1, 3), report.token_accuracy
         (1.0, 0.5, 0.667, 0.8)
     """

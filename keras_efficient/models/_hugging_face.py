@@ -17,7 +17,6 @@ from keras_efficient.models._checkpoint_folder import check_ids, describe, load_
 from keras_efficient.models._classification_head import head_weights
 from keras_efficient.models._trained_folder import WEIGHTS
 
-
 #: Suffix of the classes of transformers by where their head is: on a text or on each token.
 _KINDS = {"text": "ForSequenceClassification", "token": "ForTokenClassification"}
 

@@ -310,7 +310,9 @@ def _decoded(text, tags, scores, starts, ends):
             raise ValueError("not a finite score and characters of the text for each word")
         if tag != OUTSIDE:
             if tag[0] == "B" or tag[2:] != before[2:]:
-                found.append({"text": "", "type": tag[2:], "start": start, "end": end, "scores": []})
+                found.append(
+                    {"text": "", "type": tag[2:], "start": start, "end": end, "scores": []}
+                )
             found[-1]["end"] = end
             found[-1]["scores"].append(score)
         before = tag

@@ -266,7 +266,9 @@ class CustomTrainStep(CompiledLossStep):
                 stack.enter_context(self.loss.divided_by(counts, factor))
             elif self.ignores:
                 found = stack.enter_context(self.flavor.recorded_losses())
-                last = tf.autograph.experimental.do_not_convert(lambda: found[-1] if found else None)
+                last = tf.autograph.experimental.do_not_convert(
+                    lambda: found[-1] if found else None
+                )
                 weight = functools.partial(self.weigh, last, weight, copies)
             elif self.loss is not None:
                 of_loss = stack.enter_context(self.loss.recorded(part))

@@ -97,7 +97,11 @@ def entity(start, end, label="place"):
     [
         ("a.conll", "Anna\n", r"a word and its tag.*'Anna'.*line 1"),
         ("a.conll", "Anna O\n\tO\n", r"a word and its tag.*line 2"),
-        ("a.conll", "Anna O\nSmith I-person\n", r"continues an entity.*after O.*line 2.*'B-person'"),
+        (
+            "a.conll",
+            "Anna O\nSmith I-person\n",
+            r"continues an entity.*after O.*line 2.*'B-person'",
+        ),
         ("a.conll", "A B-place\nB I-person\n", r"'I-person' after B-place.*line 2"),
         ("a.conll", "A I-place\n", r"after the beginning of the text.*line 1"),
         ("a.conll", "A S-place\n", r"A tag is O outside.*'S-place'.*line 1.*BIOES"),
