@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from bert_folder import write
 from covering import covering
+from fit_helpers import mirrored
 
 import keras_efficient as ke
 
@@ -91,9 +92,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("library, change", covering(LIBRARIES, tuple(CHANGES), strength=2))
 def test_one_update_is_the_same(library, change, folder):
-    strategy = None
-    if change == "replicas":
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = mirrored(2) if change == "replicas" else None
     expected, logs = whole(folder, library)
     assert logs["loss"] == pytest.approx(loss_of(folder, library), rel=1e-5)
     found, others = trained(folder, library, CHANGES[change], strategy)
