@@ -87,7 +87,7 @@ def tagged(random):
 
 
 #: Settings of token classification, which is learned from few entities.
-TAGGED_RATE, TAGGED_EPOCHS = 5e-4, 4
+TAGGED_RATE, TAGGED_EPOCHS = 2e-4, 4
 
 #: By row: task, function of a random generator that returns header, rows and further options; or
 #: None and a file in place of header and rows.

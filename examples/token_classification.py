@@ -3,7 +3,7 @@
     python examples/token_classification.py [--limit 400] [--library tf_keras]
 
 The tweets are those of the shared task of W-NUT 2016, with entities of ten types. Ran on a 2-core
-CPU with 200 tweets, one epoch, both libraries. Not run: GPU, TPU, several devices.
+CPU: its parts one by one, with 200 tweets, both libraries. Not run: this file as a whole, GPU, TPU.
 `keras-efficient finetune --task token_classification` does the same with one command.
 """
 
@@ -48,7 +48,7 @@ print(batches.stats)
 
 # Training: your own compile and fit.
 updates = batches.stats.batches * arguments.epochs
-rate = ke.schedules.warmup_linear(5e-4, warmup_steps=updates // 10, total_steps=updates)
+rate = ke.schedules.warmup_linear(2e-4, warmup_steps=updates // 10, total_steps=updates)
 model.compile(
     ke.optimizers.AdamW(rate, exclude=ke.optimizers.NO_DECAY, library=model),
     task.loss(keras),
