@@ -180,7 +180,7 @@ def run(settings: Settings):
             labels=labels,
             task=task,
         )
-        blocks = _without_padding(model)
+        blocks = _without_padding(model, task)
     class_weights = None if settings.class_weights is None else task.class_weights(train)
     plan = Plan(settings, train, validation, stats, held_out.stats, tokenizer.max_length, blocks)
     plan.show(console, precision, version, weight_bytes, class_weights)
@@ -427,12 +427,14 @@ def _on_cpu():
     return not tf.config.list_logical_devices("GPU")
 
 
-def _without_padding(model):
+def _without_padding(model, task):
     """Apply `ke.unpad`; return what it does, for the plan."""
     if not _on_cpu():
         return "padding is computed, since XLA compiles fixed shapes"
     try:
-        lines = str(ke.unpad(model)).removeprefix("unpad: ").splitlines()
+        # The losses of tasks of tokens leave out those of padding.
+        report = ke.unpad(model, ignore_padding_outputs=task.head == "token")
+        lines = str(report).removeprefix("unpad: ").splitlines()
         return "; ".join(map(str.strip, lines))
     except ValueError as error:
         # The checks say why; the run itself does not need it.

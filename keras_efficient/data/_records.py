@@ -14,6 +14,7 @@ from keras_efficient._errors import InputError, listed
 from keras_efficient.data._check_text import check_text
 from keras_efficient.data._class_labels import class_labels
 from keras_efficient.data._read_items import iterated
+from keras_efficient.data._token_labels import TokenLabels
 
 # Larger in-memory integers are not class indices, but probably ids.
 _MOST_CLASSES = 1_000_000
@@ -30,7 +31,8 @@ class Records:
         texts: The texts, each a string with at least one character that is not white space.
         labels: What each text is labelled with, or None. Classes: int32 array of shape `[texts]` of
             indices into `label_names`. Several classes: int32 array `[texts, classes]` of 0 and 1.
-            Numbers: float32 array `[texts]`, without `label_names`. Default: None.
+            Numbers: float32 array `[texts]`, without `label_names`. A class for each word:
+            `TokenLabels`. Default: None.
         label_names: Name of each class. Default: ().
         source: Origin of the records, for error messages. Default: "memory".
         second_texts: The second text of each pair, or None for single texts. Default: None.
@@ -73,18 +75,25 @@ class Records:
         object.__setattr__(self, "label_names", tuple(self.label_names))
         if self.labels is None:
             return
+        if isinstance(self.labels, TokenLabels):
+            self._check_count((len(self.labels),), len(texts))
+            self.labels.check(texts, len(self.label_names), self.source)
+            return
         labels = self._checked_labels(np.asarray(self.labels), len(texts))
         labels.flags.writeable = False
         object.__setattr__(self, "labels", labels)
 
+    def _check_count(self, shape, texts):
+        if shape not in ((texts,), (texts, len(self.label_names))):
+            raise InputError(
+                f"There must be one label per text. Received: {texts} texts and labels of "
+                f"shape {shape} ({self.source}). Check that both come from the same rows."
+            )
+
     def _checked_labels(self, labels, texts):
         """Return a copy of the labels, since the caller's array may change."""
         classes = len(self.label_names)
-        if labels.shape not in ((texts,), (texts, classes)):
-            raise InputError(
-                f"There must be one label per text. Received: {texts} texts and labels of "
-                f"shape {labels.shape} ({self.source}). Check that both come from the same rows."
-            )
+        self._check_count(labels.shape, texts)
         if labels.ndim == 1 and labels.dtype.kind == "f" and not classes:
             if not np.isfinite(labels).all():
                 raise InputError(
@@ -223,6 +232,8 @@ class Records:
                 digest.update(len(data).to_bytes(8, "little") + data)
         if self.labels is None:
             digest.update(b"none")
+        elif isinstance(self.labels, TokenLabels):
+            digest.update(self.labels.tobytes())
         else:
             # Little-endian on every machine.
             kind = self.labels.dtype.newbyteorder("<")
@@ -264,7 +275,8 @@ class Records:
     @property
     def has_classes(self) -> bool:
         """Return whether each text is labelled with one class."""
-        return self.labels is not None and self.labels.ndim == 1 and self.labels.dtype.kind == "i"
+        labels = self.labels
+        return isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind == "i"
 
 
 def require_classes(records: Records, at_least: int = 2) -> Records:
@@ -294,9 +306,8 @@ def require_classes(records: Records, at_least: int = 2) -> Records:
         )
     if not records.has_classes:
         raise InputError(
-            f"A classifier learns one class per text. Received: {records!r} with labels of shape "
-            f"{records.labels.shape} and type {records.labels.dtype}. Read the file without "
-            "`encode`, or choose the task that fits."
+            f"A classifier learns one class per text. Received: {records!r} with labels of another "
+            "kind. Read the file without `encode`, or choose the task that fits."
         )
     present = np.unique(records.labels)
     if len(present) < at_least:

@@ -13,6 +13,7 @@ from keras_efficient.data._as_records import as_records
 from keras_efficient.data._batch_plan import plan_batches
 from keras_efficient.data._bucketing import check_buckets, choose_buckets
 from keras_efficient.data._text_stats import TextStats
+from keras_efficient.data._token_labels import IGNORED
 from keras_efficient.data._token_store import FileTokens, MemoryTokens
 from keras_efficient.data._tokenized_texts import TokenizedTexts
 from keras_efficient.data._tokenizer import as_tokenizer
@@ -107,7 +108,8 @@ def text(
         dict from the tokenizer's input names to int32 tensors `[batch, length]`: "ids", "mask" (1
         for tokens, 0 for padding) and "segments" (1 for the second text of a pair, otherwise 0).
         The labels are those of the records: int32 `[batch]` for classes, int32 `[batch, classes]`
-        for several classes, float32 `[batch]` for numbers. The dataset's attribute `stats` is a
+        for several classes, float32 `[batch]` for numbers, and int32 `[batch, length]` for
+        `TokenLabels`, with -100 for tokens that do not count. The dataset's attribute `stats` is a
         `TextStats`.
 
     Raises:
@@ -299,6 +301,7 @@ def _gather(tokens, buckets, tokenizer):
     starts = tf.constant(np.cumsum(tokens.lengths, dtype=np.int64) - tokens.lengths)
     lengths = tf.constant(tokens.lengths)
     labels = None if tokens.labels is None else tf.constant(tokens.labels)
+    per_token = tokens.labels_per_token
     padded = tf.constant(buckets, tf.int32)
     only = buckets[0] if len(buckets) == 1 else None
     names = tokenizer.inputs
@@ -324,7 +327,13 @@ def _gather(tokens, buckets, tokenizer):
         features = {name: batch[key] for key, name in names.items()}
         for feature in features.values():
             feature.set_shape([indices.shape[0], only])
-        return features if labels is None else (features, tf.gather(labels, indices))
+        if labels is None:
+            return features
+        if not per_token:
+            return features, tf.gather(labels, indices)
+        found = tf.where(real, tf.gather(labels, places), IGNORED)
+        found.set_shape([indices.shape[0], only])
+        return features, found
 
     return gather
 

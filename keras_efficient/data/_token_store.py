@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_efficient._errors import InputError
 from keras_efficient.data._records import Records
+from keras_efficient.data._token_labels import IGNORED, TokenLabels
 from keras_efficient.data._tokenize_to_disk import tokenizer_hash
 from keras_efficient.data._tokenized_texts import SEGMENTS, TOKENS, TokenizedTexts
 from keras_efficient.data._tokenizer import Tokenizer
@@ -23,14 +24,15 @@ class MemoryTokens:
 
     Attributes:
         lengths: Int32 array `[texts]`.
-        labels: Those of the records, or None.
+        labels: Those of the records, or None; one for each token of `TokenLabels`.
+        labels_per_token: Whether they are one for each token, at the places of the tokens.
         max_length: As above.
         truncated: Number of truncated texts.
         longest: Number of tokens of the longest text before truncation, or None.
         pairs: Whether there are segments.
 
     Raises:
-        InputError: There are no texts, or one has no token.
+        InputError: There are no texts, or one has no token, or no label that counts.
     """
 
     def __init__(self, records: Records, tokenizer: Tokenizer, max_length: int):
@@ -41,7 +43,15 @@ class MemoryTokens:
             )
         self.records, self.labels, self.max_length = records, records.labels, max_length
         self.pairs = records.second_texts is not None
-        if records.second_texts is None:
+        self.labels_per_token = isinstance(records.labels, TokenLabels)
+        if self.labels_per_token:
+            ids, spans, self.truncated, self.longest = tokenizer.encode_words(
+                records.texts, max_length
+            )
+            rows = [records.labels.align(number, span[:, :2]) for number, span in enumerate(spans)]
+            self._check_counted(rows)
+            self.labels = np.concatenate(rows)
+        elif records.second_texts is None:
             ids, self.truncated, self.longest = tokenizer.encode_and_count(
                 records.texts, max_length
             )
@@ -58,6 +68,16 @@ class MemoryTokens:
                 "none. Remove it."
             )
         self._ids = _on_cpu(np.concatenate(ids))
+
+    def _check_counted(self, rows):
+        """Require a token that counts in each text: a loss or a score of none is no number."""
+        for number, row in enumerate(rows):
+            if (row == IGNORED).all():
+                raise InputError(
+                    "Each text must have a word of which a token is left. Received: "
+                    f"{self.describe(number)}, for which the tokenizer returns none. Remove it, or "
+                    "raise `max_length`."
+                )
 
     def describe(self, number: int) -> str:
         """Return the beginning of a text and its origin."""
@@ -83,7 +103,8 @@ class FileTokens:
         max_length: Number of tokens to which texts should be truncated, or None.
 
     Attributes:
-        lengths, labels, max_length, truncated, longest, pairs: As those of `MemoryTokens`.
+        lengths, labels, labels_per_token, max_length, truncated, longest, pairs: As those of
+            `MemoryTokens`.
 
     Raises:
         InputError: The texts were tokenized by another tokenizer, or truncated elsewhere.
@@ -105,7 +126,7 @@ class FileTokens:
         tokenizer.check_length(texts.max_length)
         self.texts, self.lengths, self.pairs = texts, texts.lengths, texts.pairs
         self.max_length, self.truncated = texts.max_length, texts.truncated
-        self.longest, self.labels = texts.longest, texts.labels
+        self.longest, self.labels, self.labels_per_token = texts.longest, texts.labels, False
 
     def describe(self, number: int) -> str:
         """Return the origin of a text."""

@@ -272,6 +272,46 @@ class Tokenizer:
             longest = max([longest, *(len(encoding.ids) for encoding in whole)])
         return ids, segments, cut, longest
 
+    def encode_words(
+        self, texts: Sequence[str], max_length: int | None = None
+    ) -> tuple[list[np.ndarray], list[np.ndarray], int, int]:
+        """Encode texts as `encode` does, and tell of which characters each token consists.
+
+        Args:
+            texts: The texts.
+            max_length: As for `encode`. Default: None, the tokenizer's own `max_length`.
+
+        Returns:
+            One int32 array of ids per text; one int32 array `[tokens, 3]` per text with the first
+            character of each token, the character after its last one, and the number of its word,
+            0, 0 and -1 for special tokens; the number of truncated texts; and the number of tokens
+            of the longest text without truncation.
+
+        Raises:
+            InputError: The backend is a function, or `max_length` is out of range.
+        """
+        max_length = self.check_length(self.max_length if max_length is None else max_length)
+        if self._function is not None:
+            raise InputError(
+                "Labels of words need a tokenizers.Tokenizer, which knows of which characters a "
+                f"token consists. Received: {self!r}. Load the model from a folder with "
+                "tokenizer.json."
+            )
+        ids: list[np.ndarray] = []
+        spans: list[np.ndarray] = []
+        cut, longest = 0, 0
+        texts, copy = list(texts), self._copy(max_length)
+        special = copy.num_special_tokens_to_add(False)
+        for start in range(0, len(texts), _CHUNK):
+            for encoding in _batch(copy, texts[start : start + _CHUNK], offsets=True):
+                ids.append(np.array(encoding.ids, np.int32))
+                words = [-1 if word is None else word for word in encoding.word_ids]
+                spans.append(np.column_stack([encoding.offsets, words]).astype(np.int32))
+                rest = encoding.overflowing
+                cut += bool(rest)
+                longest = max(longest, len(words) + sum(len(r.ids) - special for r in rest))
+        return ids, spans, cut, longest
+
     def check_length(self, max_length: int) -> int:
         """Require a `max_length` that the model accepts; returns it as an int."""
         if not _is_int(max_length) or not 3 <= max_length <= self.max_length:
@@ -388,9 +428,11 @@ def _serialized(backend) -> str:
         ) from error
 
 
-def _batch(backend, texts):
-    # This method omits character offsets; older versions of `tokenizers` do not have it.
-    encode: Callable = getattr(backend, "encode_batch_fast", backend.encode_batch)
+def _batch(backend, texts, offsets=False):
+    encode: Callable = backend.encode_batch
+    if not offsets:
+        # This method omits character offsets; older versions of `tokenizers` do not have it.
+        encode = getattr(backend, "encode_batch_fast", encode)
     try:
         return encode(texts)
     except BaseException as error:

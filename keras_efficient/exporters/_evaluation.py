@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from keras_efficient._errors import InputError, VerificationError
+from keras_efficient.data._token_labels import IGNORED
 from keras_efficient.exporters._signature import Features, call_by_name
-from keras_efficient.metrics._labelled_batches import labelled_batches, unless_ones
+from keras_efficient.metrics._labelled_batches import joined, labelled_batches, unless_ones
 
 #: Default loss of accuracy, or of another task's score, that an export is allowed: half a point.
 MAX_DROP = 0.005
@@ -91,10 +92,10 @@ def check_drop(in_memory, served, batches, max_drop: float, task, label_names=No
     Raises:
         VerificationError: the served score is lower by more than `max_drop`.
     """
-    labels = np.concatenate([labels for _, labels, _ in batches])
+    labels = joined([labels for _, labels, _ in batches], fill=IGNORED)
     weights = unless_ones([weights for _, _, weights in batches])
-    memory = np.concatenate(in_memory)
-    outputs = np.concatenate([task.scores(found) for found in served])
+    memory = joined(in_memory)
+    outputs = joined([task.scores(found) for found in served])
     expected, report = (
         task.report(labels, scores, label_names, sample_weight=weights)
         for scores in (memory, task.aligned(outputs, like=memory))

@@ -188,6 +188,11 @@ class TrainingAccess(ABC):
         """Whether a compiled loss is one of regression, whose outputs are no probabilities."""
         return any(name in _REGRESSION_LOSSES for name in self._loss_names(model))
 
+    def ignores_labels(self, model: Model) -> bool:
+        """Whether a compiled loss has a label that it ignores, and averages over the others."""
+        losses = [loss for loss in self._losses(model) if hasattr(loss, "get_config")]
+        return any(loss.get_config().get("ignore_class") is not None for loss in losses)
+
     def _loss_names(self, model: Model) -> list[str]:
         """Return the names of the functions of the compiled losses."""
         return [

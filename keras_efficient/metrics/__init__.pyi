@@ -2,6 +2,11 @@ from ._classification_report import (
     ClassificationReport as ClassificationReport,
     classification_report as classification_report,
 )
+from ._entity_f1 import entity_f1 as entity_f1
+from ._entity_report import (
+    EntityReport as EntityReport,
+    entity_report as entity_report,
+)
 from ._evaluate_classifier import evaluate_classifier as evaluate_classifier
 from ._macro_f1 import macro_f1 as macro_f1
 from ._multi_label_f1 import multi_label_f1 as multi_label_f1

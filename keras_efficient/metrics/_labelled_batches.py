@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_efficient._errors import InputError
+from keras_efficient.data._token_labels import IGNORED
 
 
 def labelled_batches(
@@ -88,7 +89,26 @@ def scored_batches(
         weights.append(weight)
         outputs = model.predict_on_batch(features)
         scores.append(scores_of(outputs if isinstance(outputs, Mapping) else {"": outputs}))
-    return np.concatenate(labels), np.concatenate(scores), unless_ones(weights)
+    return joined(labels, fill=IGNORED), joined(scores), unless_ones(weights)
+
+
+def joined(batches: list[np.ndarray], fill: float = 0) -> np.ndarray:
+    """Return the arrays of all batches in one, padded with `fill` where batches differ in length.
+
+    Args:
+        batches: list of arrays [batch, ...] or, of tokens, [batch, tokens, ...].
+        fill: number for padding. Default: 0.
+    """
+    if batches[0].ndim == 1:
+        return np.concatenate(batches)
+    longest = max(array.shape[1] for array in batches)
+    rest = [(0, 0)] * (batches[0].ndim - 2)
+    return np.concatenate(
+        [
+            np.pad(x, [(0, 0), (0, longest - x.shape[1]), *rest], constant_values=fill)
+            for x in batches
+        ]
+    )
 
 
 def unless_ones(weights: list[np.ndarray]) -> np.ndarray | None:

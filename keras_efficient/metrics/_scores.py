@@ -8,18 +8,19 @@ import numpy as np
 from keras_efficient._errors import InputError
 
 
-def scores_of(outputs: Mapping[str, Any]) -> np.ndarray:
+def scores_of(outputs: Mapping[str, Any], rank: int = 2) -> np.ndarray:
     """Return the class scores among a model's outputs: "logits", or else the only float output.
 
     Args:
         outputs: dict of arrays by name.
+        rank: number of axes of the scores; 3 for scores of each token. Default: 2.
 
     Returns:
-        Float array [batch, classes].
+        Float array [batch, classes], or [batch, tokens, classes].
 
     Raises:
-        InputError: there is no output "logits" and not exactly one other float output, or it is not
-            [batch, classes].
+        InputError: there is no output "logits" and not exactly one other float output, or it has
+            another rank.
 
     Examples:
         >>> import numpy as np
@@ -36,9 +37,10 @@ def scores_of(outputs: Mapping[str, Any]) -> np.ndarray:
     # The text signature adds probabilities to the model's own output.
     others = [name for name in found if name != "probabilities"] or list(found)
     name = "logits" if "logits" in found else others[0] if len(others) == 1 else None
-    if name is None or found[name].ndim != 2:
+    if name is None or found[name].ndim != rank:
+        axes = "examples, classes" if rank == 2 else "examples, tokens, classes"
         raise InputError(
-            "Accuracy needs one float output [examples, classes], or one called logits. Received: "
+            f"Accuracy needs one float output [{axes}], or one called logits. Received: "
             f"outputs of shapes { {name: value.shape for name, value in arrays.items()} }. Leave "
             "the evaluation out, or name that output logits."
         )

@@ -17,11 +17,20 @@ from keras_efficient.models._checkpoint_folder import check_ids, describe, load_
 from keras_efficient.models._classification_head import head_weights
 from keras_efficient.models._trained_folder import WEIGHTS
 
+#: Suffix of the classes of transformers by where their head is: on a text or on each token.
+_KINDS = {"text": "ForSequenceClassification", "token": "ForTokenClassification"}
 
-def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Model, Tokenizer]:
-    """Load a transformers `TF...ForSequenceClassification` from a checked folder or a hub name."""
+
+def load_classifier(
+    source: Path | str, num_labels: int, seed: int, head: str = "text"
+) -> tuple[Model, Tokenizer]:
+    """Load a transformers `TF...ForSequenceClassification` from a checked folder or a hub name.
+
+    With `head="token"` it is a `TF...ForTokenClassification`.
+    """
     import transformers
 
+    auto: Any = getattr(transformers, f"TFAutoModel{_KINDS[head]}")
     tokenizer: Any = None
     if isinstance(source, Path):
         # Before the model, which takes longer and more memory.
@@ -35,14 +44,10 @@ def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Mod
                 str(source), num_labels=num_labels, trust_remote_code=False
             )
             if isinstance(source, Path) and safetensors_files(source):
-                model = transformers.TFAutoModelForSequenceClassification.from_config(
-                    config, trust_remote_code=False
-                )
+                model = auto.from_config(config, trust_remote_code=False)
                 _load_safetensors(model, source)
             else:
-                model = transformers.TFAutoModelForSequenceClassification.from_pretrained(
-                    str(source), config=config, trust_remote_code=False
-                )
+                model = auto.from_pretrained(str(source), config=config, trust_remote_code=False)
     except InputError:
         raise
     # A folder can make transformers fail anywhere.
@@ -59,10 +64,10 @@ def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Mod
             f"{describe(source)}, for which it reports: {shortened(str(error)).rstrip('.')}. "
             "Check the spelling of a hub name and the network, or try library='keras'."
         ) from error
-    head = _head(model)
-    width = head.kernel.shape[0]
-    head.set_weights(head_weights(width, num_labels, seed)[: len(head.weights)])
-    keep_float32(model, head)
+    dense = _head(model)
+    width = dense.kernel.shape[0]
+    dense.set_weights(head_weights(width, num_labels, seed)[: len(dense.weights)])
+    keep_float32(model, dense)
     takes = inspect.signature(model.call).parameters
     inputs = {role: name for role, name in HUGGING_FACE.items() if name in takes}
     if isinstance(source, Path):
@@ -88,10 +93,10 @@ def describe_classifier(model: Any) -> tuple[dict, int, bool]:
     The last one is for KerasHub alone: the configuration names the activation.
 
     Raises:
-        InputError: the model is no sequence classifier of Hugging Face.
+        InputError: the model is no classifier of sequences or tokens of Hugging Face.
     """
     config = getattr(model, "config", None)
-    named = any(c.__name__.endswith("ForSequenceClassification") for c in type(model).__mro__)
+    named = any(c.__name__.endswith((*_KINDS.values(),)) for c in type(model).__mro__)
     if config is None or not named or not hasattr(config, "to_json_string"):
         raise InputError(
             "A trained model is a text classifier of KerasHub or Hugging Face. Received: "
@@ -108,9 +113,8 @@ def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
     try:
         with quiet_logger("transformers"):
             settings = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-            model = transformers.TFAutoModelForSequenceClassification.from_config(
-                settings, trust_remote_code=False
-            )
+            auto: Any = getattr(transformers, f"TFAutoModel{_KINDS[info.head]}")
+            model = auto.from_config(settings, trust_remote_code=False)
             model(model.dummy_inputs)
             model.load_weights(str(folder / WEIGHTS))
     # A folder can make transformers fail anywhere.

@@ -20,22 +20,25 @@ from keras_efficient.models._checkpoint_folder import (
     load_tokenizer,
 )
 from keras_efficient.models._classification_head import head_weights
+from keras_efficient.models._token_classifier import TokenClassifier
 from keras_efficient.models._trained_folder import WEIGHTS
 
 
-def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Model, Tokenizer]:
-    """Load a `keras_hub.models.TextClassifier` from a checked folder or a preset name."""
+def load_classifier(
+    source: Path | str, num_labels: int, seed: int, head: str = "text"
+) -> tuple[Model, Tokenizer]:
+    """Load a `keras_hub.models.TextClassifier` from a checked folder or a preset name.
+
+    With `head="token"` it is a `TokenClassifier`.
+    """
     config = (
         read_json(source / "config.json", "the configuration") if isinstance(source, Path) else {}
     )
     hugging_face = bool(config) and not is_kerashub_preset(config)
     # Before the model, which takes longer and more memory.
     tokenizer: Any = load_tokenizer(Path(source), config) if hugging_face else None
-    kwargs: dict[str, Any] = {"preprocessor": None} if hugging_face else {}
     try:
-        model: Any = keras_hub.models.TextClassifier.from_preset(
-            str(source), num_classes=num_labels, **kwargs
-        )
+        model = _build(str(source), num_labels, head, hugging_face)
     # A folder can make KerasHub fail anywhere.
     except Exception as error:
         raise InputError(
@@ -45,9 +48,9 @@ def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Mod
         ) from error
     if config.get("hidden_act") == "gelu":
         _exact_gelu(model)
-    head = model.output_dense
-    head.set_weights(head_weights(head.kernel.shape[0], num_labels, seed))
-    keep_float32(model, head)
+    dense = model.output_dense
+    dense.set_weights(head_weights(dense.kernel.shape[0], num_labels, seed))
+    keep_float32(model, dense)
     features = set(model.input) if isinstance(model.input, dict) else {"token_ids"}
     inputs = {role: name for role, name in KERASHUB.items() if name in features}
     if hugging_face:
@@ -68,6 +71,18 @@ def load_classifier(source: Path | str, num_labels: int, seed: int) -> tuple[Mod
     return model, Tokenizer(encode, inputs=inputs, pad_id=pad_id, max_length=limit)
 
 
+def _build(source, num_labels, head, hugging_face) -> Any:
+    """Return the pretrained model with a new head, and its preprocessor if it is a preset."""
+    if head == "text":
+        kwargs: dict[str, Any] = {"preprocessor": None} if hugging_face else {}
+        return keras_hub.models.TextClassifier.from_preset(source, num_classes=num_labels, **kwargs)
+    backbone = keras_hub.models.Backbone.from_preset(source)
+    model = TokenClassifier(backbone, num_labels)
+    if not hugging_face:
+        model.preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(source)
+    return model
+
+
 def _exact_gelu(model):
     """Use the exact GELU, with which the checkpoint was trained.
 
@@ -81,16 +96,23 @@ def _exact_gelu(model):
 
 # --- trained classifiers -------------------------------------------------------------------------
 
+_CLASSIFIERS = (keras_hub.models.TextClassifier, TokenClassifier)
+
 
 def describe_classifier(model: Any) -> tuple[dict, int, bool]:
     """Return the configuration of a classifier, its number of classes, and its `exact_gelu`.
 
     Raises:
-        InputError: the model is no text classifier of KerasHub.
+        InputError: the model is no classifier of texts or tokens of KerasHub.
     """
     # `fit` and transforms may have put a subclass in its place.
-    own = [c for c in type(model).__mro__ if c.__module__.partition(".")[0] == "keras_hub"]
-    if not isinstance(model, keras_hub.models.TextClassifier) or not own:
+    own = [
+        c
+        for c in type(model).__mro__
+        if c is TokenClassifier
+        or (issubclass(c, _CLASSIFIERS) and c.__module__.partition(".")[0] == "keras_hub")
+    ]
+    if not own:
         raise InputError(
             "A trained model is a text classifier of KerasHub or Hugging Face. Received: "
             f"{type(model).__name__} {model.name!r}. Save others with model.save('model.keras')."
@@ -98,7 +120,6 @@ def describe_classifier(model: Any) -> tuple[dict, int, bool]:
     config = {
         "class_name": own[0].__name__,
         "registered_name": keras.saving.get_registered_name(own[0]),
-        "module": own[0].__module__,
         "config": {**model.get_config(), "preprocessor": None},
     }
     backbone: Any = model.backbone
@@ -109,8 +130,9 @@ def describe_classifier(model: Any) -> tuple[dict, int, bool]:
 
 def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
     """Build a saved classifier, and load its weights."""
-    cls = getattr(keras_hub.models, str(config.get("class_name")), None)
-    if not isinstance(cls, type) or not issubclass(cls, keras_hub.models.TextClassifier):
+    name = str(config.get("class_name"))
+    cls = TokenClassifier if info.head == "token" else getattr(keras_hub.models, name, None)
+    if not isinstance(cls, type) or not issubclass(cls, _CLASSIFIERS) or cls.__name__ != name:
         raise InputError(
             "A trained model must be of a class that KerasHub has. Received: "
             f"{config.get('class_name')!r:.60} in {str(folder)!r}. Install the version of KerasHub "

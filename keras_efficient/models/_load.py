@@ -60,8 +60,8 @@ def load(
     Returns:
         `(model, tokenizer)`. The model takes the dict of int32 features that `ke.data.text` makes
         with this tokenizer and returns logits `[batch, outputs]`, one output per class or, in
-        "regression", one; a transformers model returns an output object with the attribute
-        `logits`.
+        "regression", one; in "token_classification" `[batch, length, outputs]`. A transformers
+        model returns an output object with the attribute `logits`.
 
     Raises:
         InputError: The task or library is unknown, the folder does not exist or lacks its
@@ -87,10 +87,11 @@ def load(
     trained = trained_folder(Path(path_or_preset).expanduser())
     if trained is not None:
         return LoadedModel(*restore(trained, wanted, num_labels, library))
-    library, head_size = library or "keras", tasks.get(wanted).head_size(num_labels)
+    library, task = library or "keras", tasks.get(wanted)
+    head_size = task.head_size(num_labels)
     source = find_checkpoint(path_or_preset, library)
     loader = loader_of(library)
-    loaded = LoadedModel(*loader.load_classifier(source, head_size, seed))
+    loaded = LoadedModel(*loader.load_classifier(source, head_size, seed, task.head))
     _check_finite(loaded.model, source)
     return loaded
 

@@ -46,7 +46,7 @@ def save(
     Transforms of weights are folded, as in all files of a model.
 
     Args:
-        model: a text classifier of KerasHub, or a sequence classifier of Hugging Face.
+        model: a classifier of texts or tokens, of KerasHub or Hugging Face.
         tokenizer: its `ke.data.Tokenizer`, with a `tokenizers.Tokenizer` as backend.
         directory: path of the folder, which must not exist or be empty.
         label_names: name of each class, in the order of the logits. Default: None, their numbers.
@@ -94,6 +94,7 @@ def save(
             "library": library,
             "task": task.name,
             "texts": task.texts,
+            "head": task.head,
             "label_names": names,
             "tokenizer": {
                 "inputs": tokenizer.inputs,

@@ -29,6 +29,7 @@ class TrainedModelInfo:
         label_names: tuple of the names of the classes, in the order of the logits.
         task: name of the task that it was trained for. Default: "classification".
         texts: number of texts per example, 2 for pairs. Default: 1.
+        head: "text" for outputs per text, "token" for outputs per token. Default: "text".
         tokenizer: dict with the "inputs", "pad_id" and "max_length" of its tokenizer.
         exact_gelu: whether a Keras 3 model computes GELU exactly, where KerasHub approximates.
         facts: dict of what else was given to `save`, such as how the data was divided.
@@ -42,6 +43,7 @@ class TrainedModelInfo:
     exact_gelu: bool = False
     task: str = DEFAULT
     texts: int = 1
+    head: str = "text"
     facts: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -98,6 +100,7 @@ def read_info(folder: Path) -> TrainedModelInfo:
         # Folders of classifiers have been written without a task.
         task=manifest.get("task", DEFAULT),
         texts=manifest.get("texts", 1),
+        head=manifest.get("head", "text"),
         facts=manifest["facts"],
         files=manifest["files"],
     )
@@ -115,6 +118,8 @@ def _problem(manifest) -> str | None:
             return f"{name!r} is {manifest.get(name)!r:.40}"
     if manifest.get("texts", 1) not in (1, 2):
         return f"'texts' is {manifest['texts']!r:.40}"
+    if manifest.get("head", "text") not in ("text", "token"):
+        return f"'head' is {manifest['head']!r:.40}"
     if not all(isinstance(name, str) for name in manifest["label_names"]):
         return "a label is no string"
     words = manifest["tokenizer"]

@@ -77,7 +77,8 @@ def predict(
         raise InputError(result["error"])
     names = ("text", "second_text")
     try:
-        answers = task.decode(result["outputs"], _labels(version))
+        inputs = dict(zip(names, columns, strict=False))
+        answers = task.decode({**result["outputs"], **inputs}, _labels(version))
         return [
             {**dict(zip(names, row, strict=False)), **answer}
             for row, answer in zip(rows, answers, strict=True)

@@ -7,3 +7,4 @@ from ._registry import (
 )
 from ._regression import Regression as Regression
 from ._task import Task as Task
+from ._token_classification import TokenClassification as TokenClassification

@@ -9,12 +9,15 @@ from keras_efficient.tasks._classification import Classification
 from keras_efficient.tasks._multi_label import MultiLabel
 from keras_efficient.tasks._regression import Regression
 from keras_efficient.tasks._task import Task
+from keras_efficient.tasks._token_classification import TokenClassification
 
 #: The task of models and files that name none.
 DEFAULT = Classification.name
 #: Group of the entry points by which installed packages add tasks.
 ENTRY_POINTS = "keras_efficient.tasks"
-_known: dict[str, type[Task]] = {cls.name: cls for cls in (Classification, MultiLabel, Regression)}
+_known: dict[str, type[Task]] = {
+    cls.name: cls for cls in (Classification, MultiLabel, Regression, TokenClassification)
+}
 
 
 def register(task: type[Task]) -> type[Task]:

@@ -30,6 +30,8 @@ class Task(abc.ABC):
         choices: dict by metric of the names for readers and "max" or "min": by which validation
             metrics the best epoch may be chosen, the default first. A class attribute.
         serves: names of the outputs that `serve` adds to those of the model. A class attribute.
+        head: "text" for a head with one row of outputs per text, "token" for one with a row per
+            token; then `serve` gets the tokens, too. A class attribute. Default: "text".
         compresses: whether `keras-efficient compress` can make models of the task smaller, for
             which it must have `predicted_labels`. A class attribute. Default: False.
 
@@ -48,6 +50,7 @@ class Task(abc.ABC):
     name: ClassVar[str]
     choices: ClassVar[Mapping[str, tuple[str, str]]] = {"loss": ("loss", "min")}
     serves: ClassVar[tuple[str, ...]]
+    head: ClassVar[str] = "text"
     compresses: ClassVar[bool] = False
 
     def __init__(self, texts: int = 1):
@@ -70,8 +73,8 @@ class Task(abc.ABC):
         values: Sequence[Any],
         label_names: Sequence[str] | None,
         where: Callable[[int], str],
-    ) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Return the array of labels for `Records`, and the names of the classes.
+    ) -> tuple[Any, tuple[str, ...]]:
+        """Return the labels for `Records`, and the names of the classes.
 
         Args:
             values: labels as they stand in the data; a dict of values by column for labels in
@@ -198,7 +201,7 @@ class Task(abc.ABC):
 
         Args:
             labels: array as `batch_labels` returns it.
-            scores: float array `[examples, outputs]`.
+            scores: float array `[examples, outputs]`, or `[examples, tokens, outputs]`.
             label_names: name of each class. Default: None, their numbers.
             sample_weight: float array `[examples]`. Default: None, ones.
         """
@@ -224,12 +227,21 @@ class Task(abc.ABC):
     # --- signature and decoding --------------------------------------------------------------
 
     @abc.abstractmethod
-    def serve(self, logits: Tensor, label_names: Sequence[str] | None) -> dict[str, Tensor]:
+    def serve(
+        self,
+        logits: Tensor,
+        label_names: Sequence[str] | None,
+        tokens: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Return the outputs that the signature of strings adds, `serves`, in TensorFlow ops.
 
         Args:
-            logits: float32 `[batch, outputs]`.
+            logits: float32 `[batch, outputs]`, or `[batch, tokens, outputs]`.
             label_names: name of each class, or None.
+            tokens: for a `head` of tokens alone, int32 `[batch, tokens]` by name: "first", 1 for
+                the first token of a word, otherwise 0; "starts" and "ends", the first character of
+                a token's word and the character after its last one, 0 for special tokens and
+                padding. Default: None.
 
         Raises:
             InputError: the names are not those of the outputs.
@@ -242,7 +254,8 @@ class Task(abc.ABC):
         """Return the answer for each text, of the outputs of a served model.
 
         Args:
-            outputs: lists of numbers or strings by the names in `serves`.
+            outputs: lists of numbers or strings by the names in `serves`, and the texts: "text",
+                for pairs also "second_text".
             label_names: name of each class as it was exported, or None.
 
         Raises:

@@ -219,7 +219,9 @@ class CustomTrainStep(CompiledLossStep):
             # The sums of both terms are divided by the counts of the whole update.
             examples = tf.cast(self.examples, tf.float32)
             self.counts = replicas.all_sum([*self.loss.counts(data), examples])
-        counted = self.loss is not None and not self.counts
+        #: Whether the compiled loss is a mean over certain labels: those that it does not ignore.
+        self.ignores = self.loss is None and not given and self.flavor.ignores_labels(self.model)
+        counted = self.ignores or (self.loss is not None and not self.counts)
         step.weighting = "given" if given else "counted" if counted else EXAMPLES
         self.names = self.flavor.custom_step_logs(self.model, self.train_step, data)
         metrics = self.flavor.metrics_result(self.model)
@@ -262,6 +264,12 @@ class CustomTrainStep(CompiledLossStep):
                 *counts, total = self.counts
                 factor = total / copies / tf.cast(examples, total.dtype)
                 stack.enter_context(self.loss.divided_by(counts, factor))
+            elif self.ignores:
+                found = stack.enter_context(self.flavor.recorded_losses())
+                last = tf.autograph.experimental.do_not_convert(
+                    lambda: found[-1] if found else None
+                )
+                weight = functools.partial(self.weigh, last, weight, copies)
             elif self.loss is not None:
                 of_loss = stack.enter_context(self.loss.recorded(part))
                 weight = functools.partial(self.weigh, of_loss, weight, copies)
@@ -286,7 +294,7 @@ class CustomTrainStep(CompiledLossStep):
     def weigh(self, of_loss, by_examples, copies):
         """Return the weight of a microbatch whose loss has been computed."""
         weights = of_loss()
-        if weights is None:
+        if weights is None or isinstance(weights.divisor, str):
             return by_examples
         return tf.cast(weights.divisor, self.step.dtype) / copies / self.unit
 
@@ -301,6 +309,7 @@ class CustomTrainStep(CompiledLossStep):
             # As the library: a mean of shape [1] has weight 1, a vector of losses its length.
             vector = self.loss is not None and not self.loss.known
             length = weight * totals.get("unit", 1.0) if vector else 1
+            length = self.examples if self.ignores else length
             loss = tf.math.divide_no_nan(totals["loss"], weight)
             self.flavor.track_loss(self.model, loss, length)
         logs = self.flavor.metrics_result(self.model)

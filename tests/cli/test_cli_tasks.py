@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 from command_line import keras_efficient, review_rows
+from covering import sampled
 from in_process_export import in_process as in_process
 from test_cli_resume import advised, signal_after
 
@@ -115,6 +116,46 @@ def test_several_classes(topics, bert, tmp_path, monkeypatch, in_process):
         ke.models.load(output, task="regression")
     compress = ("--data", topics, "--target", "speedup=2", "--output", tmp_path / "small")
     keras_efficient("compress", output, *compress).refused("classifiers of single texts")
+
+
+@sampled()
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_tagged_words(library, bert, tmp_path, monkeypatch, in_process):
+    words = {"good": "B-opinion", "bad": "B-opinion", "plot": "B-part", "film": "B-part"}
+    with open(tmp_path / "tags.conll", "w", encoding="utf-8") as file:
+        for text, _ in review_rows(60):
+            rows = [f"{word}\t{words.get(word, 'O')}\n" for word in text.split()]
+            file.writelines([*rows, "\n"])
+    output = tmp_path / "out"
+    options = ("--task", "token_classification", "--library", library, "--quantize", "int8")
+    outcome = finetune(tmp_path / "tags.conll", bert, output, *options)
+    assert outcome.code == 0, outcome
+    assert "of 2 types: opinion, part" in outcome.err and "finding no entity" in outcome.err
+    assert "real tokens only" in outcome.err
+    for part in ("Entity F1", "No-entity baseline", "Per class"):
+        assert part in outcome.out
+    report = json.loads((output / "1" / "report.json").read_text())
+    assert report["evaluation"]["metric"] == "entity F1"
+    # The model that is left is the one that was evaluated, and the one that is served.
+    task = ke.tasks.get("token_classification")
+    _, held_out = ke.data.split(task.read(tmp_path / "tags.conll"), validation=0.1)
+    model, tokenizer = ke.models.load(output)
+    data = ke.data.text(held_out, tokenizer, batch_size=8, max_length=32, shuffle=False)
+    found = task.evaluate(model, data, held_out.label_names)
+    assert found.entity_f1 == pytest.approx(report["evaluation"]["in_memory"], abs=1e-6)
+    monkeypatch.setattr(
+        predict_module,
+        "_run",
+        lambda version, *request: predict_script.predict(version, *request[:-1]),
+    )
+    rows = ke.serving.predict(output, list(held_out.texts))
+    assert len(rows) == len(held_out)
+    for row in rows:
+        for entity in row["entities"]:
+            assert entity["text"] == row["text"][entity["start"] : entity["end"]]
+            assert entity["type"] in ("opinion", "part") and 0 < entity["score"] <= 1
+    table = keras_efficient("predict", output, "--text", held_out.texts[0])
+    assert table.code == 0 and "Entities" in table.out
 
 
 @pytest.mark.full

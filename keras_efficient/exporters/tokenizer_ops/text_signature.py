@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras_efficient._errors import InputError
 from keras_efficient.exporters._signature import call_by_name
 from keras_efficient.exporters.tokenizer_ops.text_tokenizer import text_function
+from keras_efficient.metrics._labelled_batches import joined
 
 #: Texts on which the tokenizers in the graph and in Python are compared, through the model.
 TEXTS = (
@@ -50,23 +51,41 @@ class TextSignature:
     def reference(self, flavor, model):
         """Return the answers in memory to `TEXTS`, tokenized in Python, as float arrays."""
         found = []
-        for rows in self._tokens():
+        for rows, words in self._tokens():
             arrays = {name: rows[role][None] for role, name in self.tokenizer.inputs.items()}
             outputs = call_by_name(flavor, model, self.features, arrays)
-            found.append(outputs["logits"] if "logits" in outputs else next(iter(outputs.values())))
-        logits = tf.constant(np.concatenate(found), tf.float32)
-        answers = self.task.serve(logits, self.labels)
-        return {name: x.numpy() for name, x in answers.items() if x.dtype.is_floating}
+            scores = outputs["logits"] if "logits" in outputs else next(iter(outputs.values()))
+            answers = self.task.serve(tf.constant(scores, tf.float32), self.labels, *words)
+            found.append({k: x.numpy() for k, x in answers.items() if x.dtype.is_floating})
+        return {name: joined([answers[name] for answers in found]) for name in found[0]}
 
     def _tokens(self):
+        """Yield the features of each text and, for a head of tokens, its words."""
         texts = list(self.samples().values())
-        if len(texts) == 1:
+        words: list = [()] * len(TEXTS)
+        if self.task.head == "token":
+            ids, spans, *_ = self.tokenizer.encode_words(*texts)
+            segments = [np.zeros_like(row) for row in ids]
+            words = [(_words(span),) for span in spans]
+        elif len(texts) == 1:
             ids = self.tokenizer.encode(*texts)
             segments = [np.zeros_like(row) for row in ids]
         else:
             ids, segments, *_ = self.tokenizer.encode_pairs(*texts)
-        for row, segment in zip(ids, segments, strict=True):
-            yield {"ids": row, "mask": np.ones_like(row), "segments": segment}
+        for row, segment, of in zip(ids, segments, words, strict=True):
+            yield {"ids": row, "mask": np.ones_like(row), "segments": segment}, of
+
+
+def _words(spans):
+    """Return what `TextTokenizer.with_words` tells of a text, of `Tokenizer.encode_words`."""
+    starts, ends, word = spans.T
+    same = (word[:, None] == word[None]) & (word >= 0)
+    found = {
+        "first": (word >= 0) & (np.tril(same).sum(1) == 1),
+        "starts": np.where(same, starts[None], np.iinfo(np.int32).max).min(1) * (word >= 0),
+        "ends": np.where(same, ends[None], 0).max(1),
+    }
+    return {name: tf.constant(value[None], tf.int32) for name, value in found.items()}
 
 
 def samples(task) -> dict[str, list[str]]:

@@ -93,27 +93,84 @@ class TextTokenizer(tf.Module):
         with tf.device("CPU:0"):
             return self._batch(self._ragged(texts))
 
+    def with_words(self, texts) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Tokenize texts, and tell to which words the tokens belong.
+
+        Words are those of the tokenizer: for BERT runs of letters and digits, and single
+        punctuation marks.
+
+        Args:
+            texts: string [batch], UTF-8.
+
+        Returns:
+            What a call returns; and a dict of int32 [batch, longest text of the batch]: "first", 1
+            for the first token of a word, otherwise 0; "starts" and "ends", the first character of
+            a token's word, a Unicode code point counted from 0, and the character after its last
+            one. All are 0 for special tokens and padding.
+        """
+        with tf.device("CPU:0"):
+            ids, rows, batch, words = self._tokens(texts, words=True)
+            ragged, *words = (
+                RaggedTensor.from_value_rowids(values, rows, batch, validate=False)
+                for values in (ids, *words)
+            )
+            features = self._batch(ragged)
+            length = tf.shape(next(iter(features.values())))[1]
+            words = [self._padded(values)[:, :length] for values in words]
+            return features, dict(zip(("first", "starts", "ends"), words, strict=True))
+
     def _ragged(self, texts):
         """Return the ids of texts without special tokens, as a ragged tensor."""
+        ids, rows, batch, _ = self._tokens(texts)
+        return RaggedTensor.from_value_rowids(ids, rows, batch, validate=False)
+
+    def _tokens(self, texts, words=False):
+        """Return ids and rows of the tokens, the number of texts, and what `with_words` tells."""
         texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
         batch = tf.shape(texts)[0]
         pieces = texts, tf.range(batch), tf.zeros_like(texts, tf.int32)
         if self._raw is not None:
             pieces = self._raw.split(*pieces)
+        # Without added tokens that are found in normalized texts, whose characters are others.
+        begins, lengths = self._places(*pieces) if words else (None, None)
         if self._normalized is not None:
             pieces = self._normalized.split(*_normalize(self._normalizing, *pieces))
-        ids, rows = self._spell(*_words(self._splitting, *pieces))
-        return RaggedTensor.from_value_rowids(ids, rows, batch, validate=False)
+        symbols, rows, starts, piece, place = _words(self._splitting, *pieces)
+        ids, emitted, word, first, ends = self._spell(symbols, starts)
+        found = ()
+        if words:
+            begin = tf.gather(begins, piece) + place
+            end = begin + tf.where(symbols < 0, tf.gather(lengths, piece), 1)
+            begin, end = tf.gather(begin, first), tf.gather(end, ends - 1)
+            found = (
+                tf.boolean_mask(x, emitted)
+                for x in (tf.cast(starts, tf.int32), tf.gather(begin, word), tf.gather(end, word))
+            )
+        ids, rows = (tf.boolean_mask(x, emitted) for x in (ids, rows))
+        return ids, rows, batch, tuple(found)
+
+    def _places(self, texts, rows, symbols):
+        """Return the first character of each piece in its text, and its number of characters."""
+        lengths = tf.strings.length(texts, unit="UTF8_CHAR")
+        if self._raw is not None:
+            same = tf.cast(symbols[:, None] == self._raw.symbols[None], tf.int32)
+            lengths += tf.reduce_sum(same * self._raw.lengths, 1)
+        begins = tf.cumsum(lengths, exclusive=True)
+        return begins - tf.gather(tf.math.segment_min(begins, rows), rows), lengths
+
+    def _padded(self, ragged):
+        """Return a dense tensor of what is left of each text, with zeros for special tokens."""
+        ragged = ragged[:, -self._longest :] if self._keep_end else ragged[:, : self._longest]
+        return tf.pad(ragged.to_tensor(), [[0, 0], [len(self._prefix), len(self._suffix)]])
 
     def _batch(self, ragged):
-        ragged = ragged[:, -self._longest :] if self._keep_end else ragged[:, : self._longest]
         before, after = len(self._prefix), len(self._suffix)
-        total = tf.cast(ragged.row_lengths(), tf.int32) + before + after
+        kept = tf.minimum(tf.cast(ragged.row_lengths(), tf.int32), self._longest)
+        total = kept + before + after
         mask = tf.sequence_mask(total, dtype=tf.int32)
         position = tf.range(tf.shape(mask)[1])[None]
-        ids = tf.pad(ragged.to_tensor(), [[0, 0], [before, after]])
         # For an empty batch the length is 0, not that of the special tokens.
-        ids = tf.where(mask > 0, ids[:, : tf.shape(mask)[1]], self._pad_id)
+        ids = tf.where(mask > 0, self._padded(ragged)[:, : tf.shape(mask)[1]], self._pad_id)
         for place, token in enumerate(self._prefix):
             ids = tf.where(position == place, token, ids)
         for place, token in enumerate(self._suffix):
@@ -121,13 +178,17 @@ class TextTokenizer(tf.Module):
         roles = {"ids": ids, "mask": mask, "segments": tf.zeros_like(ids)}
         return {name: roles[role] for role, name in self._inputs.items()}
 
-    def _spell(self, symbols, rows, starts):
-        """Return the token ids of words, and their rows of the batch.
+    def _spell(self, symbols, starts):
+        """Return the token that starts at each character, and whether it belongs to a word.
 
         Args:
             symbols: int32 tensor [characters], their symbols.
-            rows: int32 tensor [characters], their rows of the batch.
             starts: bool tensor [characters], whether a word starts there.
+
+        Returns:
+            int32 [characters], ids; bool [characters], where words have tokens; int32
+            [characters], numbers of words; int32 [words], where they start; int32 [words], where
+            they end.
         """
         count = tf.size(symbols)
         word = tf.cumsum(tf.cast(starts, tf.int32)) - 1
@@ -142,8 +203,7 @@ class TextTokenizer(tf.Module):
         stuck = tf.cast(reached & (taken == 0), tf.int32)
         bad = tf.gather(tf.math.segment_max(stuck, word) > 0, word)
         emitted = tf.where(bad, starts, reached)
-        ids = tf.where(bad, self._unknown, token)
-        return tf.boolean_mask(ids, emitted), tf.boolean_mask(rows, emitted)
+        return tf.where(bad, self._unknown, token), emitted, word, first, ends
 
     def _longest_matches(self, symbols, starts, length, end):
         """Return the length of the longest token that starts at each character, or 0, and its id.
@@ -247,7 +307,7 @@ def text_function(
         https://www.tensorflow.org/guide/saved_model
     """
     task = tasks.get(task)
-    tokenize = text_tokenizer(tokenizer, task, max_length)
+    tokenize: Any = text_tokenizer(tokenizer, task, max_length)
     if labels is not None and not (
         isinstance(labels, list | tuple)
         and all(isinstance(label, str) for label in labels)
@@ -266,9 +326,15 @@ def text_function(
         autograph=False,
     )
     def serve(*texts):
-        outputs = tokens_function(**tokenize(*texts))
+        words = ()
+        if task.head == "token":
+            features, tokens = tokenize.with_words(*texts)
+            words = (tokens,)
+        else:
+            features = tokenize(*texts)
+        outputs = tokens_function(**features)
         logits = tf.cast(_logits(outputs, task), tf.float32)
-        return {**outputs, **task.serve(logits, given)}
+        return {**outputs, **task.serve(logits, given, *words)}
 
     return serve
 
@@ -282,7 +348,15 @@ def text_tokenizer(
         InputError: the tokenizer is not supported.
     """
     if task.texts == 1:
-        return TextTokenizer(tokenizer, max_length)
+        found = TextTokenizer(tokenizer, max_length)
+        if task.head == "token" and found._normalized is not None:
+            raise InputError(
+                "Words have a place in their text if all added tokens are found before the text "
+                "is normalized. Received: a tokenizer with an added token that is not "
+                "(normalized=True). Add it with normalized=False, or export without the text "
+                "signature."
+            )
+        return found
     from keras_efficient.exporters.tokenizer_ops.pair_tokenizer import PairTokenizer
 
     return PairTokenizer(tokenizer, max_length)
@@ -298,9 +372,11 @@ def _logits(outputs, task):
     if len(floats) > 1 and "logits" in floats:
         floats = {"logits": floats["logits"]}
     shapes = {name: value.shape for name, value in floats.items()}
-    if len(shapes) != 1 or (shape := next(iter(shapes.values()))).rank != 2 or not shape[1]:
+    rank = 3 if task.head == "token" else 2
+    if len(shapes) != 1 or (shape := next(iter(shapes.values()))).rank != rank or not shape[-1]:
+        axes = "batch, tokens, outputs" if rank == 3 else "batch, outputs"
         raise InputError(
-            "The text signature serves logits, [batch, outputs], which are the output "
+            f"The text signature serves logits, [{axes}], which are the output "
             f"'logits' or the only float one. Received (shapes of float outputs): {shapes}. Export "
             "without the text signature."
         )
@@ -313,6 +389,7 @@ class _Added:
     def __init__(self, tokens: dict[str, int]):
         self.texts = tf.constant([text.encode() for text in tokens])
         self.symbols = tf.constant([-1 - number for number in tokens.values()], tf.int32)
+        self.lengths = tf.constant([len(text) for text in tokens], tf.int32)
         # The first alternative that matches wins, so the longest comes first, as in the tokenizer.
         longest_first = sorted(tokens, key=lambda text: -len(text.encode()))
         self.pattern = f"({'|'.join(map(_escape, longest_first))})".encode()
@@ -353,8 +430,12 @@ def _constants(table):
     return tuple(tf.constant(part) for part in (table.pages, table.codes, table.rows))
 
 
-def _expand(table, points, rows):
-    """Map code points through a `CharacterTable`; negative ones are added tokens and stay."""
+def _expand(table, points):
+    """Map code points through a `CharacterTable`; negative ones are added tokens and stay.
+
+    Returns:
+        int32 tensor [symbols], and the place of the code point that each is of.
+    """
     pages, codes, expansions = table
     safe = tf.maximum(points, 0)
     page = tf.gather(pages, safe // normalizer_tables.PAGE)
@@ -363,31 +444,41 @@ def _expand(table, points, rows):
     found = tf.gather(expansions, code)
     found = tf.where(found == normalizer_tables.ITSELF, points[:, None], found)
     there = found != normalizer_tables.NOTHING
-    rows = tf.repeat(rows, tf.math.count_nonzero(there, axis=1, dtype=tf.int32))
-    return tf.boolean_mask(found, there), rows
+    counts = tf.math.count_nonzero(there, axis=1, dtype=tf.int32)
+    return tf.boolean_mask(found, there), tf.repeat(tf.range(tf.size(points)), counts)
 
 
 def _decode(texts):
+    """Return the code points of texts, the text of each, and its place in the text."""
     decoded = tf.strings.unicode_decode(texts, "UTF-8", errors="replace")
-    return decoded.flat_values, tf.cast(decoded.value_rowids(), tf.int32)
+    points, text = decoded.flat_values, tf.cast(decoded.value_rowids(), tf.int32)
+    starts = tf.gather(tf.cast(decoded.row_starts(), tf.int32), text)
+    return points, text, tf.range(tf.size(points)) - starts
 
 
 def _normalize(table, texts, rows, symbols):
     """Normalize the texts of pieces."""
-    points, piece = _expand(table, *_decode(texts))
+    points, piece, _ = _decode(texts)
+    points, source = _expand(table, points)
+    piece = tf.gather(piece, source)
     points = RaggedTensor.from_value_rowids(points, piece, tf.size(rows), validate=False)
     return tf.strings.unicode_encode(points, "UTF-8"), rows, symbols
 
 
 def _words(table, texts, rows, symbols):
-    """Return symbols, rows of the batch, and whether a word starts, each [characters]."""
+    """Return, each [characters], symbols, rows of the batch, whether a word starts, and where from.
+
+    The latter are the piece that a character is from, and its place in the piece.
+    """
     # An added token becomes one character, whose code point is replaced by its symbol.
-    points, piece = _decode(tf.where(symbols < 0, "x", texts))
+    points, piece, place = _decode(tf.where(symbols < 0, "x", texts))
     symbols = tf.gather(symbols, piece)
     points = tf.where(symbols < 0, symbols, points)
-    found, rows = _expand(table, points, tf.gather(rows, piece))
+    found, source = _expand(table, points)
+    piece, place = tf.gather(piece, source), tf.gather(place, source)
+    rows = tf.gather(rows, piece)
     letters = found != normalizer_tables.BREAK
     before = tf.concat([[False], letters[:-1]], 0)
     same_row = tf.concat([[False], rows[1:] == rows[:-1]], 0)
     starts = letters & tf.logical_not(before & same_row)
-    return tuple(tf.boolean_mask(part, letters) for part in (found, rows, starts))
+    return tuple(tf.boolean_mask(part, letters) for part in (found, rows, starts, piece, place))
