@@ -128,7 +128,8 @@ def one(row, seed, library, limit, epochs, folder):
     def finished():
         dense, _ = ke.models.load(ke.data.demo_model(), library=library, seed=seed)
         dense.load_weights(kept("dense"))
-        return ke.unpad(dense)
+        ke.unpad(dense)
+        return dense
 
     schedule.teacher = finished
     report = None if change is None else change(ke, model, schedule)

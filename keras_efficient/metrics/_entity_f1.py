@@ -105,5 +105,5 @@ def _marks(classes):
     types = (classes + 1) // 2
     before = tf.pad(types, [[0, 0], [1, 0]])[:, :-1]
     begins = (types > 0) & ((classes % 2 == 1) | (types != before))
-    goes_on = tf.pad((types > 0) & ~begins, [[0, 0], [0, 1]])[:, 1:]
-    return begins, types, (types > 0) & ~goes_on
+    goes_on = tf.pad((types > 0) & tf.logical_not(begins), [[0, 0], [0, 1]])[:, 1:]
+    return begins, types, (types > 0) & tf.logical_not(goes_on)
