@@ -69,9 +69,13 @@ def same_source(random):
 
 def mean_rating(random):
     """The mean rating of two movie reviews."""
-    rows = ratings("movies")
-    both = random.permutation(len(rows))[: len(rows) // 2 * 2].reshape(-1, 2)
-    labelled = [(rows[i][0], rows[j][0], round((rows[i][1] + rows[j][1]) / 2, 4)) for i, j in both]
+    rows = [row for row in ratings("movies") if row[1]]
+    order = random.permutation(len(rows))
+    labelled = [
+        (rows[i][0], rows[j][0], round((rows[i][1] + rows[j][1]) / 2, 4))
+        for i, j in zip(order[::2], order[1::2], strict=False)
+        if rows[i][1] != rows[j][1]
+    ]
     return ("first", "second", "label"), labelled, PAIRS
 
 
