@@ -13,10 +13,10 @@ from keras_efficient.data._as_records import as_records
 from keras_efficient.data._batch_plan import plan_batches
 from keras_efficient.data._bucketing import check_buckets, choose_buckets
 from keras_efficient.data._text_stats import TextStats
-from keras_efficient.data._token_labels import IGNORED
 from keras_efficient.data._token_store import FileTokens, MemoryTokens
 from keras_efficient.data._tokenized_texts import TokenizedTexts
 from keras_efficient.data._tokenizer import as_tokenizer
+from keras_efficient.flavor._ignored_label import IGNORED
 from keras_efficient.flavor._typing import Dataset
 
 # Nonzero, since seeds (0, 0) make TensorFlow choose a random seed.

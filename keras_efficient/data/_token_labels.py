@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_efficient._errors import InputError
-
-#: Label of tokens that do not count, in losses, metrics and reports.
-IGNORED = -100
+from keras_efficient.flavor._ignored_label import IGNORED
 
 
 class TokenLabels:

@@ -8,10 +8,11 @@ import tensorflow as tf
 
 from keras_efficient._errors import InputError
 from keras_efficient.data._records import Records
-from keras_efficient.data._token_labels import IGNORED, TokenLabels
+from keras_efficient.data._token_labels import TokenLabels
 from keras_efficient.data._tokenize_to_disk import tokenizer_hash
 from keras_efficient.data._tokenized_texts import SEGMENTS, TOKENS, TokenizedTexts
 from keras_efficient.data._tokenizer import Tokenizer
+from keras_efficient.flavor._ignored_label import IGNORED
 
 
 class MemoryTokens:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from keras_efficient._errors import InputError, VerificationError
-from keras_efficient.data._token_labels import IGNORED
 from keras_efficient.exporters._signature import Features, call_by_name
+from keras_efficient.flavor._ignored_label import IGNORED
 from keras_efficient.metrics._labelled_batches import joined, labelled_batches, unless_ones
 
 #: Default loss of accuracy, or of another task's score, that an export is allowed: half a point.

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
-from keras_efficient.data._token_labels import IGNORED
+from keras_efficient.flavor._ignored_label import IGNORED
 
 
 def entity_f1(num_classes: int, *, library: str = "keras") -> Any:

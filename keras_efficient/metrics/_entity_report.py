@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_efficient._errors import InputError, listed
 from keras_efficient.data._bio_tags import entity_marks, entity_types
-from keras_efficient.data._token_labels import IGNORED
+from keras_efficient.flavor._ignored_label import IGNORED
 from keras_efficient.metrics._intervals import bootstrap_intervals
 from keras_efficient.metrics._task_report import TaskReport
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_efficient._errors import InputError
-from keras_efficient.data._token_labels import IGNORED
+from keras_efficient.flavor._ignored_label import IGNORED
 
 
 def labelled_batches(

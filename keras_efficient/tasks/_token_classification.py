@@ -17,7 +17,8 @@ from keras_efficient.data._bio_tags import (
 )
 from keras_efficient.data._read_tagged import TaggedText, read_tagged, tagged_text
 from keras_efficient.data._records import Records
-from keras_efficient.data._token_labels import IGNORED, TokenLabels
+from keras_efficient.data._token_labels import TokenLabels
+from keras_efficient.flavor._ignored_label import IGNORED
 from keras_efficient.flavor._typing import Tensor
 from keras_efficient.metrics._entity_report import EntityReport, entity_report
 from keras_efficient.metrics._scores import scores_of

@@ -7,10 +7,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_efficient.flavor._ignored_label import IGNORED
+
 #: Names of the mask of real tokens in KerasHub, Hugging Face and Model Garden.
 MASKS = ("padding_mask", "attention_mask", "input_mask")
-#: The label that the losses of Hugging Face models ignore.
-IGNORED = -100
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def test_every_auto_class_is_told_not_to_trust_remote_code():
             if not isinstance(function, ast.Attribute):
                 continue
             owner = ast.unparse(function.value).rpartition(".")[2]
-            if owner.startswith(("Auto", "TFAuto")) and function.attr.startswith("from_"):
+            if owner.startswith(("Auto", "TFAuto", "auto")) and function.attr.startswith("from_"):
                 given = {word.arg: ast.unparse(word.value) for word in node.keywords}
                 calls.append((path.name, ast.unparse(function), given.get("trust_remote_code")))
     assert len(calls) >= 5
