@@ -83,11 +83,11 @@ def tagged(random):
     """Named entities of ten types in all 2,394 tweets."""
     from keras_efficient.data import demo_tagged_tweets
 
-    return None, demo_tagged_tweets(), ("--learning-rate", TAGGED_RATE, "--epochs", TAGGED_EPOCHS)
+    return None, demo_tagged_tweets(), ("--epochs", TAGGED_EPOCHS, "--batch-size", TAGGED_BATCH)
 
 
 #: Settings of token classification, which is learned from few entities.
-TAGGED_RATE, TAGGED_EPOCHS = 2e-4, 4
+TAGGED_RATE, TAGGED_EPOCHS, TAGGED_BATCH = 1e-4, 8, 16
 
 #: By row: task, function of a random generator that returns header, rows and further options; or
 #: None and a file in place of header and rows.
@@ -133,7 +133,7 @@ def run_peer(python, folder):
         "label_names": records.label_names,
         "epochs": TAGGED_EPOCHS,
         "learning_rate": TAGGED_RATE,
-        "batch_size": 32,
+        "batch_size": TAGGED_BATCH,
         "max_length": 64,
     }
     for name, part in zip(("train", "validation"), parts, strict=True):

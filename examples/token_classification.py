@@ -16,8 +16,8 @@ parser.add_argument("--data", help="CoNLL file, or JSONL of tags or entities [tw
 parser.add_argument("--model", help="folder of a Hugging Face model [MiniLM]")
 parser.add_argument("--library", default="keras", choices=("keras", "tf_keras"))
 parser.add_argument("--limit", type=int, help="use this many texts [all]")
-parser.add_argument("--epochs", type=int, default=4)
-parser.add_argument("--batch-size", type=int, default=32)
+parser.add_argument("--epochs", type=int, default=8)
+parser.add_argument("--batch-size", type=int, default=16)
 parser.add_argument("--max-length", type=int, default=64, help="tokens of a text")
 parser.add_argument("--output", default="saved_models/entities")
 arguments = parser.parse_args()
@@ -48,7 +48,7 @@ print(batches.stats)
 
 # Training: your own compile and fit.
 updates = batches.stats.batches * arguments.epochs
-rate = ke.schedules.warmup_linear(2e-4, warmup_steps=updates // 10, total_steps=updates)
+rate = ke.schedules.warmup_linear(1e-4, warmup_steps=updates // 10, total_steps=updates)
 model.compile(
     ke.optimizers.AdamW(rate, exclude=ke.optimizers.NO_DECAY, library=model),
     task.loss(keras),

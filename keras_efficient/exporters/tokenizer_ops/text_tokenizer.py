@@ -12,6 +12,7 @@ from keras_efficient._errors import InputError
 from keras_efficient.data._tokenizer import Tokenizer
 from keras_efficient.exporters.tokenizer_ops import normalizer_tables
 from keras_efficient.exporters.tokenizer_ops.wordpiece import WordPiece
+from keras_efficient.flavor._typing import Tensor
 
 # Its class methods are missing from TensorFlow's type stubs.
 RaggedTensor: Any = tf.RaggedTensor
@@ -93,7 +94,7 @@ class TextTokenizer(tf.Module):
         with tf.device("CPU:0"):
             return self._batch(self._ragged(texts))
 
-    def with_words(self, texts) -> tuple[dict[str, Any], dict[str, Any]]:
+    def with_words(self, texts: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
         """Tokenize texts, and tell to which words the tokens belong.
 
         Words are those of the tokenizer: for BERT runs of letters and digits, and single
