@@ -15,6 +15,7 @@ from rich.console import Console
 import keras_efficient as ke
 from keras_efficient._errors import InputError
 from keras_efficient.cli._finetune_display import Plan, result_table, tiles
+from keras_efficient.data._data_files import files_name
 from keras_efficient.models._save import check_savable
 from keras_efficient.models._trained_folder import free_folder
 
@@ -388,9 +389,7 @@ def _read(settings, task):
 
 def data_name(data: Path | tuple[Path, ...]) -> str:
     """Return the name of a file, or that of the first of several with the number of the others."""
-    if isinstance(data, tuple):
-        return f"{data[0]} and {len(data) - 1:,} more"
-    return str(data)
+    return files_name(data if isinstance(data, tuple) else (data,))
 
 
 def _make(directory):

@@ -33,20 +33,13 @@ def data_files(source: Any) -> list[pathlib.Path]:
     Raises:
         InputError: A pattern matches nothing, a file is named twice, or formats differ.
     """
-    parts = source if isinstance(source, list | tuple) else [source]
-    paths = [path for part in parts for path in _matching(os.fspath(part))]
+    paths = named_files(source)
     for path in paths:
-        if _suffix(path) not in _SUFFIXES:
+        if file_suffix(path) not in _SUFFIXES:
             raise InputError(
                 f"Data files end in {', '.join(_SUFFIXES)}, those of text also in .gz after that. "
                 f"Received: {path}. Convert the file, or rename it if only the suffix is wrong."
             )
-    twice = sorted(str(path) for path, n in collections.Counter(paths).items() if n > 1)
-    if twice:
-        raise InputError(
-            f"Each data file must be named once. Received more than once: {shown(twice, 200)}. "
-            "Leave one of each out."
-        )
     formats = {_format(path): path for path in reversed(paths)}
     if len(formats) > 1:
         raise InputError(
@@ -57,6 +50,29 @@ def data_files(source: Any) -> list[pathlib.Path]:
     return paths
 
 
+def named_files(source: Any) -> list[pathlib.Path]:
+    """Return the files that a path, a pattern or a list of these names, of any format.
+
+    Raises:
+        InputError: A pattern matches nothing, or a file is named twice.
+    """
+    parts = source if isinstance(source, list | tuple) else [source]
+    paths = [path for part in parts for path in _matching(os.fspath(part))]
+    twice = sorted(str(path) for path, n in collections.Counter(paths).items() if n > 1)
+    if twice:
+        raise InputError(
+            f"Each data file must be named once. Received more than once: {shown(twice, 200)}. "
+            "Leave one of each out."
+        )
+    return paths
+
+
+def files_name(paths: Sequence[pathlib.Path]) -> str:
+    """Return the name of a file, or that of the first of several with the number of the others."""
+    first, *others = paths
+    return f"{first} and {len(others):,} more" if others else str(first)
+
+
 def check_columns(
     paths: Sequence[pathlib.Path], columns: Sequence[str], delimiter: str | None
 ) -> None:
@@ -65,14 +81,14 @@ def check_columns(
     Raises:
         InputError: They differ, or `delimiter` is given for files of another format.
     """
-    if delimiter is not None and _suffix(paths[0]) not in _TABLES:
+    if delimiter is not None and file_suffix(paths[0]) not in _TABLES:
         raise InputError(
             f"`delimiter` is for {' and '.join(_TABLES)} files. Received: {delimiter!r} for "
             f"{paths[0]}. Leave it out."
         )
     first = None
     for path in paths if len(paths) > 1 else ():
-        suffix = _suffix(path)
+        suffix = file_suffix(path)
         if suffix in JSON_LINES:
             return
         if suffix in _TABLES:
@@ -95,7 +111,7 @@ def file_rows(
     Raises:
         InputError: The file or a row cannot be used.
     """
-    suffix = _suffix(path)
+    suffix = file_suffix(path)
     if suffix in _TABLES:
         return table_rows(path, suffix, columns, delimiter)
     return json_rows(path, columns) if suffix in JSON_LINES else parquet_rows(path, columns)
@@ -103,7 +119,7 @@ def file_rows(
 
 def row_place(path: pathlib.Path, number: int) -> str:
     """Return the origin of a row for error messages."""
-    if _suffix(path) in _PARQUET:
+    if file_suffix(path) in _PARQUET:
         return f"{path}, row {number} (from 0)"
     return f"{path}, line {number}"
 
@@ -120,7 +136,8 @@ def _matching(name: str) -> list[pathlib.Path]:
     return list(map(pathlib.Path, found))
 
 
-def _suffix(path: pathlib.Path) -> str:
+def file_suffix(path: pathlib.Path) -> str:
+    """Return the suffix of a file in lower case, without a .gz after it."""
     suffix = path.suffix.lower()
     if suffix == ".gz":
         inner = path.with_suffix("").suffix.lower()
@@ -130,5 +147,5 @@ def _suffix(path: pathlib.Path) -> str:
 
 
 def _format(path: pathlib.Path) -> str:
-    suffix = _suffix(path)
+    suffix = file_suffix(path)
     return JSON_LINES[0] if suffix in JSON_LINES else suffix

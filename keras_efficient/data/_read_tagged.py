@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 import pathlib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 from keras_efficient._errors import InputError
 from keras_efficient.data._bio_tags import OUTSIDE, check_tags
 from keras_efficient.data._check_text import check_text
-from keras_efficient.data._data_files import JSON_LINES
+from keras_efficient.data._data_files import JSON_LINES, file_suffix
 from keras_efficient.data._read_json_lines import json_objects
 from keras_efficient.data._text_lines import text_lines
 
@@ -36,9 +35,9 @@ class TaggedText:
 
 
 def read_tagged(
-    path: str | os.PathLike, *, text_key: str | None = None, label_key: str | None = None
+    path: pathlib.Path, *, text_key: str | None = None, label_key: str | None = None
 ) -> list[TaggedText]:
-    """Read a CoNLL file, or JSON Lines (.jsonl, .ndjson), in UTF-8.
+    """Read a CoNLL file, or JSON Lines (.jsonl, .ndjson), in UTF-8, plain or gzipped.
 
     A CoNLL file has a word and its tag on each line, the first and the last of the columns, between
     tabs or else spaces, and a blank line between texts. An object of JSON Lines has "tokens" and
@@ -53,15 +52,14 @@ def read_tagged(
     Raises:
         InputError: the file or a line cannot be used; the message names both.
     """
-    path = pathlib.Path(path)
-    if path.suffix.lower() in JSON_LINES:
+    if file_suffix(path) in JSON_LINES:
         rows = json_objects(path, (text_key or _TEXT_KEYS[0], label_key or _LABEL_KEYS[0]))
         found = [
             tagged_text(row, f"{path}, line {line}", text_key=text_key, label_key=label_key)
             for line, row in rows
         ]
     else:
-        found = _conll("".join(text_lines(path, newline="")), path)
+        found = _conll(path)
     if not found:
         raise InputError(
             f"A data file must have at least one text. Received: {path} without any. Check that it "
@@ -158,10 +156,11 @@ def _joined(rows: Sequence[tuple[Any, Any, str]]) -> TaggedText:
     return TaggedText(" ".join(word for word, *_ in rows), words, origins)
 
 
-def _conll(content: str, path: pathlib.Path) -> list[TaggedText]:
+def _conll(path: pathlib.Path) -> list[TaggedText]:
     found, rows = [], []
-    # Not splitlines(), which also splits at U+2028 and other characters that words contain.
-    for number, line in enumerate([*content.split("\n"), ""], 1):
+    # The last text may have no blank line after it.
+    for number, line in enumerate(itertools.chain(text_lines(path, newline="\n"), [""]), 1):
+        line = line.removesuffix("\n")
         if not line.strip():
             # CoNLL 2003 begins each document with a line of its own.
             if rows and rows[0][0] != "-DOCSTART-":

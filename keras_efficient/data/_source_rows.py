@@ -14,6 +14,7 @@ from keras_efficient.data._data_files import (
     check_columns,
     data_files,
     file_rows,
+    files_name,
     is_file_source,
     row_place,
 )
@@ -88,8 +89,7 @@ class SourceRows:
         if is_file_source(source):
             self.files = data_files(source)
             check_columns(self.files, columns, delimiter)
-            first, *others = self.files
-            self.name = f"{first} and {len(others):,} more" if others else str(first)
+            self.name = files_name(self.files)
             self._parts = (
                 (functools.partial(row_place, path), file_rows(path, columns, delimiter))
                 for path in self.files

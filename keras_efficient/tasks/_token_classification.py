@@ -1,7 +1,6 @@
 """`TokenClassification`: a tag for each word, such as those of named entities."""
 
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from keras_efficient.data._bio_tags import (
     tag_indices,
     tag_names,
 )
+from keras_efficient.data._data_files import files_name, is_file_source, named_files
 from keras_efficient.data._read_tagged import TaggedText, read_tagged, tagged_text
 from keras_efficient.data._records import Records
 from keras_efficient.data._token_labels import TokenLabels
@@ -92,8 +92,8 @@ class TokenClassification(Task):
             check_tags([tag for *_, tag in words], lambda j, i=i: f"{where(i)}, word {j + 1}")
         return _encoded(values, label_names, lambda i, j: f"{where(i)}, word {j + 1}")
 
-    def read(self, path: str | os.PathLike, **columns: Any) -> Records:
-        """Read a CoNLL file, or JSON Lines (.jsonl, .ndjson) of tokens and tags or of entities.
+    def read(self, source: Any, **columns: Any) -> Records:
+        """Read CoNLL files, or JSON Lines (.jsonl, .ndjson) of tokens and tags or of entities.
 
         A CoNLL file has a word and its tag on each line, the first and the last of the columns,
         between tabs or else spaces, and a blank line between texts. An object of JSON Lines has
@@ -101,7 +101,8 @@ class TokenClassification(Task):
         "label"} in characters.
 
         Args:
-            path: Path of the file.
+            source: Path of a file, which may be gzipped; pattern of files, such as
+                "train-*.conll"; or list of paths and patterns.
             columns: `text_column` and `label_column`, keys of JSON Lines in place of those above;
                 and `label_names`, those of the training records for validation data.
 
@@ -109,12 +110,23 @@ class TokenClassification(Task):
             InputError: The file or a line cannot be used. The message names both.
         """
         text, label = columns.get("text_column"), columns.get("label_column")
-        found = read_tagged(
-            path,
-            text_key=None if text in (None, "text") else _one(text, "text_column"),
-            label_key=None if label in (None, "label") else _one(label, "label_column"),
-        )
-        return _records(found, columns.get("label_names"), str(path))
+        if columns.get("delimiter") is not None:
+            raise InputError(
+                "Words and tags are separated by tabs or spaces, or stand in JSON. Received: "
+                f"delimiter={columns['delimiter']!r}. Leave it out."
+            )
+        if not is_file_source(source):
+            raise InputError(
+                "Tagged texts are read from files. Received: "
+                f"{source!r:.60} of type {type(source).__name__}. Give dicts to `records`."
+            )
+        keys = {
+            "text_key": None if text in (None, "text") else _one(text, "text_column"),
+            "label_key": None if label in (None, "label") else _one(label, "label_column"),
+        }
+        paths = named_files(source)
+        found = [text for path in paths for text in read_tagged(path, **keys)]
+        return _records(found, columns.get("label_names"), files_name(paths))
 
     def records(
         self,

@@ -1,5 +1,6 @@
 """Tagged words: files in, refusals by line, alignment with tokens, entities counted and served."""
 
+import gzip
 import json
 
 import numpy as np
@@ -72,6 +73,23 @@ def test_json_lines(tmp_path):
     assert TASK.records(rows).labels.words[1].tolist() == found.labels.words[1].tolist()
     encoded = ke.data.Records.of(["Anna"], [[(0, 4, "B-person")]], encode=TASK.encode)
     assert encoded.labels.words[0].tolist() == [[0, 4, 1]]
+
+
+def test_several_files_and_gzipped_ones(tmp_path):
+    row = line(tokens=["Anna"], tags=["B-person"])
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.write(row)
+    (tmp_path / "b.jsonl").write_text(row)
+    assert len(TASK.read(tmp_path / "a.jsonl.gz")) == 1
+    for source in (str(tmp_path / "*.jsonl*"), [tmp_path / "a.jsonl.gz", tmp_path / "b.jsonl"]):
+        assert len(TASK.read(source)) == 2
+    for source, options, message in (
+        (str(tmp_path / "c*"), {}, "matches none"),
+        (tmp_path / "b.jsonl", {"delimiter": ";"}, "Leave it out"),
+        ([{"tokens": ["Anna"]}], {}, "Give dicts to `records`"),
+    ):
+        with pytest.raises(ke.InputError, match=message):
+            TASK.read(source, **options)
 
 
 def test_words_of_a_text():
