@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +81,7 @@ def tag_indices(
     return np.array([index[tag] for tag in tags], np.int32)
 
 
-def entity_marks(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def entity_marks(classes: Any, pad: Callable = np.pad) -> tuple[Any, Any, Any]:
     """Return which words begin an entity, its type there, and which words end one.
 
     An entity begins at B, and at I where the word before has another type or none, so that any
@@ -88,13 +89,14 @@ def entity_marks(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
     Args:
         classes: int array `[texts, words]` of classes in the order of `tag_names`; 0, outside, for
-            padding.
+            padding. An array, or a tensor in a graph.
+        pad: `np.pad`, or `tf.pad` for tensors. Default: `np.pad`.
 
     Returns:
         Bool `[texts, words]`; int `[texts, words]`, 0 outside of entities; bool `[texts, words]`.
     """
     types = (classes + 1) // 2
-    before = np.pad(types, [(0, 0), (1, 0)])[:, :-1]
+    before = pad(types, [(0, 0), (1, 0)])[:, :-1]
     begins = (types > 0) & ((classes % 2 == 1) | (types != before))
-    goes_on = np.pad((types > 0) & ~begins, [(0, 0), (0, 1)])[:, 1:]
+    goes_on = pad((types > 0) & ~begins, [(0, 0), (0, 1)])[:, 1:]
     return begins, types, (types > 0) & ~goes_on

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from keras_efficient._errors import InputError, listed
+from keras_efficient._errors import InputError
+from keras_efficient.metrics._class_scores import never_predicted
 from keras_efficient.metrics._intervals import share_interval
 from keras_efficient.metrics._report_tables import count_cell, name_cell, score_table, short
 from keras_efficient.metrics._task_report import TaskReport
@@ -226,14 +227,13 @@ def _mistakes(labels, predictions, weights, names):
 def _warnings(report):
     present = [c for c in report.classes if c["examples"]]
     predicted = [c for c in report.classes if c["predicted"]]
-    never = [c["label"] for c in present if not c["predicted"]]
     if len(predicted) == 1 and len(present) > 1:
         yield (
             f"The model predicts one class only: {short(predicted[0]['label'])!r}, for all "
             f"{report.examples:,} examples."
         )
-    elif never:
-        yield f"Never predicted: {listed(never)}, {len(never)} of {len(present)} classes."
+    else:
+        yield from never_predicted(report.classes)
     if len(present) > 1 and report.accuracy <= report.majority_baseline:
         yield (
             f"The accuracy, {report.accuracy:.2%}, is not above the majority baseline, "

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
+from keras_efficient.data._bio_tags import entity_marks
 from keras_efficient.flavor._ignored_label import IGNORED
 
 
@@ -86,7 +87,8 @@ def _counts(labels, classes):
     order = tf.argsort(keys, axis=1)
     counted = tf.gather(counted, order, batch_dims=1)
     truth, found = (
-        _marks(tf.where(counted, tf.gather(x, order, batch_dims=1), 0)) for x in (labels, classes)
+        entity_marks(tf.where(counted, tf.gather(x, order, batch_dims=1), 0), tf.pad)
+        for x in (labels, classes)
     )
     begins, types, _ = truth
     same = tf.reduce_all(tf.stack([a == b for a, b in zip(truth, found, strict=True)]), axis=0)
@@ -98,12 +100,3 @@ def _counts(labels, classes):
     )
     right = begins & (tf.gather(wrong, entity) == 0)
     return [tf.math.count_nonzero(x, axis=1) for x in (right, found[0], begins)]
-
-
-def _marks(classes):
-    """Return what `entity_marks` does, as tensors."""
-    types = (classes + 1) // 2
-    before = tf.pad(types, [[0, 0], [1, 0]])[:, :-1]
-    begins = (types > 0) & ((classes % 2 == 1) | (types != before))
-    goes_on = tf.pad((types > 0) & tf.logical_not(begins), [[0, 0], [0, 1]])[:, 1:]
-    return begins, types, (types > 0) & tf.logical_not(goes_on)

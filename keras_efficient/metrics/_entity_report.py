@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from keras_efficient._errors import InputError, listed
+from keras_efficient._errors import InputError
 from keras_efficient.data._bio_tags import entity_marks, entity_types
 from keras_efficient.flavor._ignored_label import IGNORED
+from keras_efficient.metrics._class_scores import class_scores, never_predicted, ratio
 from keras_efficient.metrics._intervals import bootstrap_intervals
 from keras_efficient.metrics._task_report import TaskReport
 
@@ -135,27 +136,17 @@ def entity_report(
     all_right, all_predicted, all_present = (total.sum() for total in totals)
     intervals = bootstrap_intervals(
         {"right": count * right.sum(1), "both": count * (predicted.sum(1) + present.sum(1))},
-        {"entity_f1": lambda sums: _ratio(2 * sums["right"], sums["both"])},
+        {"entity_f1": lambda sums: ratio(2 * sums["right"], sums["both"])},
     )
     weights = count[:, None] * there
     report = {
-        "entity_f1": float(_ratio(2 * all_right, all_predicted + all_present)),
-        "precision": float(_ratio(all_right, all_predicted)),
-        "recall": float(_ratio(all_right, all_present)),
-        "token_accuracy": float(_ratio((weights * (truth == found)).sum(), weights.sum())),
-        "baseline_token_accuracy": float(_ratio((weights * (truth == 0)).sum(), weights.sum())),
+        "entity_f1": float(ratio(2 * all_right, all_predicted + all_present)),
+        "precision": float(ratio(all_right, all_predicted)),
+        "recall": float(ratio(all_right, all_present)),
+        "token_accuracy": float(ratio((weights * (truth == found)).sum(), weights.sum())),
+        "baseline_token_accuracy": float(ratio((weights * (truth == 0)).sum(), weights.sum())),
         "words": int(there.sum()),
-        "classes": tuple(
-            {
-                "label": name,
-                "precision": float(_ratio(r, p)),
-                "recall": float(_ratio(r, n)),
-                "f1": float(_ratio(2 * r, p + n)),
-                "examples": n.item(),
-                "predicted": p.item(),
-            }
-            for name, r, p, n in zip(types, *totals, strict=True)
-        ),
+        "classes": class_scores(types, *totals),
     }
     return EntityReport(len(labels), intervals["entity_f1"], tuple(_warnings(report)), **report)
 
@@ -178,17 +169,9 @@ def _until(ends):
     return np.minimum.accumulate(places[:, ::-1], axis=1)[:, ::-1]
 
 
-def _ratio(above, below):
-    """Return above / below, and 0 where that is undefined."""
-    return np.divide(above, below, out=np.zeros(np.shape(below)), where=np.asarray(below) > 0)
-
-
 def _warnings(report):
-    present = [entry for entry in report["classes"] if entry["examples"]]
-    never = [entry["label"] for entry in present if not entry["predicted"]]
-    if never:
-        yield f"Never predicted: {listed(never)}, {len(never)} of {len(present)} types."
-    if present and report["entity_f1"] == 0:
+    yield from never_predicted(report["classes"], "types")
+    if any(entry["examples"] for entry in report["classes"]) and report["entity_f1"] == 0:
         yield (
             "No entity is found, so the F1 is not above that of finding none. Train longer, or "
             "with another learning rate."

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from keras_efficient._errors import InputError, listed
+from keras_efficient.metrics._class_scores import class_scores, never_predicted, ratio
 from keras_efficient.metrics._intervals import bootstrap_intervals
 from keras_efficient.metrics._task_report import TaskReport
 
@@ -115,15 +116,15 @@ def multi_label_report(
     right, predicted, present = (
         count @ matrix.astype(count.dtype) for matrix in (labels & predictions, predictions, labels)
     )
-    f1 = _ratio(2 * right, predicted + present)
+    f1 = ratio(2 * right, predicted + present)
     occurs = predicted + present > 0
     per_example = {
         "right": count * (labels & predictions).sum(1),
         "both": count * (predictions.sum(1) + labels.sum(1)),
     }
-    micro = float(_ratio(2 * right.sum(), (predicted + present).sum()))
+    micro = float(ratio(2 * right.sum(), (predicted + present).sum()))
     intervals = bootstrap_intervals(
-        per_example, {"micro_f1": lambda s: _ratio(2 * s["right"], s["both"])}
+        per_example, {"micro_f1": lambda s: ratio(2 * s["right"], s["both"])}
     )
     baseline, always = best_constant(present, float(count.sum()))
     report = {
@@ -132,17 +133,7 @@ def multi_label_report(
         "exact_match": float(np.average((labels == predictions).all(1), weights=count)),
         "baseline_micro_f1": baseline,
         "baseline_labels": tuple(names[i] for i in always),
-        "classes": tuple(
-            {
-                "label": names[i],
-                "precision": float(_ratio(right[i], predicted[i])),
-                "recall": float(_ratio(right[i], present[i])),
-                "f1": float(f1[i]),
-                "examples": present[i].item(),
-                "predicted": predicted[i].item(),
-            }
-            for i in range(len(names))
-        ),
+        "classes": class_scores(names, right, predicted, present),
     }
     warnings = tuple(_warnings(report))
     return MultiLabelReport(len(labels), intervals["micro_f1"], warnings, **report)
@@ -159,22 +150,17 @@ def best_constant(present: np.ndarray, examples: float) -> tuple[float, list[int
     order = np.argsort(-present, kind="stable")
     found = np.cumsum(present[order])
     sizes = np.arange(1, len(order) + 1)
-    scores = _ratio(2 * found, sizes * examples + present.sum())
+    scores = ratio(2 * found, sizes * examples + present.sum())
     best = int(scores.argmax())
     return float(scores[best]), sorted(order[: best + 1].tolist())
 
 
-def _ratio(above, below):
-    """Return above / below, and 0 where that is undefined."""
-    return np.divide(above, below, out=np.zeros(np.shape(below)), where=np.asarray(below) > 0)
-
-
 def _warnings(report):
-    present = [c for c in report["classes"] if c["examples"]]
-    never = [c["label"] for c in present if not c["predicted"]]
-    if never:
-        yield f"Never predicted: {listed(never)}, {len(never)} of {len(present)} classes."
-    if present and report["micro_f1"] <= report["baseline_micro_f1"]:
+    yield from never_predicted(report["classes"])
+    if (
+        any(entry["examples"] for entry in report["classes"])
+        and report["micro_f1"] <= report["baseline_micro_f1"]
+    ):
         yield (
             f"The micro-F1, {report['micro_f1']:.4f}, is not above that of always answering "
             f"{listed(report['baseline_labels'], 3)}, {report['baseline_micro_f1']:.4f}. Train "
