@@ -32,8 +32,9 @@ SETTINGS = {
 
 def rate(folder, batch, length, threads, callers, seconds):
     """Requests per second of a version."""
-    import numpy as np
     import tensorflow as tf
+
+    from keras_efficient.bench._inputs import synthetic_inputs
 
     v1 = tf.compat.v1
     config = v1.ConfigProto(
@@ -43,20 +44,18 @@ def rate(folder, batch, length, threads, callers, seconds):
     with graph.as_default(), v1.Session(graph=graph, config=config) as session:
         meta = v1.saved_model.loader.load(session, ["serve"], folder)
         signature = meta.signature_def["serving_default"]
-        random, feeds = np.random.default_rng(0), {}
-        for name, tensor in signature.inputs.items():
-            ids = random.integers(5, 1000, (batch, length))
-            value = np.ones_like(ids) if "mask" in name else ids
-            value = np.zeros_like(ids) if "segment" in name or "type" in name else value
-            feeds[tensor.name] = value.astype(tf.as_dtype(tensor.dtype).as_numpy_dtype)
-        run = session.make_callable([t.name for t in signature.outputs.values()], list(feeds))
+        types = {name: tf.as_dtype(x.dtype).name for name, x in signature.inputs.items()}
+        shapes = {name: (dtype, (batch, length)) for name, dtype in types.items()}
+        arrays = synthetic_inputs(shapes, vocabulary=1000).values()
+        feeds = [tensor.name for tensor in signature.inputs.values()]
+        run = session.make_callable([t.name for t in signature.outputs.values()], feeds)
 
         def answered(seconds):
             counts, end = [0] * callers, time.monotonic() + seconds
 
             def ask(caller):
                 while time.monotonic() < end:
-                    run(*feeds.values())
+                    run(*arrays)
                     counts[caller] += 1
 
             asking = [threading.Thread(target=ask, args=(caller,)) for caller in range(callers)]

@@ -26,7 +26,8 @@ import numpy as np
 #: Sources of `ke.data.demo_ratings`, and how a text's source is called as a label.
 SOURCES = {"movies": "movie", "news": "news", "products": "product", "tweets": "tweet"}
 PAIRS = ("--text-column", "first", "--text-column", "second")
-COMMON = ("--batch-size", "32", "--learning-rate", "1e-4", "--max-length", "64")
+RATE, LONGEST = 1e-4, 64
+COMMON = ("--batch-size", 32, "--learning-rate", RATE, "--max-length", LONGEST)
 
 
 def ratings(source):
@@ -87,7 +88,7 @@ def tagged(random):
 
 
 #: Settings of token classification, which is learned from few entities.
-TAGGED_RATE, TAGGED_EPOCHS, TAGGED_BATCH = 1e-4, 8, 16
+TAGGED_EPOCHS, TAGGED_BATCH = 8, 16
 
 #: By row: task, function of a random generator that returns header, rows and further options; or
 #: None and a file in place of header and rows.
@@ -132,9 +133,9 @@ def run_peer(python, folder):
         "model": str(ke.data.demo_model()),
         "label_names": records.label_names,
         "epochs": TAGGED_EPOCHS,
-        "learning_rate": TAGGED_RATE,
+        "learning_rate": RATE,
         "batch_size": TAGGED_BATCH,
-        "max_length": 64,
+        "max_length": LONGEST,
     }
     for name, part in zip(("train", "validation"), parts, strict=True):
         words = zip(part.texts, part.labels.words, strict=True)

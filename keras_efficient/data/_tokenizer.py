@@ -307,9 +307,8 @@ class Tokenizer:
                 ids.append(np.array(encoding.ids, np.int32))
                 words = [-1 if word is None else word for word in encoding.word_ids]
                 spans.append(np.column_stack([encoding.offsets, words]).astype(np.int32))
-                rest = encoding.overflowing
-                cut += bool(rest)
-                longest = max(longest, len(words) + sum(len(r.ids) - special for r in rest))
+                cut += bool(encoding.overflowing)
+                longest = max(longest, _whole_length(encoding, special))
         return ids, spans, cut, longest
 
     def check_length(self, max_length: int) -> int:
@@ -325,12 +324,7 @@ class Tokenizer:
         encodings = _batch(self._copy(max_length), texts)
         ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
         special = self._copy(max_length).num_special_tokens_to_add(False)
-        # What was cut off stands in further encodings, each with special tokens of its own.
-        lengths = [
-            len(encoding.ids) + sum(len(rest.ids) - special for rest in encoding.overflowing)
-            for encoding in encodings
-            if encoding.overflowing
-        ]
+        lengths = [_whole_length(e, special) for e in encodings if e.overflowing]
         return ids, lengths
 
     def _copy(self, max_length):
@@ -426,6 +420,12 @@ def _serialized(backend) -> str:
             f"A tokenizers.Tokenizer must be one that can be saved. Received: one that cannot "
             f"({error}). Wrap it in a function: Tokenizer(lambda texts, max_length: ...)."
         ) from error
+
+
+def _whole_length(encoding, special):
+    """Return the number of tokens of a text without truncation."""
+    # What was cut off stands in further encodings, each with special tokens of its own.
+    return len(encoding.ids) + sum(len(rest.ids) - special for rest in encoding.overflowing)
 
 
 def _batch(backend, texts, offsets=False):

@@ -157,10 +157,8 @@ def best_constant(present: np.ndarray, examples: float) -> tuple[float, list[int
 
 def _warnings(report):
     yield from never_predicted(report["classes"])
-    if (
-        any(entry["examples"] for entry in report["classes"])
-        and report["micro_f1"] <= report["baseline_micro_f1"]
-    ):
+    present = any(entry["examples"] for entry in report["classes"])
+    if present and report["micro_f1"] <= report["baseline_micro_f1"]:
         yield (
             f"The micro-F1, {report['micro_f1']:.4f}, is not above that of always answering "
             f"{listed(report['baseline_labels'], 3)}, {report['baseline_micro_f1']:.4f}. Train "

@@ -79,6 +79,7 @@ class CompressRun:
             "classification".
 
     Attributes:
+        label_names: names of the classes, or None if there are none.
         trimmed: the teacher with the trimmed vocabulary; set by `trim`.
         words: its tokenizer; set by `trim`.
         further: the texts that only the teacher labels: the unlabelled ones and, after `trim`, the
@@ -122,6 +123,7 @@ class CompressRun:
         check_savable(self.tokenizer)
         self.task = check_compresses(tasks.get(task))
         self.train, self.validation = train, validation
+        self.label_names = train.label_names or None
         self.task.check(train)
         if validation.labels is None:
             raise InputError(
@@ -458,7 +460,7 @@ class CompressRun:
     # --- parts -------------------------------------------------------------------------------
 
     def _evaluate(self, model, held_out):
-        return self.task.evaluate(model, held_out, self.train.label_names or None)
+        return self.task.evaluate(model, held_out, self.label_names)
 
     def _candidate(self, target):
         return self.folder.path / "candidates" / target.folder
@@ -514,7 +516,7 @@ class CompressRun:
             policies.set_global_policy(before)
 
     def _save(self, model, directory, facts):
-        names = self.train.label_names or None
+        names = self.label_names
         save(model, self.words, directory, label_names=names, task=self.task, facts=facts)
 
     def _export(self, model, tokenizer, version, name):
@@ -528,7 +530,7 @@ class CompressRun:
                 calibration=calibration,
                 held_out=self.held_out(tokenizer),
                 tokenizer=tokenizer,
-                label_names=self.train.label_names or None,
+                label_names=self.label_names,
                 task=self.task,
                 facts={"train_fingerprint": self.train.fingerprint, "seed": self.settings.seed},
             )
