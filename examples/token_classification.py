@@ -3,7 +3,8 @@
     python examples/token_classification.py [--limit 400] [--library tf_keras]
 
 The tweets are those of the shared task of W-NUT 2016, with entities of ten types. Ran on a 2-core
-CPU: its parts one by one, with 200 tweets, both libraries. Not run: this file as a whole, GPU, TPU.
+CPU with `--limit 400 --epochs 2`, both libraries, which is too short to find entities; the default
+settings are those of docs/tasks.md. Not run: GPU, TPU, several devices.
 `keras-efficient finetune --task token_classification` does the same with one command.
 """
 
