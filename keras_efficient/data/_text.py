@@ -221,15 +221,24 @@ def text(
         else:
             order = tf.data.Dataset.range(total, output_type=tf.int32)
         # Not slices where all batches have one size: `tf.distribute` looks for that size.
-        batches = order if batch_size is None else order.batch(batch_size, drop_remainder)
+        if batch_size is None:
+            batches = order
+        else:
+            batches = order.batch(batch_size, drop_remainder)
+            if shuffle and not drop_remainder:
+                batches = batches.map(lambda indices: tf.boolean_mask(indices, indices >= 0))
         gather = _gather(tokens, buckets, tokenizer)
         dataset: Any = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        dataset = dataset.prefetch(tf.data.AUTOTUNE)
+        if shuffle:
+            # After `prefetch`: see `_shuffled`.
+            dataset = dataset.take(len(plan.sizes))
         options = tf.data.Options()
         # There are no files to divide among workers, so each batch is divided.
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.DATA
         )
-        dataset = dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+        dataset = dataset.with_options(options)
     dataset.stats = stats
     return dataset
 
@@ -237,7 +246,12 @@ def text(
 def _shuffled(padded, plan, batch_size, seed, first_epoch) -> tf.data.Dataset:
     """Return a dataset of the indices of an epoch's texts; each iteration is another epoch.
 
-    Without `batch_size` its elements are the indices of a batch.
+    Without `batch_size` its elements are the indices of a batch. Otherwise -1 fills the last batch.
+
+    After the epoch the dataset goes on with text 0 without end, so that what reads ahead must be
+    cut off by `take`. At their ends `tf.data`'s iterators drop those that they read from, and with
+    them the number of the epoch: a checkpoint of an iterator that had read ahead to the end of an
+    epoch would restore other orders for the next ones.
     """
     # `Dataset.random` also depends on tf.random.set_seed, which differs between programs.
     variant = tf.raw_ops.RandomDatasetV2(
@@ -248,31 +262,43 @@ def _shuffled(padded, plan, batch_size, seed, first_epoch) -> tf.data.Dataset:
         output_types=[tf.int64],
         output_shapes=[tf.TensorShape([])],
     )
-    epoch_seeds = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.int64)).take(1)
+    # The first number of each iteration is the seed of its epoch.
+    numbers = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.int64))
     for _ in range(first_epoch):
-        next(iter(epoch_seeds))
+        next(iter(numbers))
 
     padded, ranks = tf.constant(padded, tf.int32), tf.constant(plan.ranks, tf.int32)
     mixed = plan.chunks is not None
     if mixed:
         chunks, slots = tf.constant(plan.chunks, tf.int32), tf.constant(plan.slots, tf.int32)
-    full = 0 if batch_size is None else len(plan.ranks) // batch_size
+    elements = len(plan.ranks)
+    full = 0 if batch_size is None else elements // batch_size
+    fill = 0 if batch_size is None else -elements % batch_size
 
-    def epoch(epoch_seed):
-        order = _sorted_by(padded, _permutation(len(padded), epoch_seed, 0))
+    def order_of(seed):
+        order = _sorted_by(padded, _permutation(len(padded), seed, 0))
         order = tf.gather(order, ranks)
         if mixed:
-            order = tf.gather(order, _sorted_by(chunks, _permutation(len(chunks), epoch_seed, 2)))
+            order = tf.gather(order, _sorted_by(chunks, _permutation(len(chunks), seed, 2)))
             order = tf.gather(order, slots)
         if batch_size is None:
-            return _slices(order, plan.sizes, _permutation(len(plan.sizes), epoch_seed, 1))
+            return order
         head = tf.reshape(order[: full * batch_size], [full, batch_size])
-        head = tf.gather(head, _permutation(full, epoch_seed, 1))
-        order = tf.concat([tf.reshape(head, [-1]), order[full * batch_size :]], axis=0)
+        head = tf.gather(head, _permutation(full, seed, 1))
+        return tf.concat(
+            [tf.reshape(head, [-1]), order[full * batch_size :], tf.fill([fill], -1)], axis=0
+        )
+
+    def epoch(number, seed):
+        order = tf.cond(
+            number == 0, lambda: order_of(seed), lambda: tf.zeros([elements + fill], tf.int32)
+        )
+        if batch_size is None:
+            return _slices(order, plan.sizes, _permutation(len(plan.sizes), seed, 1))
         return tf.data.Dataset.from_tensor_slices(order)
 
-    elements = len(plan.sizes if batch_size is None else plan.ranks)
-    return epoch_seeds.flat_map(epoch).apply(tf.data.experimental.assert_cardinality(elements))
+    endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    return numbers.enumerate().flat_map(epoch).apply(endless)
 
 
 def _slices(order, sizes, batches=None) -> tf.data.Dataset:
