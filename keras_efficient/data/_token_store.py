@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_efficient._errors import InputError
 from keras_efficient.data._records import Records
+from keras_efficient.data._target_texts import TargetTexts
 from keras_efficient.data._token_labels import TokenLabels
 from keras_efficient.data._tokenize_to_disk import tokenizer_hash
 from keras_efficient.data._tokenized_texts import SEGMENTS, TOKENS, TokenizedTexts
@@ -31,6 +32,8 @@ class MemoryTokens:
         truncated: Number of truncated texts.
         longest: Number of tokens of the longest text before truncation, or None.
         pairs: Whether there are segments.
+        targets: The tokens of `TargetTexts`, one flat array, or None.
+        target_lengths: Int32 array `[texts]`, or None.
 
     Raises:
         InputError: There are no texts, or one has no token, or no label that counts.
@@ -45,6 +48,9 @@ class MemoryTokens:
         self.records, self.labels, self.max_length = records, records.labels, max_length
         self.pairs = records.second_texts is not None
         self.labels_per_token = isinstance(records.labels, TokenLabels)
+        self.targets = self.target_lengths = None
+        if isinstance(records.labels, TargetTexts):
+            self._encode_targets(records.labels, tokenizer, max_length)
         if self.labels_per_token:
             ids, spans, self.truncated, self.longest = tokenizer.encode_words(
                 records.texts, max_length
@@ -69,6 +75,20 @@ class MemoryTokens:
                 "none. Remove it."
             )
         self._ids = _on_cpu(np.concatenate(ids))
+
+    def _encode_targets(self, labels, tokenizer, max_length):
+        """Tokenize what is to be generated; nothing may be missing at its end."""
+        ids, cut, longest = tokenizer.encode_and_count(labels.texts, max_length)
+        if cut:
+            number = int(np.argmax([len(row) for row in ids]))
+            raise InputError(
+                f"Targets must not be longer than {max_length} tokens: a model would learn to stop "
+                f"early. Received: {cut} that are, such as {labels.texts[number]!r:.60} "
+                f"({self.records.source}, item {number}); the longest has {longest} tokens. Raise "
+                "`max_length`, or leave them out."
+            )
+        self.labels, self.targets = None, _on_cpu(np.concatenate(ids))
+        self.target_lengths = np.array([len(row) for row in ids], np.int32)
 
     def _check_counted(self, rows):
         """Require a token that counts in each text: a loss or a score of none is no number."""
@@ -104,8 +124,8 @@ class FileTokens:
         max_length: Number of tokens to which texts should be truncated, or None.
 
     Attributes:
-        lengths, labels, labels_per_token, max_length, truncated, longest, pairs: As those of
-            `MemoryTokens`.
+        lengths, labels, labels_per_token, max_length, truncated, longest, pairs, targets,
+            target_lengths: As those of `MemoryTokens`.
 
     Raises:
         InputError: The texts were tokenized by another tokenizer, or truncated elsewhere.
@@ -128,6 +148,7 @@ class FileTokens:
         self.texts, self.lengths, self.pairs = texts, texts.lengths, texts.pairs
         self.max_length, self.truncated = texts.max_length, texts.truncated
         self.longest, self.labels, self.labels_per_token = texts.longest, texts.labels, False
+        self.targets = self.target_lengths = None
 
     def describe(self, number: int) -> str:
         """Return the origin of a text."""

@@ -14,6 +14,8 @@ from keras_efficient._errors import InputError
 from keras_efficient.data._read_json import MAX_JSON_BYTES, check_file, read_json
 from keras_efficient.data._tokenizer_limits import check_tokenizer, special_ids
 
+#: What the inputs of a model may contain.
+CONTENTS = ("ids", "mask", "segments", "target_ids", "target_mask")
 #: Input names of KerasHub's backbones, by content.
 KERASHUB = {"ids": "token_ids", "mask": "padding_mask", "segments": "segment_ids"}
 #: Input names of Hugging Face models, by content.
@@ -34,7 +36,8 @@ class Tokenizer:
             latter two return one sequence of ints per text, with special tokens, truncated to
             `max_length` tokens and without padding.
         inputs: Names of the model's inputs by content: "ids" and, if the model has them, "mask"
-            and "segments". See `KERASHUB` and `HUGGING_FACE`.
+            and "segments", and "target_ids" and "target_mask" of a decoder. See `KERASHUB` and
+            `HUGGING_FACE`.
         pad_id: Id of the padding token. Default: 0.
         max_length: Longest text the model accepts, in tokens. Default: 512.
 
@@ -59,12 +62,13 @@ class Tokenizer:
         names = list(inputs.values()) if isinstance(inputs, Mapping) else []
         if (
             "ids" not in (inputs if names else ())
-            or not set(inputs) <= {"ids", "mask", "segments"}
+            or not set(inputs) <= set(CONTENTS)
             or not all(isinstance(name, str) and name for name in names)
             or len(set(names)) != len(names)
         ):
             raise InputError(
-                '`inputs` must map "ids" and, if the model has them, "mask" and "segments" to '
+                '`inputs` must map "ids" and, if the model has them, "mask", "segments", '
+                '"target_ids" and "target_mask" to '
                 f"different input names. Received: {inputs!r}. Pass KERASHUB or HUGGING_FACE, or "
                 "look at `model.input_names`."
             )
@@ -186,6 +190,22 @@ class Tokenizer:
         settings = json.loads(self._serialized)
         ids = self.backend.get_vocab(with_added_tokens=True).values()
         return max([*ids, *special_ids(settings), self.pad_id])
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Return the ids of the tokens that begin and end every text, such as [CLS] and [SEP].
+
+        Raises:
+            InputError: The tokenizer does not put one token before and another one after a text.
+        """
+        found = [] if self._function is not None else self.encode([""])[0].tolist()
+        if len(found) != 2 or found[0] == found[1]:
+            raise InputError(
+                "To generate text the tokenizer must put a token before and another one after each "
+                f"text. Received: {self!r}, which encodes an empty text as {found}. Give the "
+                "backend a post-processor, such as tokenizers.processors.BertProcessing."
+            )
+        return found[0], found[1]
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> list[np.ndarray]:
         """Encode texts as token ids with special tokens, truncated and without padding.

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.autograph.core import ag_ctx
 
 from keras_efficient import flavor as flavors
 from keras_efficient.flavor import Model
@@ -71,8 +70,7 @@ class KerasTeacher(Teacher):
         self.name = f"{type(model).__name__} {model.name!r}"
 
     def __call__(self, x):
-        status = ag_ctx.Status.ENABLED if self.flavor.uses_autograph else ag_ctx.Status.DISABLED
-        with ag_ctx.ControlStatusCtx(status):
+        with self.flavor.library_context():
             return self.flavor.call(self.model, features_for(self.model, x), training=False)
 
     def fingerprint(self):

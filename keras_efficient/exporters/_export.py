@@ -252,6 +252,8 @@ def _write(flavor, model, directory, sample, arguments):
         in_memory = scores_in_memory(flavor, model, batches, arguments.task)
         transforms = _describe_transforms(model)
         form = stack.enter_context(flat_form(model, features))
+        if text is not None and arguments.task.generates:
+            form.leave_out("generation calls the layers of a block for one token at a time")
         # The export is compared with a model in memory that has the same integer weights.
         stack.enter_context(rounded(model, arguments.quantize, features, arguments.reduce_range))
         reference = {"tokens": _reference(flavor, model, features)}
@@ -418,18 +420,20 @@ def _module(flavor, model, unread, features, text, arguments):
         return flat_outputs(model, flavor.call(model, features.restore(tensors), training=False))
 
     tokens = trace(serve, features, autograph=flavor.uses_autograph)
+    functions = {"tokens": tokens}
+    module: Any = tf.Module()
+    if text is not None:
+        module.text = text.function(tokens, model)
+        functions["text"] = module.text.get_concrete_function()
     # Of a quantized model only the variables that the graph reads are written.
     weights = [] if arguments.quantize else _served_weights(flavor, model, unread)
-    module: Any = tf.Module()
-    module.loaded = loaded_tensors(tokens)
+    module.loaded = loaded_tensors(functions.values())
     weights += [v for encoding in encodings_of(module.loaded) for v in encoding.variables]
     if module.loaded:
         module.initializer = LoadedTensorInitializer(module.loaded)
-    module.weights = weights + _other_state(tokens, [*weights, *module.loaded])
-    functions = {"tokens": tokens}
-    if text is not None:
-        module.text = text.function(tokens)
-        functions["text"] = module.text.get_concrete_function()
+    for function in functions.values():
+        weights += _other_state(function, [*weights, *module.loaded])
+    module.weights = weights
     functions = {name: functions[name] for name in arguments.signatures}
     functions = {"serving_default": functions[arguments.signatures[0]]} | functions
     return module, functions, tokens

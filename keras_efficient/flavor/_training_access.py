@@ -218,7 +218,11 @@ class TrainingAccess(ABC):
         from tensorflow.python.framework import func_graph
 
         strategy = model.distribute_strategy
-        step = tf.autograph.experimental.do_not_convert(lambda data: model.test_step(data))
+
+        @tf.autograph.experimental.do_not_convert
+        def step(data):
+            with self.library_context():
+                return model.test_step(data)
 
         @tf.autograph.experimental.do_not_convert
         def run(data):
@@ -345,6 +349,13 @@ class TrainingAccess(ABC):
         """Return the `HuggingFaceLoss` of a model that computes its loss itself, else None."""
         return None
 
+    def library_context(self) -> AbstractContextManager[Any]:
+        """Run layers as the library does: in tf_keras with `if` on tensors converted."""
+        from tensorflow.python.autograph.core import ag_ctx
+
+        status = ag_ctx.Status.ENABLED if self.uses_autograph else ag_ctx.Status.DISABLED
+        return ag_ctx.ControlStatusCtx(status)
+
     def custom_step_logs(self, model: Model, train_step: Any, data: Any) -> list[str]:
         """Return the names in the logs of a custom `train_step`."""
         import tensorflow as tf
@@ -353,7 +364,12 @@ class TrainingAccess(ABC):
             return list(self.metrics_result(model))
         with tf.init_scope(), self.record_gradients(model, 1.0):
             spec = tf.nest.map_structure(tf.type_spec_from_value, data)
-            step = tf.autograph.experimental.do_not_convert(lambda data: train_step(data))
+
+            @tf.autograph.experimental.do_not_convert
+            def step(data):
+                with self.library_context():
+                    return train_step(data)
+
             logs = tf.function(step).get_concrete_function(spec).structured_outputs
         return list(flat_logs(logs))
 

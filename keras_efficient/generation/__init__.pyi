@@ -1,3 +1,7 @@
+from ._decoder import (
+    Decoder as Decoder,
+    decoder_of as decoder_of,
+)
 from ._generate import (
     Generated as Generated,
     generate as generate,

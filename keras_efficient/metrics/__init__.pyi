@@ -8,6 +8,10 @@ from ._entity_report import (
     entity_report as entity_report,
 )
 from ._evaluate_classifier import evaluate_classifier as evaluate_classifier
+from ._generation_report import (
+    GenerationReport as GenerationReport,
+    generation_report as generation_report,
+)
 from ._macro_f1 import macro_f1 as macro_f1
 from ._multi_label_f1 import multi_label_f1 as multi_label_f1
 from ._multi_label_report import (

@@ -1,3 +1,4 @@
+from ._encoder_decoder import encoder_decoder as encoder_decoder
 from ._info import info as info
 from ._load import (
     LoadedModel as LoadedModel,

@@ -8,6 +8,7 @@ from keras_efficient._errors import InputError
 from keras_efficient.tasks._classification import Classification
 from keras_efficient.tasks._multi_label import MultiLabel
 from keras_efficient.tasks._regression import Regression
+from keras_efficient.tasks._seq2seq import Seq2Seq
 from keras_efficient.tasks._task import Task
 from keras_efficient.tasks._token_classification import TokenClassification
 
@@ -16,7 +17,7 @@ DEFAULT = Classification.name
 #: Group of the entry points by which installed packages add tasks.
 ENTRY_POINTS = "keras_efficient.tasks"
 _known: dict[str, type[Task]] = {
-    cls.name: cls for cls in (Classification, MultiLabel, Regression, TokenClassification)
+    cls.name: cls for cls in (Classification, MultiLabel, Regression, Seq2Seq, TokenClassification)
 }
 
 

@@ -32,6 +32,8 @@ class Task(abc.ABC):
         serves: names of the outputs that `serve` adds to those of the model. A class attribute.
         head: "text" for a head with one row of outputs per text, "token" for one with a row per
             token; then `serve` gets the tokens, too. A class attribute. Default: "text".
+        generates: whether the signature of strings answers by `answer` in place of `serve`, because
+            the outputs of one call of the model are not enough. A class attribute. Default: False.
         compresses: whether `keras-efficient compress` can make models of the task smaller, for
             which it must have `predicted_labels`. A class attribute. Default: False.
 
@@ -51,6 +53,7 @@ class Task(abc.ABC):
     choices: ClassVar[Mapping[str, tuple[str, str]]] = {"loss": ("loss", "min")}
     serves: ClassVar[tuple[str, ...]]
     head: ClassVar[str] = "text"
+    generates: ClassVar[bool] = False
     compresses: ClassVar[bool] = False
 
     def __init__(self, texts: int = 1):
@@ -246,6 +249,21 @@ class Task(abc.ABC):
         Raises:
             InputError: the names are not those of the outputs.
         """
+
+    def answer(
+        self, model: Model, features: Mapping[str, Tensor], tokenizer: Any
+    ) -> dict[str, Tensor]:
+        """Return the outputs of the signature of strings, `serves`, if the task `generates`.
+
+        Args:
+            model: the model, in memory; this runs in an exported graph, too.
+            features: int32 `[batch, tokens]`, the inputs that the texts make.
+            tokenizer: the model's `ke.data.Tokenizer`.
+
+        Raises:
+            NotImplementedError: the task does not generate; the default.
+        """
+        raise NotImplementedError
 
     @abc.abstractmethod
     def decode(

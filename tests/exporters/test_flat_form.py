@@ -236,7 +236,7 @@ def test_loaded_tensors_hold_what_they_were_made_of():
     loaded = LoadedTensor(lambda: plain.decode() * 2, [plain])
     function = tf.function(loaded.value).get_concrete_function()
     np.testing.assert_array_equal(function(), [2.0, 4.0])
-    assert loaded_tensors(function) == [loaded]
+    assert loaded_tensors([function]) == [loaded]
     # They are made once.
     plain.variables[0].assign([5.0, 5.0])
     np.testing.assert_array_equal(tf.convert_to_tensor(loaded), [2.0, 4.0])

@@ -1,6 +1,6 @@
 """Tensors that a SavedModel makes of its variables once, when it is loaded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -59,10 +59,13 @@ class LoadedTensorInitializer(tf.saved_model.experimental.TrackableResource):
             tensor.assign(tensor.make())
 
 
-def loaded_tensors(function: Any) -> list[LoadedTensor]:
-    """Return the `LoadedTensor`s that a concrete function reads."""
-    found = {id(x.handle): x for x in function.graph.variables if isinstance(x, LoadedTensor)}
-    return [found[id(outer)] for outer, _ in function.graph.captures if id(outer) in found]
+def loaded_tensors(functions: Iterable[Any]) -> list[LoadedTensor]:
+    """Return the `LoadedTensor`s that concrete functions read, each once."""
+    graphs = [function.graph for function in functions]
+    read = (x for graph in graphs for x in graph.variables if isinstance(x, LoadedTensor))
+    found = {id(x.handle): x for x in read}
+    captured = (id(outer) for graph in graphs for outer, _ in graph.captures)
+    return list({key: found[key] for key in captured if key in found}.values())
 
 
 def encodings_of(tensors: Sequence[LoadedTensor]) -> list[Encoding]:

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_efficient._errors import InputError
 from keras_efficient.exporters._signature import call_by_name
-from keras_efficient.exporters.tokenizer_ops.text_tokenizer import text_function
+from keras_efficient.exporters.tokenizer_ops.text_tokenizer import text_function, text_tokenizer
 from keras_efficient.metrics._labelled_batches import joined
 
 #: Texts on which the tokenizers in the graph and in Python are compared, through the model.
@@ -40,9 +40,19 @@ class TextSignature:
         self.task, self.tokenizer, self.labels = task, tokenizer, labels
         self.features = features
 
-    def function(self, tokens):
+    def function(self, tokens, model):
         """Return the `tf.function`; `tokens` is the concrete function of the token signature."""
-        return text_function(tokens, self.tokenizer, self.labels, task=self.task)
+        if not self.task.generates:
+            return text_function(tokens, self.tokenizer, self.labels, task=self.task)
+        tokenize = text_tokenizer(self.tokenizer, self.task)
+
+        @tf.function(
+            input_signature=[tf.TensorSpec([None], tf.string, name="text")], autograph=False
+        )
+        def serve(text):
+            return self.task.answer(model, tokenize(text), self.tokenizer)
+
+        return serve
 
     def samples(self):
         """Return `TEXTS` by the names of the signature's inputs, as lists."""
@@ -52,10 +62,15 @@ class TextSignature:
         """Return the answers in memory to `TEXTS`, tokenized in Python, as float arrays."""
         found = []
         for rows, words in self._tokens():
-            arrays = {name: rows[role][None] for role, name in self.tokenizer.inputs.items()}
-            outputs = call_by_name(flavor, model, self.features, arrays)
-            scores = outputs["logits"] if "logits" in outputs else next(iter(outputs.values()))
-            answers = self.task.serve(tf.constant(scores, tf.float32), self.labels, *words)
+            inputs = self.tokenizer.inputs.items()
+            arrays = {name: rows[role][None] for role, name in inputs if role in rows}
+            if self.task.generates:
+                tensors = {name: tf.constant(array) for name, array in arrays.items()}
+                answers = self.task.answer(model, tensors, self.tokenizer)
+            else:
+                outputs = call_by_name(flavor, model, self.features, arrays)
+                scores = outputs["logits"] if "logits" in outputs else next(iter(outputs.values()))
+                answers = self.task.serve(tf.constant(scores, tf.float32), self.labels, *words)
             found.append({k: x.numpy() for k, x in answers.items() if x.dtype.is_floating})
         return {name: joined([answers[name] for answers in found]) for name in found[0]}
 

@@ -177,7 +177,8 @@ class TextTokenizer(tf.Module):
         for place, token in enumerate(self._suffix):
             ids = tf.where(position == total[:, None] - after + place, token, ids)
         roles = {"ids": ids, "mask": mask, "segments": tf.zeros_like(ids)}
-        return {name: roles[role] for role, name in self._inputs.items()}
+        # A decoder's inputs are generated.
+        return {name: roles[role] for role, name in self._inputs.items() if role in roles}
 
     def _spell(self, symbols, starts):
         """Return the token that starts at each character, and whether it belongs to a word.

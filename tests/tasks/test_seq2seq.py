@@ -1,0 +1,245 @@
+"""Sequence to sequence: data, loss, cached decoding, reports and exports, in both libraries."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from covering import covering
+from fit_helpers import mirrored
+from tokenizers import BertWordPieceTokenizer, Tokenizer, decoders, models, pre_tokenizers
+
+import keras_efficient as ke
+from keras_efficient._errors import InputError
+
+LIBRARIES = ("keras", "tf_keras")
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+LETTERS, PHONEMES = list("acdt"), ["K", "AE1", "T", "D"]
+TOKENS = [*SPECIAL, *LETTERS, *(f"##{x}" for x in LETTERS), *PHONEMES]
+#: Of very unequal lengths, so that a mean over texts is another one than that over tokens.
+ROWS = [
+    ("cat", "K AE1 T"),
+    ("a", "AE1"),
+    ("tatat", "T AE1 T AE1 T"),
+    ("cad", "K AE1 D"),
+    ("dadacata", "D AE1 D AE1 K AE1 T AE1"),
+    ("ta", "T AE1"),
+    ("act", "AE1 K T"),
+    ("d", "D"),
+]
+TASK = ke.tasks.Seq2Seq(max_tokens=6)
+RECORDS = ke.data.Records.of(*zip(*ROWS, strict=True), encode=TASK.encode)
+
+
+def words():
+    vocabulary = {token: number for number, token in enumerate(TOKENS)}
+    return BertWordPieceTokenizer(vocabulary, lowercase=False)
+
+
+def new_model(library):
+    """A small model whose outputs are far from uniform."""
+    model, tokenizer = ke.models.encoder_decoder(
+        words(), layers=1, hidden_dim=16, intermediate_dim=32, dropout=0.0, library=library
+    )
+    rng = np.random.default_rng(3)
+    weights = [w + 0.3 * rng.normal(size=w.shape) for w in model.get_weights()]
+    for array in weights:
+        # Without it the most probable token ends the text at once.
+        if array.shape[0] == len(TOKENS):
+            array[3] *= 0.3
+    model.set_weights(weights)
+    return model, tokenizer
+
+
+@functools.cache
+def loaded(library):
+    return new_model(library)
+
+
+def batches(tokenizer, batch_size=8):
+    return ke.data.text(RECORDS, tokenizer, batch_size=batch_size, shuffle=False)
+
+
+def answers(library, texts, task=TASK):
+    """Return what the model in memory generates, and the scores."""
+    model, tokenizer = loaded(library)
+    ids = tf.ragged.constant(tokenizer.encode(texts)).to_tensor()
+    features = {tokenizer.inputs["ids"]: ids, tokenizer.inputs["mask"]: tf.cast(ids > 0, tf.int32)}
+    found = task.answer(model, features, tokenizer)
+    return [text.decode() for text in found["generated_text"].numpy()], found["scores"].numpy()
+
+
+def test_batches_hold_what_the_decoder_reads_and_what_follows():
+    _, tokenizer = loaded("keras")
+    ((features, labels),) = batches(tokenizer)
+    assert set(features) == set(tokenizer.inputs.values())
+    ids, mask = features["decoder_token_ids"].numpy(), features["decoder_padding_mask"].numpy()
+    for (_, target), row, real, following in zip(ROWS, ids, mask, labels.numpy(), strict=True):
+        numbers = [TOKENS.index(token) for token in target.split()]
+        count = len(numbers) + 1
+        assert row[:count].tolist() == [2, *numbers] and not row[count:].any()
+        assert following[:count].tolist() == [*numbers, 3] and (following[count:] == -100).all()
+        assert real.tolist() == [1] * count + [0] * (len(real) - count)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_cached_decoding_gives_the_logits_of_the_model(library):
+    model, tokenizer = loaded(library)
+    ((features, labels),) = batches(tokenizer)
+    outputs = model(features)
+    expected = np.asarray(getattr(outputs, "logits", outputs))
+    decoder = ke.generation.decoder_of(model)
+    ids, mask, targets = (
+        features[tokenizer.inputs[role]] for role in ("ids", "mask", "target_ids")
+    )
+    state = decoder.start(ids, mask, labels.shape[1])
+    for index in range(labels.shape[1]):
+        logits, state = decoder.step(targets[:, index], tf.constant(index), state)
+        real = labels.numpy()[:, index] >= 0
+        np.testing.assert_allclose(logits.numpy()[real], expected[:, index][real], atol=1e-5)
+
+
+def trained(library, change, strategy=None):
+    """Return the weights and the loss after an update with all texts."""
+    with (strategy or tf.distribute.get_strategy()).scope():
+        model, tokenizer = new_model(library)
+        keras = ke.flavor.of(model).keras
+        options = {"weighted_metrics": None, "jit_compile": False}
+        model.compile(keras.optimizers.SGD(0.5), TASK.loss(keras), **options)
+    change(model)
+    logs = model.fit(batches(tokenizer), shuffle=False, verbose=0).history
+    return model.get_weights(), logs["loss"][0]
+
+
+CHANGES = {
+    "microbatches": lambda model: ke.accumulate(model, microbatches=3),
+    "replicas": lambda model: ke.accumulate(model, microbatches=1),
+}
+
+
+@functools.cache
+def whole(library):
+    return trained(library, lambda model: ke.accumulate(model, microbatches=1))
+
+
+@pytest.mark.parametrize("library, change", covering(LIBRARIES, tuple(CHANGES), strength=2))
+def test_one_update_is_the_same(library, change):
+    """The loss is the mean over the tokens of all targets, however they are divided."""
+    model, tokenizer = loaded(library)
+    ((features, labels),) = batches(tokenizer)
+    outputs = model(features)
+    logits = np.asarray(getattr(outputs, "logits", outputs), "float64")
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    real = labels.numpy() >= 0
+    each = np.take_along_axis(logs, np.maximum(labels.numpy(), 0)[..., None], -1)[..., 0]
+    expected, loss = whole(library)
+    assert loss == pytest.approx(-each[real].mean(), rel=1e-5)
+    strategy = mirrored(2) if change == "replicas" else None
+    found, other = trained(library, CHANGES[change], strategy)
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+    assert other == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_an_export_generates_what_memory_does(library, tmp_path):
+    model, tokenizer = loaded(library)
+    task = ke.tasks.Seq2Seq(max_tokens=6, strategy=ke.generation.Beam(3))
+    sample = next(iter(batches(tokenizer)))
+    report = ke.export(
+        model, tmp_path / "m", sample=sample, tokenizer=tokenizer, task=task, latency=False
+    )
+    assert report.max_abs_difference <= 1e-5
+    texts = [text for text, _ in ROWS]
+    expected, scores = answers(library, texts, task)
+    assert len(set(expected)) > 3
+    served = tf.saved_model.load(str(report.directory)).signatures["text"](text=tf.constant(texts))
+    assert [text.decode() for text in served["generated_text"].numpy()] == expected
+    np.testing.assert_allclose(served["scores"], scores, atol=1e-5)
+    rows = ke.serving.predict(tmp_path / "m", texts[:2])
+    assert [row["generated_text"] for row in rows] == expected[:2]
+
+
+def test_evaluation_compares_generated_texts_with_the_targets():
+    model, tokenizer = loaded("keras")
+    found = TASK.evaluate(model, batches(tokenizer, 3), tokenizer=tokenizer)
+    generated, _ = answers("keras", [text for text, _ in ROWS])
+    expected = ke.metrics.generation_report([target for _, target in ROWS], generated)
+    assert found == expected and found.examples == len(ROWS)
+    with pytest.raises(InputError, match="evaluated as strings. Received: no tokenizer"):
+        TASK.evaluate(model, batches(tokenizer))
+
+
+def test_a_report_counts_words():
+    report = ke.metrics.generation_report(["a b c", "a b", "d", "a b"], ["a x c", "a b c", "d", ""])
+    # One replaced, one inserted, none, two deleted, of eight words.
+    assert report.word_error_rate == 4 / 8 and report.exact_match == 1 / 4
+    assert (report.baseline, report.baseline_exact_match) == ("a b", 0.5)
+    # "a b" for "a b c" and for "d": one deleted, and one replaced and one inserted.
+    assert report.baseline_word_error_rate == 3 / 8
+    assert json.loads(json.dumps(report.to_dict()))["word_error_rate"] == 0.5
+    assert "word error rate 0.3750 (always 'a b')" in str(report)
+    constant = ke.metrics.generation_report(["a", "b"], ["c", "c"])
+    assert constant.warnings == ("The model generates one text only: 'c', for all 2 examples.",)
+    with pytest.raises(InputError, match="1 references and 2 generated"):
+        ke.metrics.generation_report(["a"], ["a", "b"])
+    with pytest.raises(InputError, match="an empty text, number 1"):
+        ke.metrics.generation_report(["a", " "], ["a", "b"])
+
+
+def byte_level():
+    """Byte-level BPE of single bytes, and a merge."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*alphabet, "Ġa"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("Ġ", "a")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def sentence_piece():
+    pieces = [("<unk>", 0.0), ("▁good", -1.0), ("▁", -3.0), ("film", -2.0), ("s", -2.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("make", "text"), [(byte_level, "naïve — a 电影\nx"), (sentence_piece, "good films good")]
+)
+def test_detokenizing_is_that_of_the_library(make, text):
+    backend = make()
+    tokenizer = ke.data.Tokenizer(backend, inputs={"ids": "x"}, pad_id=10_000)
+    (ids,) = tokenizer.encode([text])
+    assert backend.decode(ids.tolist()) == text
+    assert ke.data.Detokenizer(tokenizer)(ids[None]).numpy()[0].decode() == text
+
+
+def test_bad_input(tmp_path):
+    tokens = words()
+    with pytest.raises(InputError, match="target, .*row 2.*empty|empty text .*target"):
+        (tmp_path / "d.csv").write_text("text,phonemes\ncat,K\ndog, \n")
+        TASK.read(tmp_path / "d.csv", label_column="phonemes")
+    with pytest.raises(InputError, match="at least two different ones"):
+        TASK.check(ke.data.Records.of(["a", "b"], ["K", "K"], encode=TASK.encode))
+    with pytest.raises(InputError, match="texts=2. Name one text column"):
+        ke.tasks.Seq2Seq(texts=2)
+    with pytest.raises(InputError, match="`hidden_dim` must be a multiple of `heads`"):
+        ke.models.encoder_decoder(tokens, hidden_dim=30)
+    with pytest.raises(InputError, match="`layers` must be a positive integer. Received: 0"):
+        ke.models.encoder_decoder(tokens, layers=0)
+    with pytest.raises(InputError, match="`dropout` must be from 0 to below 1. Received: 1"):
+        ke.models.encoder_decoder(tokens, dropout=1)
+    with pytest.raises(InputError, match="`library` must be one of"):
+        ke.models.encoder_decoder(tokens, library="torch")
+    with pytest.raises(InputError, match="a token before and another one after each"):
+        ke.models.encoder_decoder(byte_level())
+    _, tokenizer = loaded("keras")
+    with pytest.raises(InputError, match="Targets must not be longer than 5 tokens"):
+        ke.data.text(RECORDS, tokenizer, batch_size=8, max_length=5)
+    with pytest.raises(InputError, match="Generation knows the decoders of"):
+        ke.generation.decoder_of(object())
+    with pytest.raises(InputError, match="whose backend is a function"):
+        ke.data.Detokenizer(ke.data.Tokenizer(lambda texts, n: [[1]], inputs={"ids": "x"}))
