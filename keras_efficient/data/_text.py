@@ -80,8 +80,8 @@ def text(
         tokens_per_batch: Largest number of tokens per global batch, padding included: texts times
             padded length. The number of texts differs from batch to batch, and the number of
             batches per epoch, `stats.batches`, is always the same. Default: None.
-        max_length: Texts are truncated to this number of tokens. Default: None, 128, or that of
-            `TokenizedTexts`.
+        max_length: Texts are truncated to this number of tokens. Default: None, which is 128, or
+            the tokenizer's if that is less, or that of `TokenizedTexts`.
         shuffle: Whether to shuffle and sort as above. Default: True.
         seed: Seed of the orders of all epochs. Default: 0.
         buckets: Ascending padded lengths in tokens; the last one must be long enough for the
@@ -162,7 +162,9 @@ def text(
     if isinstance(records, TokenizedTexts):
         tokens = FileTokens(records, tokenizer, max_length)
     else:
-        length = tokenizer.check_length(128 if max_length is None else max_length)
+        length = tokenizer.check_length(
+            min(128, tokenizer.max_length) if max_length is None else max_length
+        )
         records = as_records(records, text_column=text_column, label_column=label_column)
         tokens = MemoryTokens(records, tokenizer, length)
     lengths = tokens.lengths
@@ -336,7 +338,9 @@ def _gather(tokens, buckets, tokenizer):
     targets = tokens.targets
     if targets is not None:
         target_lengths = tf.constant(tokens.target_lengths)
-        target_starts = tf.constant(np.cumsum(tokens.target_lengths, dtype=np.int64) - tokens.target_lengths)
+        target_starts = tf.constant(
+            np.cumsum(tokens.target_lengths, dtype=np.int64) - tokens.target_lengths
+        )
     pad_id = tf.constant(tokenizer.pad_id, tf.int32)
 
     def shifted(indices):
@@ -377,7 +381,9 @@ def _gather(tokens, buckets, tokenizer):
             feature.set_shape([indices.shape[0], only])
         if targets is not None:
             decoded, found = shifted(indices)
-            return features | {name: decoded[key] for key, name in names.items() if key in decoded}, found
+            return features | {
+                name: decoded[key] for key, name in names.items() if key in decoded
+            }, found
         if labels is None:
             return features
         if not per_token:

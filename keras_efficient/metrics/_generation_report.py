@@ -63,7 +63,10 @@ class GenerationReport(TaskReport):
         least, most = self.error_rate_interval
         rows = [
             ("Exact match", f"{self.exact_match:.2%} (95% interval {low:.2%} to {high:.2%})"),
-            ("Word error rate", f"{self.word_error_rate:.4f} (95% interval {least:.4f} to {most:.4f})"),
+            (
+                "Word error rate",
+                f"{self.word_error_rate:.4f} (95% interval {least:.4f} to {most:.4f})",
+            ),
             (
                 "Most frequent text",
                 f"exact match {self.baseline_exact_match:.2%}, word error rate "
@@ -74,9 +77,7 @@ class GenerationReport(TaskReport):
         return rows + [(name, f"{value:.2f}") for name, value in shown if value is not None]
 
 
-def generation_report(
-    references: Sequence[str], predictions: Sequence[str]
-) -> GenerationReport:
+def generation_report(references: Sequence[str], predictions: Sequence[str]) -> GenerationReport:
     """Compare generated texts with references.
 
     Args:

@@ -167,7 +167,7 @@ def test_evaluation_compares_generated_texts_with_the_targets():
     generated, _ = answers("keras", [text for text, _ in ROWS])
     expected = ke.metrics.generation_report([target for _, target in ROWS], generated)
     assert found == expected and found.examples == len(ROWS)
-    with pytest.raises(InputError, match="evaluated as strings. Received: no tokenizer"):
+    with pytest.raises(InputError, match=r"evaluated as strings. Received: no tokenizer"):
         TASK.evaluate(model, batches(tokenizer))
 
 
@@ -182,9 +182,9 @@ def test_a_report_counts_words():
     assert "word error rate 0.3750 (always 'a b')" in str(report)
     constant = ke.metrics.generation_report(["a", "b"], ["c", "c"])
     assert constant.warnings == ("The model generates one text only: 'c', for all 2 examples.",)
-    with pytest.raises(InputError, match="1 references and 2 generated"):
+    with pytest.raises(InputError, match=r"1 references and 2 generated"):
         ke.metrics.generation_report(["a"], ["a", "b"])
-    with pytest.raises(InputError, match="an empty text, number 1"):
+    with pytest.raises(InputError, match=r"an empty text, number 1"):
         ke.metrics.generation_report(["a", " "], ["a", "b"])
 
 
@@ -219,27 +219,27 @@ def test_detokenizing_is_that_of_the_library(make, text):
 
 def test_bad_input(tmp_path):
     tokens = words()
-    with pytest.raises(InputError, match="target, .*row 2.*empty|empty text .*target"):
+    with pytest.raises(InputError, match=r"target, .*row 2.*empty|empty text .*target"):
         (tmp_path / "d.csv").write_text("text,phonemes\ncat,K\ndog, \n")
         TASK.read(tmp_path / "d.csv", label_column="phonemes")
-    with pytest.raises(InputError, match="at least two different ones"):
+    with pytest.raises(InputError, match=r"at least two different ones"):
         TASK.check(ke.data.Records.of(["a", "b"], ["K", "K"], encode=TASK.encode))
-    with pytest.raises(InputError, match="texts=2. Name one text column"):
+    with pytest.raises(InputError, match=r"texts=2\. Name one text column"):
         ke.tasks.Seq2Seq(texts=2)
-    with pytest.raises(InputError, match="`hidden_dim` must be a multiple of `heads`"):
+    with pytest.raises(InputError, match=r"`hidden_dim` must be a multiple of `heads`"):
         ke.models.encoder_decoder(tokens, hidden_dim=30)
-    with pytest.raises(InputError, match="`layers` must be a positive integer. Received: 0"):
+    with pytest.raises(InputError, match=r"`layers` must be a positive integer. Received: 0"):
         ke.models.encoder_decoder(tokens, layers=0)
-    with pytest.raises(InputError, match="`dropout` must be from 0 to below 1. Received: 1"):
+    with pytest.raises(InputError, match=r"`dropout` must be from 0 to below 1. Received: 1"):
         ke.models.encoder_decoder(tokens, dropout=1)
-    with pytest.raises(InputError, match="`library` must be one of"):
+    with pytest.raises(InputError, match=r"`library` must be one of"):
         ke.models.encoder_decoder(tokens, library="torch")
-    with pytest.raises(InputError, match="a token before and another one after each"):
+    with pytest.raises(InputError, match=r"a token before and another one after each"):
         ke.models.encoder_decoder(byte_level())
     _, tokenizer = loaded("keras")
-    with pytest.raises(InputError, match="Targets must not be longer than 5 tokens"):
+    with pytest.raises(InputError, match=r"Targets must not be longer than 5 tokens"):
         ke.data.text(RECORDS, tokenizer, batch_size=8, max_length=5)
-    with pytest.raises(InputError, match="Generation knows the decoders of"):
+    with pytest.raises(InputError, match=r"Generation knows the decoders of"):
         ke.generation.decoder_of(object())
-    with pytest.raises(InputError, match="whose backend is a function"):
+    with pytest.raises(InputError, match=r"whose backend is a function"):
         ke.data.Detokenizer(ke.data.Tokenizer(lambda texts, n: [[1]], inputs={"ids": "x"}))
