@@ -156,7 +156,7 @@ def run(settings: Settings):
         # The export, the trained model, and two checkpoints of weights and two moments: one stays,
         # one is written.
         ke.exporters.check_destination(settings.output, needed_bytes=8 * weight_bytes)
-        batches = ke.data.text(
+        batches = task.batches(
             train,
             tokenizer,
             batch_size=settings.batch_size,
@@ -165,8 +165,8 @@ def run(settings: Settings):
             group_by_length=_on_cpu(),
         )
         stats = batches.stats
-        held_out = ke.data.text(
-            validation, tokenizer, batch_size=64, max_length=settings.max_length
+        held_out = task.batches(
+            validation, tokenizer, training=False, batch_size=64, max_length=settings.max_length
         )
         in_graph = _runs_in_graph(tokenizer, task, console)
         savable = _is_savable(tokenizer, console)
@@ -360,7 +360,7 @@ def _read(settings, task):
     """Return training and validation records, or raise the problems of the files."""
     columns = {
         "text_column": settings.text_column,
-        "label_column": settings.label_column,
+        "label_column": settings.label_column if task.labelled else None,
         "delimiter": settings.delimiter,
     }
     train: Any
@@ -432,7 +432,7 @@ def _without_padding(model, task):
         return "padding is computed, since XLA compiles fixed shapes"
     try:
         # The losses of tasks of tokens leave out those of padding.
-        report = ke.unpad(model, ignore_padding_outputs=task.head == "token")
+        report = ke.unpad(model, ignore_padding_outputs=task.head != "text")
         lines = str(report).removeprefix("unpad: ").splitlines()
         return "; ".join(map(str.strip, lines))
     except ValueError as error:

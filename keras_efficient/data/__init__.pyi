@@ -12,6 +12,7 @@ from ._demo_assets import (
     demo_reviews as demo_reviews,
     demo_tagged_tweets as demo_tagged_tweets,
 )
+from ._masking import Masking as Masking
 from ._read_records import read_records as read_records
 from ._records import (
     Records as Records,
@@ -26,6 +27,7 @@ from ._tokenized_texts import TokenizedTexts as TokenizedTexts
 from ._tokenizer import (
     HUGGING_FACE as HUGGING_FACE,
     KERASHUB as KERASHUB,
+    MASK_POSITIONS as MASK_POSITIONS,
     Tokenizer as Tokenizer,
     as_tokenizer as as_tokenizer,
 )

@@ -12,6 +12,8 @@ from keras_efficient._errors import InputError
 from keras_efficient.data._as_records import as_records
 from keras_efficient.data._batch_plan import plan_batches
 from keras_efficient.data._bucketing import check_buckets, choose_buckets
+from keras_efficient.data._mask_tokens import TokenMasker, positions_of, text_keys
+from keras_efficient.data._masking import Masking
 from keras_efficient.data._text_stats import TextStats
 from keras_efficient.data._token_store import FileTokens, MemoryTokens
 from keras_efficient.data._tokenized_texts import TokenizedTexts
@@ -38,6 +40,7 @@ def text(
     first_epoch: int = 0,
     text_column: str | Sequence[str] = "text",
     label_column: str | Sequence[str] | None = "label",
+    masking: Masking | None = None,
 ) -> Dataset:
     """Make batches of tokenized texts for `fit`, `evaluate` and `predict`, with little padding.
 
@@ -102,6 +105,8 @@ def text(
             Default: "text".
         label_column: Column of the labels, which are classes here; None reads no labels. Labels of
             other tasks are read by the task's `read`. Default: "label".
+        masking: Which tokens are to be predicted, for masked language modelling; they are selected
+            anew in each epoch. Labels of the records are not used. Default: None, no masking.
 
     Returns:
         A dataset of (features, labels), or of features if there are no labels. The features are a
@@ -109,8 +114,10 @@ def text(
         for tokens, 0 for padding) and "segments" (1 for the second text of a pair, otherwise 0).
         The labels are those of the records: int32 `[batch]` for classes, int32 `[batch, classes]`
         for several classes, float32 `[batch]` for numbers, and int32 `[batch, length]` for
-        `TokenLabels`, with -100 for tokens that do not count. The dataset's attribute `stats` is a
-        `TextStats`.
+        `TokenLabels`, with -100 for tokens that do not count. With `masking` they are the selected
+        tokens: int32 `[batch, selected]`, with the feature "mask_positions" that says where they
+        are; or, if the tokenizer has no such input, int32 `[batch, length]`, with -100 for all
+        other tokens. The dataset's attribute `stats` is a `TextStats`.
 
     Raises:
         InputError: An argument is out of range or does not go with another one, there are no texts,
@@ -212,17 +219,26 @@ def text(
         max_length=tokens.max_length,
     )
 
+    # Of few shapes if XLA is to compile each.
+    masker = None if masking is None else TokenMasker(masking, tokenizer, fixed=not mix)
     # tf.data runs on the CPU; the corpus would otherwise take up memory of a GPU.
     with tf.device("/CPU:0"):
+        keys = None if masking is None else _keys(seed if masking.static else None)
         if shuffle:
-            order = _shuffled(padded, plan, batch_size, seed, first_epoch)
+            order = _shuffled(padded, plan, batch_size, seed, first_epoch, keys)
+        elif keys is not None:
+            order = _epoch_seeds(seed, first_epoch).flat_map(
+                lambda epoch_seed: _ordered(tf.range(total), plan, batch_size, keys, epoch_seed)
+            )
+            elements = total if batch_size is not None else len(plan.sizes)
+            order = order.apply(tf.data.experimental.assert_cardinality(elements))
         elif batch_size is None:
             order = _slices(tf.range(total), plan.sizes)
         else:
             order = tf.data.Dataset.range(total, output_type=tf.int32)
         # Not slices where all batches have one size: `tf.distribute` looks for that size.
         batches = order if batch_size is None else order.batch(batch_size, drop_remainder)
-        gather = _gather(tokens, buckets, tokenizer)
+        gather = _gather(tokens, buckets, tokenizer, masker)
         dataset: Any = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         options = tf.data.Options()
         # There are no files to divide among workers, so each batch is divided.
@@ -234,11 +250,8 @@ def text(
     return dataset
 
 
-def _shuffled(padded, plan, batch_size, seed, first_epoch) -> tf.data.Dataset:
-    """Return a dataset of the indices of an epoch's texts; each iteration is another epoch.
-
-    Without `batch_size` its elements are the indices of a batch.
-    """
+def _epoch_seeds(seed, first_epoch) -> tf.data.Dataset:
+    """Return a dataset of one int64; each iteration is another epoch and has another one."""
     # `Dataset.random` also depends on tf.random.set_seed, which differs between programs.
     variant = tf.raw_ops.RandomDatasetV2(
         seed=tf.constant(seed, tf.int64),
@@ -251,7 +264,25 @@ def _shuffled(padded, plan, batch_size, seed, first_epoch) -> tf.data.Dataset:
     epoch_seeds = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.int64)).take(1)
     for _ in range(first_epoch):
         next(iter(epoch_seeds))
+    return epoch_seeds
 
+
+def _keys(fixed_seed):
+    """Return a function from an epoch's seed and indices of texts to the seeds of their masks."""
+
+    def keys(epoch_seed, indices):
+        seed = epoch_seed if fixed_seed is None else tf.constant(fixed_seed, tf.int64)
+        return text_keys(seed, indices)
+
+    return keys
+
+
+def _shuffled(padded, plan, batch_size, seed, first_epoch, keys=None) -> tf.data.Dataset:
+    """Return a dataset of the indices of an epoch's texts; each iteration is another epoch.
+
+    Without `batch_size` its elements are the indices of a batch. With `keys`, the seeds of the
+    texts' masks come with them.
+    """
     padded, ranks = tf.constant(padded, tf.int32), tf.constant(plan.ranks, tf.int32)
     mixed = plan.chunks is not None
     if mixed:
@@ -265,23 +296,35 @@ def _shuffled(padded, plan, batch_size, seed, first_epoch) -> tf.data.Dataset:
             order = tf.gather(order, _sorted_by(chunks, _permutation(len(chunks), epoch_seed, 2)))
             order = tf.gather(order, slots)
         if batch_size is None:
-            return _slices(order, plan.sizes, _permutation(len(plan.sizes), epoch_seed, 1))
+            batches = _permutation(len(plan.sizes), epoch_seed, 1)
+            return _ordered(order, plan, None, keys, epoch_seed, batches)
         head = tf.reshape(order[: full * batch_size], [full, batch_size])
         head = tf.gather(head, _permutation(full, epoch_seed, 1))
         order = tf.concat([tf.reshape(head, [-1]), order[full * batch_size :]], axis=0)
-        return tf.data.Dataset.from_tensor_slices(order)
+        return _ordered(order, plan, batch_size, keys, epoch_seed)
 
     elements = len(plan.sizes if batch_size is None else plan.ranks)
-    return epoch_seeds.flat_map(epoch).apply(tf.data.experimental.assert_cardinality(elements))
+    dataset = _epoch_seeds(seed, first_epoch).flat_map(epoch)
+    return dataset.apply(tf.data.experimental.assert_cardinality(elements))
 
 
-def _slices(order, sizes, batches=None) -> tf.data.Dataset:
-    """Return a dataset of the parts of `order` of the given sizes, in the order of `batches`."""
+def _ordered(order, plan, batch_size, keys=None, epoch_seed=None, batches=None) -> tf.data.Dataset:
+    """Return a dataset of indices in their order, or of batches of them without `batch_size`."""
+    elements = order if keys is None else (order, keys(epoch_seed, order))
+    if batch_size is None:
+        return _slices(elements, plan.sizes, batches)
+    return tf.data.Dataset.from_tensor_slices(elements)
+
+
+def _slices(elements, sizes, batches=None) -> tf.data.Dataset:
+    """Return a dataset of parts of tensors of the given sizes, in the order of `batches`."""
     starts, sizes = (tf.constant(array, tf.int32) for array in (np.cumsum(sizes) - sizes, sizes))
     if batches is not None:
         starts, sizes = tf.gather(starts, batches), tf.gather(sizes, batches)
     parts = tf.data.Dataset.from_tensor_slices((starts, sizes))
-    return parts.map(lambda start, size: order[start : start + size])
+    return parts.map(
+        lambda start, size: tf.nest.map_structure(lambda x: x[start : start + size], elements)
+    )
 
 
 def _sorted_by(keys, order):
@@ -296,18 +339,23 @@ def _permutation(size, epoch_seed, use):
     return random.experimental.stateless_shuffle(tf.range(size), seed, alg="philox")
 
 
-def _gather(tokens, buckets, tokenizer):
-    """Return a function from indices to a padded batch."""
+def _gather(tokens, buckets, tokenizer, masker=None):
+    """Return a function from indices to a padded batch.
+
+    With `masker`, a `TokenMasker`, it also takes the seeds of the texts' masks.
+    """
     starts = tf.constant(np.cumsum(tokens.lengths, dtype=np.int64) - tokens.lengths)
     lengths = tf.constant(tokens.lengths)
-    labels = None if tokens.labels is None else tf.constant(tokens.labels)
+    unlabelled = tokens.labels is None or masker is not None
+    labels = None if unlabelled else tf.constant(tokens.labels)
     per_token = tokens.labels_per_token
     padded = tf.constant(buckets, tf.int32)
     only = buckets[0] if len(buckets) == 1 else None
     names = tokenizer.inputs
     pad_id = tf.constant(tokenizer.pad_id, tf.int32)
+    most = None if masker is None or only is None else masker.most(only)
 
-    def gather(indices):
+    def gather(indices, keys=None):
         here = tf.gather(lengths, indices)
         bucket = tf.searchsorted(padded, tf.reduce_max(here)[None])[0]
         columns = tf.range(padded[bucket])
@@ -324,9 +372,19 @@ def _gather(tokens, buckets, tokenizer):
             "mask": tf.cast(real, tf.int32),
             "segments": seconds,
         }
+        found = None
+        if masker is not None:
+            batch["ids"], batch["mask_positions"], found = masker(batch["ids"], real, keys)
+            if "mask_positions" not in names:
+                found = _per_token(batch.pop("mask_positions"), found, columns)
+        elif "mask_positions" in names:
+            batch["mask_positions"] = positions_of(real & (ids == tokenizer.mask_id))[0]
         features = {name: batch[key] for key, name in names.items()}
-        for feature in features.values():
-            feature.set_shape([indices.shape[0], only])
+        for key, name in names.items():
+            features[name].set_shape([indices.shape[0], most if key == "mask_positions" else only])
+        if found is not None:
+            found.set_shape([indices.shape[0], most if "mask_positions" in names else only])
+            return features, found
         if labels is None:
             return features
         if not per_token:
@@ -336,6 +394,13 @@ def _gather(tokens, buckets, tokenizer):
         return features, found
 
     return gather
+
+
+def _per_token(positions, labels, columns):
+    """Return labels by position as a label for each token, -100 for those without one."""
+    there = (positions[:, None] == columns[:, None]) & (labels != IGNORED)[:, None]
+    found = tf.reduce_sum(tf.where(there, labels[:, None], 0), -1)
+    return tf.where(tf.reduce_any(there, -1), found, IGNORED)
 
 
 def _stats(lengths, padded, ranked, plan) -> TextStats:

@@ -18,6 +18,11 @@ from keras_efficient.data._tokenizer_limits import check_tokenizer, special_ids
 KERASHUB = {"ids": "token_ids", "mask": "padding_mask", "segments": "segment_ids"}
 #: Input names of Hugging Face models, by content.
 HUGGING_FACE = {"ids": "input_ids", "mask": "attention_mask", "segments": "token_type_ids"}
+#: Further input of models for masked language modelling, of both libraries.
+MASK_POSITIONS = {"mask_positions": "mask_positions"}
+
+#: How mask tokens are called in vocabularies.
+MASK_TOKENS = ("[MASK]", "<mask>")
 
 # Limits the memory of the encodings, about 1 kB per token.
 _CHUNK = 4096
@@ -33,8 +38,9 @@ class Tokenizer:
             `encode_batch(texts, max_length)`, or a function of `texts` and `max_length`. The
             latter two return one sequence of ints per text, with special tokens, truncated to
             `max_length` tokens and without padding.
-        inputs: Names of the model's inputs by content: "ids" and, if the model has them, "mask"
-            and "segments". See `KERASHUB` and `HUGGING_FACE`.
+        inputs: Names of the model's inputs by content: "ids" and, if the model has them, "mask",
+            "segments" and "mask_positions", the positions of mask tokens. See `KERASHUB`,
+            `HUGGING_FACE` and `MASK_POSITIONS`.
         pad_id: Id of the padding token. Default: 0.
         max_length: Longest text the model accepts, in tokens. Default: 512.
 
@@ -59,13 +65,13 @@ class Tokenizer:
         names = list(inputs.values()) if isinstance(inputs, Mapping) else []
         if (
             "ids" not in (inputs if names else ())
-            or not set(inputs) <= {"ids", "mask", "segments"}
+            or not set(inputs) <= {"ids", "mask", "segments", "mask_positions"}
             or not all(isinstance(name, str) and name for name in names)
             or len(set(names)) != len(names)
         ):
             raise InputError(
-                '`inputs` must map "ids" and, if the model has them, "mask" and "segments" to '
-                f"different input names. Received: {inputs!r}. Pass KERASHUB or HUGGING_FACE, or "
+                '`inputs` must map "ids" and, if the model has them, "mask", "segments" and '
+                f"\"mask_positions\" to different input names. Received: {inputs!r}. Pass KERASHUB or HUGGING_FACE, or "
                 "look at `model.input_names`."
             )
         if not _is_int(pad_id) or pad_id < 0:
@@ -114,6 +120,25 @@ class Tokenizer:
             return []
         added = json.loads(self._serialized).get("added_tokens") or ()
         return [token["content"] for token in added if token.get("special")]
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Return the tokens by their ids, "" for ids without one; none if it is a function."""
+        if self._function is not None:
+            return []
+        tokens = self.backend.get_vocab(with_added_tokens=True)
+        found = [""] * (max(tokens.values()) + 1)
+        for token, number in tokens.items():
+            found[number] = token
+        return found
+
+    @property
+    def mask_id(self) -> int | None:
+        """Return the id of the mask token, [MASK] or <mask>, or None if there is none."""
+        if self._function is not None:
+            return None
+        found = [self.backend.token_to_id(token) for token in MASK_TOKENS]
+        return next((number for number in found if number is not None), None)
 
     @classmethod
     def from_directory(

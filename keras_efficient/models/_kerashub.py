@@ -7,10 +7,11 @@ import keras
 import keras_hub
 import numpy as np
 from keras_hub.src.utils.keras_utils import gelu_approximate
+from keras_hub.src.utils.preset_utils import find_subclass
 
 from keras_efficient._errors import InputError, shortened
 from keras_efficient.data._read_json import read_json
-from keras_efficient.data._tokenizer import KERASHUB, Tokenizer, as_tokenizer
+from keras_efficient.data._tokenizer import KERASHUB, MASK_POSITIONS, Tokenizer, as_tokenizer
 from keras_efficient.dtype_policies._keep_float32 import keep_float32
 from keras_efficient.flavor._typing import Model
 from keras_efficient.models._checkpoint_folder import (
@@ -19,7 +20,10 @@ from keras_efficient.models._checkpoint_folder import (
     is_kerashub_preset,
     load_tokenizer,
 )
+from keras_efficient.models._check_weights import safetensors_files
 from keras_efficient.models._classification_head import head_weights
+from keras_efficient.models._masked_language_model import MaskedLanguageModel
+from keras_efficient.models._masked_lm_head import new_head, read_head, warn_new_head
 from keras_efficient.models._token_classifier import TokenClassifier
 from keras_efficient.models._trained_folder import WEIGHTS
 
@@ -29,7 +33,7 @@ def load_classifier(
 ) -> tuple[Model, Tokenizer]:
     """Load a `keras_hub.models.TextClassifier` from a checked folder or a preset name.
 
-    With `head="token"` it is a `TokenClassifier`.
+    With `head="token"` it is a `TokenClassifier`, with "masked_token" a `MaskedLanguageModel`.
     """
     config = (
         read_json(source / "config.json", "the configuration") if isinstance(source, Path) else {}
@@ -48,11 +52,15 @@ def load_classifier(
         ) from error
     if config.get("hidden_act") == "gelu":
         _exact_gelu(model)
-    dense = model.output_dense
-    dense.set_weights(head_weights(dense.kernel.shape[0], num_labels, seed))
-    keep_float32(model, dense)
+    if head == "masked_token":
+        _set_masked_lm_head(model, source if hugging_face else None, seed)
+    else:
+        dense = model.output_dense
+        dense.set_weights(head_weights(dense.kernel.shape[0], num_labels, seed))
+    keep_float32(model, _head(model))
     features = set(model.input) if isinstance(model.input, dict) else {"token_ids"}
-    inputs = {role: name for role, name in KERASHUB.items() if name in features}
+    names = KERASHUB | MASK_POSITIONS
+    inputs = {role: name for role, name in names.items() if name in features}
     if hugging_face:
         return model, as_tokenizer(tokenizer, inputs=inputs)
     limit = getattr(model.backbone, "max_sequence_length", None) or 512
@@ -77,10 +85,41 @@ def _build(source, num_labels, head, hugging_face) -> Any:
         kwargs: dict[str, Any] = {"preprocessor": None} if hugging_face else {}
         return keras_hub.models.TextClassifier.from_preset(source, num_classes=num_labels, **kwargs)
     backbone = keras_hub.models.Backbone.from_preset(source)
-    model = TokenClassifier(backbone, num_labels)
+    model = _with_head(backbone, num_labels, head)
     if not hugging_face:
         model.preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(source)
     return model
+
+
+def _with_head(backbone, num_labels, head) -> Any:
+    """Return a model of a backbone and a new head."""
+    if head == "token":
+        return TokenClassifier(backbone, num_labels)
+    if head == "masked_token":
+        return MaskedLanguageModel(backbone)
+    found: Any = find_subclass("", keras_hub.models.TextClassifier, type(backbone))
+    return found(backbone, num_classes=num_labels)
+
+
+def _head(model):
+    """Return the layer whose outputs enter the loss."""
+    if isinstance(model, MaskedLanguageModel):
+        return model.masked_lm_head
+    return model.output_dense
+
+
+def _set_masked_lm_head(model, folder, seed):
+    """Set the weights of the head to those of a checkpoint, or else to new ones."""
+    layer = model.masked_lm_head
+    found = None if folder is None else read_head(safetensors_files(folder))
+    if found is None:
+        warn_new_head(folder)
+        table = model.backbone.token_embedding
+        found = new_head(table.output_dim, table.input_dim, seed)
+    dense, norm = layer._intermediate_dense, layer._intermediate_layer_norm
+    variables = (dense.kernel, dense.bias, norm.gamma, norm.beta, layer._bias)
+    for variable, array in zip(variables, found, strict=True):
+        variable.assign(array)
 
 
 def _exact_gelu(model):
@@ -96,7 +135,9 @@ def _exact_gelu(model):
 
 # --- trained classifiers -------------------------------------------------------------------------
 
-_CLASSIFIERS = (keras_hub.models.TextClassifier, TokenClassifier)
+#: Classes of this package, by head.
+_OWN = {"token": TokenClassifier, "masked_token": MaskedLanguageModel}
+_CLASSIFIERS = (keras_hub.models.TextClassifier, *_OWN.values())
 
 
 def describe_classifier(model: Any) -> tuple[dict, int, bool]:
@@ -109,7 +150,7 @@ def describe_classifier(model: Any) -> tuple[dict, int, bool]:
     own = [
         c
         for c in type(model).__mro__
-        if c is TokenClassifier
+        if c in _OWN.values()
         or (issubclass(c, _CLASSIFIERS) and c.__module__.partition(".")[0] == "keras_hub")
     ]
     if not own:
@@ -131,7 +172,7 @@ def describe_classifier(model: Any) -> tuple[dict, int, bool]:
 def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
     """Build a saved classifier, and load its weights."""
     name = str(config.get("class_name"))
-    cls = TokenClassifier if info.head == "token" else getattr(keras_hub.models, name, None)
+    cls = _OWN.get(info.head) or getattr(keras_hub.models, name, None)
     if not isinstance(cls, type) or not issubclass(cls, _CLASSIFIERS) or cls.__name__ != name:
         raise InputError(
             "A trained model must be of a class that KerasHub has. Received: "
@@ -152,8 +193,28 @@ def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
     # A folder can make KerasHub fail anywhere.
     except Exception as error:
         raise _not_restored(folder, error) from error
-    keep_float32(model, model.output_dense)
+    keep_float32(model, _head(model))
     return model
+
+
+def with_new_head(model: Any, num_labels: int, seed: int, head: str) -> Model:
+    """Return a model of the encoder of a restored one and a new head."""
+    exact = any(
+        getattr(layer, "activation", None) is keras.activations.gelu
+        for layer in model.backbone._flatten_layers()
+    )
+    if (pooler := getattr(model.backbone, "pooled_dense", None)) is not None:
+        pooler.trainable = True
+    found = _with_head(model.backbone, num_labels, head)
+    if exact:
+        _exact_gelu(found)
+    if head == "masked_token":
+        _set_masked_lm_head(found, None, seed)
+    else:
+        dense = found.output_dense
+        dense.set_weights(head_weights(dense.kernel.shape[0], num_labels, seed))
+    keep_float32(found, _head(found))
+    return found
 
 
 def vocabulary_size(model: Any) -> int | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_efficient._errors import InputError
 from keras_efficient.tasks._classification import Classification
+from keras_efficient.tasks._masked_lm import MaskedLM
 from keras_efficient.tasks._multi_label import MultiLabel
 from keras_efficient.tasks._regression import Regression
 from keras_efficient.tasks._task import Task
@@ -16,7 +17,8 @@ DEFAULT = Classification.name
 #: Group of the entry points by which installed packages add tasks.
 ENTRY_POINTS = "keras_efficient.tasks"
 _known: dict[str, type[Task]] = {
-    cls.name: cls for cls in (Classification, MultiLabel, Regression, TokenClassification)
+    cls.name: cls
+    for cls in (Classification, MultiLabel, Regression, TokenClassification, MaskedLM)
 }
 
 

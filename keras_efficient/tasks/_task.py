@@ -9,10 +9,13 @@ import numpy as np
 from keras_efficient._errors import InputError
 from keras_efficient.data._read_records import read_records
 from keras_efficient.data._records import Records
-from keras_efficient.flavor._typing import Model, Tensor
+from keras_efficient.flavor._typing import Dataset, Model, Tensor
 from keras_efficient.metrics._labelled_batches import scored_batches
 from keras_efficient.metrics._scores import scores_of
 from keras_efficient.metrics._task_report import TaskReport
+
+#: Where heads have outputs: see `Task`.
+HEADS = ("text", "token", "masked_token")
 
 
 class Task(abc.ABC):
@@ -30,8 +33,12 @@ class Task(abc.ABC):
         choices: dict by metric of the names for readers and "max" or "min": by which validation
             metrics the best epoch may be chosen, the default first. A class attribute.
         serves: names of the outputs that `serve` adds to those of the model. A class attribute.
-        head: "text" for a head with one row of outputs per text, "token" for one with a row per
-            token; then `serve` gets the tokens, too. A class attribute. Default: "text".
+        head: where the head has outputs: "text" for each text; "token" for each token;
+            "masked_token" for each masked token, one for each word of the vocabulary. For the
+            latter two `serve` gets the tokens, too. A class attribute. Default: "text".
+        labelled: whether data has labels. A class attribute. Default: True.
+        pretrains: whether a trained model is also a start for other tasks, which take its encoder.
+            A class attribute. Default: False.
         compresses: whether `keras-efficient compress` can make models of the task smaller, for
             which it must have `predicted_labels`. A class attribute. Default: False.
 
@@ -51,6 +58,8 @@ class Task(abc.ABC):
     choices: ClassVar[Mapping[str, tuple[str, str]]] = {"loss": ("loss", "min")}
     serves: ClassVar[tuple[str, ...]]
     head: ClassVar[str] = "text"
+    labelled: ClassVar[bool] = True
+    pretrains: ClassVar[bool] = False
     compresses: ClassVar[bool] = False
 
     def __init__(self, texts: int = 1):
@@ -110,6 +119,23 @@ class Task(abc.ABC):
             train: records to train on.
             validation: records to evaluate on.
         """
+
+    def batches(
+        self, records: Any, tokenizer: Any, *, training: bool = True, **options: Any
+    ) -> Dataset:
+        """Return batches of texts for `fit` and `evaluate`: those of `ke.data.text`, the default.
+
+        Args:
+            records: as for `ke.data.text`.
+            tokenizer: as for `ke.data.text`.
+            training: whether the batches are for training, rather than for an evaluation that must
+                be the same each time. Default: True.
+            options: further arguments of `ke.data.text`.
+        """
+        # TensorFlow is imported with it.
+        from keras_efficient.data._text import text
+
+        return text(records, tokenizer, **options)
 
     def class_weights(self, train: Records) -> dict[int, float]:
         """Return `{class: weight}` such that all classes weigh the same in the loss.
@@ -180,8 +206,14 @@ class Task(abc.ABC):
             InputError: they are labels of another task.
         """
 
-    def scores(self, outputs: Mapping[str, Any]) -> np.ndarray:
-        """Return a model's scores among its outputs: "logits", or the only float output."""
+    def scores(self, outputs: Mapping[str, Any], labels: Any = None) -> np.ndarray:
+        """Return a model's scores among its outputs: "logits", or the only float output.
+
+        Args:
+            outputs: arrays by name, of one batch.
+            labels: what `batch_labels` returned for it, for tasks that only need scores of labels.
+                Default: None.
+        """
         return scores_of(outputs)
 
     def aligned(self, scores: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -201,7 +233,8 @@ class Task(abc.ABC):
 
         Args:
             labels: array as `batch_labels` returns it.
-            scores: float array `[examples, outputs]`, or `[examples, tokens, outputs]`.
+            scores: float array `[examples, outputs]`, or `[examples, tokens, outputs]`, as
+                `scores` returns it.
             label_names: name of each class. Default: None, their numbers.
             sample_weight: float array `[examples]`. Default: None, ones.
         """
@@ -238,10 +271,12 @@ class Task(abc.ABC):
         Args:
             logits: float32 `[batch, outputs]`, or `[batch, tokens, outputs]`.
             label_names: name of each class, or None.
-            tokens: for a `head` of tokens alone, int32 `[batch, tokens]` by name: "first", 1 for
-                the first token of a word, otherwise 0; "starts" and "ends", the first character of
-                a token's word and the character after its last one, 0 for special tokens and
-                padding. Default: None.
+            tokens: tensors by name, for a `head` of tokens alone. "token": "first", int32
+                `[batch, tokens]`, 1 for the first token of a word, otherwise 0; "starts" and
+                "ends", likewise, the first character of a token's word and the character after its
+                last one, 0 for special tokens and padding. "masked_token": "vocabulary", string
+                `[vocabulary]`, the tokens by their ids; and "masked", int32 `[batch]`, the number
+                of mask tokens. Default: None.
 
         Raises:
             InputError: the names are not those of the outputs.
