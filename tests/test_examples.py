@@ -77,6 +77,18 @@ def test_a_task(name, library, here, quick_export, monkeypatch):  # noqa: F811
     assert outputs <= set(signature.structured_outputs)
 
 
+@sampled()
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_masked_lm(library, here, quick_export, monkeypatch, capsys):  # noqa: F811
+    Path("texts.txt").write_text("a good film\n\nnot a bad plot\n" * 20)
+    options = {"data": "texts.txt", "model": MODEL, "library": library, "epochs": 1}
+    with pytest.warns(UserWarning, match="starts from new weights"):
+        script("masked_lm.py", monkeypatch, output="out", adapted="adapted", **options)
+    signature = tf.saved_model.load(str(here / "out/1")).signatures["text"]
+    assert {"words", "probabilities"} <= set(signature.structured_outputs)
+    assert "classification" in capsys.readouterr().out
+
+
 @pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])

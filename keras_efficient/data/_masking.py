@@ -79,7 +79,8 @@ class Masking:
             )
         if self.unit not in UNITS:
             raise InputError(
-                f"`unit` must be one of {', '.join(UNITS)}. Received: {self.unit!r:.60}. Choose one."
+                f"`unit` must be one of {', '.join(UNITS)}. Received: {self.unit!r:.60}. Choose "
+                "one."
             )
         if type(self.max_span_length) is not int or self.max_span_length < 1:
             raise InputError(

@@ -353,7 +353,7 @@ def _gather(tokens, buckets, tokenizer, masker=None):
     only = buckets[0] if len(buckets) == 1 else None
     names = tokenizer.inputs
     pad_id = tf.constant(tokenizer.pad_id, tf.int32)
-    most = None if masker is None or only is None else masker.most(only)
+    most = None if masker is None or only is None or not masker.fixed else masker.most(only)
 
     def gather(indices, keys=None):
         here = tf.gather(lengths, indices)

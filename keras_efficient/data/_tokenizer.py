@@ -71,8 +71,8 @@ class Tokenizer:
         ):
             raise InputError(
                 '`inputs` must map "ids" and, if the model has them, "mask", "segments" and '
-                f"\"mask_positions\" to different input names. Received: {inputs!r}. Pass KERASHUB or HUGGING_FACE, or "
-                "look at `model.input_names`."
+                '"mask_positions" to different input names. Received: '
+                f"{inputs!r}. Pass KERASHUB or HUGGING_FACE, or look at `model.input_names`."
             )
         if not _is_int(pad_id) or pad_id < 0:
             raise InputError(

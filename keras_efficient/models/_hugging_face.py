@@ -99,7 +99,7 @@ def load_classifier(
 
 
 def _from_config(auto, config, head):
-    """Return a model of the class that transformers has for a configuration, with random weights."""
+    """Return a model of transformers' class for a configuration, with random weights."""
     if head != "masked_token":
         return auto.from_config(config, trust_remote_code=False)
     for known, cls in auto._model_mapping.items():

@@ -117,7 +117,8 @@ def head_variables(model: Any) -> list:
     elif hasattr(model, "lm_head") and hasattr(model.lm_head, "layer_norm"):
         dense, norm, bias = model.lm_head.dense, model.lm_head.layer_norm, model.lm_head.bias
     elif hasattr(model, "vocab_projector"):
-        dense, norm, bias = model.vocab_transform, model.vocab_layer_norm, model.vocab_projector.bias
+        dense, norm = model.vocab_transform, model.vocab_layer_norm
+        bias = model.vocab_projector.bias
     else:
         raise InputError(
             "Masked language modelling knows the heads of BERT, DistilBERT, RoBERTa and their "
@@ -134,4 +135,3 @@ def _head(model, hidden, training):
         return model.lm_head(hidden)
     x = model.vocab_layer_norm(model.act(model.vocab_transform(hidden)))
     return model.vocab_projector(x)
-

@@ -14,13 +14,13 @@ from keras_efficient.data._read_json import read_json
 from keras_efficient.data._tokenizer import KERASHUB, MASK_POSITIONS, Tokenizer, as_tokenizer
 from keras_efficient.dtype_policies._keep_float32 import keep_float32
 from keras_efficient.flavor._typing import Model
+from keras_efficient.models._check_weights import safetensors_files
 from keras_efficient.models._checkpoint_folder import (
     check_ids,
     describe,
     is_kerashub_preset,
     load_tokenizer,
 )
-from keras_efficient.models._check_weights import safetensors_files
 from keras_efficient.models._classification_head import head_weights
 from keras_efficient.models._masked_language_model import MaskedLanguageModel
 from keras_efficient.models._masked_lm_head import new_head, read_head, warn_new_head

@@ -61,8 +61,9 @@ def load(
     Returns:
         `(model, tokenizer)`. The model takes the dict of int32 features that `ke.data.text` makes
         with this tokenizer and returns logits `[batch, outputs]`, one output per class or, in
-        "regression", one; in "token_classification" `[batch, length, outputs]`, and in "masked_lm"
-        `[batch, masked, vocabulary]` for the input "mask_positions". A transformers model returns an output object with the attribute `logits`.
+        "regression", one; in "token_classification" `[batch, length, outputs]`; in "masked_lm"
+        `[batch, masked, vocabulary]`, for the input "mask_positions". A transformers model returns
+        an output object with the attribute `logits`.
 
     Raises:
         InputError: The task or library is unknown, the folder does not exist or lacks its

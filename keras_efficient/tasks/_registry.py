@@ -17,8 +17,7 @@ DEFAULT = Classification.name
 #: Group of the entry points by which installed packages add tasks.
 ENTRY_POINTS = "keras_efficient.tasks"
 _known: dict[str, type[Task]] = {
-    cls.name: cls
-    for cls in (Classification, MultiLabel, Regression, TokenClassification, MaskedLM)
+    cls.name: cls for cls in (Classification, MultiLabel, Regression, TokenClassification, MaskedLM)
 }
 
 
