@@ -10,6 +10,7 @@ from . import (
     dtype_policies as dtype_policies,
     exporters as exporters,
     flavor as flavor,
+    generation as generation,
     layers as layers,
     metrics as metrics,
     models as models,

@@ -31,6 +31,7 @@ from ._tokenizer import (
     Tokenizer as Tokenizer,
     as_tokenizer as as_tokenizer,
 )
+from ._train_tokenizer import train_tokenizer as train_tokenizer
 from ._trim_vocabulary import (
     TrimmedVocabulary as TrimmedVocabulary,
     trim_vocabulary as trim_vocabulary,

@@ -14,6 +14,7 @@ from keras_efficient.data._batch_plan import plan_batches
 from keras_efficient.data._bucketing import check_buckets, choose_buckets
 from keras_efficient.data._mask_tokens import TokenMasker, positions_of, text_keys
 from keras_efficient.data._masking import Masking
+from keras_efficient.data._next_tokens import NextTokens
 from keras_efficient.data._text_stats import TextStats
 from keras_efficient.data._token_store import FileTokens, MemoryTokens
 from keras_efficient.data._tokenized_texts import TokenizedTexts
@@ -41,6 +42,7 @@ def text(
     text_column: str | Sequence[str] = "text",
     label_column: str | Sequence[str] | None = "label",
     masking: Masking | None = None,
+    next_token: bool = False,
 ) -> Dataset:
     """Make batches of tokenized texts for `fit`, `evaluate` and `predict`, with little padding.
 
@@ -107,6 +109,10 @@ def text(
             other tasks are read by the task's `read`. Default: "label".
         masking: Which tokens are to be predicted, for masked language modelling; they are selected
             anew in each epoch. Labels of the records are not used. Default: None, no masking.
+        next_token: Whether each token is labelled with the next one, for causal language modelling.
+            A text begins with the tokenizer's start token, and the end token is the last label. Of
+            pairs of texts, prompts and completions, only the tokens of the second text count.
+            Labels of the records are not used. Default: False.
 
     Returns:
         A dataset of (features, labels), or of features if there are no labels. The features are a
@@ -117,7 +123,7 @@ def text(
         `TokenLabels`, with -100 for tokens that do not count. With `masking` they are the selected
         tokens: int32 `[batch, selected]`, with the feature "mask_positions" that says where they
         are; or, if the tokenizer has no such input, int32 `[batch, length]`, with -100 for all
-        other tokens. The dataset's attribute `stats` is a `TextStats`.
+        other tokens. With `next_token` they are int32 `[batch, length]`. The dataset's attribute `stats` is a `TextStats`.
 
     Raises:
         InputError: An argument is out of range or does not go with another one, there are no texts,
@@ -164,12 +170,18 @@ def text(
         )
     seed = _checked_int("seed", seed, 0)
     first_epoch = _checked_int("first_epoch", first_epoch, 0)
+    if next_token and (masking is not None or isinstance(records, TokenizedTexts)):
+        raise InputError(
+            "The next tokens are labels of texts in memory, without `masking`. Received: "
+            f"next_token=True with {'masking' if masking is not None else records!r:.60}. Leave "
+            "one of them out."
+        )
     if isinstance(records, TokenizedTexts):
         tokens = FileTokens(records, tokenizer, max_length)
     else:
         length = tokenizer.check_length(128 if max_length is None else max_length)
         records = as_records(records, text_column=text_column, label_column=label_column)
-        tokens = MemoryTokens(records, tokenizer, length)
+        tokens = (NextTokens if next_token else MemoryTokens)(records, tokenizer, length)
     lengths = tokens.lengths
     total = len(lengths)
     if drop_remainder and batch_size is not None and total < batch_size:
@@ -223,35 +235,48 @@ def text(
     masker = None if masking is None else TokenMasker(masking, tokenizer, fixed=not mix)
     # tf.data runs on the CPU; the corpus would otherwise take up memory of a GPU.
     with tf.device("/CPU:0"):
-        keys = None if masking is None else _keys(seed if masking.static else None)
-        if shuffle:
-            order = _shuffled(padded, plan, batch_size, seed, first_epoch, keys)
-        elif keys is not None:
-            order = _epoch_seeds(seed, first_epoch).flat_map(
-                lambda epoch_seed: _ordered(tf.range(total), plan, batch_size, keys, epoch_seed)
-            )
-            elements = total if batch_size is not None else len(plan.sizes)
-            order = order.apply(tf.data.experimental.assert_cardinality(elements))
+        by_epoch = shuffle or masking is not None
+        if by_epoch:
+            keys = None if masking is None else _keys(seed if masking.static else None)
+            order = _epochs(padded, plan, batch_size, seed, first_epoch, shuffle, keys)
         elif batch_size is None:
             order = _slices(tf.range(total), plan.sizes)
         else:
             order = tf.data.Dataset.range(total, output_type=tf.int32)
         # Not slices where all batches have one size: `tf.distribute` looks for that size.
-        batches = order if batch_size is None else order.batch(batch_size, drop_remainder)
+        if batch_size is None:
+            batches = order
+        else:
+            batches = order.batch(batch_size, drop_remainder)
+            if by_epoch and not drop_remainder:
+                batches = batches.map(_without_fill)
         gather = _gather(tokens, buckets, tokenizer, masker)
         dataset: Any = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        dataset = dataset.prefetch(tf.data.AUTOTUNE)
+        if by_epoch:
+            # After `prefetch`: see `_epochs`.
+            dataset = dataset.take(len(plan.sizes))
         options = tf.data.Options()
         # There are no files to divide among workers, so each batch is divided.
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.DATA
         )
-        dataset = dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+        dataset = dataset.with_options(options)
     dataset.stats = stats
     return dataset
 
 
-def _epoch_seeds(seed, first_epoch) -> tf.data.Dataset:
-    """Return a dataset of one int64; each iteration is another epoch and has another one."""
+def _epochs(padded, plan, batch_size, seed, first_epoch, shuffle, keys=None) -> tf.data.Dataset:
+    """Return a dataset of the indices of an epoch's texts; each iteration is another epoch.
+
+    Without `batch_size` its elements are the indices of a batch. Otherwise -1 fills the last batch.
+    With `keys`, the seeds of the texts' masks come with the indices.
+
+    After the epoch the dataset goes on with text 0 without end, so that what reads ahead must be
+    cut off by `take`. At their ends `tf.data`'s iterators drop those that they read from, and with
+    them the number of the epoch: a checkpoint of an iterator that had read ahead to the end of an
+    epoch would restore other orders for the next ones.
+    """
     # `Dataset.random` also depends on tf.random.set_seed, which differs between programs.
     variant = tf.raw_ops.RandomDatasetV2(
         seed=tf.constant(seed, tf.int64),
@@ -261,10 +286,54 @@ def _epoch_seeds(seed, first_epoch) -> tf.data.Dataset:
         output_types=[tf.int64],
         output_shapes=[tf.TensorShape([])],
     )
-    epoch_seeds = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.int64)).take(1)
+    # The first number of each iteration is the seed of its epoch.
+    numbers = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.int64))
     for _ in range(first_epoch):
-        next(iter(epoch_seeds))
-    return epoch_seeds
+        next(iter(numbers))
+
+    padded, ranks = tf.constant(padded, tf.int32), tf.constant(plan.ranks, tf.int32)
+    mixed = plan.chunks is not None
+    if mixed:
+        chunks, slots = tf.constant(plan.chunks, tf.int32), tf.constant(plan.slots, tf.int32)
+    elements = len(plan.ranks)
+    full = 0 if batch_size is None else elements // batch_size
+    fill = 0 if batch_size is None else -elements % batch_size
+
+    def order_of(seed):
+        if not shuffle:
+            return tf.concat([ranks, tf.fill([fill], -1)], axis=0)
+        order = _sorted_by(padded, _permutation(len(padded), seed, 0))
+        order = tf.gather(order, ranks)
+        if mixed:
+            order = tf.gather(order, _sorted_by(chunks, _permutation(len(chunks), seed, 2)))
+            order = tf.gather(order, slots)
+        if batch_size is None:
+            return order
+        head = tf.reshape(order[: full * batch_size], [full, batch_size])
+        head = tf.gather(head, _permutation(full, seed, 1))
+        return tf.concat(
+            [tf.reshape(head, [-1]), order[full * batch_size :], tf.fill([fill], -1)], axis=0
+        )
+
+    def epoch(number, seed):
+        order = tf.cond(
+            number == 0, lambda: order_of(seed), lambda: tf.zeros([elements + fill], tf.int32)
+        )
+        found = order if keys is None else (order, keys(seed, order))
+        if batch_size is None:
+            batches = _permutation(len(plan.sizes), seed, 1) if shuffle else None
+            return _slices(found, plan.sizes, batches)
+        return tf.data.Dataset.from_tensor_slices(found)
+
+    endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    return numbers.enumerate().flat_map(epoch).apply(endless)
+
+
+def _without_fill(indices, *keys):
+    """Return the indices of a batch, and what comes with them, without what `_epochs` filled in."""
+    real = indices >= 0
+    found = tuple(tf.boolean_mask(tensor, real) for tensor in (indices, *keys))
+    return found if keys else found[0]
 
 
 def _keys(fixed_seed):
@@ -275,45 +344,6 @@ def _keys(fixed_seed):
         return text_keys(seed, indices)
 
     return keys
-
-
-def _shuffled(padded, plan, batch_size, seed, first_epoch, keys=None) -> tf.data.Dataset:
-    """Return a dataset of the indices of an epoch's texts; each iteration is another epoch.
-
-    Without `batch_size` its elements are the indices of a batch. With `keys`, the seeds of the
-    texts' masks come with them.
-    """
-    padded, ranks = tf.constant(padded, tf.int32), tf.constant(plan.ranks, tf.int32)
-    mixed = plan.chunks is not None
-    if mixed:
-        chunks, slots = tf.constant(plan.chunks, tf.int32), tf.constant(plan.slots, tf.int32)
-    full = 0 if batch_size is None else len(plan.ranks) // batch_size
-
-    def epoch(epoch_seed):
-        order = _sorted_by(padded, _permutation(len(padded), epoch_seed, 0))
-        order = tf.gather(order, ranks)
-        if mixed:
-            order = tf.gather(order, _sorted_by(chunks, _permutation(len(chunks), epoch_seed, 2)))
-            order = tf.gather(order, slots)
-        if batch_size is None:
-            batches = _permutation(len(plan.sizes), epoch_seed, 1)
-            return _ordered(order, plan, None, keys, epoch_seed, batches)
-        head = tf.reshape(order[: full * batch_size], [full, batch_size])
-        head = tf.gather(head, _permutation(full, epoch_seed, 1))
-        order = tf.concat([tf.reshape(head, [-1]), order[full * batch_size :]], axis=0)
-        return _ordered(order, plan, batch_size, keys, epoch_seed)
-
-    elements = len(plan.sizes if batch_size is None else plan.ranks)
-    dataset = _epoch_seeds(seed, first_epoch).flat_map(epoch)
-    return dataset.apply(tf.data.experimental.assert_cardinality(elements))
-
-
-def _ordered(order, plan, batch_size, keys=None, epoch_seed=None, batches=None) -> tf.data.Dataset:
-    """Return a dataset of indices in their order, or of batches of them without `batch_size`."""
-    elements = order if keys is None else (order, keys(epoch_seed, order))
-    if batch_size is None:
-        return _slices(elements, plan.sizes, batches)
-    return tf.data.Dataset.from_tensor_slices(elements)
 
 
 def _slices(elements, sizes, batches=None) -> tf.data.Dataset:

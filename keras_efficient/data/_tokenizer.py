@@ -23,6 +23,9 @@ MASK_POSITIONS = {"mask_positions": "mask_positions"}
 
 #: How mask tokens are called in vocabularies.
 MASK_TOKENS = ("[MASK]", "<mask>")
+#: How tokens are called that begin and end a text, the most specific ones first.
+_START_TOKENS = ("<|startoftext|>", "<|begin_of_text|>", "<bos>", "<s>", "<|endoftext|>", "[CLS]")
+_END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "[SEP]")
 
 # Limits the memory of the encodings, about 1 kB per token.
 _CHUNK = 4096
@@ -135,9 +138,22 @@ class Tokenizer:
     @property
     def mask_id(self) -> int | None:
         """Return the id of the mask token, [MASK] or <mask>, or None if there is none."""
+        return self._first_id(MASK_TOKENS)
+
+    @property
+    def start_id(self) -> int | None:
+        """Return the id of the token that begins a text, such as <s>, or None."""
+        return self._first_id(_START_TOKENS)
+
+    @property
+    def end_id(self) -> int | None:
+        """Return the id of the token that ends a text, such as </s>, or None."""
+        return self._first_id(_END_TOKENS)
+
+    def _first_id(self, tokens):
         if self._function is not None:
             return None
-        found = [self.backend.token_to_id(token) for token in MASK_TOKENS]
+        found = [self.backend.token_to_id(token) for token in tokens]
         return next((number for number in found if number is not None), None)
 
     @classmethod
@@ -336,6 +352,41 @@ class Tokenizer:
                 longest = max(longest, _whole_length(encoding, special))
         return ids, spans, cut, longest
 
+    def encode_without_special(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Encode texts without special tokens and without truncation.
+
+        Raises:
+            InputError: The backend is a function.
+        """
+        if self._function is not None:
+            raise InputError(
+                "Special tokens can be left out by a tokenizers.Tokenizer. Received: "
+                f"{self!r}. Load the model from a folder with tokenizer.json."
+            )
+        copy: Any = tokenizers.Tokenizer.from_str(self._serialized)
+        copy.no_truncation()
+        copy.no_padding()
+        ids: list[np.ndarray] = []
+        texts = list(texts)
+        for start in range(0, len(texts), _CHUNK):
+            found = _batch(copy, texts[start : start + _CHUNK], special=False)
+            ids += [np.array(encoding.ids, np.int32) for encoding in found]
+        return ids
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Return the texts of token ids, without special tokens.
+
+        Raises:
+            InputError: The backend is a function.
+        """
+        if self._function is not None:
+            raise InputError(
+                "Tokens can be read by a tokenizers.Tokenizer. Received: "
+                f"{self!r}. Load the model from a folder with tokenizer.json."
+            )
+        rows = [np.asarray(row).tolist() for row in ids]
+        return self.backend.decode_batch(rows, skip_special_tokens=True)
+
     def check_length(self, max_length: int) -> int:
         """Require a `max_length` that the model accepts; returns it as an int."""
         if not _is_int(max_length) or not 3 <= max_length <= self.max_length:
@@ -453,13 +504,13 @@ def _whole_length(encoding, special):
     return len(encoding.ids) + sum(len(rest.ids) - special for rest in encoding.overflowing)
 
 
-def _batch(backend, texts, offsets=False):
+def _batch(backend, texts, offsets=False, special=True):
     encode: Callable = backend.encode_batch
     if not offsets:
         # This method omits character offsets; older versions of `tokenizers` do not have it.
         encode = getattr(backend, "encode_batch_fast", encode)
     try:
-        return encode(texts)
+        return encode(texts, add_special_tokens=special)
     except BaseException as error:
         if not _is_of_tokenizers(error):
             raise

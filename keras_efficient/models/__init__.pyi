@@ -1,4 +1,5 @@
 from ._info import info as info
+from ._create import create as create
 from ._load import (
     LoadedModel as LoadedModel,
     load as load,

@@ -17,6 +17,7 @@ from keras_efficient.models._check_weights import safetensors_files
 from keras_efficient.models._checkpoint_folder import check_ids, describe, load_tokenizer
 from keras_efficient.models._classification_head import head_weights
 from keras_efficient.models._hugging_face_masked_lm import at_mask_positions, head_variables
+from keras_efficient.models._initial_weights import initial_weights
 from keras_efficient.models._masked_lm_head import new_head, read_head, warn_new_head
 from keras_efficient.models._trained_folder import WEIGHTS
 
@@ -26,7 +27,10 @@ _KINDS = {
     "text": "ForSequenceClassification",
     "token": "ForTokenClassification",
     "masked_token": "ForMaskedLM",
+    "next_token": "ForCausalLM",
 }
+#: Suffixes of all classes that can be saved; those of decoders have two.
+_SUFFIXES = (*_KINDS.values(), "LMHeadModel")
 
 
 def load_classifier(
@@ -35,7 +39,8 @@ def load_classifier(
     """Load a transformers `TF...ForSequenceClassification` from a checked folder or a hub name.
 
     With `head="token"` it is a `TF...ForTokenClassification`, and with "masked_token" a
-    `TF...ForMaskedLM` of `at_mask_positions`.
+    `TF...ForMaskedLM` of `at_mask_positions`; with "next_token" what `TFAutoModelForCausalLM`
+    makes, such as `TFGPT2LMHeadModel`.
     """
     import transformers
 
@@ -49,9 +54,8 @@ def load_classifier(
     try:
         # The warnings are about the new head, which is intended.
         with quiet_logger("transformers"):
-            classes = {} if head == "masked_token" else {"num_labels": num_labels}
             config = transformers.AutoConfig.from_pretrained(
-                str(source), trust_remote_code=False, **classes
+                str(source), trust_remote_code=False, **_settings(head, num_labels)
             )
             if isinstance(source, Path) and safetensors_files(source):
                 model = _from_config(auto, config, head)
@@ -82,10 +86,8 @@ def load_classifier(
     elif files and read_head(files) is None:
         warn_new_head(source)
         _set_new_head(model, num_labels, seed)
-    keep_float32(model, _head(model))
-    takes = inspect.signature(model.call).parameters
-    names = HUGGING_FACE | MASK_POSITIONS
-    inputs = {role: name for role, name in names.items() if name in takes}
+    keep_float32(model, *_heads(model))
+    inputs = _inputs(model, head)
     if isinstance(source, Path):
         return model, as_tokenizer(tokenizer, inputs=inputs)
     limit = getattr(config, "max_position_embeddings", None) or 512
@@ -96,6 +98,23 @@ def load_classifier(
     check_tokenizer(json.loads(tokenizer.serialized or "{}"), describe(source))
     check_ids(tokenizer.largest_id, getattr(config, "vocab_size", None), describe(source))
     return model, tokenizer
+
+
+def _settings(head, num_labels):
+    """Return what a configuration must say for a head."""
+    if head == "next_token":
+        # Cached keys and values would be outputs, in training too.
+        return {"use_cache": False}
+    return {} if head == "masked_token" else {"num_labels": num_labels}
+
+
+def _inputs(model, head):
+    """Return the names of the model's inputs by content."""
+    takes = inspect.signature(model.call).parameters
+    names = HUGGING_FACE | MASK_POSITIONS
+    # Decoders add the rows of segments in the table of tokens, for dialogues.
+    left_out = ("segments",) if head == "next_token" else ()
+    return {r: name for r, name in names.items() if name in takes and r not in left_out}
 
 
 def _from_config(auto, config, head):
@@ -116,21 +135,27 @@ def _set_new_head(model, num_labels, seed):
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
         return
-    dense = _head(model)
-    arrays = head_weights(dense.kernel.shape[0], num_labels, seed)
-    dense.set_weights(arrays[: len(dense.weights)])
+    for dense in _heads(model) if _classifies(model) else ():
+        arrays = head_weights(dense.kernel.shape[0], num_labels, seed)
+        dense.set_weights(arrays[: len(dense.weights)])
 
 
-def _head(model):
-    """Return the layer whose outputs enter the loss."""
+def _classifies(model):
+    return hasattr(model, "classifier") or hasattr(model, "score")
+
+
+def _heads(model):
+    """Return the layer whose outputs enter the loss, if there is one for that alone."""
     if hasattr(model, "mlm"):
-        return model.mlm.predictions
+        return [model.mlm.predictions]
     if hasattr(model, "lm_head"):
-        return model.lm_head
+        return [model.lm_head]
     if hasattr(model, "vocab_projector"):
-        return model.vocab_projector
+        return [model.vocab_projector]
+    if not _classifies(model):
+        return []
     head = model.classifier if hasattr(model, "classifier") else model.score
-    return getattr(head, "out_proj", head)
+    return [getattr(head, "out_proj", head)]
 
 
 def describe_classifier(model: Any) -> tuple[dict, int, bool]:
@@ -142,14 +167,13 @@ def describe_classifier(model: Any) -> tuple[dict, int, bool]:
         InputError: the model is no classifier of sequences or tokens of Hugging Face.
     """
     config = getattr(model, "config", None)
-    named = any(c.__name__.endswith((*_KINDS.values(),)) for c in type(model).__mro__)
+    named = any(c.__name__.endswith(_SUFFIXES) for c in type(model).__mro__)
     if config is None or not named or not hasattr(config, "to_json_string"):
         raise InputError(
             "A trained model is a text classifier of KerasHub or Hugging Face. Received: "
             f"{type(model).__name__} {model.name!r}. Save others with model.save('model.keras')."
         )
-    masked = any(c.__name__.endswith(_KINDS["masked_token"]) for c in type(model).__mro__)
-    outputs = config.vocab_size if masked else config.num_labels
+    outputs = config.num_labels if _classifies(model) else config.vocab_size
     return json.loads(config.to_json_string(use_diff=True)), outputs, False
 
 
@@ -172,8 +196,23 @@ def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
             f" for which transformers reports: {shortened(str(error)).rstrip('.')}. Install the "
             "version of transformers that saved it, or copy the folder again."
         ) from error
-    keep_float32(model, _head(model))
+    keep_float32(model, *_heads(model))
     return model
+
+
+def new_model(config: dict, num_labels: int, seed: int, head: str) -> tuple[Model, dict[str, str]]:
+    """Return a model of a configuration with random weights, and its inputs."""
+    import transformers
+
+    auto: Any = getattr(transformers, f"TFAutoModel{_KINDS[head]}")
+    settings = transformers.AutoConfig.for_model(**config, **_settings(head, num_labels))
+    with quiet_logger("transformers"):
+        model = _from_config(auto, settings, head)
+        model(model.dummy_inputs)
+    for variable, array in initial_weights(model.weights, lambda v: v.name, seed):
+        variable.assign(array)
+    keep_float32(model, *_heads(model))
+    return model, _inputs(model, head)
 
 
 def with_new_head(model: Any, num_labels: int, seed: int, head: str) -> Model:
@@ -181,8 +220,8 @@ def with_new_head(model: Any, num_labels: int, seed: int, head: str) -> Model:
     import transformers
 
     settings = copy.deepcopy(model.config)
-    if head != "masked_token":
-        settings.num_labels = num_labels
+    for name, value in _settings(head, num_labels).items():
+        setattr(settings, name, value)
     auto: Any = getattr(transformers, f"TFAutoModel{_KINDS[head]}")
     with quiet_logger("transformers"):
         found = _from_config(auto, settings, head)
@@ -193,7 +232,7 @@ def with_new_head(model: Any, num_labels: int, seed: int, head: str) -> Model:
         if (known := encoder.get(_own_name(found, variable))) is not None:
             variable.assign(known)
     _set_new_head(found, num_labels, seed)
-    keep_float32(found, _head(found))
+    keep_float32(found, *_heads(found))
     return found
 
 

@@ -1,5 +1,6 @@
 """Load Keras 3 models with KerasHub."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from keras_efficient.models._checkpoint_folder import (
     load_tokenizer,
 )
 from keras_efficient.models._classification_head import head_weights
+from keras_efficient.models._initial_weights import initial_weights
 from keras_efficient.models._masked_language_model import MaskedLanguageModel
 from keras_efficient.models._masked_lm_head import new_head, read_head, warn_new_head
 from keras_efficient.models._token_classifier import TokenClassifier
@@ -33,7 +35,8 @@ def load_classifier(
 ) -> tuple[Model, Tokenizer]:
     """Load a `keras_hub.models.TextClassifier` from a checked folder or a preset name.
 
-    With `head="token"` it is a `TokenClassifier`, with "masked_token" a `MaskedLanguageModel`.
+    With `head="token"` it is a `TokenClassifier`, with "masked_token" a `MaskedLanguageModel`, and
+    with "next_token" KerasHub's `CausalLM`.
     """
     config = (
         read_json(source / "config.json", "the configuration") if isinstance(source, Path) else {}
@@ -46,18 +49,14 @@ def load_classifier(
     # A folder can make KerasHub fail anywhere.
     except Exception as error:
         raise InputError(
-            f"The model must be a text encoder that KerasHub can load. Received: "
+            f"The model must be a Transformer of texts that KerasHub can load. Received: "
             f"{describe(source)}, for which it reports: {shortened(str(error)).rstrip('.')}. "
             "Check the spelling of a preset, or try library='tf_keras'."
         ) from error
     if config.get("hidden_act") == "gelu":
         _exact_gelu(model)
-    if head == "masked_token":
-        _set_masked_lm_head(model, source if hugging_face else None, seed)
-    else:
-        dense = model.output_dense
-        dense.set_weights(head_weights(dense.kernel.shape[0], num_labels, seed))
-    keep_float32(model, _head(model))
+    _set_new_head(model, num_labels, seed, source if hugging_face else None)
+    _keep_float32(model)
     features = set(model.input) if isinstance(model.input, dict) else {"token_ids"}
     names = KERASHUB | MASK_POSITIONS
     inputs = {role: name for role, name in names.items() if name in features}
@@ -84,6 +83,9 @@ def _build(source, num_labels, head, hugging_face) -> Any:
     if head == "text":
         kwargs: dict[str, Any] = {"preprocessor": None} if hugging_face else {}
         return keras_hub.models.TextClassifier.from_preset(source, num_classes=num_labels, **kwargs)
+    if head == "next_token":
+        options = {"preprocessor": None} if hugging_face else {}
+        return keras_hub.models.CausalLM.from_preset(source, **options)
     backbone = keras_hub.models.Backbone.from_preset(source)
     model = _with_head(backbone, num_labels, head)
     if not hugging_face:
@@ -97,15 +99,31 @@ def _with_head(backbone, num_labels, head) -> Any:
         return TokenClassifier(backbone, num_labels)
     if head == "masked_token":
         return MaskedLanguageModel(backbone)
+    if head == "next_token":
+        return find_subclass("", keras_hub.models.CausalLM, type(backbone))(backbone)
     found: Any = find_subclass("", keras_hub.models.TextClassifier, type(backbone))
     return found(backbone, num_classes=num_labels)
 
 
-def _head(model):
-    """Return the layer whose outputs enter the loss."""
+def _keep_float32(model):
+    """Keep what enters the loss in float32."""
+    if isinstance(model, keras_hub.models.CausalLM):
+        # The table of tokens computes the logits.
+        model.backbone.token_embedding.reverse_dtype = "float32"
+        keep_float32(model)
+    elif isinstance(model, MaskedLanguageModel):
+        keep_float32(model, model.masked_lm_head)
+    else:
+        keep_float32(model, model.output_dense)
+
+
+def _set_new_head(model, num_labels, seed, folder=None):
+    """Set new weights of the head, or those of a checkpoint if these are its only ones."""
     if isinstance(model, MaskedLanguageModel):
-        return model.masked_lm_head
-    return model.output_dense
+        _set_masked_lm_head(model, folder, seed)
+    elif not isinstance(model, keras_hub.models.CausalLM):
+        dense = model.output_dense
+        dense.set_weights(head_weights(dense.kernel.shape[0], num_labels, seed))
 
 
 def _set_masked_lm_head(model, folder, seed):
@@ -137,7 +155,7 @@ def _exact_gelu(model):
 
 #: Classes of this package, by head.
 _OWN = {"token": TokenClassifier, "masked_token": MaskedLanguageModel}
-_CLASSIFIERS = (keras_hub.models.TextClassifier, *_OWN.values())
+_CLASSIFIERS = (keras_hub.models.TextClassifier, keras_hub.models.CausalLM, *_OWN.values())
 
 
 def describe_classifier(model: Any) -> tuple[dict, int, bool]:
@@ -166,7 +184,8 @@ def describe_classifier(model: Any) -> tuple[dict, int, bool]:
     backbone: Any = model.backbone
     used = [getattr(layer, "activation", None) for layer in backbone._flatten_layers()]
     exact = any(function is keras.activations.gelu for function in used)
-    return config, model.num_classes, exact
+    outputs = getattr(model, "num_classes", None) or vocabulary_size(model) or 0
+    return config, outputs, exact
 
 
 def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
@@ -193,8 +212,24 @@ def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
     # A folder can make KerasHub fail anywhere.
     except Exception as error:
         raise _not_restored(folder, error) from error
-    keep_float32(model, _head(model))
+    _keep_float32(model)
     return model
+
+
+def new_model(config: dict, num_labels: int, seed: int, head: str) -> tuple[Model, dict[str, str]]:
+    """Return a model of a Hugging Face configuration with random weights, and its inputs."""
+    converter: Any = importlib.import_module(
+        f"keras_hub.src.utils.transformers.convert_{config['model_type']}"
+    )
+    backbone = converter.backbone_cls(**converter.convert_backbone_config(config))
+    model = _with_head(backbone, num_labels, head)
+    if config.get("hidden_act") == "gelu":
+        _exact_gelu(model)
+    for variable, array in initial_weights(model.weights, lambda v: v.path, seed):
+        variable.assign(array)
+    _keep_float32(model)
+    inputs = KERASHUB | MASK_POSITIONS
+    return model, {role: name for role, name in inputs.items() if name in model.input}
 
 
 def with_new_head(model: Any, num_labels: int, seed: int, head: str) -> Model:
@@ -208,12 +243,8 @@ def with_new_head(model: Any, num_labels: int, seed: int, head: str) -> Model:
     found = _with_head(model.backbone, num_labels, head)
     if exact:
         _exact_gelu(found)
-    if head == "masked_token":
-        _set_masked_lm_head(found, None, seed)
-    else:
-        dense = found.output_dense
-        dense.set_weights(head_weights(dense.kernel.shape[0], num_labels, seed))
-    keep_float32(found, _head(found))
+    _set_new_head(found, num_labels, seed)
+    _keep_float32(found)
     return found
 
 

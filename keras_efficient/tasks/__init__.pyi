@@ -1,3 +1,4 @@
+from ._causal_lm import CausalLM as CausalLM
 from ._classification import Classification as Classification
 from ._language_model import LanguageModel as LanguageModel
 from ._masked_lm import MaskedLM as MaskedLM

@@ -21,19 +21,21 @@ class LanguageModel(Task):
     """Base class of tasks that predict tokens of texts, which need no labels.
 
     Args:
-        texts: Number of texts per example, 1. Default: 1.
+        texts: Number of texts per example. Default: 1.
 
     Raises:
-        InputError: `texts` is not 1.
+        InputError: `texts` is more than the task takes.
     """
 
     labelled = False
+    #: Largest number of texts per example.
+    most_texts: ClassVar[int] = 1
     choices: ClassVar = {"perplexity": ("perplexity", "min"), "loss": ("loss", "min")}
     pretrains = True
 
     def __init__(self, texts: int = 1):
         super().__init__(texts)
-        if texts != 1:
+        if texts > self.most_texts:
             raise InputError(
                 "A language model learns from single texts. Received: texts=2. Name one text "
                 "column."

@@ -15,7 +15,7 @@ from keras_efficient.metrics._scores import scores_of
 from keras_efficient.metrics._task_report import TaskReport
 
 #: Where heads have outputs: see `Task`.
-HEADS = ("text", "token", "masked_token")
+HEADS = ("text", "token", "masked_token", "next_token")
 
 
 class Task(abc.ABC):
@@ -34,8 +34,9 @@ class Task(abc.ABC):
             metrics the best epoch may be chosen, the default first. A class attribute.
         serves: names of the outputs that `serve` adds to those of the model. A class attribute.
         head: where the head has outputs: "text" for each text; "token" for each token;
-            "masked_token" for each masked token, one for each word of the vocabulary. For the
-            latter two `serve` gets the tokens, too. A class attribute. Default: "text".
+            "masked_token" for each masked token, one for each word of the vocabulary; "next_token"
+            likewise for each token, from those before it. For "token" and "masked_token" `serve`
+            gets the tokens, too. A class attribute. Default: "text".
         labelled: whether data has labels. A class attribute. Default: True.
         pretrains: whether a trained model is also a start for other tasks, which take its encoder.
             A class attribute. Default: False.
