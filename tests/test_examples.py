@@ -89,6 +89,19 @@ def test_masked_lm(library, here, quick_export, monkeypatch, capsys):  # noqa: F
     assert "classification" in capsys.readouterr().out
 
 
+@sampled()
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_causal_lm(library, here, monkeypatch, capsys):  # noqa: F811
+    rows = [{"prompt": f"a {word}", "completion": " film"} for word in ("good", "bad")]
+    Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 20))
+    options = {"data": "data.jsonl", "library": library, "epochs": 1, "max-length": 16}
+    arguments = [word for k, v in options.items() for word in (f"--{k}", str(v))]
+    monkeypatch.setattr(sys, "argv", ["x", *arguments, "--prompts", "--vocabulary-size", "270"])
+    runpy.run_path(str(EXAMPLES[0].with_name("causal_lm.py")), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert "Perplexity" in shown and "The film" in shown
+
+
 @pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])

@@ -166,7 +166,12 @@ def run(settings: Settings):
         )
         stats = batches.stats
         held_out = task.batches(
-            validation, tokenizer, training=False, batch_size=64, max_length=settings.max_length
+            validation,
+            tokenizer,
+            training=False,
+            # The logits of language models take much memory.
+            batch_size=64 if task.labelled else settings.batch_size,
+            max_length=settings.max_length,
         )
         in_graph = _runs_in_graph(tokenizer, task, console)
         savable = _is_savable(tokenizer, console)
@@ -415,6 +420,8 @@ def _compile(model, settings, steps_per_epoch, head_size):
         ke.optimizers.AdamW(rate, exclude=ke.optimizers.NO_DECAY, library=model),
         settings.definition.loss(keras),
         metrics=settings.definition.metrics(keras, head_size),
+        # KerasHub's language models would add an accuracy that counts padding.
+        weighted_metrics=[],
         **xla,
     )
 

@@ -123,7 +123,8 @@ def text(
         `TokenLabels`, with -100 for tokens that do not count. With `masking` they are the selected
         tokens: int32 `[batch, selected]`, with the feature "mask_positions" that says where they
         are; or, if the tokenizer has no such input, int32 `[batch, length]`, with -100 for all
-        other tokens. With `next_token` they are int32 `[batch, length]`. The dataset's attribute `stats` is a `TextStats`.
+        other tokens. With `next_token` they are int32 `[batch, length]`. The dataset's attribute
+        `stats` is a `TextStats`.
 
     Raises:
         InputError: An argument is out of range or does not go with another one, there are no texts,

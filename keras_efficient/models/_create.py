@@ -78,7 +78,9 @@ def create(
         )
     decoder = task.head == "next_token"
     config = (_gpt2 if decoder else _bert)(tokenizer, num_layers, hidden_dim, num_heads, dropout)
-    model, inputs = loader_of(library).new_model(config, task.head_size(num_labels), seed, task.head)
+    model, inputs = loader_of(library).new_model(
+        config, task.head_size(num_labels), seed, task.head
+    )
     return LoadedModel(model, as_tokenizer(tokenizer, inputs=inputs))
 
 

@@ -110,6 +110,8 @@ def _keep_float32(model):
     if isinstance(model, keras_hub.models.CausalLM):
         # The table of tokens computes the logits.
         model.backbone.token_embedding.reverse_dtype = "float32"
+        # By which exports know that the outputs are logits.
+        model.num_classes = vocabulary_size(model)
         keep_float32(model)
     elif isinstance(model, MaskedLanguageModel):
         keep_float32(model, model.masked_lm_head)
@@ -184,8 +186,7 @@ def describe_classifier(model: Any) -> tuple[dict, int, bool]:
     backbone: Any = model.backbone
     used = [getattr(layer, "activation", None) for layer in backbone._flatten_layers()]
     exact = any(function is keras.activations.gelu for function in used)
-    outputs = getattr(model, "num_classes", None) or vocabulary_size(model) or 0
-    return config, outputs, exact
+    return config, model.num_classes, exact
 
 
 def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
