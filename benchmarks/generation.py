@@ -40,8 +40,11 @@ def main():
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     tokens = [*special, *LETTERS, *(f"##{x}" for x in LETTERS), *(f"P{i}" for i in range(OTHERS))]
     words = BertWordPieceTokenizer({x: i for i, x in enumerate(tokens)}, lowercase=False)
-    model, tokenizer = ke.models.encoder_decoder(
-        words, layers=3, hidden_dim=256, intermediate_dim=512, max_length=64
+    model, tokenizer = ke.models.create(
+        ke.data.Tokenizer(words, inputs=ke.data.HUGGING_FACE, max_length=64),
+        task="seq2seq",
+        num_layers=3,
+        intermediate_dim=512,
     )
     rng = np.random.default_rng(0)
     for weight in model.weights:

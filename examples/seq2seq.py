@@ -41,15 +41,16 @@ print(*task.describe(train, test), sep="\n")
 letters = sorted(set("".join(records.texts)))
 phonemes = sorted({phoneme for text in records.labels.texts for phoneme in text.split()})
 tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{x}" for x in letters), *phonemes]
-vocabulary = {token: number for number, token in enumerate(tokens)}
+words = BertWordPieceTokenizer({x: i for i, x in enumerate(tokens)}, lowercase=False)
+tokenizer = ke.data.Tokenizer(words, inputs=ke.data.HUGGING_FACE, max_length=64)
 
 # Model: BART of this size, with random weights.
-model, tokenizer = ke.models.encoder_decoder(
-    BertWordPieceTokenizer(vocabulary, lowercase=False),
-    layers=arguments.layers,
+model, tokenizer = ke.models.create(
+    tokenizer,
+    task=task,
+    num_layers=arguments.layers,
     hidden_dim=arguments.hidden_dim,
     intermediate_dim=2 * arguments.hidden_dim,
-    max_length=64,
     library=arguments.library,
 )
 batches = ke.data.text(train, tokenizer, batch_size=arguments.batch_size, group_by_length=True)
@@ -62,7 +63,7 @@ rate = ke.schedules.warmup_cosine(peak=1e-3, warmup_steps=updates // 10, total_s
 model.compile(
     ke.optimizers.AdamW(rate, exclude=ke.optimizers.NO_DECAY, library=model),
     task.loss(ke.flavor.of(model).keras),
-    weighted_metrics=None,
+    weighted_metrics=[],
     jit_compile=False,
 )
 model.fit(batches, epochs=arguments.epochs, shuffle=False, verbose=2)

@@ -77,6 +77,31 @@ def test_a_task(name, library, here, quick_export, monkeypatch):  # noqa: F811
     assert outputs <= set(signature.structured_outputs)
 
 
+@sampled()
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_masked_lm(library, here, quick_export, monkeypatch, capsys):  # noqa: F811
+    Path("texts.txt").write_text("a good film\n\nnot a bad plot\n" * 20)
+    options = {"data": "texts.txt", "model": MODEL, "library": library, "epochs": 1}
+    with pytest.warns(UserWarning, match="starts from new weights"):
+        script("masked_lm.py", monkeypatch, output="out", adapted="adapted", **options)
+    signature = tf.saved_model.load(str(here / "out/1")).signatures["text"]
+    assert {"words", "probabilities"} <= set(signature.structured_outputs)
+    assert "classification" in capsys.readouterr().out
+
+
+@sampled()
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_causal_lm(library, here, monkeypatch, capsys):  # noqa: F811
+    rows = [{"prompt": f"a {word}", "completion": " film"} for word in ("good", "bad")]
+    Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 20))
+    options = {"data": "data.jsonl", "library": library, "epochs": 1, "max-length": 16}
+    arguments = [word for k, v in options.items() for word in (f"--{k}", str(v))]
+    monkeypatch.setattr(sys, "argv", ["x", *arguments, "--prompts", "--vocabulary-size", "270"])
+    runpy.run_path(str(EXAMPLES[0].with_name("causal_lm.py")), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert "Perplexity" in shown and "The film" in shown
+
+
 @pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])

@@ -157,7 +157,8 @@ def _as_nest(result):
 def _mask(features):
     if not isinstance(features, dict):
         return None
-    return next((value for name, value in features.items() if "mask" in name), None)
+    found = (x for name, x in features.items() if "mask" in name and "position" not in name)
+    return next(found, None)
 
 
 def made_up(model: Model, lengths: Sequence[int] = _LENGTHS) -> Any:
@@ -212,7 +213,10 @@ def _made_up(name, spec: Any, vocabulary, lengths):
     fixed = sizes[1]
     length = max(lengths) if fixed is None else fixed
     lengths = np.minimum(lengths, length)
-    if "mask" in name:
+    if "position" in name:
+        # Those of all tokens, again and again.
+        values = np.arange(length)[None] % np.maximum(lengths, 1)[:, None]
+    elif "mask" in name:
         values = np.arange(length)[None] < lengths[:, None]
     elif "segment" in name or "type" in name:
         values = np.zeros((len(lengths), length))

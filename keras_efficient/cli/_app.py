@@ -88,7 +88,8 @@ def finetune(
     data: Annotated[
         list[Path],
         typer.Argument(
-            help="CSV, TSV, JSONL or Parquet files, or a pattern such as 'train-*.csv'."
+            help="CSV, TSV, JSONL or Parquet files, or .txt files of texts without labels; or a "
+            "pattern such as 'train-*.csv'."
         ),
     ],
     model: Annotated[str, typer.Option(help="Model folder, or the name of a preset.")],

@@ -156,7 +156,7 @@ def run(settings: Settings):
         # The export, the trained model, and two checkpoints of weights and two moments: one stays,
         # one is written.
         ke.exporters.check_destination(settings.output, needed_bytes=8 * weight_bytes)
-        batches = ke.data.text(
+        batches = task.batches(
             train,
             tokenizer,
             batch_size=settings.batch_size,
@@ -165,8 +165,13 @@ def run(settings: Settings):
             group_by_length=_on_cpu(),
         )
         stats = batches.stats
-        held_out = ke.data.text(
-            validation, tokenizer, batch_size=64, max_length=settings.max_length
+        held_out = task.batches(
+            validation,
+            tokenizer,
+            training=False,
+            # The logits of language models take much memory.
+            batch_size=64 if task.labelled else settings.batch_size,
+            max_length=settings.max_length,
         )
         in_graph = _runs_in_graph(tokenizer, task, console)
         savable = _is_savable(tokenizer, console)
@@ -256,7 +261,10 @@ def run(settings: Settings):
             found: Any = None
             if settings.quantize is None:
                 found = task.evaluate(
-                    model, _counted(bar, "evaluate", held_out, held_out.stats.batches), labels
+                    model,
+                    _counted(bar, "evaluate", held_out, held_out.stats.batches),
+                    labels,
+                    tokenizer=tokenizer,
                 )
             exporting = bar.add_task("export", total=1, speed="write, reload, compare")
             if bar.disable:
@@ -360,7 +368,7 @@ def _read(settings, task):
     """Return training and validation records, or raise the problems of the files."""
     columns = {
         "text_column": settings.text_column,
-        "label_column": settings.label_column,
+        "label_column": settings.label_column if task.labelled else None,
         "delimiter": settings.delimiter,
     }
     train: Any
@@ -415,6 +423,8 @@ def _compile(model, settings, steps_per_epoch, head_size):
         ke.optimizers.AdamW(rate, exclude=ke.optimizers.NO_DECAY, library=model),
         settings.definition.loss(keras),
         metrics=settings.definition.metrics(keras, head_size),
+        # KerasHub's language models would add an accuracy that counts padding.
+        weighted_metrics=[],
         **xla,
     )
 
@@ -432,7 +442,7 @@ def _without_padding(model, task):
         return "padding is computed, since XLA compiles fixed shapes"
     try:
         # The losses of tasks of tokens leave out those of padding.
-        report = ke.unpad(model, ignore_padding_outputs=task.head == "token")
+        report = ke.unpad(model, ignore_padding_outputs=task.head != "text")
         lines = str(report).removeprefix("unpad: ").splitlines()
         return "; ".join(map(str.strip, lines))
     except ValueError as error:

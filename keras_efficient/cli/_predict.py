@@ -91,6 +91,9 @@ def _cell(value):
         # What was found in a text: its values without their names.
         return " ".join(map(_cell, value.values()))
     if isinstance(value, list):
+        if any(isinstance(part, list) for part in value):
+            # What was found in several places of a text.
+            return "\n".join(", ".join(map(_cell, part)) for part in value)
         # Each on a line of its own if it has several values.
         if any(isinstance(part, dict) for part in value):
             return "\n".join(map(_cell, value))

@@ -14,6 +14,7 @@ from ._demo_assets import (
     demo_tagged_tweets as demo_tagged_tweets,
 )
 from ._detokenizer import Detokenizer as Detokenizer
+from ._masking import Masking as Masking
 from ._read_records import read_records as read_records
 from ._records import (
     Records as Records,
@@ -29,9 +30,11 @@ from ._tokenized_texts import TokenizedTexts as TokenizedTexts
 from ._tokenizer import (
     HUGGING_FACE as HUGGING_FACE,
     KERASHUB as KERASHUB,
+    MASK_POSITIONS as MASK_POSITIONS,
     Tokenizer as Tokenizer,
     as_tokenizer as as_tokenizer,
 )
+from ._train_tokenizer import train_tokenizer as train_tokenizer
 from ._trim_vocabulary import (
     TrimmedVocabulary as TrimmedVocabulary,
     trim_vocabulary as trim_vocabulary,

@@ -10,12 +10,13 @@ from typing import Any
 from keras_efficient._errors import InputError
 from keras_efficient.data._columns import shown
 from keras_efficient.data._read_json_lines import json_rows
+from keras_efficient.data._read_lines import line_rows
 from keras_efficient.data._read_parquet import parquet_columns, parquet_rows
 from keras_efficient.data._read_table import table_columns, table_rows
 
 JSON_LINES = (".jsonl", ".ndjson")
-_TABLES, _PARQUET = (".csv", ".tsv"), (".parquet",)
-_SUFFIXES = (*_TABLES, *JSON_LINES, *_PARQUET)
+_TABLES, _PARQUET, _LINES = (".csv", ".tsv"), (".parquet",), (".txt",)
+_SUFFIXES = (*_TABLES, *JSON_LINES, *_PARQUET, *_LINES)
 
 
 def is_file_source(source: Any) -> bool:
@@ -89,7 +90,7 @@ def check_columns(
     first = None
     for path in paths if len(paths) > 1 else ():
         suffix = file_suffix(path)
-        if suffix in JSON_LINES:
+        if suffix in (*JSON_LINES, *_LINES):
             return
         if suffix in _TABLES:
             found = table_columns(path, suffix, columns, delimiter)
@@ -114,6 +115,8 @@ def file_rows(
     suffix = file_suffix(path)
     if suffix in _TABLES:
         return table_rows(path, suffix, columns, delimiter)
+    if suffix in _LINES:
+        return line_rows(path, columns)
     return json_rows(path, columns) if suffix in JSON_LINES else parquet_rows(path, columns)
 
 

@@ -19,8 +19,9 @@ def read_records(
 ) -> Records:
     """Read texts and labels from files, a DataFrame, a Hugging Face dataset or rows in memory.
 
-    Files end in .csv, .tsv, .jsonl, .ndjson or .parquet; all but Parquet are UTF-8, and may be
-    gzipped (.csv.gz). Several files have one format, and the same columns if they are tables. CSV
+    Files end in .csv, .tsv, .jsonl, .ndjson, .parquet or .txt; all but Parquet are UTF-8, and may
+    be gzipped (.csv.gz). A .txt file has one text per line and no labels, so it needs
+    `label_column=None`. Several files have one format, and the same columns if they are tables. CSV
     and TSV files have a header row. In CSV, fields in double quotes may contain delimiters and
     newlines. In TSV, quotes are ordinary characters, unless every name of the header is in double
     quotes: then the file is quoted as CSV is. A JSON Lines file has one object per line. Blank

@@ -12,6 +12,9 @@ from keras_efficient._errors import InputError
 from keras_efficient.data._as_records import as_records
 from keras_efficient.data._batch_plan import plan_batches
 from keras_efficient.data._bucketing import check_buckets, choose_buckets
+from keras_efficient.data._mask_tokens import TokenMasker, positions_of, text_keys
+from keras_efficient.data._masking import Masking
+from keras_efficient.data._next_tokens import NextTokens
 from keras_efficient.data._text_stats import TextStats
 from keras_efficient.data._token_store import FileTokens, MemoryTokens
 from keras_efficient.data._tokenized_texts import TokenizedTexts
@@ -38,6 +41,8 @@ def text(
     first_epoch: int = 0,
     text_column: str | Sequence[str] = "text",
     label_column: str | Sequence[str] | None = "label",
+    masking: Masking | None = None,
+    next_token: bool = False,
 ) -> Dataset:
     """Make batches of tokenized texts for `fit`, `evaluate` and `predict`, with little padding.
 
@@ -102,6 +107,12 @@ def text(
             Default: "text".
         label_column: Column of the labels, which are classes here; None reads no labels. Labels of
             other tasks are read by the task's `read`. Default: "label".
+        masking: Which tokens are to be predicted, for masked language modelling; they are selected
+            anew in each epoch. Labels of the records are not used. Default: None, no masking.
+        next_token: Whether each token is labelled with the next one, for causal language modelling.
+            A text begins with the tokenizer's start token, and the end token is the last label. Of
+            pairs of texts, prompts and completions, only the tokens of the second text count.
+            Labels of the records are not used. Default: False.
 
     Returns:
         A dataset of (features, labels), or of features if there are no labels. The features are a
@@ -109,10 +120,13 @@ def text(
         for tokens, 0 for padding) and "segments" (1 for the second text of a pair, otherwise 0).
         The labels are those of the records: int32 `[batch]` for classes, int32 `[batch, classes]`
         for several classes, float32 `[batch]` for numbers, and int32 `[batch, length]` for
-        `TokenLabels`, with -100 for tokens that do not count. Of `TargetTexts`, the features
-        "target_ids" and "target_mask" are the tokens of the targets without the last one, and the
-        labels int32 `[batch, length]` those without the first one, with -100 for padding. The
-        dataset's attribute `stats` is a `TextStats`.
+        `TokenLabels`, with -100 for tokens that do not count. With `masking` they are the selected
+        tokens: int32 `[batch, selected]`, with the feature "mask_positions" that says where they
+        are; or, if the tokenizer has no such input, int32 `[batch, length]`, with -100 for all
+        other tokens. With `next_token` they are int32 `[batch, length]`. Of `TargetTexts`, the
+        features "target_ids" and "target_mask" are the tokens of the targets without the last one,
+        and the labels int32 `[batch, length]` those without the first one, with -100 for padding.
+        The dataset's attribute `stats` is a `TextStats`.
 
     Raises:
         InputError: An argument is out of range or does not go with another one, there are no texts,
@@ -159,6 +173,12 @@ def text(
         )
     seed = _checked_int("seed", seed, 0)
     first_epoch = _checked_int("first_epoch", first_epoch, 0)
+    if next_token and (masking is not None or isinstance(records, TokenizedTexts)):
+        raise InputError(
+            "The next tokens are labels of texts in memory, without `masking`. Received: "
+            f"next_token=True with {'masking' if masking is not None else records!r:.60}. Leave "
+            "one of them out."
+        )
     if isinstance(records, TokenizedTexts):
         tokens = FileTokens(records, tokenizer, max_length)
     else:
@@ -166,7 +186,7 @@ def text(
             min(128, tokenizer.max_length) if max_length is None else max_length
         )
         records = as_records(records, text_column=text_column, label_column=label_column)
-        tokens = MemoryTokens(records, tokenizer, length)
+        tokens = (NextTokens if next_token else MemoryTokens)(records, tokenizer, length)
     lengths = tokens.lengths
     total = len(lengths)
     if drop_remainder and batch_size is not None and total < batch_size:
@@ -216,10 +236,14 @@ def text(
         max_length=tokens.max_length,
     )
 
+    # Of few shapes if XLA is to compile each.
+    masker = None if masking is None else TokenMasker(masking, tokenizer, fixed=not mix)
     # tf.data runs on the CPU; the corpus would otherwise take up memory of a GPU.
     with tf.device("/CPU:0"):
-        if shuffle:
-            order = _shuffled(padded, plan, batch_size, seed, first_epoch)
+        by_epoch = shuffle or masking is not None
+        if by_epoch:
+            keys = None if masking is None else _keys(seed if masking.static else None)
+            order = _epochs(padded, plan, batch_size, seed, first_epoch, shuffle, keys)
         elif batch_size is None:
             order = _slices(tf.range(total), plan.sizes)
         else:
@@ -229,13 +253,13 @@ def text(
             batches = order
         else:
             batches = order.batch(batch_size, drop_remainder)
-            if shuffle and not drop_remainder:
-                batches = batches.map(lambda indices: tf.boolean_mask(indices, indices >= 0))
-        gather = _gather(tokens, buckets, tokenizer)
+            if by_epoch and not drop_remainder:
+                batches = batches.map(_without_fill)
+        gather = _gather(tokens, buckets, tokenizer, masker)
         dataset: Any = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         dataset = dataset.prefetch(tf.data.AUTOTUNE)
-        if shuffle:
-            # After `prefetch`: see `_shuffled`.
+        if by_epoch:
+            # After `prefetch`: see `_epochs`.
             dataset = dataset.take(len(plan.sizes))
         options = tf.data.Options()
         # There are no files to divide among workers, so each batch is divided.
@@ -247,10 +271,11 @@ def text(
     return dataset
 
 
-def _shuffled(padded, plan, batch_size, seed, first_epoch) -> tf.data.Dataset:
+def _epochs(padded, plan, batch_size, seed, first_epoch, shuffle, keys=None) -> tf.data.Dataset:
     """Return a dataset of the indices of an epoch's texts; each iteration is another epoch.
 
     Without `batch_size` its elements are the indices of a batch. Otherwise -1 fills the last batch.
+    With `keys`, the seeds of the texts' masks come with the indices.
 
     After the epoch the dataset goes on with text 0 without end, so that what reads ahead must be
     cut off by `take`. At their ends `tf.data`'s iterators drop those that they read from, and with
@@ -280,6 +305,8 @@ def _shuffled(padded, plan, batch_size, seed, first_epoch) -> tf.data.Dataset:
     fill = 0 if batch_size is None else -elements % batch_size
 
     def order_of(seed):
+        if not shuffle:
+            return tf.concat([ranks, tf.fill([fill], -1)], axis=0)
         order = _sorted_by(padded, _permutation(len(padded), seed, 0))
         order = tf.gather(order, ranks)
         if mixed:
@@ -297,21 +324,42 @@ def _shuffled(padded, plan, batch_size, seed, first_epoch) -> tf.data.Dataset:
         order = tf.cond(
             number == 0, lambda: order_of(seed), lambda: tf.zeros([elements + fill], tf.int32)
         )
+        found = order if keys is None else (order, keys(seed, order))
         if batch_size is None:
-            return _slices(order, plan.sizes, _permutation(len(plan.sizes), seed, 1))
-        return tf.data.Dataset.from_tensor_slices(order)
+            batches = _permutation(len(plan.sizes), seed, 1) if shuffle else None
+            return _slices(found, plan.sizes, batches)
+        return tf.data.Dataset.from_tensor_slices(found)
 
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
     return numbers.enumerate().flat_map(epoch).apply(endless)
 
 
-def _slices(order, sizes, batches=None) -> tf.data.Dataset:
-    """Return a dataset of the parts of `order` of the given sizes, in the order of `batches`."""
+def _without_fill(indices, *keys):
+    """Return the indices of a batch, and what comes with them, without what `_epochs` filled in."""
+    real = indices >= 0
+    found = tuple(tf.boolean_mask(tensor, real) for tensor in (indices, *keys))
+    return found if keys else found[0]
+
+
+def _keys(fixed_seed):
+    """Return a function from an epoch's seed and indices of texts to the seeds of their masks."""
+
+    def keys(epoch_seed, indices):
+        seed = epoch_seed if fixed_seed is None else tf.constant(fixed_seed, tf.int64)
+        return text_keys(seed, indices)
+
+    return keys
+
+
+def _slices(elements, sizes, batches=None) -> tf.data.Dataset:
+    """Return a dataset of parts of tensors of the given sizes, in the order of `batches`."""
     starts, sizes = (tf.constant(array, tf.int32) for array in (np.cumsum(sizes) - sizes, sizes))
     if batches is not None:
         starts, sizes = tf.gather(starts, batches), tf.gather(sizes, batches)
     parts = tf.data.Dataset.from_tensor_slices((starts, sizes))
-    return parts.map(lambda start, size: order[start : start + size])
+    return parts.map(
+        lambda start, size: tf.nest.map_structure(lambda x: x[start : start + size], elements)
+    )
 
 
 def _sorted_by(keys, order):
@@ -326,11 +374,15 @@ def _permutation(size, epoch_seed, use):
     return random.experimental.stateless_shuffle(tf.range(size), seed, alg="philox")
 
 
-def _gather(tokens, buckets, tokenizer):
-    """Return a function from indices to a padded batch."""
+def _gather(tokens, buckets, tokenizer, masker=None):
+    """Return a function from indices to a padded batch.
+
+    With `masker`, a `TokenMasker`, it also takes the seeds of the texts' masks.
+    """
     starts = tf.constant(np.cumsum(tokens.lengths, dtype=np.int64) - tokens.lengths)
     lengths = tf.constant(tokens.lengths)
-    labels = None if tokens.labels is None else tf.constant(tokens.labels)
+    unlabelled = tokens.labels is None or masker is not None
+    labels = None if unlabelled else tf.constant(tokens.labels)
     per_token = tokens.labels_per_token
     padded = tf.constant(buckets, tf.int32)
     only = buckets[0] if len(buckets) == 1 else None
@@ -342,6 +394,7 @@ def _gather(tokens, buckets, tokenizer):
             np.cumsum(tokens.target_lengths, dtype=np.int64) - tokens.target_lengths
         )
     pad_id = tf.constant(tokenizer.pad_id, tf.int32)
+    most = None if masker is None or only is None or not masker.fixed else masker.most(only)
 
     def shifted(indices):
         """Return what a decoder reads, and the tokens that should follow."""
@@ -359,7 +412,7 @@ def _gather(tokens, buckets, tokenizer):
             tensor.set_shape([indices.shape[0], None])
         return read, following
 
-    def gather(indices):
+    def gather(indices, keys=None):
         here = tf.gather(lengths, indices)
         bucket = tf.searchsorted(padded, tf.reduce_max(here)[None])[0]
         columns = tf.range(padded[bucket])
@@ -376,14 +429,24 @@ def _gather(tokens, buckets, tokenizer):
             "mask": tf.cast(real, tf.int32),
             "segments": seconds,
         }
+        found = None
+        if masker is not None:
+            batch["ids"], batch["mask_positions"], found = masker(batch["ids"], real, keys)
+            if "mask_positions" not in names:
+                found = _per_token(batch.pop("mask_positions"), found, columns)
+        elif "mask_positions" in names:
+            batch["mask_positions"] = positions_of(real & (ids == tokenizer.mask_id))[0]
         features = {name: batch[key] for key, name in names.items() if key in batch}
-        for feature in features.values():
-            feature.set_shape([indices.shape[0], only])
+        for name, feature in features.items():
+            selected = name == names.get("mask_positions")
+            feature.set_shape([indices.shape[0], most if selected else only])
         if targets is not None:
             decoded, found = shifted(indices)
-            return features | {
-                name: decoded[key] for key, name in names.items() if key in decoded
-            }, found
+            read = {name: decoded[key] for key, name in names.items() if key in decoded}
+            return features | read, found
+        if found is not None:
+            found.set_shape([indices.shape[0], most if "mask_positions" in names else only])
+            return features, found
         if labels is None:
             return features
         if not per_token:
@@ -393,6 +456,13 @@ def _gather(tokens, buckets, tokenizer):
         return features, found
 
     return gather
+
+
+def _per_token(positions, labels, columns):
+    """Return labels by position as a label for each token, -100 for those without one."""
+    there = (positions[:, None] == columns[:, None]) & (labels != IGNORED)[:, None]
+    found = tf.reduce_sum(tf.where(there, labels[:, None], 0), -1)
+    return tf.where(tf.reduce_any(there, -1), found, IGNORED)
 
 
 def _stats(lengths, padded, ranked, plan) -> TextStats:

@@ -67,6 +67,9 @@ class MemoryTokens:
                 records.texts, records.second_texts, max_length
             )
             self._segments = _on_cpu(np.concatenate(segments))
+        self._store(ids)
+
+    def _store(self, ids):
         self.lengths = np.array([len(row) for row in ids], np.int32)
         if not self.lengths.all():
             raise InputError(

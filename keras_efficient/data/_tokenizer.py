@@ -15,11 +15,19 @@ from keras_efficient.data._read_json import MAX_JSON_BYTES, check_file, read_jso
 from keras_efficient.data._tokenizer_limits import check_tokenizer, special_ids
 
 #: What the inputs of a model may contain.
-CONTENTS = ("ids", "mask", "segments", "target_ids", "target_mask")
+CONTENTS = ("ids", "mask", "segments", "mask_positions", "target_ids", "target_mask")
 #: Input names of KerasHub's backbones, by content.
 KERASHUB = {"ids": "token_ids", "mask": "padding_mask", "segments": "segment_ids"}
 #: Input names of Hugging Face models, by content.
 HUGGING_FACE = {"ids": "input_ids", "mask": "attention_mask", "segments": "token_type_ids"}
+#: Further input of models for masked language modelling, of both libraries.
+MASK_POSITIONS = {"mask_positions": "mask_positions"}
+
+#: How mask tokens are called in vocabularies.
+MASK_TOKENS = ("[MASK]", "<mask>")
+#: How tokens are called that begin and end a text, the most specific ones first.
+_START_TOKENS = ("<|startoftext|>", "<|begin_of_text|>", "<bos>", "<s>", "<|endoftext|>", "[CLS]")
+_END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "[SEP]")
 
 # Limits the memory of the encodings, about 1 kB per token.
 _CHUNK = 4096
@@ -35,9 +43,9 @@ class Tokenizer:
             `encode_batch(texts, max_length)`, or a function of `texts` and `max_length`. The
             latter two return one sequence of ints per text, with special tokens, truncated to
             `max_length` tokens and without padding.
-        inputs: Names of the model's inputs by content: "ids" and, if the model has them, "mask"
-            and "segments", and "target_ids" and "target_mask" of a decoder. See `KERASHUB` and
-            `HUGGING_FACE`.
+        inputs: Names of the model's inputs by content: "ids" and, if the model has them, "mask",
+            "segments", "mask_positions", the positions of mask tokens, and "target_ids" and
+            "target_mask" of a decoder. See `KERASHUB`, `HUGGING_FACE` and `MASK_POSITIONS`.
         pad_id: Id of the padding token. Default: 0.
         max_length: Longest text the model accepts, in tokens. Default: 512.
 
@@ -67,8 +75,7 @@ class Tokenizer:
             or len(set(names)) != len(names)
         ):
             raise InputError(
-                '`inputs` must map "ids" and, if the model has them, "mask", "segments", '
-                '"target_ids" and "target_mask" to '
+                f'`inputs` must map "ids" and, if the model has them, others of {CONTENTS[1:]} to '
                 f"different input names. Received: {inputs!r}. Pass KERASHUB or HUGGING_FACE, or "
                 "look at `model.input_names`."
             )
@@ -118,6 +125,38 @@ class Tokenizer:
             return []
         added = json.loads(self._serialized).get("added_tokens") or ()
         return [token["content"] for token in added if token.get("special")]
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Return the tokens by their ids, "" for ids without one; none if it is a function."""
+        if self._function is not None:
+            return []
+        tokens = self.backend.get_vocab(with_added_tokens=True)
+        found = [""] * (max(tokens.values()) + 1)
+        for token, number in tokens.items():
+            found[number] = token
+        return found
+
+    @property
+    def mask_id(self) -> int | None:
+        """Return the id of the mask token, [MASK] or <mask>, or None if there is none."""
+        return self._first_id(MASK_TOKENS)
+
+    @property
+    def start_id(self) -> int | None:
+        """Return the id of the token that begins a text, such as <s>, or None."""
+        return self._first_id(_START_TOKENS)
+
+    @property
+    def end_id(self) -> int | None:
+        """Return the id of the token that ends a text, such as </s>, or None."""
+        return self._first_id(_END_TOKENS)
+
+    def _first_id(self, tokens):
+        if self._function is not None:
+            return None
+        found = [self.backend.token_to_id(token) for token in tokens]
+        return next((number for number in found if number is not None), None)
 
     @classmethod
     def from_directory(
@@ -331,6 +370,41 @@ class Tokenizer:
                 longest = max(longest, _whole_length(encoding, special))
         return ids, spans, cut, longest
 
+    def encode_without_special(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Encode texts without special tokens and without truncation.
+
+        Raises:
+            InputError: The backend is a function.
+        """
+        if self._function is not None:
+            raise InputError(
+                "Special tokens can be left out by a tokenizers.Tokenizer. Received: "
+                f"{self!r}. Load the model from a folder with tokenizer.json."
+            )
+        copy: Any = tokenizers.Tokenizer.from_str(self._serialized)
+        copy.no_truncation()
+        copy.no_padding()
+        ids: list[np.ndarray] = []
+        texts = list(texts)
+        for start in range(0, len(texts), _CHUNK):
+            found = _batch(copy, texts[start : start + _CHUNK], special=False)
+            ids += [np.array(encoding.ids, np.int32) for encoding in found]
+        return ids
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Return the texts of token ids, without special tokens.
+
+        Raises:
+            InputError: The backend is a function.
+        """
+        if self._function is not None:
+            raise InputError(
+                "Tokens can be read by a tokenizers.Tokenizer. Received: "
+                f"{self!r}. Load the model from a folder with tokenizer.json."
+            )
+        rows = [np.asarray(row).tolist() for row in ids]
+        return self.backend.decode_batch(rows, skip_special_tokens=True)
+
     def check_length(self, max_length: int) -> int:
         """Require a `max_length` that the model accepts; returns it as an int."""
         if not _is_int(max_length) or not 3 <= max_length <= self.max_length:
@@ -448,13 +522,13 @@ def _whole_length(encoding, special):
     return len(encoding.ids) + sum(len(rest.ids) - special for rest in encoding.overflowing)
 
 
-def _batch(backend, texts, offsets=False):
+def _batch(backend, texts, offsets=False, special=True):
     encode: Callable = backend.encode_batch
     if not offsets:
         # This method omits character offsets; older versions of `tokenizers` do not have it.
         encode = getattr(backend, "encode_batch_fast", encode)
     try:
-        return encode(texts)
+        return encode(texts, add_special_tokens=special)
     except BaseException as error:
         if not _is_of_tokenizers(error):
             raise

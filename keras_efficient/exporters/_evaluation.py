@@ -71,7 +71,7 @@ class Evaluation:
 
 def scores_in_memory(flavor, model, batches, task) -> list[np.ndarray]:
     """Return the scores of the model in memory for each batch."""
-    return [task.scores(call_by_name(flavor, model, f, f.arrays)) for f, _, _ in batches]
+    return [task.scores(call_by_name(flavor, model, f, f.arrays), y) for f, y, _ in batches]
 
 
 def check_drop(in_memory, served, batches, max_drop: float, task, label_names=None):
@@ -95,7 +95,8 @@ def check_drop(in_memory, served, batches, max_drop: float, task, label_names=No
     labels = joined([labels for _, labels, _ in batches], fill=IGNORED)
     weights = unless_ones([weights for _, _, weights in batches])
     memory = joined(in_memory)
-    outputs = joined([task.scores(found) for found in served])
+    found = zip(served, batches, strict=True)
+    outputs = joined([task.scores(values, labels) for values, (_, labels, _) in found])
     expected, report = (
         task.report(labels, scores, label_names, sample_weight=weights)
         for scores in (memory, task.aligned(outputs, like=memory))

@@ -443,7 +443,8 @@ def _write_extra_files(folder, features, arguments):
     """Write warm-up requests, the labels and the task beside the SavedModel."""
     for name in ("serving_default", *arguments.signatures):
         name_of = arguments.signatures[0] if name == "serving_default" else name
-        arrays = samples(arguments.task) if name_of == "text" else features.arrays
+        text = name_of == "text"
+        arrays = samples(arguments.task, arguments.tokenizer) if text else features.arrays
         write_warmup(folder, name, arrays)
     labels = arguments.facts.get("labels")
     task = {"task": arguments.task.name, "texts": arguments.task.texts}

@@ -126,7 +126,7 @@ def decoder_of(model: Model) -> Decoder:
 
     Args:
         model: a `keras_hub.models.BartSeq2SeqLM` or `transformers.TFBartForConditionalGeneration`,
-            as `ke.models.encoder_decoder` makes them.
+            as `ke.models.create` makes them.
 
     Raises:
         InputError: it is another model.
@@ -135,7 +135,7 @@ def decoder_of(model: Model) -> Decoder:
         >>> from tokenizers import BertWordPieceTokenizer
         >>> tokens = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4}
         >>> words = BertWordPieceTokenizer(tokens)
-        >>> model, tokenizer = ke.models.encoder_decoder(words, layers=1, hidden_dim=32)
+        >>> model, tokenizer = ke.models.create(words, task="seq2seq", hidden_dim=32)
         >>> decoder = ke.generation.decoder_of(model)
         >>> state = decoder.start(tf.constant([[2, 4, 3]]), tf.constant([[1, 1, 1]]), 8)
         >>> logits, state = decoder.step(tf.constant([2]), tf.constant(0), state)

@@ -12,12 +12,17 @@ from ._generation_report import (
     GenerationReport as GenerationReport,
     generation_report as generation_report,
 )
+from ._language_model_report import (
+    LanguageModelReport as LanguageModelReport,
+    language_model_report as language_model_report,
+)
 from ._macro_f1 import macro_f1 as macro_f1
 from ._multi_label_f1 import multi_label_f1 as multi_label_f1
 from ._multi_label_report import (
     MultiLabelReport as MultiLabelReport,
     multi_label_report as multi_label_report,
 )
+from ._perplexity import perplexity as perplexity
 from ._regression_report import (
     RegressionReport as RegressionReport,
     regression_report as regression_report,

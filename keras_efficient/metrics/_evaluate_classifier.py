@@ -43,7 +43,9 @@ def evaluate_classifier(
         `keras.Model.evaluate`, which returns the loss and the compiled metrics.
     """
     flavors.of(model)
-    labels, scores, weights = scored_batches(model, data, batch_classes, scores_of)
+    labels, scores, weights = scored_batches(
+        model, data, batch_classes, lambda outputs, _: scores_of(outputs)
+    )
     return classification_report(
         labels, predicted_classes(scores), label_names, sample_weight=weights
     )

@@ -81,14 +81,16 @@ def scored_batches(
         model: a built model.
         data: as for `labelled_batches`.
         labels_of: as for `labelled_batches`.
-        scores_of: function of a dict of output arrays that returns the scores.
+        scores_of: function of a dict of output arrays, and of the batch's labels, that returns the
+            scores.
     """
     labels, scores, weights = [], [], []
     for features, found, weight in labelled_batches(data, "data", labels_of):
         labels.append(found)
         weights.append(weight)
         outputs = model.predict_on_batch(features)
-        scores.append(scores_of(outputs if isinstance(outputs, Mapping) else {"": outputs}))
+        named = outputs if isinstance(outputs, Mapping) else {"": outputs}
+        scores.append(scores_of(named, found))
     return joined(labels, fill=IGNORED), joined(scores), unless_ones(weights)
 
 

@@ -1,4 +1,5 @@
-from ._encoder_decoder import encoder_decoder as encoder_decoder
+from ._create import create as create
+from ._generate_text import generate_text as generate_text
 from ._info import info as info
 from ._load import (
     LoadedModel as LoadedModel,

@@ -1,5 +1,6 @@
 """Load tf_keras models with transformers 4.x, the last version with TensorFlow classes."""
 
+import copy
 import inspect
 import json
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from keras_efficient._errors import InputError, shortened
 from keras_efficient.data._read_json import read_json
-from keras_efficient.data._tokenizer import HUGGING_FACE, Tokenizer, as_tokenizer
+from keras_efficient.data._tokenizer import HUGGING_FACE, MASK_POSITIONS, Tokenizer, as_tokenizer
 from keras_efficient.data._tokenizer_limits import check_tokenizer
 from keras_efficient.dtype_policies._keep_float32 import keep_float32
 from keras_efficient.flavor._quiet_logger import quiet_logger
@@ -15,10 +16,24 @@ from keras_efficient.flavor._typing import Model
 from keras_efficient.models._check_weights import safetensors_files
 from keras_efficient.models._checkpoint_folder import check_ids, describe, load_tokenizer
 from keras_efficient.models._classification_head import head_weights
+from keras_efficient.models._hugging_face_masked_lm import at_mask_positions, head_variables
+from keras_efficient.models._initial_weights import initial_weights
+from keras_efficient.models._masked_lm_head import new_head, read_head, warn_new_head
 from keras_efficient.models._trained_folder import WEIGHTS
 
-#: Suffix of the classes of transformers by where their head is: on a text or on each token.
-_KINDS = {"text": "ForSequenceClassification", "token": "ForTokenClassification"}
+#: Suffix of the classes of transformers by where their head is: on a text, on each token, or on
+#: the masked ones.
+_KINDS = {
+    "text": "ForSequenceClassification",
+    "token": "ForTokenClassification",
+    "masked_token": "ForMaskedLM",
+    "next_token": "ForCausalLM",
+    "decoder": "ForSeq2SeqLM",
+}
+#: Suffixes of all classes that can be saved; those of decoders have others than the `TFAutoModel`s.
+_SUFFIXES = (*_KINDS.values(), "LMHeadModel", "ForConditionalGeneration")
+#: Names of the inputs of a decoder by content.
+_DECODER_INPUTS = {"target_ids": "decoder_input_ids", "target_mask": "decoder_attention_mask"}
 
 
 def load_classifier(
@@ -26,7 +41,9 @@ def load_classifier(
 ) -> tuple[Model, Tokenizer]:
     """Load a transformers `TF...ForSequenceClassification` from a checked folder or a hub name.
 
-    With `head="token"` it is a `TF...ForTokenClassification`.
+    With `head="token"` it is a `TF...ForTokenClassification`, and with "masked_token" a
+    `TF...ForMaskedLM` of `at_mask_positions`; with "next_token" what `TFAutoModelForCausalLM`
+    makes, such as `TFGPT2LMHeadModel`, and with "decoder" what `TFAutoModelForSeq2SeqLM` makes.
     """
     import transformers
 
@@ -41,13 +58,15 @@ def load_classifier(
         # The warnings are about the new head, which is intended.
         with quiet_logger("transformers"):
             config = transformers.AutoConfig.from_pretrained(
-                str(source), num_labels=num_labels, trust_remote_code=False
+                str(source), trust_remote_code=False, **_settings(head, num_labels)
             )
             if isinstance(source, Path) and safetensors_files(source):
-                model = auto.from_config(config, trust_remote_code=False)
+                model = _from_config(auto, config, head)
                 _load_safetensors(model, source)
             else:
                 model = auto.from_pretrained(str(source), config=config, trust_remote_code=False)
+                if head == "masked_token":
+                    model.__class__ = at_mask_positions(type(model))
     except InputError:
         raise
     # A folder can make transformers fail anywhere.
@@ -64,12 +83,14 @@ def load_classifier(
             f"{describe(source)}, for which it reports: {shortened(str(error)).rstrip('.')}. "
             "Check the spelling of a hub name and the network, or try library='keras'."
         ) from error
-    dense = _head(model)
-    width = dense.kernel.shape[0]
-    dense.set_weights(head_weights(width, num_labels, seed)[: len(dense.weights)])
-    keep_float32(model, dense)
-    takes = inspect.signature(model.call).parameters
-    inputs = {role: name for role, name in HUGGING_FACE.items() if name in takes}
+    files = safetensors_files(source) if isinstance(source, Path) else []
+    if head != "masked_token":
+        _set_new_head(model, num_labels, seed)
+    elif files and read_head(files) is None:
+        warn_new_head(source)
+        _set_new_head(model, num_labels, seed)
+    keep_float32(model, *_heads(model))
+    inputs = _inputs(model, head)
     if isinstance(source, Path):
         return model, as_tokenizer(tokenizer, inputs=inputs)
     limit = getattr(config, "max_position_embeddings", None) or 512
@@ -82,9 +103,62 @@ def load_classifier(
     return model, tokenizer
 
 
-def _head(model):
+def _settings(head, num_labels):
+    """Return what a configuration must say for a head."""
+    if head in ("next_token", "decoder"):
+        # Cached keys and values would be outputs, in training too.
+        return {"use_cache": False}
+    return {} if head == "masked_token" else {"num_labels": num_labels}
+
+
+def _inputs(model, head):
+    """Return the names of the model's inputs by content."""
+    takes = inspect.signature(model.call).parameters
+    names = HUGGING_FACE | MASK_POSITIONS | _DECODER_INPUTS
+    # Decoders add the rows of segments in the table of tokens, for dialogues.
+    left_out = ("segments",) if head == "next_token" else ()
+    return {r: name for r, name in names.items() if name in takes and r not in left_out}
+
+
+def _from_config(auto, config, head):
+    """Return a model of transformers' class for a configuration, with random weights."""
+    if head != "masked_token":
+        return auto.from_config(config, trust_remote_code=False)
+    for known, cls in auto._model_mapping.items():
+        if known is type(config):
+            return at_mask_positions(cls)(config)
+    raise ValueError(f"transformers has no TF...ForMaskedLM for {type(config).__name__}")
+
+
+def _set_new_head(model, num_labels, seed):
+    """Set new weights of the head."""
+    if "mask_positions" in inspect.signature(model.call).parameters:
+        variables = head_variables(model)
+        arrays = new_head(variables[0].shape[1], variables[-1].shape[0], seed)
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(array)
+        return
+    for dense in _heads(model) if _classifies(model) else ():
+        arrays = head_weights(dense.kernel.shape[0], num_labels, seed)
+        dense.set_weights(arrays[: len(dense.weights)])
+
+
+def _classifies(model):
+    return hasattr(model, "classifier") or hasattr(model, "score")
+
+
+def _heads(model):
+    """Return the layer whose outputs enter the loss, if there is one for that alone."""
+    if hasattr(model, "mlm"):
+        return [model.mlm.predictions]
+    if hasattr(model, "lm_head"):
+        return [model.lm_head]
+    if hasattr(model, "vocab_projector"):
+        return [model.vocab_projector]
+    if not _classifies(model):
+        return []
     head = model.classifier if hasattr(model, "classifier") else model.score
-    return getattr(head, "out_proj", head)
+    return [getattr(head, "out_proj", head)]
 
 
 def describe_classifier(model: Any) -> tuple[dict, int, bool]:
@@ -96,13 +170,14 @@ def describe_classifier(model: Any) -> tuple[dict, int, bool]:
         InputError: the model is no classifier of sequences or tokens of Hugging Face.
     """
     config = getattr(model, "config", None)
-    named = any(c.__name__.endswith((*_KINDS.values(),)) for c in type(model).__mro__)
+    named = any(c.__name__.endswith(_SUFFIXES) for c in type(model).__mro__)
     if config is None or not named or not hasattr(config, "to_json_string"):
         raise InputError(
             "A trained model is a text classifier of KerasHub or Hugging Face. Received: "
             f"{type(model).__name__} {model.name!r}. Save others with model.save('model.keras')."
         )
-    return json.loads(config.to_json_string(use_diff=True)), config.num_labels, False
+    outputs = config.num_labels if _classifies(model) else config.vocab_size
+    return json.loads(config.to_json_string(use_diff=True)), outputs, False
 
 
 def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
@@ -114,7 +189,7 @@ def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
         with quiet_logger("transformers"):
             settings = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
             auto: Any = getattr(transformers, f"TFAutoModel{_KINDS[info.head]}")
-            model = auto.from_config(settings, trust_remote_code=False)
+            model = _from_config(auto, settings, info.head)
             model(model.dummy_inputs)
             model.load_weights(str(folder / WEIGHTS))
     # A folder can make transformers fail anywhere.
@@ -124,8 +199,49 @@ def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
             f" for which transformers reports: {shortened(str(error)).rstrip('.')}. Install the "
             "version of transformers that saved it, or copy the folder again."
         ) from error
-    keep_float32(model, _head(model))
+    keep_float32(model, *_heads(model))
     return model
+
+
+def new_model(config: dict, num_labels: int, seed: int, head: str) -> tuple[Model, dict[str, str]]:
+    """Return a model of a configuration with random weights, and its inputs."""
+    import transformers
+
+    auto: Any = getattr(transformers, f"TFAutoModel{_KINDS[head]}")
+    settings = transformers.AutoConfig.for_model(**config, **_settings(head, num_labels))
+    with quiet_logger("transformers"):
+        model = _from_config(auto, settings, head)
+        model(model.dummy_inputs)
+    for variable, array in initial_weights(model.weights, lambda v: v.name, seed):
+        variable.assign(array)
+    keep_float32(model, *_heads(model))
+    return model, _inputs(model, head)
+
+
+def with_new_head(model: Any, num_labels: int, seed: int, head: str) -> Model:
+    """Return a model of the encoder of a restored one and a new head."""
+    import transformers
+
+    settings = copy.deepcopy(model.config)
+    for name, value in _settings(head, num_labels).items():
+        setattr(settings, name, value)
+    auto: Any = getattr(transformers, f"TFAutoModel{_KINDS[head]}")
+    with quiet_logger("transformers"):
+        found = _from_config(auto, settings, head)
+        found(found.dummy_inputs)
+    encoder = {_own_name(model, v): v for v in getattr(model, model.base_model_prefix).weights}
+    for variable in getattr(found, found.base_model_prefix).weights:
+        # A pooler is not part of every model.
+        if (known := encoder.get(_own_name(found, variable))) is not None:
+            variable.assign(known)
+    _set_new_head(found, num_labels, seed)
+    keep_float32(found, *_heads(found))
+    return found
+
+
+def _own_name(model, variable):
+    """Return the name of a variable without that of its model."""
+    return variable.name.partition(f"/{model.base_model_prefix}/")[2]
 
 
 def vocabulary_size(model: Any) -> int | None:
@@ -154,7 +270,9 @@ def _load_safetensors(model, path):
         output_loading_info=True,
     )
     # The head is new, and the layer before it may be; other missing weights would stay random.
-    fresh = ("classifier", "pre_classifier", "score", "pooler")
+    # That of masked language modelling is the checkpoint's if it has one.
+    fresh = ("classifier", "pre_classifier", "score", "pooler", "cls", "lm_head")
+    fresh += ("vocab_transform", "vocab_layer_norm", "vocab_projector")
     missing = [name for name in info["missing_keys"] if not set(name.split(".")) & set(fresh)]
     if missing:
         raise InputError(

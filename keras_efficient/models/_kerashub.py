@@ -1,5 +1,6 @@
 """Load Keras 3 models with KerasHub."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,14 @@ import keras
 import keras_hub
 import numpy as np
 from keras_hub.src.utils.keras_utils import gelu_approximate
+from keras_hub.src.utils.preset_utils import find_subclass
 
 from keras_efficient._errors import InputError, shortened
 from keras_efficient.data._read_json import read_json
-from keras_efficient.data._tokenizer import KERASHUB, Tokenizer, as_tokenizer
+from keras_efficient.data._tokenizer import KERASHUB, MASK_POSITIONS, Tokenizer, as_tokenizer
 from keras_efficient.dtype_policies._keep_float32 import keep_float32
 from keras_efficient.flavor._typing import Model
+from keras_efficient.models._check_weights import safetensors_files
 from keras_efficient.models._checkpoint_folder import (
     check_ids,
     describe,
@@ -20,8 +23,26 @@ from keras_efficient.models._checkpoint_folder import (
     load_tokenizer,
 )
 from keras_efficient.models._classification_head import head_weights
+from keras_efficient.models._initial_weights import initial_weights
+from keras_efficient.models._masked_language_model import MaskedLanguageModel
+from keras_efficient.models._masked_lm_head import new_head, read_head, warn_new_head
 from keras_efficient.models._token_classifier import TokenClassifier
 from keras_efficient.models._trained_folder import WEIGHTS
+
+
+#: Tasks of KerasHub that generate tokens, by head.
+_GENERATORS: Any = {
+    "next_token": keras_hub.models.CausalLM,
+    "decoder": keras_hub.models.Seq2SeqLM,
+}
+#: Names of inputs by content.
+_INPUTS = KERASHUB | MASK_POSITIONS
+_DECODER_INPUTS = {
+    "ids": "encoder_token_ids",
+    "mask": "encoder_padding_mask",
+    "target_ids": "decoder_token_ids",
+    "target_mask": "decoder_padding_mask",
+}
 
 
 def load_classifier(
@@ -29,7 +50,8 @@ def load_classifier(
 ) -> tuple[Model, Tokenizer]:
     """Load a `keras_hub.models.TextClassifier` from a checked folder or a preset name.
 
-    With `head="token"` it is a `TokenClassifier`.
+    With `head="token"` it is a `TokenClassifier`, with "masked_token" a `MaskedLanguageModel`, and
+    with "next_token" KerasHub's `CausalLM`.
     """
     config = (
         read_json(source / "config.json", "the configuration") if isinstance(source, Path) else {}
@@ -42,17 +64,15 @@ def load_classifier(
     # A folder can make KerasHub fail anywhere.
     except Exception as error:
         raise InputError(
-            f"The model must be a text encoder that KerasHub can load. Received: "
+            f"The model must be a Transformer of texts that KerasHub can load. Received: "
             f"{describe(source)}, for which it reports: {shortened(str(error)).rstrip('.')}. "
             "Check the spelling of a preset, or try library='tf_keras'."
         ) from error
     if config.get("hidden_act") == "gelu":
         _exact_gelu(model)
-    dense = model.output_dense
-    dense.set_weights(head_weights(dense.kernel.shape[0], num_labels, seed))
-    keep_float32(model, dense)
-    features = set(model.input) if isinstance(model.input, dict) else {"token_ids"}
-    inputs = {role: name for role, name in KERASHUB.items() if name in features}
+    _set_new_head(model, num_labels, seed, source if hugging_face else None)
+    _keep_float32(model)
+    inputs = _inputs(model)
     if hugging_face:
         return model, as_tokenizer(tokenizer, inputs=inputs)
     limit = getattr(model.backbone, "max_sequence_length", None) or 512
@@ -76,11 +96,63 @@ def _build(source, num_labels, head, hugging_face) -> Any:
     if head == "text":
         kwargs: dict[str, Any] = {"preprocessor": None} if hugging_face else {}
         return keras_hub.models.TextClassifier.from_preset(source, num_classes=num_labels, **kwargs)
+    if head in _GENERATORS:
+        options = {"preprocessor": None} if hugging_face else {}
+        return _GENERATORS[head].from_preset(source, **options)
     backbone = keras_hub.models.Backbone.from_preset(source)
-    model = TokenClassifier(backbone, num_labels)
+    model = _with_head(backbone, num_labels, head)
     if not hugging_face:
         model.preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(source)
     return model
+
+
+def _with_head(backbone, num_labels, head) -> Any:
+    """Return a model of a backbone and a new head."""
+    if head == "token":
+        return TokenClassifier(backbone, num_labels)
+    if head == "masked_token":
+        return MaskedLanguageModel(backbone)
+    if head in _GENERATORS:
+        return find_subclass("", _GENERATORS[head], type(backbone))(backbone)
+    found: Any = find_subclass("", keras_hub.models.TextClassifier, type(backbone))
+    return found(backbone, num_classes=num_labels)
+
+
+def _keep_float32(model):
+    """Keep what enters the loss in float32."""
+    if isinstance(model, keras_hub.models.CausalLM):
+        # The table of tokens computes the logits.
+        model.backbone.token_embedding.reverse_dtype = "float32"
+        # By which exports know that the outputs are logits.
+        model.num_classes = vocabulary_size(model)
+        keep_float32(model)
+    elif isinstance(model, MaskedLanguageModel):
+        keep_float32(model, model.masked_lm_head)
+    else:
+        keep_float32(model, model.output_dense)
+
+
+def _set_new_head(model, num_labels, seed, folder=None):
+    """Set new weights of the head, or those of a checkpoint if these are its only ones."""
+    if isinstance(model, MaskedLanguageModel):
+        _set_masked_lm_head(model, folder, seed)
+    elif not isinstance(model, keras_hub.models.CausalLM):
+        dense = model.output_dense
+        dense.set_weights(head_weights(dense.kernel.shape[0], num_labels, seed))
+
+
+def _set_masked_lm_head(model, folder, seed):
+    """Set the weights of the head to those of a checkpoint, or else to new ones."""
+    layer = model.masked_lm_head
+    found = None if folder is None else read_head(safetensors_files(folder))
+    if found is None:
+        warn_new_head(folder)
+        table = model.backbone.token_embedding
+        found = new_head(table.output_dim, table.input_dim, seed)
+    dense, norm = layer._intermediate_dense, layer._intermediate_layer_norm
+    variables = (dense.kernel, dense.bias, norm.gamma, norm.beta, layer._bias)
+    for variable, array in zip(variables, found, strict=True):
+        variable.assign(array)
 
 
 def _exact_gelu(model):
@@ -96,7 +168,9 @@ def _exact_gelu(model):
 
 # --- trained classifiers -------------------------------------------------------------------------
 
-_CLASSIFIERS = (keras_hub.models.TextClassifier, TokenClassifier)
+#: Classes of this package, by head.
+_OWN = {"token": TokenClassifier, "masked_token": MaskedLanguageModel}
+_CLASSIFIERS = (keras_hub.models.TextClassifier, keras_hub.models.CausalLM, *_OWN.values())
 
 
 def describe_classifier(model: Any) -> tuple[dict, int, bool]:
@@ -109,7 +183,7 @@ def describe_classifier(model: Any) -> tuple[dict, int, bool]:
     own = [
         c
         for c in type(model).__mro__
-        if c is TokenClassifier
+        if c in _OWN.values()
         or (issubclass(c, _CLASSIFIERS) and c.__module__.partition(".")[0] == "keras_hub")
     ]
     if not own:
@@ -131,7 +205,7 @@ def describe_classifier(model: Any) -> tuple[dict, int, bool]:
 def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
     """Build a saved classifier, and load its weights."""
     name = str(config.get("class_name"))
-    cls = TokenClassifier if info.head == "token" else getattr(keras_hub.models, name, None)
+    cls = _OWN.get(info.head) or getattr(keras_hub.models, name, None)
     if not isinstance(cls, type) or not issubclass(cls, _CLASSIFIERS) or cls.__name__ != name:
         raise InputError(
             "A trained model must be of a class that KerasHub has. Received: "
@@ -152,8 +226,46 @@ def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
     # A folder can make KerasHub fail anywhere.
     except Exception as error:
         raise _not_restored(folder, error) from error
-    keep_float32(model, model.output_dense)
+    _keep_float32(model)
     return model
+
+
+def new_model(config: dict, num_labels: int, seed: int, head: str) -> tuple[Model, dict[str, str]]:
+    """Return a model of a Hugging Face configuration with random weights, and its inputs."""
+    converter: Any = importlib.import_module(
+        f"keras_hub.src.utils.transformers.convert_{config['model_type']}"
+    )
+    backbone = converter.backbone_cls(**converter.convert_backbone_config(config))
+    model = _with_head(backbone, num_labels, head)
+    if config.get("hidden_act") == "gelu":
+        _exact_gelu(model)
+    for variable, array in initial_weights(model.weights, lambda v: v.path, seed):
+        variable.assign(array)
+    _keep_float32(model)
+    return model, _inputs(model)
+
+
+def _inputs(model):
+    """Return the names of a model's inputs by content."""
+    names = set(model.input) if isinstance(model.input, dict) else {"token_ids"}
+    known = _DECODER_INPUTS if "decoder_token_ids" in names else _INPUTS
+    return {role: name for role, name in known.items() if name in names}
+
+
+def with_new_head(model: Any, num_labels: int, seed: int, head: str) -> Model:
+    """Return a model of the encoder of a restored one and a new head."""
+    exact = any(
+        getattr(layer, "activation", None) is keras.activations.gelu
+        for layer in model.backbone._flatten_layers()
+    )
+    if (pooler := getattr(model.backbone, "pooled_dense", None)) is not None:
+        pooler.trainable = True
+    found = _with_head(model.backbone, num_labels, head)
+    if exact:
+        _exact_gelu(found)
+    _set_new_head(found, num_labels, seed)
+    _keep_float32(found)
+    return found
 
 
 def vocabulary_size(model: Any) -> int | None:

@@ -44,7 +44,8 @@ def load(
     loads KerasHub presets by folder or name; tf_keras also loads Hugging Face models by name.
 
     A folder of `ke.models.save`, or the output of `keras-efficient finetune`, holds a trained
-    model, which is returned as it was saved, with its head and its tokenizer.
+    model, which is returned as it was saved, with its head and its tokenizer. A model that was
+    adapted by "masked_lm" is also a start for the other tasks: its encoder gets a new head.
 
     Args:
         path_or_preset: Path of a folder, or a name known to KerasHub or Hugging Face.
@@ -60,8 +61,9 @@ def load(
     Returns:
         `(model, tokenizer)`. The model takes the dict of int32 features that `ke.data.text` makes
         with this tokenizer and returns logits `[batch, outputs]`, one output per class or, in
-        "regression", one; in "token_classification" `[batch, length, outputs]`. A transformers
-        model returns an output object with the attribute `logits`.
+        "regression", one; in "token_classification" `[batch, length, outputs]`; in "masked_lm"
+        `[batch, masked, vocabulary]`, for the input "mask_positions". A transformers model returns
+        an output object with the attribute `logits`.
 
     Raises:
         InputError: The task or library is unknown, the folder does not exist or lacks its
@@ -86,7 +88,7 @@ def load(
         )
     trained = trained_folder(Path(path_or_preset).expanduser())
     if trained is not None:
-        return LoadedModel(*restore(trained, wanted, num_labels, library))
+        return LoadedModel(*restore(trained, wanted, num_labels, library, seed))
     library, task = library or "keras", tasks.get(wanted)
     head_size = task.head_size(num_labels)
     source = find_checkpoint(path_or_preset, library)

@@ -1,4 +1,7 @@
+from ._causal_lm import CausalLM as CausalLM
 from ._classification import Classification as Classification
+from ._language_model import LanguageModel as LanguageModel
+from ._masked_lm import MaskedLM as MaskedLM
 from ._multi_label import MultiLabel as MultiLabel
 from ._registry import (
     get as get,

@@ -5,7 +5,9 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from keras_efficient._errors import InputError
+from keras_efficient.tasks._causal_lm import CausalLM
 from keras_efficient.tasks._classification import Classification
+from keras_efficient.tasks._masked_lm import MaskedLM
 from keras_efficient.tasks._multi_label import MultiLabel
 from keras_efficient.tasks._regression import Regression
 from keras_efficient.tasks._seq2seq import Seq2Seq
@@ -17,7 +19,11 @@ DEFAULT = Classification.name
 #: Group of the entry points by which installed packages add tasks.
 ENTRY_POINTS = "keras_efficient.tasks"
 _known: dict[str, type[Task]] = {
-    cls.name: cls for cls in (Classification, MultiLabel, Regression, Seq2Seq, TokenClassification)
+    cls.name: cls
+    for cls in (
+        *(Classification, MultiLabel, Regression, TokenClassification),
+        *(MaskedLM, CausalLM, Seq2Seq),
+    )
 }
 
 

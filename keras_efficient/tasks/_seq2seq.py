@@ -19,16 +19,16 @@ from keras_efficient.generation._generate import generate
 from keras_efficient.generation._strategies import Greedy, Strategy
 from keras_efficient.metrics._generation_report import GenerationReport, generation_report
 from keras_efficient.metrics._labelled_batches import labelled_batches
-from keras_efficient.metrics._scores import scores_of
+from keras_efficient.tasks._language_model import LanguageModel
 from keras_efficient.tasks._task import Task
 
 
-class Seq2Seq(Task):
+class Seq2Seq(LanguageModel):
     """Sequence to sequence: for each text another one is generated.
 
     The loss is the cross-entropy of the next token, averaged over the tokens of the targets, whose
-    previous tokens the decoder reads. The report, a `ke.metrics.GenerationReport`, is of generated
-    texts. The signature of strings answers with "generated_text", string `[batch]`, and "scores",
+    previous tokens the decoder reads. The report of an evaluation, a `ke.metrics.GenerationReport`,
+    is of generated texts; that of `report` is the perplexity of the targets. The signature of strings answers with "generated_text", string `[batch]`, and "scores",
     float32 `[batch]`, the sums of the log-probabilities of the generated tokens.
 
     Args:
@@ -53,17 +53,25 @@ class Seq2Seq(Task):
     name = "seq2seq"
     serves = ("generated_text", "scores")
     head = "decoder"
+    labelled = True
     generates = True
+    pretrains = False
 
-    def __init__(self, texts: int = 1, *, max_tokens: int = 64, strategy: Strategy = Greedy()):  # noqa: B008
+    def __init__(
+        self,
+        texts: int = 1,
+        *,
+        max_tokens: int = 64,
+        strategy: Strategy = Greedy(),  # noqa: B008 - immutable
+    ):
         super().__init__(texts)
-        if texts != 1:
-            raise InputError(
-                "A text is generated for each single text. Received: texts=2. Name one text column."
-            )
         self.max_tokens, self.strategy = max_tokens, strategy
 
     # --- label format ------------------------------------------------------------------------
+
+    def read(self, source: Any, **columns: Any) -> Records:
+        """Read data with a column of texts and one of targets, as `ke.data.read_records` does."""
+        return Task.read(self, source, **columns)
 
     def encode(
         self,
@@ -95,44 +103,7 @@ class Seq2Seq(Task):
             f"always answering {frequent!r:.40} is right for {right:.2%} of the texts",
         )
 
-    # --- head, loss and metrics --------------------------------------------------------------
-
-    def head_size(self, num_labels: int | None) -> int:
-        """Return 0: the outputs are those of the vocabulary."""
-        if num_labels is not None:
-            raise InputError(
-                f"A decoder has no number of labels. Received: {num_labels!r}. Leave it out."
-            )
-        return 0
-
-    def label_names(self, given: Sequence[str] | None, outputs: int) -> list[str]:
-        """Return no names."""
-        if given:
-            raise InputError(
-                f"Generated tokens have no names. Received: label_names={given!r:.80}. Leave them "
-                "out."
-            )
-        return []
-
-    def loss(self, keras: Any) -> Any:
-        """Return the cross-entropy of the next token, averaged over the tokens that count."""
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=IGNORED)
-
     # --- evaluation --------------------------------------------------------------------------
-
-    def batch_labels(self, labels: Any, argument: str) -> np.ndarray:
-        """Return int64 tokens `[batch, tokens]`, -100 for padding."""
-        labels = np.asarray(labels)
-        if labels.ndim != 2 or labels.dtype.kind not in "iu":
-            raise InputError(
-                f"`{argument}` compares tokens to generate. Received: labels of shape "
-                f"{labels.shape} and type {labels.dtype}. Name the `task` of the model."
-            )
-        return labels.astype("int64")
-
-    def scores(self, outputs: Mapping[str, Any]) -> np.ndarray:
-        """Return a model's scores among its outputs, `[batch, tokens, vocabulary]`."""
-        return scores_of(outputs, rank=3)
 
     def evaluate(
         self,
@@ -142,7 +113,17 @@ class Seq2Seq(Task):
         *,
         tokenizer: Tokenizer | None = None,
     ) -> GenerationReport:
-        """Generate texts for finite labelled batches, and compare them with the targets."""
+        """Generate texts for finite labelled batches, and compare them with the targets.
+
+        Args:
+            model: the model.
+            data: batches, as `ke.data.text` makes them.
+            label_names: None.
+            tokenizer: the model's `ke.data.Tokenizer`.
+
+        Raises:
+            InputError: there is no tokenizer.
+        """
         if tokenizer is None:
             raise InputError(
                 "Generated texts are evaluated as strings. Received: no tokenizer. Give "
@@ -164,16 +145,6 @@ class Seq2Seq(Task):
             read = {name: tf.convert_to_tensor(features[name]) for name in names}
             found += [text.decode("utf-8", "replace") for text in answer(read).numpy()]
         return generation_report(wanted, found)
-
-    def report(
-        self,
-        labels: np.ndarray,
-        scores: np.ndarray,
-        label_names: Sequence[str] | None = None,
-        *,
-        sample_weight: Any = None,
-    ) -> Any:
-        raise NotImplementedError
 
     # --- signature and decoding --------------------------------------------------------------
 
@@ -213,6 +184,7 @@ class Seq2Seq(Task):
         label_names: Sequence[str] | None,
         tokens: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
+        """Raise NotImplementedError: strings are answered by `answer`."""
         raise NotImplementedError
 
     def decode(

@@ -9,10 +9,13 @@ import numpy as np
 from keras_efficient._errors import InputError
 from keras_efficient.data._read_records import read_records
 from keras_efficient.data._records import Records
-from keras_efficient.flavor._typing import Model, Tensor
+from keras_efficient.flavor._typing import Dataset, Model, Tensor
 from keras_efficient.metrics._labelled_batches import scored_batches
 from keras_efficient.metrics._scores import scores_of
 from keras_efficient.metrics._task_report import TaskReport
+
+#: Where heads have outputs: see `Task`.
+HEADS = ("text", "token", "masked_token", "next_token", "decoder")
 
 
 class Task(abc.ABC):
@@ -30,10 +33,16 @@ class Task(abc.ABC):
         choices: dict by metric of the names for readers and "max" or "min": by which validation
             metrics the best epoch may be chosen, the default first. A class attribute.
         serves: names of the outputs that `serve` adds to those of the model. A class attribute.
-        head: "text" for a head with one row of outputs per text, "token" for one with a row per
-            token; then `serve` gets the tokens, too. A class attribute. Default: "text".
+        head: where the head has outputs: "text" for each text; "token" for each token;
+            "masked_token" for each masked token, one for each word of the vocabulary; "next_token"
+            likewise for each token, from those before it; "decoder" likewise for each token of
+            another text. For "token" and "masked_token" `serve` gets the tokens, too. A class
+            attribute. Default: "text".
         generates: whether the signature of strings answers by `answer` in place of `serve`, because
             the outputs of one call of the model are not enough. A class attribute. Default: False.
+        labelled: whether data has labels. A class attribute. Default: True.
+        pretrains: whether a trained model is also a start for other tasks, which take its encoder.
+            A class attribute. Default: False.
         compresses: whether `keras-efficient compress` can make models of the task smaller, for
             which it must have `predicted_labels`. A class attribute. Default: False.
 
@@ -54,6 +63,8 @@ class Task(abc.ABC):
     serves: ClassVar[tuple[str, ...]]
     head: ClassVar[str] = "text"
     generates: ClassVar[bool] = False
+    labelled: ClassVar[bool] = True
+    pretrains: ClassVar[bool] = False
     compresses: ClassVar[bool] = False
 
     def __init__(self, texts: int = 1):
@@ -113,6 +124,23 @@ class Task(abc.ABC):
             train: records to train on.
             validation: records to evaluate on.
         """
+
+    def batches(
+        self, records: Any, tokenizer: Any, *, training: bool = True, **options: Any
+    ) -> Dataset:
+        """Return batches of texts for `fit` and `evaluate`: those of `ke.data.text`, the default.
+
+        Args:
+            records: as for `ke.data.text`.
+            tokenizer: as for `ke.data.text`.
+            training: whether the batches are for training, rather than for an evaluation that must
+                be the same each time. Default: True.
+            options: further arguments of `ke.data.text`.
+        """
+        # TensorFlow is imported with it.
+        from keras_efficient.data._text import text
+
+        return text(records, tokenizer, **options)
 
     def class_weights(self, train: Records) -> dict[int, float]:
         """Return `{class: weight}` such that all classes weigh the same in the loss.
@@ -183,8 +211,14 @@ class Task(abc.ABC):
             InputError: they are labels of another task.
         """
 
-    def scores(self, outputs: Mapping[str, Any]) -> np.ndarray:
-        """Return a model's scores among its outputs: "logits", or the only float output."""
+    def scores(self, outputs: Mapping[str, Any], labels: Any = None) -> np.ndarray:
+        """Return a model's scores among its outputs: "logits", or the only float output.
+
+        Args:
+            outputs: arrays by name, of one batch.
+            labels: what `batch_labels` returned for it, for tasks that only need scores of labels.
+                Default: None.
+        """
         return scores_of(outputs)
 
     def aligned(self, scores: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -204,15 +238,29 @@ class Task(abc.ABC):
 
         Args:
             labels: array as `batch_labels` returns it.
-            scores: float array `[examples, outputs]`, or `[examples, tokens, outputs]`.
+            scores: float array `[examples, outputs]`, or `[examples, tokens, outputs]`, as
+                `scores` returns it.
             label_names: name of each class. Default: None, their numbers.
             sample_weight: float array `[examples]`. Default: None, ones.
         """
 
     def evaluate(
-        self, model: Model, data: Iterable[Any], label_names: Sequence[str] | None = None
+        self,
+        model: Model,
+        data: Iterable[Any],
+        label_names: Sequence[str] | None = None,
+        *,
+        tokenizer: Any = None,
     ) -> TaskReport:
-        """Evaluate a model in memory on finite labelled batches, as `ke.data.text` makes them."""
+        """Evaluate a model in memory on finite labelled batches, as `ke.data.text` makes them.
+
+        Args:
+            model: the model.
+            data: the batches.
+            label_names: name of each class. Default: None, their numbers.
+            tokenizer: the model's `ke.data.Tokenizer`, for tasks whose answers are texts. Default:
+                None.
+        """
         labels, scores, weights = scored_batches(model, data, self.batch_labels, self.scores)
         return self.report(labels, scores, label_names, sample_weight=weights)
 
@@ -241,10 +289,12 @@ class Task(abc.ABC):
         Args:
             logits: float32 `[batch, outputs]`, or `[batch, tokens, outputs]`.
             label_names: name of each class, or None.
-            tokens: for a `head` of tokens alone, int32 `[batch, tokens]` by name: "first", 1 for
-                the first token of a word, otherwise 0; "starts" and "ends", the first character of
-                a token's word and the character after its last one, 0 for special tokens and
-                padding. Default: None.
+            tokens: tensors by name, for a `head` of tokens alone. "token": "first", int32
+                `[batch, tokens]`, 1 for the first token of a word, otherwise 0; "starts" and
+                "ends", likewise, the first character of a token's word and the character after its
+                last one, 0 for special tokens and padding. "masked_token": "vocabulary", string
+                `[vocabulary]`, the tokens by their ids; and "masked", int32 `[batch]`, the number
+                of mask tokens. Default: None.
 
         Raises:
             InputError: the names are not those of the outputs.

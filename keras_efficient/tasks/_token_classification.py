@@ -214,7 +214,7 @@ class TokenClassification(Task):
             )
         return labels.astype("int64")
 
-    def scores(self, outputs: Mapping[str, Any]) -> np.ndarray:
+    def scores(self, outputs: Mapping[str, Any], labels: Any = None) -> np.ndarray:
         """Return a model's scores among its outputs, `[batch, tokens, classes]`."""
         return scores_of(outputs, rank=3)
 

@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient._errors import InputError
+from keras_efficient.data._tokenizer import MASK_TOKENS
 from keras_efficient.exporters._signature import call_by_name
 from keras_efficient.exporters.tokenizer_ops.text_tokenizer import text_function, text_tokenizer
 from keras_efficient.metrics._labelled_batches import joined
@@ -56,7 +57,7 @@ class TextSignature:
 
     def samples(self):
         """Return `TEXTS` by the names of the signature's inputs, as lists."""
-        return samples(self.task)
+        return samples(self.task, self.tokenizer)
 
     def reference(self, flavor, model):
         """Return the answers in memory to `TEXTS`, tokenized in Python, as float arrays."""
@@ -87,8 +88,17 @@ class TextSignature:
             segments = [np.zeros_like(row) for row in ids]
         else:
             ids, segments, *_ = self.tokenizer.encode_pairs(*texts)
+        vocabulary = None
+        if self.task.head == "masked_token":
+            vocabulary = tf.constant(self.tokenizer.vocabulary)
         for row, segment, of in zip(ids, segments, words, strict=True):
-            yield {"ids": row, "mask": np.ones_like(row), "segments": segment}, of
+            found = {"ids": row, "mask": np.ones_like(row), "segments": segment}
+            if vocabulary is not None:
+                positions = np.flatnonzero(row == self.tokenizer.mask_id).astype(np.int32)
+                number = tf.constant([len(positions)])
+                of = ({"masked": number, "vocabulary": vocabulary},)
+                found["mask_positions"] = positions if len(positions) else np.zeros(1, np.int32)
+            yield found, of
 
 
 def _words(spans):
@@ -103,8 +113,14 @@ def _words(spans):
     return {name: tf.constant(value[None], tf.int32) for name, value in found.items()}
 
 
-def samples(task) -> dict[str, list[str]]:
-    """Return `TEXTS`, or pairs of them, by the names of the inputs of a task's signature."""
+def samples(task, tokenizer) -> dict[str, list[str]]:
+    """Return `TEXTS`, or pairs of them, by the names of the inputs of a task's signature.
+
+    For a head of masked tokens they have some.
+    """
+    if task.head == "masked_token":
+        mask = next((token for token in MASK_TOKENS if token in tokenizer.vocabulary), "")
+        return {"text": [f"{mask} {text} {mask}{mask}." for text in TEXTS[:3]] + [*TEXTS[3:]]}
     if task.texts == 1:
         return {"text": list(TEXTS)}
     return {"text": list(TEXTS), "second_text": [*TEXTS[2:], *TEXTS[:2]]}

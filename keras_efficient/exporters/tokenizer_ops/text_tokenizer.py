@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from math import ceil, log2
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_efficient import tasks
 from keras_efficient._errors import InputError
+from keras_efficient.data._mask_tokens import positions_of
 from keras_efficient.data._tokenizer import Tokenizer
 from keras_efficient.exporters.tokenizer_ops import normalizer_tables
 from keras_efficient.exporters.tokenizer_ops.wordpiece import WordPiece
@@ -59,6 +61,7 @@ class TextTokenizer(tf.Module):
         max_length = tokenizer.check_length(max_length)
         settings = WordPiece.of(tokenizer)
         self._inputs, self._pad_id = tokenizer.inputs, tokenizer.pad_id
+        self._mask_id = tokenizer.mask_id
         self._prefix, self._suffix = settings.prefix, settings.suffix
         self._longest = max_length - len(settings.prefix) - len(settings.suffix)
         if self._longest < 1:
@@ -79,6 +82,7 @@ class TextTokenizer(tf.Module):
                 normalizer = "null"
             self._splitting = _constants(normalizer_tables.splitting(normalizer, settings.alphabet))
             self._edges, self._ids = tf.constant(settings.edges), tf.constant(settings.ids)
+        self._vocabulary = np.array(tokenizer.vocabulary, object)
 
     def __call__(self, texts):
         """Tokenize texts.
@@ -88,7 +92,8 @@ class TextTokenizer(tf.Module):
 
         Returns:
             dict by the model's input names of int32 [batch, longest text of the batch]: padded ids,
-            mask (1 for tokens, 0 for padding) and segments (zeros), those that the model has.
+            mask (1 for tokens, 0 for padding), segments (zeros), and the positions of mask tokens,
+            int32 [batch, most mask tokens of a text], padded with 0: those that the model has.
         """
         # A server with a GPU would copy these small tensors back and forth.
         with tf.device("CPU:0"):
@@ -119,6 +124,22 @@ class TextTokenizer(tf.Module):
             length = tf.shape(next(iter(features.values())))[1]
             words = [self._padded(values)[:, :length] for values in words]
             return features, dict(zip(("first", "starts", "ends"), words, strict=True))
+
+    def with_masked(self, texts: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Tokenize texts, and tell how many mask tokens each has.
+
+        Args:
+            texts: string [batch], UTF-8.
+
+        Returns:
+            What a call returns; and a dict of "masked", int32 [batch], and "vocabulary", string
+            [vocabulary], the tokens by their ids.
+        """
+        features = self(texts)
+        with tf.device("CPU:0"):
+            masked = self._is_masked(features[self._inputs["ids"]])
+            number = tf.reduce_sum(tf.cast(masked, tf.int32), 1)
+            return features, {"masked": number, "vocabulary": tf.constant(self._vocabulary)}
 
     def _ragged(self, texts):
         """Return the ids of texts without special tokens, as a ragged tensor."""
@@ -177,8 +198,13 @@ class TextTokenizer(tf.Module):
         for place, token in enumerate(self._suffix):
             ids = tf.where(position == total[:, None] - after + place, token, ids)
         roles = {"ids": ids, "mask": mask, "segments": tf.zeros_like(ids)}
+        if "mask_positions" in self._inputs:
+            roles["mask_positions"], _ = positions_of(self._is_masked(ids))
         # A decoder's inputs are generated.
         return {name: roles[role] for role, name in self._inputs.items() if role in roles}
+
+    def _is_masked(self, ids):
+        return tf.equal(ids, -1 if self._mask_id is None else self._mask_id)
 
     def _spell(self, symbols, starts):
         """Return the token that starts at each character, and whether it belongs to a word.
@@ -330,8 +356,9 @@ def text_function(
     def serve(*texts):
         words = ()
         if task.head == "token":
-            features, tokens = tokenize.with_words(*texts)
-            words = (tokens,)
+            features, *words = tokenize.with_words(*texts)
+        elif task.head == "masked_token":
+            features, *words = tokenize.with_masked(*texts)
         else:
             features = tokenize(*texts)
         outputs = tokens_function(**features)
@@ -374,7 +401,7 @@ def _logits(outputs, task):
     if len(floats) > 1 and "logits" in floats:
         floats = {"logits": floats["logits"]}
     shapes = {name: value.shape for name, value in floats.items()}
-    rank = 3 if task.head == "token" else 2
+    rank = 2 if task.head == "text" else 3
     if len(shapes) != 1 or (shape := next(iter(shapes.values()))).rank != rank or not shape[-1]:
         axes = "batch, tokens, outputs" if rank == 3 else "batch, outputs"
         raise InputError(
