@@ -18,6 +18,7 @@ import os
 import tempfile
 import time
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -56,11 +57,11 @@ def adapt(texts, held_out, epochs, library):
     """Train with this package; return the model, its tokenizer and the facts."""
     model, tokenizer = load(library)
     ke.unpad(model)
-    options = {"batch_size": BATCH, "max_length": LONGEST}
+    options: dict[str, Any] = {"batch_size": BATCH, "max_length": LONGEST}
     records = ke.data.Records.of(texts)
     batches = TASK.batches(records, tokenizer, group_by_length=True, **options)
     test = TASK.batches(ke.data.Records.of(held_out), tokenizer, training=False, **options)
-    before = TASK.evaluate(model, test)
+    before: Any = TASK.evaluate(model, test)
     compiled(model, batches.stats.batches * epochs)
     seconds = time.perf_counter(), time.process_time()
     model.fit(
@@ -102,7 +103,7 @@ def plain(texts, test, epochs):
 
     names = ("input_ids", "attention_mask", "token_type_ids")
     spec = tf.TensorSpec([None, None], tf.int32)
-    data = tf.data.Dataset.from_generator(
+    data: Any = tf.data.Dataset.from_generator(
         batches, output_signature=(dict.fromkeys(names, spec), spec)
     )
     keras = ke.flavor.of(model).keras
@@ -147,7 +148,7 @@ def few_labels(folder, texts, labels, number, seeds, library):
             model, tokenizer = load(library, task, start, num_labels=2, seed=seed)
             ke.flavor.of(model).keras.utils.set_random_seed(seed)
             ke.unpad(model)
-            options = {"max_length": LONGEST, "batch_size": 16}
+            options: dict[str, Any] = {"max_length": LONGEST, "batch_size": 16}
             batches = ke.data.text(train, tokenizer, seed=seed, **options)
             compiled(model, batches.stats.batches * 6, task, 2, 1e-4)
             model.fit(
@@ -157,7 +158,7 @@ def few_labels(folder, texts, labels, number, seeds, library):
                 shuffle=False,
                 verbose=0,
             )
-            report = task.evaluate(model, ke.data.text(test, tokenizer, **options))
+            report: Any = task.evaluate(model, ke.data.text(test, tokenizer, **options))
             found[name].append(report.accuracy)
     return found
 

@@ -49,6 +49,7 @@ class TokenMasker:
             )
         special = set(tokenizer.special_tokens) | {""}
         ordinary = np.array([token not in special for token in vocabulary])
+        self._count = int(ordinary.sum())
         with tf.device("/CPU:0"):
             self._ordinary = tf.constant(ordinary)
             self._random = tf.constant(np.flatnonzero(ordinary), tf.int32)
@@ -70,7 +71,7 @@ class TokenMasker:
         """
         masking, length = self.masking, tf.shape(ids)[1]
         columns = tf.range(length)
-        candidates = real & tf.gather(self._ordinary, ids)
+        candidates: Any = real & tf.gather(self._ordinary, ids)
         begins = candidates
         if self._begins is not None:
             before = tf.pad(candidates[:, :-1], [[0, 0], [1, 0]])
@@ -102,7 +103,7 @@ class TokenMasker:
             what = tf.gather(what, number, batch_dims=1)
         masked = chosen & (what < masking.mask_token_rate)
         replaced = chosen & ~masked & (what < masking.mask_token_rate + masking.random_token_rate)
-        drawn = uniform(keys, columns, _TOKEN) * float(self._random.shape[0])
+        drawn = uniform(keys, columns, _TOKEN) * float(self._count)
         drawn = tf.gather(self._random, tf.cast(drawn, tf.int32))
         ids = tf.where(replaced, drawn, tf.where(masked, self.mask_id, ids))
         return ids, positions, labels

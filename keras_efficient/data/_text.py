@@ -381,8 +381,9 @@ def _gather(tokens, buckets, tokenizer, masker=None):
     """
     starts = tf.constant(np.cumsum(tokens.lengths, dtype=np.int64) - tokens.lengths)
     lengths = tf.constant(tokens.lengths)
-    unlabelled = tokens.labels is None or masker is not None
-    labels = None if unlabelled else tf.constant(tokens.labels)
+    labels: Any = None
+    if tokens.labels is not None and masker is None:
+        labels = tf.constant(tokens.labels)
     per_token = tokens.labels_per_token
     padded = tf.constant(buckets, tf.int32)
     only = buckets[0] if len(buckets) == 1 else None

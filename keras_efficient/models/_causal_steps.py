@@ -22,8 +22,9 @@ def causal_steps(model: Model) -> Any:
     Raises:
         InputError: The model is another one.
     """
+    flavors.of(model)
     names = {cls.__name__ for cls in type(model).__mro__}
-    if flavors.of(model).name == "keras" and hasattr(model, "call_with_cache"):
+    if hasattr(model, "call_with_cache"):
         return _KerasHub(model)
     if "TFGPT2LMHeadModel" in names:
         return _GPT2(model)
@@ -72,14 +73,14 @@ class _GPT2:
         found = self.model(
             input_ids=ids[:, None],
             past_key_values=tuple(map(_batch_first, state)),
-            attention_mask=tf.tile(mask[None], [tf.shape(ids)[0], 1]),
+            attention_mask=tf.zeros_like(ids)[:, None] + mask,
             position_ids=tf.reshape(index, [1, 1]),
             use_cache=True,
             training=False,
         )
         here = (columns[:-1] == index)[:, None]
         state = tuple(
-            tf.where(here, _batch_first(new)[..., -1:, :], old)
+            tf.where(here, _batch_first(new)[:, :, :, -1:], old)
             for old, new in zip(state, found.past_key_values, strict=True)
         )
         return found.logits[:, 0], state

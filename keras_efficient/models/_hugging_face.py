@@ -208,7 +208,8 @@ def new_model(config: dict, num_labels: int, seed: int, head: str) -> tuple[Mode
     import transformers
 
     auto: Any = getattr(transformers, f"TFAutoModel{_KINDS[head]}")
-    settings = transformers.AutoConfig.for_model(**config, **_settings(head, num_labels))
+    options: Any = config | _settings(head, num_labels)
+    settings = transformers.AutoConfig.for_model(**options)
     with quiet_logger("transformers"):
         model = _from_config(auto, settings, head)
         model(model.dummy_inputs)

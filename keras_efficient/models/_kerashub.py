@@ -97,7 +97,7 @@ def _build(source, num_labels, head, hugging_face) -> Any:
         kwargs: dict[str, Any] = {"preprocessor": None} if hugging_face else {}
         return keras_hub.models.TextClassifier.from_preset(source, num_classes=num_labels, **kwargs)
     if head in _GENERATORS:
-        options = {"preprocessor": None} if hugging_face else {}
+        options: dict[str, Any] = {"preprocessor": None} if hugging_face else {}
         return _GENERATORS[head].from_preset(source, **options)
     backbone = keras_hub.models.Backbone.from_preset(source)
     model = _with_head(backbone, num_labels, head)
@@ -118,7 +118,7 @@ def _with_head(backbone, num_labels, head) -> Any:
     return found(backbone, num_classes=num_labels)
 
 
-def _keep_float32(model):
+def _keep_float32(model: Any):
     """Keep what enters the loss in float32."""
     if isinstance(model, keras_hub.models.CausalLM):
         # The table of tokens computes the logits.

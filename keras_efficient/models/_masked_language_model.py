@@ -36,11 +36,12 @@ class MaskedLanguageModel(keras_hub.models.Task):
                 "architecture, such as BERT."
             )
         self.backbone, self.preprocessor = backbone, preprocessor
+        initializer: Any = keras.initializers.TruncatedNormal(stddev=0.02)
         self.masked_lm_head = keras_hub.layers.MaskedLMHead(
             token_embedding=backbone.token_embedding,
             intermediate_activation="gelu",
             layer_norm_epsilon=layer_norm_epsilon,
-            kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+            kernel_initializer=initializer,
             dtype=backbone.dtype_policy,
             name="masked_lm_head",
         )

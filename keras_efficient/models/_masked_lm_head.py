@@ -69,7 +69,7 @@ def read_head(files: Iterable[Path]) -> list[np.ndarray] | None:
             for name in wanted & set(tensors.keys()):
                 found[name] = np.asarray(tensors.get_tensor(name)).astype("float32")
     for names in _NAMES:
-        known = [next((found[n] for n in group if n in found), None) for group in names]
+        known: list[Any] = [next((found[n] for n in group if n in found), None) for group in names]
         if all(array is not None for array in known):
             kernel, *others = known
             # PyTorch's kernels are [outputs, inputs].

@@ -45,7 +45,7 @@ def restore(
             f"for {str(folder)!r}, of {info.library!r}. Leave `library` out."
         )
     other = task is not None and task.name != info.task
-    if other and not get_task(info.task).pretrains:
+    if task is not None and other and not get_task(info.task).pretrains:
         raise InputError(
             f"A trained model keeps its task. Received: task={task.name!r} for {str(folder)!r}, "
             f"which was trained for {info.task!r}. Leave `task` out, or load the pretrained model."

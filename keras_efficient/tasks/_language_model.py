@@ -25,6 +25,13 @@ class LanguageModel(Task):
 
     Raises:
         InputError: `texts` is more than the task takes.
+
+    Examples:
+        >>> isinstance(ke.tasks.get("masked_lm"), ke.tasks.LanguageModel)
+        True
+
+    Reference:
+        Jurafsky & Martin, "Speech and Language Processing", chapters 3 and 11.
     """
 
     labelled = False
@@ -126,13 +133,14 @@ class LanguageModel(Task):
         import tensorflow as tf
 
         logits = scores_of(outputs, rank=3).astype("float32")
-        if labels is None or tuple(np.shape(labels)) != logits.shape[:2]:
+        labels = np.asarray([] if labels is None else labels)
+        if labels.shape != logits.shape[:2]:
             raise InputError(
                 "A language model is compared with the id of each token. Received: labels of "
-                f"shape {np.shape(labels)} for logits of shape {logits.shape}. Give the labels of "
+                f"shape {labels.shape} for logits of shape {logits.shape}. Give the labels of "
                 "the same batch."
             )
-        ids = np.maximum(np.asarray(labels), 0)
+        ids = np.maximum(labels, 0)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(ids, logits).numpy()
         return np.stack([-losses, logits.argmax(-1) == ids], -1).astype("float32")
 
