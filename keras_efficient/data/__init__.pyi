@@ -1,3 +1,4 @@
+from ._answer_labels import AnswerLabels as AnswerLabels
 from ._augment_texts import (
     AugmentedTexts as AugmentedTexts,
     augment_texts as augment_texts,

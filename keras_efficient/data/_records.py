@@ -14,7 +14,7 @@ from keras_efficient._errors import InputError, listed
 from keras_efficient.data._check_text import check_text
 from keras_efficient.data._class_labels import class_labels
 from keras_efficient.data._read_items import iterated
-from keras_efficient.data._token_labels import TokenLabels
+from keras_efficient.data._structured_labels import StructuredLabels
 
 # Larger in-memory integers are not class indices, but probably ids.
 _MOST_CLASSES = 1_000_000
@@ -32,7 +32,7 @@ class Records:
         labels: What each text is labelled with, or None. Classes: int32 array of shape `[texts]` of
             indices into `label_names`. Several classes: int32 array `[texts, classes]` of 0 and 1.
             Numbers: float32 array `[texts]`, without `label_names`. A class for each word:
-            `TokenLabels`. Default: None.
+            `TokenLabels`. Answers to questions: `AnswerLabels`. Default: None.
         label_names: Name of each class. Default: ().
         source: Origin of the records, for error messages. Default: "memory".
         second_texts: The second text of each pair, or None for single texts. Default: None.
@@ -75,9 +75,9 @@ class Records:
         object.__setattr__(self, "label_names", tuple(self.label_names))
         if self.labels is None:
             return
-        if isinstance(self.labels, TokenLabels):
+        if isinstance(self.labels, StructuredLabels):
             self._check_count((len(self.labels),), len(texts))
-            self.labels.check(texts, len(self.label_names), self.source)
+            self.labels.check(self)
             return
         labels = self._checked_labels(np.asarray(self.labels), len(texts))
         labels.flags.writeable = False
@@ -213,7 +213,7 @@ class Records:
         if self.labels is None:
             classes = "no labels"
         elif not self.label_names:
-            classes = "numbers"
+            classes = "numbers" if isinstance(self.labels, np.ndarray) else "answers"
         else:
             classes = f"{len(self.label_names):,} classes: {listed(self.label_names)}"
         texts = "texts" if self.second_texts is None else "pairs of texts"
@@ -232,7 +232,7 @@ class Records:
                 digest.update(len(data).to_bytes(8, "little") + data)
         if self.labels is None:
             digest.update(b"none")
-        elif isinstance(self.labels, TokenLabels):
+        elif isinstance(self.labels, StructuredLabels):
             digest.update(self.labels.tobytes())
         else:
             # Little-endian on every machine.

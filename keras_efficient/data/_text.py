@@ -30,6 +30,7 @@ def text(
     batch_size: int | None = None,
     tokens_per_batch: int | None = None,
     max_length: int | None = None,
+    stride: int | None = None,
     shuffle: bool = True,
     seed: int = 0,
     buckets: Any = None,
@@ -82,6 +83,10 @@ def text(
             batches per epoch, `stats.batches`, is always the same. Default: None.
         max_length: Texts are truncated to this number of tokens. Default: None, 128, or that of
             `TokenizedTexts`.
+        stride: For `AnswerLabels`, number of tokens that two windows of a context share. A
+            question with its context is not truncated to `max_length`: it becomes several examples,
+            each with the question and another window of the context. Default: None, a third of
+            `max_length`.
         shuffle: Whether to shuffle and sort as above. Default: True.
         seed: Seed of the orders of all epochs. Default: 0.
         buckets: Ascending padded lengths in tokens; the last one must be long enough for the
@@ -109,8 +114,10 @@ def text(
         for tokens, 0 for padding) and "segments" (1 for the second text of a pair, otherwise 0).
         The labels are those of the records: int32 `[batch]` for classes, int32 `[batch, classes]`
         for several classes, float32 `[batch]` for numbers, and int32 `[batch, length]` for
-        `TokenLabels`, with -100 for tokens that do not count. The dataset's attribute `stats` is a
-        `TextStats`.
+        `TokenLabels`, with -100 for tokens that do not count. For `AnswerLabels` they are int32
+        `[batch, 3]`: the first and the last token of the answer, both 0 where the window does not
+        contain it, and the number of the window. The dataset's attribute `stats` is a `TextStats`;
+        with `AnswerLabels` it has `windows`, from which an evaluation knows the questions.
 
     Raises:
         InputError: An argument is out of range or does not go with another one, there are no texts,
@@ -159,10 +166,15 @@ def text(
     first_epoch = _checked_int("first_epoch", first_epoch, 0)
     if isinstance(records, TokenizedTexts):
         tokens = FileTokens(records, tokenizer, max_length)
+        if stride is not None:
+            raise InputError(
+                "`stride` is for questions in memory. Received: "
+                f"stride={stride!r} for texts on a disk. Leave it out."
+            )
     else:
         length = tokenizer.check_length(128 if max_length is None else max_length)
         records = as_records(records, text_column=text_column, label_column=label_column)
-        tokens = MemoryTokens(records, tokenizer, length)
+        tokens = MemoryTokens(records, tokenizer, length, stride)
     lengths = tokens.lengths
     total = len(lengths)
     if drop_remainder and batch_size is not None and total < batch_size:
@@ -231,6 +243,8 @@ def text(
         )
         dataset = dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
     dataset.stats = stats
+    if tokens.windows is not None:
+        dataset.windows = tokens.windows
     return dataset
 
 

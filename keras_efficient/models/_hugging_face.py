@@ -1,7 +1,9 @@
 """Load tf_keras models with transformers 4.x, the last version with TensorFlow classes."""
 
+import functools
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,16 @@ from keras_efficient.flavor._quiet_logger import quiet_logger
 from keras_efficient.flavor._typing import Model
 from keras_efficient.models._check_weights import safetensors_files
 from keras_efficient.models._checkpoint_folder import check_ids, describe, load_tokenizer
-from keras_efficient.models._classification_head import head_weights
+from keras_efficient.models._classification_head import head_weights, span_head
 from keras_efficient.models._trained_folder import WEIGHTS
 
-#: Suffix of the classes of transformers by where their head is: on a text or on each token.
-_KINDS = {"text": "ForSequenceClassification", "token": "ForTokenClassification"}
+#: Suffix of the classes of transformers by where their head is: on a text, on each token, or on
+#: all tokens as the beginning and the end of an answer.
+_KINDS = {
+    "text": "ForSequenceClassification",
+    "token": "ForTokenClassification",
+    "span": "ForQuestionAnswering",
+}
 
 
 def load_classifier(
@@ -26,7 +33,8 @@ def load_classifier(
 ) -> tuple[Model, Tokenizer]:
     """Load a transformers `TF...ForSequenceClassification` from a checked folder or a hub name.
 
-    With `head="token"` it is a `TF...ForTokenClassification`.
+    With `head="token"` it is a `TF...ForTokenClassification`, with "span" a
+    `TF...ForQuestionAnswering` whose output is that of `span_model`.
     """
     import transformers
 
@@ -35,6 +43,7 @@ def load_classifier(
     if isinstance(source, Path):
         # Before the model, which takes longer and more memory.
         tokenizer = load_tokenizer(source, read_json(source / "config.json", "the configuration"))
+    separator = _separator(source, tokenizer) if head == "span" else None
     model: Any
     config: Any
     try:
@@ -66,8 +75,12 @@ def load_classifier(
         ) from error
     dense = _head(model)
     width = dense.kernel.shape[0]
-    dense.set_weights(head_weights(width, num_labels, seed)[: len(dense.weights)])
+    trained = span_head(source) if head == "span" else None
+    dense.set_weights((trained or head_weights(width, num_labels, seed))[: len(dense.weights)])
     keep_float32(model, dense)
+    if head == "span":
+        model.config.sep_token_id = separator
+        span_model(model)
     takes = inspect.signature(model.call).parameters
     inputs = {role: name for role, name in HUGGING_FACE.items() if name in takes}
     if isinstance(source, Path):
@@ -83,8 +96,59 @@ def load_classifier(
 
 
 def _head(model):
-    head = model.classifier if hasattr(model, "classifier") else model.score
+    head = next(
+        getattr(model, name)
+        for name in ("classifier", "qa_outputs", "score")
+        if hasattr(model, name)
+    )
     return getattr(head, "out_proj", head)
+
+
+def _separator(source, tokenizer):
+    if tokenizer is None:
+        raise InputError(
+            "A model for questions about texts is loaded from a folder, whose tokenizer tells "
+            f"which words an answer consists of. Received: {describe(source)}. Save the model and "
+            "its tokenizer into a folder with save_pretrained."
+        )
+    return tokenizer.separator
+
+
+# --- heads of spans ------------------------------------------------------------------------------
+
+
+def span_model(model: Any) -> None:
+    """Make the output of a `TF...ForQuestionAnswering` one tensor, masked by `span_logits`.
+
+    Its `logits` are `[batch, 2, tokens]`, so that losses, metrics and distillation find a softmax
+    over the tokens along the last axis. The separator is `config.sep_token_id`.
+    """
+    model.__class__ = _span_class(type(model))
+
+
+@functools.cache
+def _span_class(base):
+    import tensorflow as tf
+    from transformers.modeling_tf_outputs import TFTokenClassifierOutput
+
+    from keras_efficient.models._span_logits import span_logits
+
+    # The signature of `call` tells the library of the inputs.
+    @functools.wraps(base.call)
+    def call(self, *args, **kwargs):
+        found = base.call(self, *args, **kwargs)
+        inputs = args[0] if args else kwargs["input_ids"]
+        named = inputs if isinstance(inputs, Mapping) else {**kwargs, "input_ids": inputs}
+        ids, mask = named["input_ids"], named.get("attention_mask")
+        mask = tf.ones_like(ids) if mask is None else mask
+        logits = tf.stack([found.start_logits, found.end_logits], -1)
+        return TFTokenClassifierOutput(
+            logits=span_logits(logits, ids, mask, self.config.sep_token_id),
+            hidden_states=found.hidden_states,
+            attentions=found.attentions,
+        )
+
+    return type(base.__name__, (base,), {"call": call, "__module__": base.__module__})
 
 
 def describe_classifier(model: Any) -> tuple[dict, int, bool]:
@@ -117,6 +181,8 @@ def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
             model = auto.from_config(settings, trust_remote_code=False)
             model(model.dummy_inputs)
             model.load_weights(str(folder / WEIGHTS))
+            if info.head == "span":
+                span_model(model)
     # A folder can make transformers fail anywhere.
     except Exception as error:
         raise InputError(
@@ -154,7 +220,7 @@ def _load_safetensors(model, path):
         output_loading_info=True,
     )
     # The head is new, and the layer before it may be; other missing weights would stay random.
-    fresh = ("classifier", "pre_classifier", "score", "pooler")
+    fresh = ("classifier", "pre_classifier", "score", "pooler", "qa_outputs")
     missing = [name for name in info["missing_keys"] if not set(name.split(".")) & set(fresh)]
     if missing:
         raise InputError(

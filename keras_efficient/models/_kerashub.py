@@ -19,7 +19,8 @@ from keras_efficient.models._checkpoint_folder import (
     is_kerashub_preset,
     load_tokenizer,
 )
-from keras_efficient.models._classification_head import head_weights
+from keras_efficient.models._classification_head import head_weights, span_head
+from keras_efficient.models._span_classifier import SpanClassifier
 from keras_efficient.models._token_classifier import TokenClassifier
 from keras_efficient.models._trained_folder import WEIGHTS
 
@@ -29,7 +30,7 @@ def load_classifier(
 ) -> tuple[Model, Tokenizer]:
     """Load a `keras_hub.models.TextClassifier` from a checked folder or a preset name.
 
-    With `head="token"` it is a `TokenClassifier`.
+    With `head="token"` it is a `TokenClassifier`, with "span" a `SpanClassifier`.
     """
     config = (
         read_json(source / "config.json", "the configuration") if isinstance(source, Path) else {}
@@ -37,8 +38,9 @@ def load_classifier(
     hugging_face = bool(config) and not is_kerashub_preset(config)
     # Before the model, which takes longer and more memory.
     tokenizer: Any = load_tokenizer(Path(source), config) if hugging_face else None
+    separator = _separator(source, tokenizer) if head == "span" else None
     try:
-        model = _build(str(source), num_labels, head, hugging_face)
+        model = _build(str(source), num_labels, head, hugging_face, separator)
     # A folder can make KerasHub fail anywhere.
     except Exception as error:
         raise InputError(
@@ -49,7 +51,8 @@ def load_classifier(
     if config.get("hidden_act") == "gelu":
         _exact_gelu(model)
     dense = model.output_dense
-    dense.set_weights(head_weights(dense.kernel.shape[0], num_labels, seed))
+    trained = span_head(source) if head == "span" else None
+    dense.set_weights(trained or head_weights(dense.kernel.shape[0], num_labels, seed))
     keep_float32(model, dense)
     features = set(model.input) if isinstance(model.input, dict) else {"token_ids"}
     inputs = {role: name for role, name in KERASHUB.items() if name in features}
@@ -71,12 +74,24 @@ def load_classifier(
     return model, Tokenizer(encode, inputs=inputs, pad_id=pad_id, max_length=limit)
 
 
-def _build(source, num_labels, head, hugging_face) -> Any:
+def _separator(source, tokenizer):
+    if tokenizer is None:
+        raise InputError(
+            "A model for questions about texts is loaded from a Hugging Face folder, whose "
+            f"tokenizer tells which words an answer consists of. Received: {describe(source)}. "
+            "Load such a folder."
+        )
+    return tokenizer.separator
+
+
+def _build(source, num_labels, head, hugging_face, separator) -> Any:
     """Return the pretrained model with a new head, and its preprocessor if it is a preset."""
     if head == "text":
         kwargs: dict[str, Any] = {"preprocessor": None} if hugging_face else {}
         return keras_hub.models.TextClassifier.from_preset(source, num_classes=num_labels, **kwargs)
     backbone = keras_hub.models.Backbone.from_preset(source)
+    if head == "span":
+        return SpanClassifier(backbone, separator)
     model = TokenClassifier(backbone, num_labels)
     if not hugging_face:
         model.preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(source)
@@ -96,7 +111,9 @@ def _exact_gelu(model):
 
 # --- trained classifiers -------------------------------------------------------------------------
 
-_CLASSIFIERS = (keras_hub.models.TextClassifier, TokenClassifier)
+#: Classes of this package by where their head is.
+_OWN = {"token": TokenClassifier, "span": SpanClassifier}
+_CLASSIFIERS = (keras_hub.models.TextClassifier, *_OWN.values())
 
 
 def describe_classifier(model: Any) -> tuple[dict, int, bool]:
@@ -109,7 +126,7 @@ def describe_classifier(model: Any) -> tuple[dict, int, bool]:
     own = [
         c
         for c in type(model).__mro__
-        if c is TokenClassifier
+        if c in _OWN.values()
         or (issubclass(c, _CLASSIFIERS) and c.__module__.partition(".")[0] == "keras_hub")
     ]
     if not own:
@@ -131,7 +148,7 @@ def describe_classifier(model: Any) -> tuple[dict, int, bool]:
 def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
     """Build a saved classifier, and load its weights."""
     name = str(config.get("class_name"))
-    cls = TokenClassifier if info.head == "token" else getattr(keras_hub.models, name, None)
+    cls = _OWN.get(info.head) or getattr(keras_hub.models, name, None)
     if not isinstance(cls, type) or not issubclass(cls, _CLASSIFIERS) or cls.__name__ != name:
         raise InputError(
             "A trained model must be of a class that KerasHub has. Received: "

@@ -60,8 +60,10 @@ def load(
     Returns:
         `(model, tokenizer)`. The model takes the dict of int32 features that `ke.data.text` makes
         with this tokenizer and returns logits `[batch, outputs]`, one output per class or, in
-        "regression", one; in "token_classification" `[batch, length, outputs]`. A transformers
-        model returns an output object with the attribute `logits`.
+        "regression", one; in "token_classification" `[batch, length, outputs]`, and in
+        "question_answering" `[batch, 2, length]`. A transformers model returns an output object
+        with the attribute `logits`. The head of "question_answering" is that of the checkpoint if
+        it has one (`qa_outputs`).
 
     Raises:
         InputError: The task or library is unknown, the folder does not exist or lacks its

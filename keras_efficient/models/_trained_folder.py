@@ -9,6 +9,7 @@ from typing import Any
 from keras_efficient._errors import InputError
 from keras_efficient.data._read_json import check_file, read_json
 from keras_efficient.tasks._registry import DEFAULT
+from keras_efficient.tasks._task import HEADS
 
 MANIFEST = "keras_efficient.json"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.weights.h5", "tokenizer.json"
@@ -29,7 +30,8 @@ class TrainedModelInfo:
         label_names: tuple of the names of the classes, in the order of the logits.
         task: name of the task that it was trained for. Default: "classification".
         texts: number of texts per example, 2 for pairs. Default: 1.
-        head: "text" for outputs per text, "token" for outputs per token. Default: "text".
+        head: "text" for outputs per text, "token" for outputs per token, "span" for two rows of
+            outputs over the tokens. Default: "text".
         tokenizer: dict with the "inputs", "pad_id" and "max_length" of its tokenizer.
         exact_gelu: whether a Keras 3 model computes GELU exactly, where KerasHub approximates.
         facts: dict of what else was given to `save`, such as how the data was divided.
@@ -118,7 +120,7 @@ def _problem(manifest) -> str | None:
             return f"{name!r} is {manifest.get(name)!r:.40}"
     if manifest.get("texts", 1) not in (1, 2):
         return f"'texts' is {manifest['texts']!r:.40}"
-    if manifest.get("head", "text") not in ("text", "token"):
+    if manifest.get("head", "text") not in HEADS:
         return f"'head' is {manifest['head']!r:.40}"
     if not all(isinstance(name, str) for name in manifest["label_names"]):
         return "a label is no string"

@@ -1,5 +1,6 @@
 from ._classification import Classification as Classification
 from ._multi_label import MultiLabel as MultiLabel
+from ._question_answering import QuestionAnswering as QuestionAnswering
 from ._registry import (
     get as get,
     names as names,

@@ -14,6 +14,9 @@ from keras_efficient.metrics._labelled_batches import scored_batches
 from keras_efficient.metrics._scores import scores_of
 from keras_efficient.metrics._task_report import TaskReport
 
+#: Where the head of a task can have its outputs; see `Task.head`.
+HEADS = ("text", "token", "span")
+
 
 class Task(abc.ABC):
     """Base class of tasks: label format, size of the head, loss, metrics, decoding and signature.
@@ -30,8 +33,10 @@ class Task(abc.ABC):
         choices: dict by metric of the names for readers and "max" or "min": by which validation
             metrics the best epoch may be chosen, the default first. A class attribute.
         serves: names of the outputs that `serve` adds to those of the model. A class attribute.
-        head: "text" for a head with one row of outputs per text, "token" for one with a row per
-            token; then `serve` gets the tokens, too. A class attribute. Default: "text".
+        head: "text" for a head with one row of outputs per text; "token" for one with a row per
+            token; "span" for one with two rows per pair of texts, which are logits of all tokens as
+            the first and the last one of an answer. With the latter two `serve` gets the tokens,
+            too. A class attribute. Default: "text".
         compresses: whether `keras-efficient compress` can make models of the task smaller, for
             which it must have `predicted_labels`. A class attribute. Default: False.
 
@@ -60,6 +65,20 @@ class Task(abc.ABC):
                 "texts in one column."
             )
         self.texts = texts
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Return the names of the texts, which are those of the inputs of the signature."""
+        return ("text", "second_text")[: self.texts]
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """Return the windows in which a `head` of spans reads long texts, or None.
+
+        They are the number of tokens of a window, and how many of them two windows share. None
+        means the length of the tokenizer and a third of it.
+        """
+        return None
 
     def __repr__(self) -> str:
         pairs = ", of pairs of texts" if self.texts == 2 else ""
@@ -168,6 +187,14 @@ class Task(abc.ABC):
 
     # --- evaluation --------------------------------------------------------------------------
 
+    def with_data(self, data: Any) -> "Task":
+        """Return the task with what its report needs of the data besides labels; here itself.
+
+        Args:
+            data: The labelled batches that are evaluated.
+        """
+        return self
+
     @abc.abstractmethod
     def batch_labels(self, labels: Any, argument: str) -> np.ndarray:
         """Return the labels of a batch of `fit` as `report` takes them.
@@ -210,8 +237,9 @@ class Task(abc.ABC):
         self, model: Model, data: Iterable[Any], label_names: Sequence[str] | None = None
     ) -> TaskReport:
         """Evaluate a model in memory on finite labelled batches, as `ke.data.text` makes them."""
-        labels, scores, weights = scored_batches(model, data, self.batch_labels, self.scores)
-        return self.report(labels, scores, label_names, sample_weight=weights)
+        task = self.with_data(data)
+        labels, scores, weights = scored_batches(model, data, task.batch_labels, task.scores)
+        return task.report(labels, scores, label_names, sample_weight=weights)
 
     def predicted_labels(self, scores: np.ndarray) -> np.ndarray:
         """Return what the scores of texts predict, as `Records` have labels.
@@ -236,12 +264,15 @@ class Task(abc.ABC):
         """Return the outputs that the signature of strings adds, `serves`, in TensorFlow ops.
 
         Args:
-            logits: float32 `[batch, outputs]`, or `[batch, tokens, outputs]`.
+            logits: float32 `[batch, outputs]`, `[batch, tokens, outputs]`, or for a `head` of spans
+                `[windows, 2, tokens]`.
             label_names: name of each class, or None.
-            tokens: for a `head` of tokens alone, int32 `[batch, tokens]` by name: "first", 1 for
-                the first token of a word, otherwise 0; "starts" and "ends", the first character of
-                a token's word and the character after its last one, 0 for special tokens and
-                padding. Default: None.
+            tokens: for a `head` of tokens, int32 `[batch, tokens]` by name: "first", 1 for the
+                first token of a word, otherwise 0; "starts" and "ends", the first character of a
+                token's word and the character after its last one, 0 for special tokens and padding.
+                For a `head` of spans "starts" and "ends", int32 `[windows, tokens]`, 0 outside of
+                the second text; "rows", int32 `[windows]`, the example of each window; and "texts",
+                string `[batch]`, the second texts. Default: None.
 
         Raises:
             InputError: the names are not those of the outputs.
@@ -254,8 +285,8 @@ class Task(abc.ABC):
         """Return the answer for each text, of the outputs of a served model.
 
         Args:
-            outputs: lists of numbers or strings by the names in `serves`, and the texts: "text",
-                for pairs also "second_text".
+            outputs: lists of numbers or strings by the names in `serves`, and the texts by those in
+                `inputs`.
             label_names: name of each class as it was exported, or None.
 
         Raises:

@@ -4,6 +4,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient._errors import InputError
+from keras_efficient.data._answer_labels import AnswerLabels
+from keras_efficient.data._question_windows import QuestionWindows
+from keras_efficient.data._records import Records
 from keras_efficient.exporters._signature import call_by_name
 from keras_efficient.exporters.tokenizer_ops.text_tokenizer import text_function
 from keras_efficient.metrics._labelled_batches import joined
@@ -52,7 +55,7 @@ class TextSignature:
         """Return the answers in memory to `TEXTS`, tokenized in Python, as float arrays."""
         found = []
         for rows, words in self._tokens():
-            arrays = {name: rows[role][None] for role, name in self.tokenizer.inputs.items()}
+            arrays = {name: rows[role] for role, name in self.tokenizer.inputs.items()}
             outputs = call_by_name(flavor, model, self.features, arrays)
             scores = outputs["logits"] if "logits" in outputs else next(iter(outputs.values()))
             answers = self.task.serve(tf.constant(scores, tf.float32), self.labels, *words)
@@ -60,8 +63,11 @@ class TextSignature:
         return {name: joined([answers[name] for answers in found]) for name in found[0]}
 
     def _tokens(self):
-        """Yield the features of each text and, for a head of tokens, its words."""
+        """Yield the features of each text and, for other heads than of texts, its words."""
         texts = list(self.samples().values())
+        if self.task.head == "span":
+            yield from self._windows(*texts)
+            return
         words: list = [()] * len(TEXTS)
         if self.task.head == "token":
             ids, spans, *_ = self.tokenizer.encode_words(*texts)
@@ -73,7 +79,28 @@ class TextSignature:
         else:
             ids, segments, *_ = self.tokenizer.encode_pairs(*texts)
         for row, segment, of in zip(ids, segments, words, strict=True):
+            row, segment = row[None], segment[None]
             yield {"ids": row, "mask": np.ones_like(row), "segments": segment}, of
+
+    def _windows(self, questions, contexts):
+        """Yield the features of the windows of each context, and their words."""
+        for question, context in zip(questions, contexts, strict=True):
+            records = Records((question,), AnswerLabels([[]]), second_texts=(context,))
+            length, stride = self.task.window or (self.tokenizer.max_length, None)
+            windows = QuestionWindows(records, self.tokenizer, length, stride)
+            mask = [np.ones_like(row) for row in windows.ids]
+            ids, mask, segments, starts, ends = (
+                joined([row[None] for row in rows])
+                for rows in (windows.ids, mask, windows.segments, windows.starts, windows.ends)
+            )
+            tokens = {
+                "starts": tf.constant(starts, tf.int32),
+                "ends": tf.constant(ends, tf.int32),
+                "rows": tf.zeros([len(windows)], tf.int32),
+                "texts": tf.constant([context]),
+            }
+            ids = np.where(mask > 0, ids, self.tokenizer.pad_id)
+            yield {"ids": ids, "mask": mask, "segments": segments}, (tokens,)
 
 
 def _words(spans):
@@ -90,6 +117,9 @@ def _words(spans):
 
 def samples(task) -> dict[str, list[str]]:
     """Return `TEXTS`, or pairs of them, by the names of the inputs of a task's signature."""
-    if task.texts == 1:
-        return {"text": list(TEXTS)}
-    return {"text": list(TEXTS), "second_text": [*TEXTS[2:], *TEXTS[:2]]}
+    columns = [list(TEXTS), [*TEXTS[2:], *TEXTS[:2]]]
+    if task.head == "span":
+        # Questions are not truncated, and a context in memory is not empty.
+        contexts = [text for text in TEXTS if text]
+        columns = [["a film?"] * len(contexts), contexts]
+    return dict(zip(task.inputs, columns, strict=False))
