@@ -9,6 +9,7 @@ from ._bucketing import (
 )
 from ._demo_assets import (
     demo_model as demo_model,
+    demo_questions as demo_questions,
     demo_ratings as demo_ratings,
     demo_reviews as demo_reviews,
     demo_tagged_tweets as demo_tagged_tweets,

@@ -96,9 +96,8 @@ def question_of(row: Any, where: str, keys: Sequence[str] = QUESTION_KEYS) -> Qu
 
 def _pairs(answers, where):
     """Return the texts of answers with where they begin."""
-    parts = None
     if isinstance(answers, Mapping):
-        parts = [answers.get(key) for key in ("text", "answer_start")]
+        parts: list[Any] = [answers.get(key) for key in ("text", "answer_start")]
         parts = [x.tolist() if hasattr(x, "tolist") else x for x in parts]
         if all(isinstance(part, list | tuple) for part in parts) and len({*map(len, parts)}) == 1:
             return list(zip(*parts, strict=True))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from keras_efficient._errors import InputError, listed
+from keras_efficient.data._answer_labels import AnswerLabels
 from keras_efficient.data._check_text import check_text
 from keras_efficient.data._class_labels import class_labels
 from keras_efficient.data._read_items import iterated
@@ -329,7 +330,9 @@ def split(
     permutation. So rare classes are evaluated too, and the first record of each class is trained on
     unless `validation` leaves fewer records than classes. Without labels, with labels of another
     kind than one class per text, or with `stratify=False`, the last records of the permutation
-    become the validation records. The same records and seed give the same split on every machine.
+    become the validation records. Questions with the same context stay in one part, so that the
+    number of validation records may be a little larger. The same records and seed give the same
+    split on every machine.
 
     Args:
         records: The records to split.
@@ -385,11 +388,28 @@ def split(
             "there. Change `validation`, or add records."
         )
     order = np.random.default_rng(seed).permutation(total)
-    if stratify and records.has_classes:
+    if isinstance(records.labels, AnswerLabels):
+        held_out = _last_contexts([records.second_texts[i] for i in order.tolist()], count)
+        if held_out.all():
+            raise InputError(
+                "Both sides of a split must have a context. Received: "
+                f"validation={validation!r} of questions about {len(set(records.second_texts))} "
+                f"contexts ({records.source}). Lower `validation`, or give data to evaluate on."
+            )
+    elif stratify and records.has_classes:
         held_out = _last_of_each_class(records.labels[order], count)
     else:
         held_out = np.arange(total) >= total - count
     return records.take(order[~held_out]), records.take(order[held_out])
+
+
+def _last_contexts(contexts, count):
+    """Return a mask of `count` positions or a little more: those of the last contexts."""
+    numbers = {context: n for n, context in enumerate(dict.fromkeys(reversed(contexts)))}
+    of = np.array([numbers[context] for context in contexts])
+    # The contexts that have enough questions together.
+    total = np.cumsum(np.bincount(of))
+    return of <= np.searchsorted(total, count)
 
 
 def _last_of_each_class(labels, count):

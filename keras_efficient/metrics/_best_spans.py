@@ -40,5 +40,5 @@ def best_spans(logits: Any, context: Any) -> tuple[Tensor, Tensor, Tensor, Tenso
     # The shortest of equally probable spans comes first.
     flat = tf.reshape(tf.stack(spans, 1), [-1, MAX_ANSWER_TOKENS * length])
     best = tf.argmax(flat, axis=1, output_type=tf.int32)
-    start = best % length
+    start = tf.math.floormod(best, length)
     return start, start + best // length, tf.reduce_max(flat, axis=1), none

@@ -275,9 +275,8 @@ class QuestionAnswering(Task):
         weights = np.ones(len(labels)) if sample_weight is None else np.asarray(sample_weight)
         # By question: score, score of no answer, answer, weight.
         best: dict[int, tuple[float, float, str, float]] = {}
-        for number, *found in _found(windows, labels[:, 2], scores):
+        for number, score, none, answer in _found(windows, labels[:, 2], scores):
             question = int(windows.question[labels[number, 2]])
-            score, none, answer = found
             before = best.get(question, (-1.0, 1.0, "", 0.0))
             if score <= before[0]:
                 score, answer = before[0], before[2]

@@ -57,10 +57,10 @@ class WindowTokenizer(PairTokenizer):
         """
         with tf.device("CPU:0"):
             asked = self._ragged(questions)
-            ids, rows, batch, (_, *words) = self._tokens(contexts, words=True)
+            ids, rows, batch, words = self._tokens(contexts, words=True)
             ids, starts, ends = (
                 RaggedTensor.from_value_rowids(values, rows, batch, validate=False)
-                for values in (ids, *words)
+                for values in (ids, *words[1:])
             )
             first, total = (tf.cast(x.row_lengths(), tf.int32) for x in (asked, ids))
             special = sum(isinstance(part, int) for part, _ in self._parts)
