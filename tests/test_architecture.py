@@ -40,6 +40,7 @@ MAY_IMPORT_LIBRARIES = {
     "flavor/_tf_keras_replay.py",
     "models/_kerashub.py",
     "models/_hugging_face.py",
+    "models/_span_classifier.py",
     "models/_token_classifier.py",
 }
 #: The packages in their order, and what each may import besides `flavor` and itself.
