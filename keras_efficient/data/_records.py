@@ -389,11 +389,12 @@ def split(
         )
     order = np.random.default_rng(seed).permutation(total)
     if isinstance(records.labels, AnswerLabels):
-        held_out = _last_contexts([records.second_texts[i] for i in order.tolist()], count)
+        contexts = records.second_texts or ()
+        held_out = _last_contexts([contexts[i] for i in order.tolist()], count)
         if held_out.all():
             raise InputError(
                 "Both sides of a split must have a context. Received: "
-                f"validation={validation!r} of questions about {len(set(records.second_texts))} "
+                f"validation={validation!r} of questions about {len(set(contexts))} "
                 f"contexts ({records.source}). Lower `validation`, or give data to evaluate on."
             )
     elif stratify and records.has_classes:
