@@ -6,9 +6,10 @@ python benchmarks/tasks.py --row regression     # one of them
 The texts are those of the archive that the demo's movie reviews are from, each with the mean rating
 of twenty people from -4 to 4 (Hutto & Gilbert 2014). Three of these four rows have labels that are
 derived from the ratings and the sources, since the archive has no others: they show that a task
-works, and how well these labels are learned, not how well a published benchmark is solved. The row
-of token classification has the tweets of W-NUT 2016 with named entities. With --peer PYTHON, an
-interpreter that has PyTorch, transformers and accelerate, their Trainer also trains on its split:
+works, and how well these labels are learned, not how well a published benchmark is solved. The rows
+of token classification and question answering have the tweets of W-NUT 2016 with named entities.
+With --peer PYTHON, an interpreter that has PyTorch, transformers and accelerate, their Trainer
+trains on the same split of these two:
 
 python benchmarks/tasks.py --row "token classification" --peer .venv-peers/bin/python
 """
@@ -87,6 +88,23 @@ def tagged(random):
     return None, demo_tagged_tweets(), ("--epochs", TAGGED_EPOCHS, "--batch-size", TAGGED_BATCH)
 
 
+def asked(random):
+    """Questions after the entities of the tweets, of which a type occurs once; 991 questions."""
+    from keras_efficient.data import demo_questions
+
+    options = (
+        "--epochs",
+        ASKED_EPOCHS,
+        "--batch-size",
+        TAGGED_BATCH,
+        "--max-length",
+        ASKED_LONGEST,
+    )
+    return None, demo_questions(), options
+
+
+#: Settings of question answering: its epochs and the tokens of a window.
+ASKED_EPOCHS, ASKED_LONGEST = 6, 96
 #: Settings of token classification, which is learned from few entities.
 TAGGED_EPOCHS, TAGGED_BATCH = 8, 16
 
@@ -98,7 +116,12 @@ ROWS = {
     "pairs, classification": ("classification", same_source),
     "pairs, regression": ("regression", mean_rating),
     "token classification": ("token_classification", tagged),
+    "question answering": ("question_answering", asked),
 }
+
+
+#: Rows that a peer trains, too.
+PEER_ROWS = ("token classification", "question answering")
 
 
 def run(name, arguments, folder):
@@ -122,33 +145,58 @@ def run(name, arguments, folder):
     return json.loads((folder / "model" / "1" / "report.json").read_text())
 
 
-def run_peer(python, folder):
+def tagged_rows(part):
+    """Return the words and the tags of records, for the peer."""
+    words = zip(part.texts, part.labels.words, strict=True)
+    return [
+        {"tokens": [text[a:b] for a, b, _ in rows], "tags": rows[:, 2].tolist()}
+        for text, rows in words
+    ]
+
+
+def asked_rows(part):
+    """Return the questions of records, for the peer."""
+    return [
+        {
+            "question": question,
+            "context": context,
+            "answers": {"text": [x for x, _ in found], "answer_start": [n for _, n in found]},
+        }
+        for question, context, found in zip(
+            part.texts, part.second_texts, part.labels.answers, strict=True
+        )
+    ]
+
+
+def run_peer(python, folder, name):
     """Train with the Trainer of Hugging Face on PyTorch, on the same split; return the report."""
     import keras_efficient as ke
 
-    task = ke.tasks.get("token_classification")
-    records = task.read(ke.data.demo_tagged_tweets())
+    tags = name == "token classification"
+    task = ke.tasks.get(ROWS[name][0])
+    records = task.read(ke.data.demo_tagged_tweets() if tags else ke.data.demo_questions())
     parts = ke.data.split(records, validation=0.25, seed=0)
+    rows = [(tagged_rows if tags else asked_rows)(part) for part in parts]
     request = {
         "model": str(ke.data.demo_model()),
         "label_names": records.label_names,
-        "epochs": TAGGED_EPOCHS,
+        "epochs": TAGGED_EPOCHS if tags else ASKED_EPOCHS,
         "learning_rate": RATE,
         "batch_size": TAGGED_BATCH,
-        "max_length": LONGEST,
+        "max_length": LONGEST if tags else ASKED_LONGEST,
+        "train": rows[0],
+        "validation": rows[1],
     }
-    for name, part in zip(("train", "validation"), parts, strict=True):
-        words = zip(part.texts, part.labels.words, strict=True)
-        request[name] = [
-            {"tokens": [text[a:b] for a, b, _ in rows], "tags": rows[:, 2].tolist()}
-            for text, rows in words
-        ]
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
     script = Path(__file__).with_name("tasks_peer.py")
     subprocess.run([python, str(script), str(folder)], check=True)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    report = ke.metrics.entity_report(result["labels"], result["classes"], records.label_names)
-    facts = {"row": "token classification", "library": result["library"]}
+    if tags:
+        report = ke.metrics.entity_report(result["labels"], result["classes"], records.label_names)
+    else:
+        right = [row["answers"]["text"] for row in rows[1]]
+        report = ke.metrics.answer_report(result["answers"], right, parts[1].second_texts)
+    facts = {"row": name, "library": result["library"]}
     return facts | {"seconds": result["seconds"], "quality": report.to_dict()}
 
 
@@ -161,8 +209,11 @@ def main():
     parser.add_argument("--peer", help="Python with PyTorch: run the Trainer instead")
     arguments = parser.parse_args()
     if arguments.peer:
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(run_peer(arguments.peer, Path(folder))), flush=True)
+        for name in arguments.row or PEER_ROWS:
+            if name not in PEER_ROWS:
+                parser.error(f"--peer is for {' and '.join(PEER_ROWS)}")
+            with tempfile.TemporaryDirectory() as folder:
+                print(json.dumps(run_peer(arguments.peer, Path(folder), name)), flush=True)
         return
     for name in arguments.row or ROWS:
         with tempfile.TemporaryDirectory() as folder:

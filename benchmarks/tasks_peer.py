@@ -1,8 +1,9 @@
-"""Token classification with Hugging Face's Trainer on PyTorch, for benchmarks/tasks.py --peer.
+"""Tasks of tokens with Hugging Face's Trainer on PyTorch, for benchmarks/tasks.py --peer.
 
 Run as `python tasks_peer.py FOLDER` by a Python with PyTorch, transformers and accelerate. FOLDER
-holds `request.json`, with the model, the tagged words and the settings; the script adds
-`result.json`, with the classes of the labels and of the predictions, -100 where none counts.
+holds `request.json`, with the model, the data and the settings; the script adds `result.json`: for
+tagged words the classes of the labels and of the predictions, -100 where none counts; for questions
+the answers.
 """
 
 import json
@@ -15,7 +16,7 @@ import torch
 import transformers
 
 
-def encoded(rows, tokenizer, max_length):
+def tagged(rows, tokenizer, max_length):
     """Return examples with the label of a word at its first token, as Hugging Face's guide does."""
     examples = []
     for row in rows:
@@ -30,13 +31,46 @@ def encoded(rows, tokenizer, max_length):
     return examples
 
 
+def asked(rows, tokenizer, max_length):
+    """Return examples with the first and the last token of the answer, as run_qa.py does."""
+    examples = []
+    for row in rows:
+        tokens = tokenizer(row["question"], row["context"], return_offsets_mapping=True)
+        assert len(tokens["input_ids"]) <= max_length, "these contexts fit into one window"
+        offsets, parts = tokens.pop("offset_mapping"), tokens.sequence_ids()
+        start = row["answers"]["answer_start"][0]
+        end = start + len(row["answers"]["text"][0])
+        inside = [i for i, (a, b) in enumerate(offsets) if parts[i] == 1 and a < end and b > start]
+        examples.append({**tokens, "start_positions": inside[0], "end_positions": inside[-1]})
+    return examples
+
+
+def answers(rows, tokenizer, predictions):
+    """Return the answer of the best start and end, of at most 30 tokens, as run_qa.py does."""
+    found = []
+    for row, start, end in zip(rows, *predictions, strict=True):
+        tokens = tokenizer(row["question"], row["context"], return_offsets_mapping=True)
+        context = [i for i, part in enumerate(tokens.sequence_ids()) if part == 1]
+        pairs = [(i, j) for i in context for j in context if i <= j < i + 30]
+        first, last = max(pairs, key=lambda pair: start[pair[0]] + end[pair[1]])
+        offsets = tokens["offset_mapping"]
+        found.append(row["context"][offsets[first][0] : offsets[last][1]])
+    return found
+
+
 def main(folder):
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     transformers.set_seed(0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(request["model"])
-    model = transformers.AutoModelForTokenClassification.from_pretrained(
-        request["model"], num_labels=len(request["label_names"])
-    )
+    questions = "question" in request["train"][0]
+    if questions:
+        model = transformers.AutoModelForQuestionAnswering.from_pretrained(request["model"])
+        encoded, collator = asked, transformers.DataCollatorWithPadding(tokenizer)
+    else:
+        model = transformers.AutoModelForTokenClassification.from_pretrained(
+            request["model"], num_labels=len(request["label_names"])
+        )
+        encoded, collator = tagged, transformers.DataCollatorForTokenClassification(tokenizer)
     train, validation = (
         encoded(request[name], tokenizer, request["max_length"]) for name in ("train", "validation")
     )
@@ -56,10 +90,7 @@ def main(folder):
         seed=0,
     )
     trainer = transformers.Trainer(
-        model=model,
-        args=settings,
-        train_dataset=train,
-        data_collator=transformers.DataCollatorForTokenClassification(tokenizer),
+        model=model, args=settings, train_dataset=train, data_collator=collator
     )
     started = time.perf_counter()
     trainer.train()
@@ -68,9 +99,12 @@ def main(folder):
     result = {
         "library": f"transformers {transformers.__version__}, torch {torch.__version__}",
         "seconds": seconds,
-        "labels": found.label_ids.tolist(),
-        "classes": np.argmax(found.predictions, -1).tolist(),
     }
+    if questions:
+        result["answers"] = answers(request["validation"], tokenizer, found.predictions[:2])
+    else:
+        result["labels"] = found.label_ids.tolist()
+        result["classes"] = np.argmax(found.predictions, -1).tolist()
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 

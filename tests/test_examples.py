@@ -67,6 +67,22 @@ TASKS = {
 
 @sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_questions(library, here, quick_export, monkeypatch, capsys):  # noqa: F811
+    answer = {"text": ["good"], "answer_start": [11]}
+    row = {"question": "the film", "context": "a film and good actors", "answers": answer}
+    rows = [row | {"context": f"a film and good {word}"} for word in "abcdefghij"]
+    Path("data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(ke.serving, "predict", lambda directory, pairs: list(pairs))
+    options = {"data": "data.jsonl", "model": MODEL, "library": library, "epochs": 1}
+    options |= {"max-length": 24, "stride": 8, "output": "out"}
+    script("question_answering.py", monkeypatch, **options)
+    assert "Answer F1" in capsys.readouterr().out
+    signature = tf.saved_model.load(str(here / "out/1")).signatures["text"]
+    assert {"answer", "score"} <= set(signature.structured_outputs)
+
+
+@sampled()
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task(name, library, here, quick_export, monkeypatch):  # noqa: F811
     header, rows, outputs = TASKS[name]

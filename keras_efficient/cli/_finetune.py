@@ -122,7 +122,7 @@ class Settings:
     def definition(self) -> ke.tasks.Task:
         """The task: of pairs of texts if two columns are named."""
         pairs = not isinstance(self.text_column, str) and len(self.text_column) == 2
-        return ke.tasks.get(self.task, texts=2 if pairs else 1)
+        return ke.tasks.get(self.task, texts=2 if pairs else None)
 
     @property
     def selection(self) -> str | None:
@@ -173,6 +173,7 @@ def run(settings: Settings):
             batch_size=64 if task.labelled else settings.batch_size,
             max_length=settings.max_length,
         )
+        task = task.with_data(held_out)
         in_graph = _runs_in_graph(tokenizer, task, console)
         savable = _is_savable(tokenizer, console)
         # What the export will need: a run must not fail at its end. The tokenizer was checked,

@@ -1,3 +1,4 @@
+from ._answer_labels import AnswerLabels as AnswerLabels
 from ._augment_texts import (
     AugmentedTexts as AugmentedTexts,
     augment_texts as augment_texts,
@@ -9,6 +10,7 @@ from ._bucketing import (
 from ._demo_assets import (
     demo_model as demo_model,
     demo_pronunciations as demo_pronunciations,
+    demo_questions as demo_questions,
     demo_ratings as demo_ratings,
     demo_reviews as demo_reviews,
     demo_tagged_tweets as demo_tagged_tweets,

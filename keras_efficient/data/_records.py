@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from keras_efficient._errors import InputError, listed
+from keras_efficient.data._answer_labels import AnswerLabels
 from keras_efficient.data._check_text import check_text
 from keras_efficient.data._class_labels import class_labels
 from keras_efficient.data._read_items import iterated
-from keras_efficient.data._target_texts import TargetTexts
-from keras_efficient.data._token_labels import TokenLabels
+from keras_efficient.data._structured_labels import StructuredLabels
 
 # Larger in-memory integers are not class indices, but probably ids.
 _MOST_CLASSES = 1_000_000
@@ -33,7 +33,8 @@ class Records:
         labels: What each text is labelled with, or None. Classes: int32 array of shape `[texts]` of
             indices into `label_names`. Several classes: int32 array `[texts, classes]` of 0 and 1.
             Numbers: float32 array `[texts]`, without `label_names`. A class for each word:
-            `TokenLabels`. A text to generate: `TargetTexts`. Default: None.
+            `TokenLabels`. Answers to questions: `AnswerLabels`. A text to generate: `TargetTexts`.
+            Default: None.
         label_names: Name of each class. Default: ().
         source: Origin of the records, for error messages. Default: "memory".
         second_texts: The second text of each pair, or None for single texts. Default: None.
@@ -76,9 +77,9 @@ class Records:
         object.__setattr__(self, "label_names", tuple(self.label_names))
         if self.labels is None:
             return
-        if isinstance(self.labels, TokenLabels | TargetTexts):
+        if isinstance(self.labels, StructuredLabels):
             self._check_count((len(self.labels),), len(texts))
-            self.labels.check(texts, len(self.label_names), self.source)
+            self.labels.check(self)
             return
         labels = self._checked_labels(np.asarray(self.labels), len(texts))
         labels.flags.writeable = False
@@ -214,7 +215,7 @@ class Records:
         if self.labels is None:
             classes = "no labels"
         elif not self.label_names:
-            classes = "numbers"
+            classes = "numbers" if isinstance(self.labels, np.ndarray) else "answers"
         else:
             classes = f"{len(self.label_names):,} classes: {listed(self.label_names)}"
         texts = "texts" if self.second_texts is None else "pairs of texts"
@@ -233,7 +234,7 @@ class Records:
                 digest.update(len(data).to_bytes(8, "little") + data)
         if self.labels is None:
             digest.update(b"none")
-        elif isinstance(self.labels, TokenLabels | TargetTexts):
+        elif isinstance(self.labels, StructuredLabels):
             digest.update(self.labels.tobytes())
         else:
             # Little-endian on every machine.
@@ -330,7 +331,9 @@ def split(
     permutation. So rare classes are evaluated too, and the first record of each class is trained on
     unless `validation` leaves fewer records than classes. Without labels, with labels of another
     kind than one class per text, or with `stratify=False`, the last records of the permutation
-    become the validation records. The same records and seed give the same split on every machine.
+    become the validation records. Questions with the same context stay in one part, so that the
+    number of validation records may be a little larger. The same records and seed give the same
+    split on every machine.
 
     Args:
         records: The records to split.
@@ -386,11 +389,29 @@ def split(
             "there. Change `validation`, or add records."
         )
     order = np.random.default_rng(seed).permutation(total)
-    if stratify and records.has_classes:
+    if isinstance(records.labels, AnswerLabels):
+        contexts = records.second_texts or ()
+        held_out = _last_contexts([contexts[i] for i in order.tolist()], count)
+        if held_out.all():
+            raise InputError(
+                "Both sides of a split must have a context. Received: "
+                f"validation={validation!r} of questions about {len(set(contexts))} "
+                f"contexts ({records.source}). Lower `validation`, or give data to evaluate on."
+            )
+    elif stratify and records.has_classes:
         held_out = _last_of_each_class(records.labels[order], count)
     else:
         held_out = np.arange(total) >= total - count
     return records.take(order[~held_out]), records.take(order[held_out])
+
+
+def _last_contexts(contexts, count):
+    """Return a mask of `count` positions or a little more: those of the last contexts."""
+    numbers = {context: n for n, context in enumerate(dict.fromkeys(reversed(contexts)))}
+    of = np.array([numbers[context] for context in contexts])
+    # The contexts that have enough questions together.
+    total = np.cumsum(np.bincount(of))
+    return of <= np.searchsorted(total, count)
 
 
 def _last_of_each_class(labels, count):

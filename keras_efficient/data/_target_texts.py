@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from keras_efficient.data._check_text import check_text
+from keras_efficient.data._structured_labels import StructuredLabels
 
 
-class TargetTexts:
+class TargetTexts(StructuredLabels):
     """What a sequence-to-sequence model should generate for each text.
 
     `ke.data.text` tokenizes them as it does the texts.
@@ -41,11 +42,11 @@ class TargetTexts:
         sizes = np.array([len(part) for part in parts], "<i8").tobytes()
         return sizes + b"".join(parts)
 
-    def check(self, texts: tuple[str, ...], classes: int, source: str) -> None:
+    def check(self, records: Any) -> None:
         """Require texts that can be tokenized.
 
         Raises:
             InputError: one of them is empty, or no valid text.
         """
         for number, text in enumerate(self.texts):
-            check_text(text, f"target of {source}, item {number}")
+            check_text(text, f"target of {records.source}, item {number}")

@@ -33,6 +33,7 @@ def text(
     batch_size: int | None = None,
     tokens_per_batch: int | None = None,
     max_length: int | None = None,
+    stride: int | None = None,
     shuffle: bool = True,
     seed: int = 0,
     buckets: Any = None,
@@ -87,6 +88,10 @@ def text(
             batches per epoch, `stats.batches`, is always the same. Default: None.
         max_length: Texts are truncated to this number of tokens. Default: None, which is 128, or
             the tokenizer's if that is less, or that of `TokenizedTexts`.
+        stride: For `AnswerLabels`, number of tokens that two windows of a context share. A
+            question with its context is not truncated to `max_length`: it becomes several examples,
+            each with the question and another window of the context. Default: None, a third of
+            `max_length`.
         shuffle: Whether to shuffle and sort as above. Default: True.
         seed: Seed of the orders of all epochs. Default: 0.
         buckets: Ascending padded lengths in tokens; the last one must be long enough for the
@@ -120,13 +125,16 @@ def text(
         for tokens, 0 for padding) and "segments" (1 for the second text of a pair, otherwise 0).
         The labels are those of the records: int32 `[batch]` for classes, int32 `[batch, classes]`
         for several classes, float32 `[batch]` for numbers, and int32 `[batch, length]` for
-        `TokenLabels`, with -100 for tokens that do not count. With `masking` they are the selected
+        `TokenLabels`, with -100 for tokens that do not count. For `AnswerLabels` they are int32
+        `[batch, 3]`: the first and the last token of the answer, both 0 where the window does not
+        contain it, and the number of the window. With `masking` they are the selected
         tokens: int32 `[batch, selected]`, with the feature "mask_positions" that says where they
         are; or, if the tokenizer has no such input, int32 `[batch, length]`, with -100 for all
         other tokens. With `next_token` they are int32 `[batch, length]`. Of `TargetTexts`, the
         features "target_ids" and "target_mask" are the tokens of the targets without the last one,
         and the labels int32 `[batch, length]` those without the first one, with -100 for padding.
-        The dataset's attribute `stats` is a `TextStats`.
+        The dataset's attribute `stats` is a `TextStats`; with `AnswerLabels` it has `windows`, from
+        which an evaluation knows the questions.
 
     Raises:
         InputError: An argument is out of range or does not go with another one, there are no texts,
@@ -181,12 +189,20 @@ def text(
         )
     if isinstance(records, TokenizedTexts):
         tokens = FileTokens(records, tokenizer, max_length)
+        if stride is not None:
+            raise InputError(
+                "`stride` is for questions in memory. Received: "
+                f"stride={stride!r} for texts on a disk. Leave it out."
+            )
     else:
         length = tokenizer.check_length(
             min(128, tokenizer.max_length) if max_length is None else max_length
         )
         records = as_records(records, text_column=text_column, label_column=label_column)
-        tokens = (NextTokens if next_token else MemoryTokens)(records, tokenizer, length)
+        if next_token:
+            tokens = NextTokens(records, tokenizer, length)
+        else:
+            tokens = MemoryTokens(records, tokenizer, length, stride)
     lengths = tokens.lengths
     total = len(lengths)
     if drop_remainder and batch_size is not None and total < batch_size:
@@ -268,6 +284,8 @@ def text(
         )
         dataset = dataset.with_options(options)
     dataset.stats = stats
+    if tokens.windows is not None:
+        dataset.windows = tokens.windows
     return dataset
 
 

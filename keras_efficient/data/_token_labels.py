@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from keras_efficient._errors import InputError
+from keras_efficient.data._structured_labels import StructuredLabels
 from keras_efficient.flavor._ignored_label import IGNORED
 
 
-class TokenLabels:
+class TokenLabels(StructuredLabels):
     """The words of texts, by their characters, and the class of each word.
 
     Only the first token of a word carries its class. The other tokens of the word, special tokens
@@ -43,13 +44,14 @@ class TokenLabels:
         sizes = np.array([len(rows) for rows in self.words], "<i8").tobytes()
         return sizes + b"".join(rows.astype("<i4").tobytes() for rows in self.words)
 
-    def check(self, texts: tuple[str, ...], classes: int, source: str) -> None:
+    def check(self, records: Any) -> None:
         """Require words that lie in their texts one after the other, and classes that have names.
 
         Raises:
             InputError: a text has no words, or one of them is not as above.
         """
-        for number, (text, rows) in enumerate(zip(texts, self.words, strict=True)):
+        classes, source = len(records.label_names), records.source
+        for number, (text, rows) in enumerate(zip(records.texts, self.words, strict=True)):
             starts, ends, labels = rows.T
             where = f"{source}, item {number}"
             # Each word ends before the next one starts, and the last one in the text.

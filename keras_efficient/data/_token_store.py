@@ -7,6 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient._errors import InputError
+from keras_efficient.data._answer_labels import AnswerLabels
+from keras_efficient.data._question_windows import QuestionWindows
 from keras_efficient.data._records import Records
 from keras_efficient.data._target_texts import TargetTexts
 from keras_efficient.data._token_labels import TokenLabels
@@ -23,10 +25,13 @@ class MemoryTokens:
         records: The records.
         tokenizer: Their tokenizer.
         max_length: Number of tokens to which texts are truncated.
+        stride: Number of tokens that windows of the context of a question share. Default: None.
 
     Attributes:
-        lengths: Int32 array `[texts]`.
-        labels: Those of the records, or None; one for each token of `TokenLabels`.
+        lengths: Int32 array `[texts]`; of questions `[windows]`.
+        labels: Those of the records, or None; one for each token of `TokenLabels`, one for each
+            window of `AnswerLabels`.
+        windows: `QuestionWindows` of `AnswerLabels`, otherwise None.
         labels_per_token: Whether they are one for each token, at the places of the tokens.
         max_length: As above.
         truncated: Number of truncated texts.
@@ -39,7 +44,9 @@ class MemoryTokens:
         InputError: There are no texts, or one has no token, or no label that counts.
     """
 
-    def __init__(self, records: Records, tokenizer: Tokenizer, max_length: int):
+    def __init__(
+        self, records: Records, tokenizer: Tokenizer, max_length: int, stride: int | None = None
+    ):
         if not len(records):
             raise InputError(
                 f"There must be at least one text. Received: none ({records.source}). Check what "
@@ -48,10 +55,24 @@ class MemoryTokens:
         self.records, self.labels, self.max_length = records, records.labels, max_length
         self.pairs = records.second_texts is not None
         self.labels_per_token = isinstance(records.labels, TokenLabels)
-        self.targets = self.target_lengths = None
+        self.targets = self.target_lengths = self.windows = None
         if isinstance(records.labels, TargetTexts):
             self._encode_targets(records.labels, tokenizer, max_length)
-        if self.labels_per_token:
+        if isinstance(records.labels, AnswerLabels):
+            self.windows = QuestionWindows(records, tokenizer, max_length, stride)
+            ids, segments, self.labels = (
+                self.windows.ids,
+                self.windows.segments,
+                self.windows.labels,
+            )
+            self.truncated, self.longest = 0, self.windows.longest
+            self._segments = _on_cpu(np.concatenate(segments))
+        elif stride is not None:
+            raise InputError(
+                "`stride` is for the contexts of questions. Received: "
+                f"stride={stride!r} for {records!r:.120}. Leave it out."
+            )
+        elif self.labels_per_token:
             ids, spans, self.truncated, self.longest = tokenizer.encode_words(
                 records.texts, max_length
             )
@@ -105,6 +126,8 @@ class MemoryTokens:
 
     def describe(self, number: int) -> str:
         """Return the beginning of a text and its origin."""
+        if self.windows is not None:
+            number = int(self.windows.question[number])
         return f"{self.records.texts[number]!r:.60} ({self.records.source}, item {number})"
 
     def ids(self, places: Any) -> Any:
@@ -128,7 +151,7 @@ class FileTokens:
 
     Attributes:
         lengths, labels, labels_per_token, max_length, truncated, longest, pairs, targets,
-            target_lengths: As those of `MemoryTokens`.
+            target_lengths, windows: As those of `MemoryTokens`.
 
     Raises:
         InputError: The texts were tokenized by another tokenizer, or truncated elsewhere.
@@ -151,7 +174,7 @@ class FileTokens:
         self.texts, self.lengths, self.pairs = texts, texts.lengths, texts.pairs
         self.max_length, self.truncated = texts.max_length, texts.truncated
         self.longest, self.labels, self.labels_per_token = texts.longest, texts.labels, False
-        self.targets = self.target_lengths = None
+        self.targets = self.target_lengths = self.windows = None
 
     def describe(self, number: int) -> str:
         """Return the origin of a text."""

@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,6 +157,26 @@ class Tokenizer:
             return None
         found = [self.backend.token_to_id(token) for token in tokens]
         return next((number for number in found if number is not None), None)
+
+    @property
+    def separator(self) -> int:
+        """Return the id of the special token after the first text of a pair, as [SEP] in BERT.
+
+        Raises:
+            InputError: The backend is a function, or joins two texts in another way.
+        """
+        if self._function is None:
+            encoding = _batch(self._copy(_NO_LIMIT), [("a", "a")], offsets=True)[0]
+            texts = encoding.sequence_ids
+            if texts and texts[0] is None and 0 in texts and 1 in texts:
+                after = len(texts) - texts[::-1].index(0)
+                if after < texts.index(1):
+                    return encoding.ids[after]
+        raise InputError(
+            "Questions and contexts need a tokenizers.Tokenizer that joins them as in [CLS] "
+            f"question [SEP] context [SEP]. Received: {self!r}. Load a model of this kind, such as "
+            "BERT, RoBERTa or DistilBERT, from a folder with tokenizer.json."
+        )
 
     @classmethod
     def from_directory(
@@ -405,6 +425,40 @@ class Tokenizer:
         rows = [np.asarray(row).tolist() for row in ids]
         return self.backend.decode_batch(rows, skip_special_tokens=True)
 
+    def encode_contexts(
+        self, questions: Sequence[str], contexts: Sequence[str]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """Encode questions with their contexts, without truncation.
+
+        Args:
+            questions: The first text of each pair.
+            contexts: The second text of each pair.
+
+        Yields:
+            For each pair its ids, int32 `[tokens]`; its segments, as `encode_pairs` returns them;
+            int32 `[tokens, 4]`: the first character of a token's word in the context, the character
+            after its last one, and the same of the token itself, all 0 outside of the context; and
+            0 for the tokens of the question, 1 for those of the context and -1 for special ones,
+            int32 `[tokens]`.
+
+        Raises:
+            InputError: The backend is a function, or joins two texts in another way.
+        """
+        # Raises the error for other tokenizers.
+        assert self.separator >= 0
+        copy, pairs = self._copy(_NO_LIMIT), list(zip(questions, contexts, strict=True))
+        for start in range(0, len(pairs), _CHUNK):
+            for encoding in _batch(copy, pairs[start : start + _CHUNK], offsets=True):
+                parts = [-1 if part is None else part for part in encoding.sequence_ids]
+                parts = np.array(parts, np.int32)
+                spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+                words = np.array([-1 if w is None else w for w in encoding.word_ids])
+                here = parts == 1
+                found = np.zeros((len(parts), 4), np.int32)
+                found[here] = np.column_stack([_of_words(words[here], spans[here]), spans[here]])
+                ids, segments = (np.array(x, np.int32) for x in (encoding.ids, encoding.type_ids))
+                yield ids, segments, found, parts
+
     def check_length(self, max_length: int) -> int:
         """Require a `max_length` that the model accepts; returns it as an int."""
         if not _is_int(max_length) or not 3 <= max_length <= self.max_length:
@@ -520,6 +574,17 @@ def _whole_length(encoding, special):
     """Return the number of tokens of a text without truncation."""
     # What was cut off stands in further encodings, each with special tokens of its own.
     return len(encoding.ids) + sum(len(rest.ids) - special for rest in encoding.overflowing)
+
+
+def _of_words(words, spans):
+    """Return the first and the last character of the word of each token, int32 `[tokens, 2]`."""
+    begins = np.flatnonzero(np.diff(words, prepend=-2))
+    if not begins.size:
+        return spans
+    sizes = np.diff(begins, append=len(words))
+    starts = np.minimum.reduceat(spans[:, 0], begins)
+    ends = np.maximum.reduceat(spans[:, 1], begins)
+    return np.column_stack([np.repeat(starts, sizes), np.repeat(ends, sizes)])
 
 
 def _batch(backend, texts, offsets=False, special=True):

@@ -83,6 +83,9 @@ class KerasTeacher(Teacher):
         known = super().from_logits(outputs)
         if known is not None or getattr(self.model, "optimizer", None) is None:
             return known
+        # KerasHub compiles its tasks, some of them without a loss.
+        if not self.flavor.has_loss(self.model):
+            return None
         return self.flavor.from_logits(self.model)
 
 

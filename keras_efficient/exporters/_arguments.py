@@ -99,11 +99,12 @@ def validate_arguments(
             f"signatures={signatures!r}. Add it, or leave `evaluate` out."
         )
     _check_archive(directory, compress)
+    task = tasks.get(task)
     return ExportArguments(
         quantize=quantize,
         signatures=signatures,
         tokenizer=tokenizer,
-        task=tasks.get(task),
+        task=task if evaluate is None else task.with_data(evaluate.data),
         evaluate=evaluate,
         facts=_with_labels(check_facts(facts), labels),
         tolerance=_check_tolerance(tolerance, model, quantize, format),

@@ -180,6 +180,10 @@ class TrainingAccess(ABC):
         losses = [loss for loss in self._losses(model) if hasattr(loss, "get_config")]
         return any(loss.get_config().get("from_logits") for loss in losses)
 
+    def has_loss(self, model: Model) -> bool:
+        """Whether a compiled model has a loss."""
+        return any(loss is not None for loss in self._losses(model))
+
     def has_independent_labels(self, model: Model) -> bool:
         """Whether a compiled loss takes each output as the probability of a label of its own."""
         return any(name.startswith("binary_") for name in self._loss_names(model))

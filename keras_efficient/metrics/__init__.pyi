@@ -1,3 +1,7 @@
+from ._answer_report import (
+    AnswerReport as AnswerReport,
+    answer_report as answer_report,
+)
 from ._classification_report import (
     ClassificationReport as ClassificationReport,
     classification_report as classification_report,

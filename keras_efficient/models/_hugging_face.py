@@ -1,8 +1,10 @@
 """Load tf_keras models with transformers 4.x, the last version with TensorFlow classes."""
 
 import copy
+import functools
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,18 @@ from keras_efficient.flavor._quiet_logger import quiet_logger
 from keras_efficient.flavor._typing import Model
 from keras_efficient.models._check_weights import safetensors_files
 from keras_efficient.models._checkpoint_folder import check_ids, describe, load_tokenizer
-from keras_efficient.models._classification_head import head_weights
+from keras_efficient.models._classification_head import head_weights, span_head
 from keras_efficient.models._hugging_face_masked_lm import at_mask_positions, head_variables
 from keras_efficient.models._initial_weights import initial_weights
 from keras_efficient.models._masked_lm_head import new_head, read_head, warn_new_head
 from keras_efficient.models._trained_folder import WEIGHTS
 
-#: Suffix of the classes of transformers by where their head is: on a text, on each token, or on
-#: the masked ones.
+#: Suffix of the classes of transformers by where their head is: on a text, on each token, on the
+#: masked ones, or on all tokens as the beginning and the end of an answer.
 _KINDS = {
     "text": "ForSequenceClassification",
     "token": "ForTokenClassification",
+    "span": "ForQuestionAnswering",
     "masked_token": "ForMaskedLM",
     "next_token": "ForCausalLM",
     "decoder": "ForSeq2SeqLM",
@@ -41,7 +44,8 @@ def load_classifier(
 ) -> tuple[Model, Tokenizer]:
     """Load a transformers `TF...ForSequenceClassification` from a checked folder or a hub name.
 
-    With `head="token"` it is a `TF...ForTokenClassification`, and with "masked_token" a
+    With `head="token"` it is a `TF...ForTokenClassification`, with "span" a
+    `TF...ForQuestionAnswering` whose output is that of `span_model`, and with "masked_token" a
     `TF...ForMaskedLM` of `at_mask_positions`; with "next_token" what `TFAutoModelForCausalLM`
     makes, such as `TFGPT2LMHeadModel`, and with "decoder" what `TFAutoModelForSeq2SeqLM` makes.
     """
@@ -52,6 +56,7 @@ def load_classifier(
     if isinstance(source, Path):
         # Before the model, which takes longer and more memory.
         tokenizer = load_tokenizer(source, read_json(source / "config.json", "the configuration"))
+    separator = _separator(source, tokenizer) if head == "span" else None
     model: Any
     config: Any
     try:
@@ -89,7 +94,13 @@ def load_classifier(
     elif files and read_head(files) is None:
         warn_new_head(source)
         _set_new_head(model, num_labels, seed)
+    if head == "span" and (trained := span_head(source)) is not None:
+        for dense in _heads(model):
+            dense.set_weights(trained)
     keep_float32(model, *_heads(model))
+    if head == "span":
+        model.config.sep_token_id = separator
+        span_model(model)
     inputs = _inputs(model, head)
     if isinstance(source, Path):
         return model, as_tokenizer(tokenizer, inputs=inputs)
@@ -143,22 +154,72 @@ def _set_new_head(model, num_labels, seed):
         dense.set_weights(arrays[: len(dense.weights)])
 
 
+#: Attributes of the heads that classify texts or tokens.
+_CLASSIFIERS = ("classifier", "qa_outputs", "score")
+
+
 def _classifies(model):
-    return hasattr(model, "classifier") or hasattr(model, "score")
+    return any(hasattr(model, name) for name in _CLASSIFIERS)
 
 
 def _heads(model):
     """Return the layer whose outputs enter the loss, if there is one for that alone."""
     if hasattr(model, "mlm"):
         return [model.mlm.predictions]
-    if hasattr(model, "lm_head"):
-        return [model.lm_head]
-    if hasattr(model, "vocab_projector"):
-        return [model.vocab_projector]
+    for name in ("lm_head", "vocab_projector"):
+        if hasattr(model, name):
+            return [getattr(model, name)]
     if not _classifies(model):
         return []
-    head = model.classifier if hasattr(model, "classifier") else model.score
+    head = next(getattr(model, name) for name in _CLASSIFIERS if hasattr(model, name))
     return [getattr(head, "out_proj", head)]
+
+
+def _separator(source, tokenizer):
+    if tokenizer is None:
+        raise InputError(
+            "A model for questions about texts is loaded from a folder, whose tokenizer tells "
+            f"which words an answer consists of. Received: {describe(source)}. Save the model and "
+            "its tokenizer into a folder with save_pretrained."
+        )
+    return tokenizer.separator
+
+
+# --- heads of spans ------------------------------------------------------------------------------
+
+
+def span_model(model: Any) -> None:
+    """Make the output of a `TF...ForQuestionAnswering` one tensor, masked by `span_logits`.
+
+    Its `logits` are `[batch, 2, tokens]`, so that losses, metrics and distillation find a softmax
+    over the tokens along the last axis. The separator is `config.sep_token_id`.
+    """
+    model.__class__ = _span_class(type(model))
+
+
+@functools.cache
+def _span_class(base):
+    import tensorflow as tf
+    from transformers.modeling_tf_outputs import TFTokenClassifierOutput
+
+    from keras_efficient.models._span_logits import span_logits
+
+    # The signature of `call` tells the library of the inputs.
+    @functools.wraps(base.call)
+    def call(self, *args, **kwargs):
+        found = base.call(self, *args, **kwargs)
+        inputs = args[0] if args else kwargs["input_ids"]
+        named = inputs if isinstance(inputs, Mapping) else {**kwargs, "input_ids": inputs}
+        ids, mask = named["input_ids"], named.get("attention_mask")
+        mask = tf.ones_like(ids) if mask is None else mask
+        logits = tf.stack([found.start_logits, found.end_logits], -1)
+        return TFTokenClassifierOutput(
+            logits=span_logits(logits, ids, mask, self.config.sep_token_id),
+            hidden_states=found.hidden_states,
+            attentions=found.attentions,
+        )
+
+    return type(base.__name__, (base,), {"call": call, "__module__": base.__module__})
 
 
 def describe_classifier(model: Any) -> tuple[dict, int, bool]:
@@ -192,6 +253,8 @@ def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
             model = _from_config(auto, settings, info.head)
             model(model.dummy_inputs)
             model.load_weights(str(folder / WEIGHTS))
+            if info.head == "span":
+                span_model(model)
     # A folder can make transformers fail anywhere.
     except Exception as error:
         raise InputError(
@@ -272,7 +335,7 @@ def _load_safetensors(model, path):
     )
     # The head is new, and the layer before it may be; other missing weights would stay random.
     # That of masked language modelling is the checkpoint's if it has one.
-    fresh = ("classifier", "pre_classifier", "score", "pooler", "cls", "lm_head")
+    fresh = ("classifier", "pre_classifier", "score", "pooler", "qa_outputs", "cls", "lm_head")
     fresh += ("vocab_transform", "vocab_layer_norm", "vocab_projector")
     missing = [name for name in info["missing_keys"] if not set(name.split(".")) & set(fresh)]
     if missing:

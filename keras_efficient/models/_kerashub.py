@@ -22,13 +22,13 @@ from keras_efficient.models._checkpoint_folder import (
     is_kerashub_preset,
     load_tokenizer,
 )
-from keras_efficient.models._classification_head import head_weights
+from keras_efficient.models._classification_head import head_weights, span_head
 from keras_efficient.models._initial_weights import initial_weights
 from keras_efficient.models._masked_language_model import MaskedLanguageModel
 from keras_efficient.models._masked_lm_head import new_head, read_head, warn_new_head
+from keras_efficient.models._span_classifier import SpanClassifier
 from keras_efficient.models._token_classifier import TokenClassifier
 from keras_efficient.models._trained_folder import WEIGHTS
-
 
 #: Tasks of KerasHub that generate tokens, by head.
 _GENERATORS: Any = {
@@ -50,8 +50,9 @@ def load_classifier(
 ) -> tuple[Model, Tokenizer]:
     """Load a `keras_hub.models.TextClassifier` from a checked folder or a preset name.
 
-    With `head="token"` it is a `TokenClassifier`, with "masked_token" a `MaskedLanguageModel`, and
-    with "next_token" KerasHub's `CausalLM`.
+    With `head="token"` it is a `TokenClassifier`, with "span" a `SpanClassifier`, with
+    "masked_token" a `MaskedLanguageModel`, with "next_token" KerasHub's `CausalLM`, and with
+    "decoder" its `Seq2SeqLM`.
     """
     config = (
         read_json(source / "config.json", "the configuration") if isinstance(source, Path) else {}
@@ -59,8 +60,9 @@ def load_classifier(
     hugging_face = bool(config) and not is_kerashub_preset(config)
     # Before the model, which takes longer and more memory.
     tokenizer: Any = load_tokenizer(Path(source), config) if hugging_face else None
+    separator = _separator(source, tokenizer) if head == "span" else None
     try:
-        model = _build(str(source), num_labels, head, hugging_face)
+        model = _build(str(source), num_labels, head, hugging_face, separator)
     # A folder can make KerasHub fail anywhere.
     except Exception as error:
         raise InputError(
@@ -91,7 +93,17 @@ def load_classifier(
     return model, Tokenizer(encode, inputs=inputs, pad_id=pad_id, max_length=limit)
 
 
-def _build(source, num_labels, head, hugging_face) -> Any:
+def _separator(source, tokenizer):
+    if tokenizer is None:
+        raise InputError(
+            "A model for questions about texts is loaded from a Hugging Face folder, whose "
+            f"tokenizer tells which words an answer consists of. Received: {describe(source)}. "
+            "Load such a folder."
+        )
+    return tokenizer.separator
+
+
+def _build(source, num_labels, head, hugging_face, separator) -> Any:
     """Return the pretrained model with a new head, and its preprocessor if it is a preset."""
     if head == "text":
         kwargs: dict[str, Any] = {"preprocessor": None} if hugging_face else {}
@@ -100,6 +112,8 @@ def _build(source, num_labels, head, hugging_face) -> Any:
         options: dict[str, Any] = {"preprocessor": None} if hugging_face else {}
         return _GENERATORS[head].from_preset(source, **options)
     backbone = keras_hub.models.Backbone.from_preset(source)
+    if head == "span":
+        return SpanClassifier(backbone, separator)
     model = _with_head(backbone, num_labels, head)
     if not hugging_face:
         model.preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(source)
@@ -138,7 +152,8 @@ def _set_new_head(model, num_labels, seed, folder=None):
         _set_masked_lm_head(model, folder, seed)
     elif not isinstance(model, keras_hub.models.CausalLM):
         dense = model.output_dense
-        dense.set_weights(head_weights(dense.kernel.shape[0], num_labels, seed))
+        trained = span_head(folder) if isinstance(model, SpanClassifier) else None
+        dense.set_weights(trained or head_weights(dense.kernel.shape[0], num_labels, seed))
 
 
 def _set_masked_lm_head(model, folder, seed):
@@ -168,8 +183,8 @@ def _exact_gelu(model):
 
 # --- trained classifiers -------------------------------------------------------------------------
 
-#: Classes of this package, by head.
-_OWN = {"token": TokenClassifier, "masked_token": MaskedLanguageModel}
+#: Classes of this package by where their head is.
+_OWN = {"token": TokenClassifier, "span": SpanClassifier, "masked_token": MaskedLanguageModel}
 _CLASSIFIERS = (keras_hub.models.TextClassifier, keras_hub.models.CausalLM, *_OWN.values())
 
 

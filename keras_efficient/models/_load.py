@@ -61,9 +61,11 @@ def load(
     Returns:
         `(model, tokenizer)`. The model takes the dict of int32 features that `ke.data.text` makes
         with this tokenizer and returns logits `[batch, outputs]`, one output per class or, in
-        "regression", one; in "token_classification" `[batch, length, outputs]`; in "masked_lm"
-        `[batch, masked, vocabulary]`, for the input "mask_positions". A transformers model returns
-        an output object with the attribute `logits`.
+        "regression", one; in "token_classification" `[batch, length, outputs]`; in
+        "question_answering" `[batch, 2, length]`; in "masked_lm" `[batch, masked, vocabulary]`, for
+        the input "mask_positions"; in "causal_lm" and "seq2seq" `[batch, length, vocabulary]`. A
+        transformers model returns an output object with the attribute `logits`. The head of
+        "question_answering" is that of the checkpoint if it has one (`qa_outputs`).
 
     Raises:
         InputError: The task or library is unknown, the folder does not exist or lacks its

@@ -39,10 +39,11 @@ def predict(
         timeout: float, seconds after which the process is stopped. Default: 300.0.
 
     Returns:
-        A list with a dict for each text: "text", for pairs also "second_text", and what the
-        `decode` of the model's task returns. For classification that is "label", str;
-        "probability", float, the highest one; and "probabilities", {label: float}, with the number
-        of the class as its label where labels are not known.
+        A list with a dict for each text: the text, or pair of texts, by the names of the `inputs`
+        of the model's task, "text" and "second_text" for most, and what the `decode` of the task
+        returns. For classification that is "label", str; "probability", float, the highest one; and
+        "probabilities", {label: float}, with the number of the class as its label where labels are
+        not known.
 
     Raises:
         InputError: there is no version; it is damaged, does more than compute or has no such
@@ -71,16 +72,14 @@ def predict(
                 f"This model takes {_KINDS[task.texts]}. Received: {_KINDS[len(row)]}, "
                 f"{text!r:.80}. Give each as the model was trained."
             )
-    columns = list(map(list, zip(*rows, strict=True)))
+    columns = dict(zip(task.inputs, map(list, zip(*rows, strict=True)), strict=True))
     result = _run(version, signature, columns, task.serves, timeout)
     if "error" in result:
         raise InputError(result["error"])
-    names = ("text", "second_text")
     try:
-        inputs = dict(zip(names, columns, strict=False))
-        answers = task.decode({**result["outputs"], **inputs}, _labels(version))
+        answers = task.decode({**result["outputs"], **columns}, _labels(version))
         return [
-            {**dict(zip(names, row, strict=False)), **answer}
+            {**dict(zip(task.inputs, row, strict=True)), **answer}
             for row, answer in zip(rows, answers, strict=True)
         ]
     except (LookupError, TypeError, ValueError, RecursionError) as error:

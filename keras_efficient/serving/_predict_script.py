@@ -1,8 +1,8 @@
 """Script that runs a text signature of a SavedModel in a process without Keras.
 
 Run as `python -P _predict_script.py FOLDER`. FOLDER holds `request.json` ({"saved_model": path,
-"signature": name, "texts": [[...], ...], "serves": [names of outputs]}), with the texts of each
-input; the script adds `result.json`, which is {"outputs": {name: [...]}} or {"error": why}.
+"signature": name, "texts": {name of an input: [...]}, "serves": [names of outputs]}); the script
+adds `result.json`, which is {"outputs": {name: [...]}} or {"error": why}.
 """
 
 import importlib.util
@@ -16,8 +16,6 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from keras_efficient.runtime._bare_process import block_imports, end_with_parent
 
 BATCH = 32
-#: Inputs of a signature of pairs of texts.
-INPUTS = ("text", "second_text")
 
 
 def main(folder):
@@ -46,21 +44,23 @@ def predict(path, signature, texts, serves):
         # The loaded object must stay alive: it owns the variables that the signature reads.
         model = tf.saved_model.load(str(path))
         serve = model.signatures.get(signature)
-        problem = signature_error(serve, signature, list(model.signatures), len(texts), serves)
+        problem = signature_error(serve, signature, list(model.signatures), list(texts), serves)
         if problem:
             return {"error": problem}
-        names = list(serve.structured_input_signature[1]) if len(texts) == 1 else INPUTS
+        # A single input may have any name.
+        names = list(serve.structured_input_signature[1]) if len(texts) == 1 else list(texts)
         outputs = {name: [] for name in serves}
-        for start in range(0, len(texts[0]), BATCH):
-            batch = (tf.constant(column[start : start + BATCH]) for column in texts)
+        columns = list(texts.values())
+        for start in range(0, len(columns[0]), BATCH):
+            batch = (tf.constant(column[start : start + BATCH]) for column in columns)
             out = serve(**dict(zip(names, batch, strict=True)))
             for name in serves:
                 outputs[name] += plain(out[name].numpy())
     except Exception as error:
         # A damaged model can make TensorFlow raise any exception.
         text = str(error).strip() or "no message"
-        if asserted := re.search(r"assertion failed: \[(This SavedModel .*?)\] \[", text):
-            # The model's own check of this CPU says what to do.
+        if asserted := re.search(r"assertion failed: \[(This SavedModel .*?)\]\s+\[", text):
+            # The model's own check of this CPU or of the texts says what to do.
             return {"error": f"{asserted[1][:500]} ({path})"}
         why = text.splitlines()[0][:300]
         return {
@@ -102,14 +102,14 @@ def load_text_ops(path, ops):
         )
 
 
-def signature_error(serve, signature, names, texts, serves):
+def signature_error(serve, signature, names, wanted_inputs, serves):
     """Return why this signature does not give the outputs `serves` for texts, or None if it does.
 
     Args:
         serve: the signature's function, or None.
         signature: its name.
         names: those of all signatures.
-        texts: number of texts per example.
+        wanted_inputs: names of the texts of an example; a single one may have another name.
         serves: names of outputs.
     """
     import tensorflow as tf
@@ -123,13 +123,15 @@ def signature_error(serve, signature, names, texts, serves):
         )
     inputs = list(serve.structured_input_signature[1].values())
     outputs = serve.structured_outputs
-    named = texts == 1 or set(serve.structured_input_signature[1]) == set(INPUTS)
+    texts = len(wanted_inputs)
+    named = texts == 1 or set(serve.structured_input_signature[1]) == set(wanted_inputs)
     if (
         [spec.dtype for spec in inputs] != [tf.string] * texts
         or not named
         or set(serves) - set(outputs)
     ):
-        kinds = "one input" if texts == 1 else f"the inputs {' and '.join(map(repr, INPUTS))}"
+        kinds = f"the inputs {' and '.join(map(repr, wanted_inputs))}"
+        kinds = "one input" if texts == 1 else kinds
         wanted = " and ".join(map(repr, sorted(serves)))
         return (
             f"A signature that takes texts must have {kinds} of strings, and the outputs {wanted}. "

@@ -3,6 +3,7 @@ from ._classification import Classification as Classification
 from ._language_model import LanguageModel as LanguageModel
 from ._masked_lm import MaskedLM as MaskedLM
 from ._multi_label import MultiLabel as MultiLabel
+from ._question_answering import QuestionAnswering as QuestionAnswering
 from ._registry import (
     get as get,
     names as names,

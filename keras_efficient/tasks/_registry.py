@@ -9,6 +9,7 @@ from keras_efficient.tasks._causal_lm import CausalLM
 from keras_efficient.tasks._classification import Classification
 from keras_efficient.tasks._masked_lm import MaskedLM
 from keras_efficient.tasks._multi_label import MultiLabel
+from keras_efficient.tasks._question_answering import QuestionAnswering
 from keras_efficient.tasks._regression import Regression
 from keras_efficient.tasks._seq2seq import Seq2Seq
 from keras_efficient.tasks._task import Task
@@ -21,7 +22,7 @@ ENTRY_POINTS = "keras_efficient.tasks"
 _known: dict[str, type[Task]] = {
     cls.name: cls
     for cls in (
-        *(Classification, MultiLabel, Regression, TokenClassification),
+        *(Classification, MultiLabel, Regression, TokenClassification, QuestionAnswering),
         *(MaskedLM, CausalLM, Seq2Seq),
     )
 }
@@ -77,7 +78,7 @@ def get(task: Any = None, *, texts: int | None = None) -> Task:
     Args:
         task: Name of a task, or a `Task`. Default: None, "classification".
         texts: Number of texts per example, 2 for pairs. Default: None, that of a `Task`, otherwise
-            1.
+            the task's default, which is 1 for most.
 
     Returns:
         The task.
@@ -102,7 +103,7 @@ def get(task: Any = None, *, texts: int | None = None) -> Task:
             f"`task` must be one of {', '.join(names())}. Received: {task!r:.60}. Correct the "
             "name, or register a task of your own with ke.tasks.register."
         )
-    return _known[name](texts or 1)
+    return _known[name]() if texts is None else _known[name](texts)
 
 
 def names() -> tuple[str, ...]:

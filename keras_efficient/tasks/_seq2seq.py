@@ -28,8 +28,9 @@ class Seq2Seq(LanguageModel):
 
     The loss is the cross-entropy of the next token, averaged over the tokens of the targets, whose
     previous tokens the decoder reads. The report of an evaluation, a `ke.metrics.GenerationReport`,
-    is of generated texts; that of `report` is the perplexity of the targets. The signature of strings answers with "generated_text", string `[batch]`, and "scores",
-    float32 `[batch]`, the sums of the log-probabilities of the generated tokens.
+    is of generated texts; that of `report` is the perplexity of the targets. The signature of
+    strings answers with "generated_text", string `[batch]`, and "scores", float32 `[batch]`, the
+    sums of the log-probabilities of the generated tokens.
 
     Args:
         texts: Number of texts per example, 1. Default: 1.

@@ -15,7 +15,7 @@ from keras_efficient.metrics._scores import scores_of
 from keras_efficient.metrics._task_report import TaskReport
 
 #: Where heads have outputs: see `Task`.
-HEADS = ("text", "token", "masked_token", "next_token", "decoder")
+HEADS = ("text", "token", "span", "masked_token", "next_token", "decoder")
 
 
 class Task(abc.ABC):
@@ -33,11 +33,12 @@ class Task(abc.ABC):
         choices: dict by metric of the names for readers and "max" or "min": by which validation
             metrics the best epoch may be chosen, the default first. A class attribute.
         serves: names of the outputs that `serve` adds to those of the model. A class attribute.
-        head: where the head has outputs: "text" for each text; "token" for each token;
-            "masked_token" for each masked token, one for each word of the vocabulary; "next_token"
-            likewise for each token, from those before it; "decoder" likewise for each token of
-            another text. For "token" and "masked_token" `serve` gets the tokens, too. A class
-            attribute. Default: "text".
+        head: where the head has outputs: "text" for each text; "token" for each token; "span" two
+            rows for each pair of texts, which are logits of all tokens as the first and the last
+            one of an answer; "masked_token" for each masked token, one for each word of the
+            vocabulary; "next_token" likewise for each token, from those before it; "decoder"
+            likewise for each token of another text. For "token", "span" and "masked_token" `serve`
+            gets the tokens, too. A class attribute. Default: "text".
         generates: whether the signature of strings answers by `answer` in place of `serve`, because
             the outputs of one call of the model are not enough. A class attribute. Default: False.
         labelled: whether data has labels. A class attribute. Default: True.
@@ -74,6 +75,20 @@ class Task(abc.ABC):
                 "texts in one column."
             )
         self.texts = texts
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Return the names of the texts, which are those of the inputs of the signature."""
+        return ("text", "second_text")[: self.texts]
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """Return the windows in which a `head` of spans reads long texts, or None.
+
+        They are the number of tokens of a window, and how many of them two windows share. None
+        means the length of the tokenizer and a third of it.
+        """
+        return None
 
     def __repr__(self) -> str:
         pairs = ", of pairs of texts" if self.texts == 2 else ""
@@ -199,6 +214,14 @@ class Task(abc.ABC):
 
     # --- evaluation --------------------------------------------------------------------------
 
+    def with_data(self, data: Any) -> "Task":
+        """Return the task with what its report needs of the data besides labels; here itself.
+
+        Args:
+            data: The labelled batches that are evaluated.
+        """
+        return self
+
     @abc.abstractmethod
     def batch_labels(self, labels: Any, argument: str) -> np.ndarray:
         """Return the labels of a batch of `fit` as `report` takes them.
@@ -261,8 +284,9 @@ class Task(abc.ABC):
             tokenizer: the model's `ke.data.Tokenizer`, for tasks whose answers are texts. Default:
                 None.
         """
-        labels, scores, weights = scored_batches(model, data, self.batch_labels, self.scores)
-        return self.report(labels, scores, label_names, sample_weight=weights)
+        task = self.with_data(data)
+        labels, scores, weights = scored_batches(model, data, task.batch_labels, task.scores)
+        return task.report(labels, scores, label_names, sample_weight=weights)
 
     def predicted_labels(self, scores: np.ndarray) -> np.ndarray:
         """Return what the scores of texts predict, as `Records` have labels.
@@ -287,14 +311,17 @@ class Task(abc.ABC):
         """Return the outputs that the signature of strings adds, `serves`, in TensorFlow ops.
 
         Args:
-            logits: float32 `[batch, outputs]`, or `[batch, tokens, outputs]`.
+            logits: float32 `[batch, outputs]`, `[batch, tokens, outputs]`, or for a `head` of spans
+                `[windows, 2, tokens]`.
             label_names: name of each class, or None.
             tokens: tensors by name, for a `head` of tokens alone. "token": "first", int32
                 `[batch, tokens]`, 1 for the first token of a word, otherwise 0; "starts" and
                 "ends", likewise, the first character of a token's word and the character after its
-                last one, 0 for special tokens and padding. "masked_token": "vocabulary", string
-                `[vocabulary]`, the tokens by their ids; and "masked", int32 `[batch]`, the number
-                of mask tokens. Default: None.
+                last one, 0 for special tokens and padding. "span": "starts" and "ends", int32
+                `[windows, tokens]`, 0 outside of the second text; "rows", int32 `[windows]`, the
+                example of each window; and "texts", string `[batch]`, the second texts.
+                "masked_token": "vocabulary", string `[vocabulary]`, the tokens by their ids; and
+                "masked", int32 `[batch]`, the number of mask tokens. Default: None.
 
         Raises:
             InputError: the names are not those of the outputs.
@@ -322,8 +349,8 @@ class Task(abc.ABC):
         """Return the answer for each text, of the outputs of a served model.
 
         Args:
-            outputs: lists of numbers or strings by the names in `serves`, and the texts: "text",
-                for pairs also "second_text".
+            outputs: lists of numbers or strings by the names in `serves`, and the texts by those in
+                `inputs`.
             label_names: name of each class as it was exported, or None.
 
         Raises:

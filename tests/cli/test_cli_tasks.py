@@ -159,6 +159,59 @@ def test_tagged_words(library, bert, tmp_path, monkeypatch, in_process):
     assert table.code == 0 and "Entities" in table.out
 
 
+@sampled()
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_questions(library, bert, tmp_path, monkeypatch, in_process):
+    rows = []
+    for i, (text, _) in enumerate(review_rows(40)):
+        word = text.split()[-2]
+        answers = {"text": [word], "answer_start": [text.rindex(word)]}
+        rows.append({"question": f"the film {i % 3}", "context": text, "answers": answers})
+    rows[0]["context"] += " and the plot" * 20
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    output = tmp_path / "out"
+    options = ("--task", "question_answering", "--library", library, "--quantize", "int8")
+    outcome = finetune(tmp_path / "a.jsonl", bert, output, *options)
+    assert outcome.code == 0, outcome
+    assert "0 of them without an answer" in outcome.err and "real tokens only" in outcome.err
+    for part in ("Answer F1", "Exact match", "always the whole"):
+        assert part in outcome.out
+    report = json.loads((output / "1" / "report.json").read_text())
+    assert report["evaluation"]["metric"] == "answer F1"
+    # The model that is left is the one that was evaluated, and the one that is served.
+    task = ke.tasks.get("question_answering")
+    _, held_out = ke.data.split(task.read(tmp_path / "a.jsonl"), validation=0.1)
+    model, tokenizer = ke.models.load(output)
+    data = ke.data.text(held_out, tokenizer, batch_size=8, max_length=32, shuffle=False)
+    found = task.evaluate(model, data)
+    assert found.f1 == pytest.approx(report["evaluation"]["in_memory"], abs=1e-6)
+    monkeypatch.setattr(
+        predict_module,
+        "_run",
+        lambda version, *request: predict_script.predict(version, *request[:-1]),
+    )
+    pairs = list(zip(held_out.texts, held_out.second_texts, strict=True))
+    pairs.append((rows[0]["question"], rows[0]["context"]))
+    served = ke.serving.predict(output, pairs)
+    for pair, row in zip(pairs, served, strict=True):
+        assert (row["question"], row["context"]) == pair
+        assert row["answer"] == row["context"][row["start"] : row["end"]] != ""
+        assert 0 < row["score"] < 1 and 0 <= row["no_answer_score"] < 1
+    right = [[text for text, _ in row] for row in held_out.labels.answers]
+    again = [row["answer"] for row in served[:-1]]
+    report_ = ke.metrics.answer_report(again, right, held_out.second_texts)
+    assert report_.f1 == pytest.approx(report["evaluation"]["served"], abs=1e-6)
+    words = [
+        word
+        for name, text in zip(("text", "second-text"), pairs[0], strict=True)
+        for word in (f"--{name}", text)
+    ]
+    table = keras_efficient("predict", output, *words)
+    assert table.code == 0 and "Answer" in table.out
+    long = keras_efficient("predict", output, "--text", "the " * 20, "--second-text", "a film")
+    long.refused("does not truncate questions", "Shorten the question")
+
+
 @pytest.mark.full
 def test_a_stopped_run_resumes_with_its_task(ratings, bert, tmp_path, exported, monkeypatch):
     output, columns = tmp_path / "out", ("--text-column", "a", "--label-column", "score")

@@ -11,7 +11,7 @@ import keras_efficient as ke
 from keras_efficient import flavor as flavors
 from keras_efficient.distillation import soft_target_divergence
 from keras_efficient.distillation._layer_mapping import map_layers
-from keras_efficient.distillation._teacher import features_for
+from keras_efficient.distillation._teacher import KerasTeacher, features_for
 
 BY_NAME = {specimen.name: specimen for specimen in ZOO}
 libraries = pytest.mark.parametrize("library", list(SMALL))
@@ -260,6 +260,16 @@ def test_numbers_of_a_regression_are_not_probabilities(library):
 
 
 @sampled()
+@libraries
+def test_a_teacher_without_a_loss_does_not_know_whether_it_returns_logits(library):
+    """KerasHub compiles its tasks; one without a loss was taken for one of probabilities."""
+    teacher = SMALL[library].make()
+    teacher.compile(optimizer="sgd")
+    assert KerasTeacher(teacher).from_logits(None) is None
+    compiled(library, teacher)
+    assert KerasTeacher(teacher).from_logits(None) is True
+
+
 @libraries
 def test_outputs_may_be_probabilities_and_labels_independent(library):
     """A student with sigmoids learns each label from a teacher's, also by logits."""

@@ -238,7 +238,6 @@ def test_detokenizing_is_that_of_the_library(make, text):
 
 
 def test_bad_input(tmp_path):
-    tokens = words()
     with pytest.raises(InputError, match=r"target, .*row 2.*empty|empty text .*target"):
         (tmp_path / "d.csv").write_text("text,phonemes\ncat,K\ndog, \n")
         TASK.read(tmp_path / "d.csv", label_column="phonemes")

@@ -4,6 +4,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_efficient._errors import InputError
+from keras_efficient.data._answer_labels import AnswerLabels
+from keras_efficient.data._question_windows import QuestionWindows
+from keras_efficient.data._records import Records
 from keras_efficient.data._tokenizer import MASK_TOKENS
 from keras_efficient.exporters._signature import call_by_name
 from keras_efficient.exporters.tokenizer_ops.text_tokenizer import text_function, text_tokenizer
@@ -64,7 +67,7 @@ class TextSignature:
         found = []
         for rows, words in self._tokens():
             inputs = self.tokenizer.inputs.items()
-            arrays = {name: rows[role][None] for role, name in inputs if role in rows}
+            arrays = {name: rows[role] for role, name in inputs if role in rows}
             if self.task.generates:
                 tensors = {name: tf.constant(array) for name, array in arrays.items()}
                 answers = self.task.answer(model, tensors, self.tokenizer)
@@ -76,8 +79,11 @@ class TextSignature:
         return {name: joined([answers[name] for answers in found]) for name in found[0]}
 
     def _tokens(self):
-        """Yield the features of each text and, for a head of tokens, its words."""
+        """Yield the features of each text and, for other heads than of texts, its words."""
         texts = list(self.samples().values())
+        if self.task.head == "span":
+            yield from self._windows(*texts)
+            return
         words: list = [()] * len(TEXTS)
         if self.task.head == "token":
             ids, spans, *_ = self.tokenizer.encode_words(*texts)
@@ -98,7 +104,27 @@ class TextSignature:
                 number = tf.constant([len(positions)])
                 of = ({"masked": number, "vocabulary": vocabulary},)
                 found["mask_positions"] = positions if len(positions) else np.zeros(1, np.int32)
-            yield found, of
+            yield {role: values[None] for role, values in found.items()}, of
+
+    def _windows(self, questions, contexts):
+        """Yield the features of the windows of each context, and their words."""
+        for question, context in zip(questions, contexts, strict=True):
+            records = Records((question,), AnswerLabels([[]]), second_texts=(context,))
+            length, stride = self.task.window or (self.tokenizer.max_length, None)
+            windows = QuestionWindows(records, self.tokenizer, length, stride)
+            mask = [np.ones_like(row) for row in windows.ids]
+            ids, mask, segments, starts, ends = (
+                joined([row[None] for row in rows])
+                for rows in (windows.ids, mask, windows.segments, windows.starts, windows.ends)
+            )
+            tokens = {
+                "starts": tf.constant(starts, tf.int32),
+                "ends": tf.constant(ends, tf.int32),
+                "rows": tf.zeros([len(windows)], tf.int32),
+                "texts": tf.constant([context]),
+            }
+            ids = np.where(mask > 0, ids, self.tokenizer.pad_id)
+            yield {"ids": ids, "mask": mask, "segments": segments}, (tokens,)
 
 
 def _words(spans):
@@ -118,9 +144,12 @@ def samples(task, tokenizer) -> dict[str, list[str]]:
 
     For a head of masked tokens they have some.
     """
+    columns = [list(TEXTS), [*TEXTS[2:], *TEXTS[:2]]]
     if task.head == "masked_token":
         mask = next((token for token in MASK_TOKENS if token in tokenizer.vocabulary), "")
-        return {"text": [f"{mask} {text} {mask}{mask}." for text in TEXTS[:3]] + [*TEXTS[3:]]}
-    if task.texts == 1:
-        return {"text": list(TEXTS)}
-    return {"text": list(TEXTS), "second_text": [*TEXTS[2:], *TEXTS[:2]]}
+        columns = [[f"{mask} {text} {mask}{mask}." for text in TEXTS[:3]] + [*TEXTS[3:]]]
+    if task.head == "span":
+        # Questions are not truncated, and a context in memory is not empty.
+        contexts = [text for text in TEXTS if text]
+        columns = [["a film?"] * len(contexts), contexts]
+    return dict(zip(task.inputs, columns, strict=False))

@@ -301,17 +301,18 @@ def text_function(
     Args:
         tokens_function: function of int32 [batch, length] tensors by the tokenizer's input names
             that returns a dict of tensors, of which "logits", or else the only float one, is
-            [batch, classes].
+            [batch, classes], or of the shape of the task's head.
         tokenizer: a `data.Tokenizer` that `TextTokenizer` supports.
         labels: list of str, by class. Default: None, which is "0", "1" and so on.
         max_length: see `TextTokenizer`. Default: None.
         task: name of a task, or a `ke.tasks.Task`. Default: None, "classification".
 
     Returns:
-        A `tf.function` of `text`, string [batch], and for pairs of texts of `second_text`, string
-        [batch], for use as a signature in `tf.saved_model.save`. It returns a dict of the outputs
-        of the task, for classification "probabilities" (float32 [batch, classes]) and "label"
-        (string [batch]), and those of `tokens_function`.
+        A `tf.function` of strings [batch], by the names of the task's `inputs`: "text", and for
+        pairs of texts also "second_text". It is for use as a signature in `tf.saved_model.save`. It
+        returns a dict of the outputs of the task, for classification "probabilities" (float32
+        [batch, classes]) and "label" (string [batch]), and those of `tokens_function`, unless these
+        are of windows of texts.
 
     Raises:
         InputError: the tokenizer is not supported. While tracing: there is not exactly one output
@@ -347,10 +348,8 @@ def text_function(
         )
     given = None if labels is None else list(labels)
 
-    names = ("text", "second_text")[: task.texts]
-
     @tf.function(
-        input_signature=[tf.TensorSpec([None], tf.string, name=name) for name in names],
+        input_signature=[tf.TensorSpec([None], tf.string, name=name) for name in task.inputs],
         autograph=False,
     )
     def serve(*texts):
@@ -359,11 +358,15 @@ def text_function(
             features, *words = tokenize.with_words(*texts)
         elif task.head == "masked_token":
             features, *words = tokenize.with_masked(*texts)
+        elif task.head == "span":
+            features, *words = tokenize(*texts)
         else:
             features = tokenize(*texts)
         outputs = tokens_function(**features)
         logits = tf.cast(_logits(outputs, task), tf.float32)
-        return {**outputs, **task.serve(logits, given, *words)}
+        answers = task.serve(logits, given, *words)
+        # Servers require outputs with as many rows as the inputs, and windows are more.
+        return answers if task.head == "span" else {**outputs, **answers}
 
     return serve
 
@@ -386,9 +389,24 @@ def text_tokenizer(
                 "signature."
             )
         return found
+    if task.head == "span":
+        from keras_efficient.exporters.tokenizer_ops.window_tokenizer import WindowTokenizer
+
+        length, stride = task.window or (max_length, None)
+        return WindowTokenizer(tokenizer, length, stride)
     from keras_efficient.exporters.tokenizer_ops.pair_tokenizer import PairTokenizer
 
     return PairTokenizer(tokenizer, max_length)
+
+
+#: Axes of the logits by where the head has its outputs.
+_AXES = {
+    "text": "batch, outputs",
+    "token": "batch, tokens, outputs",
+    "span": "windows, 2, tokens",
+    "masked_token": "batch, masked, outputs",
+    "next_token": "batch, tokens, outputs",
+}
 
 
 def _logits(outputs, task):
@@ -401,9 +419,14 @@ def _logits(outputs, task):
     if len(floats) > 1 and "logits" in floats:
         floats = {"logits": floats["logits"]}
     shapes = {name: value.shape for name, value in floats.items()}
-    rank = 2 if task.head == "text" else 3
-    if len(shapes) != 1 or (shape := next(iter(shapes.values()))).rank != rank or not shape[-1]:
-        axes = "batch, tokens, outputs" if rank == 3 else "batch, outputs"
+    axes = _AXES[task.head]
+    # The number of outputs is known.
+    fixed = 1 if task.head == "span" else -1
+    if (
+        len(shapes) != 1
+        or (shape := next(iter(shapes.values()))).rank != axes.count(",") + 1
+        or not shape[fixed]
+    ):
         raise InputError(
             f"The text signature serves logits, [{axes}], which are the output "
             f"'logits' or the only float one. Received (shapes of float outputs): {shapes}. Export "
