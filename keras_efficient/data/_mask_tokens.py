@@ -72,9 +72,9 @@ class TokenMasker:
         masking, length = self.masking, tf.shape(ids)[1]
         columns = tf.range(length)
         candidates: Any = real & tf.gather(self._ordinary, ids)
-        begins = candidates
+        begins: Any = candidates
         if self._begins is not None:
-            before = tf.pad(candidates[:, :-1], [[0, 0], [1, 0]])
+            before: Any = tf.pad(candidates[:, :-1], [[0, 0], [1, 0]])
             begins &= tf.gather(self._begins, ids) | ~before
         begins = tf.cast(begins, tf.int32)
         # The units are numbered in their order; for single tokens each is one.

@@ -72,7 +72,7 @@ class MemoryTokens:
                 "`stride` is for the contexts of questions. Received: "
                 f"stride={stride!r} for {records!r:.120}. Leave it out."
             )
-        elif self.labels_per_token:
+        elif isinstance(records.labels, TokenLabels):
             ids, spans, self.truncated, self.longest = tokenizer.encode_words(
                 records.texts, max_length
             )

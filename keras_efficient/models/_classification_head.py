@@ -19,7 +19,7 @@ def head_weights(width: int, num_labels: int, seed: int) -> list[np.ndarray]:
     return [kernel.astype("float32"), np.zeros(num_labels, "float32")]
 
 
-def span_head(source: Path | str) -> list[np.ndarray] | None:
+def span_head(source: Path | str | None) -> list[np.ndarray] | None:
     """Return the kernel `[width, 2]` and bias `[2]` of a Hugging Face head of spans, or None.
 
     Args:
