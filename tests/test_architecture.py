@@ -73,6 +73,7 @@ LAYERS = {
         "compression",
         "data",
         "distribute",
+        "generation",
         "metrics",
         "models",
         "parametrize",

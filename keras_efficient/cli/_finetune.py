@@ -173,7 +173,7 @@ def run(settings: Settings):
             batch_size=64 if task.labelled else settings.batch_size,
             max_length=settings.max_length,
         )
-        in_graph = _runs_in_graph(tokenizer, task, console)
+        in_graph = _runs_in_graph(tokenizer, task, settings.quantize, console)
         savable = _is_savable(tokenizer, console)
         # What the export will need: a run must not fail at its end. The tokenizer was checked,
         # and tracing its graph once more would take seconds.
@@ -324,12 +324,12 @@ def run(settings: Settings):
     Console().print(found)
 
 
-def _runs_in_graph(tokenizer, task, console):
+def _runs_in_graph(tokenizer, task, quantize, console):
     """Return whether the export can take strings. Checked before the training, not after it."""
     from keras_efficient.exporters.tokenizer_ops.text_tokenizer import text_tokenizer
 
     try:
-        text_tokenizer(tokenizer, task)
+        text_tokenizer(tokenizer, task, quantize=quantize)
     except InputError as error:
         console.print(f"The export will take token ids only. {error}", soft_wrap=True)
         return False

@@ -46,6 +46,7 @@ from keras_efficient.exporters.litert.export import export_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
 from keras_efficient.exporters.onnx.export import export_onnx
 from keras_efficient.exporters.onnx.session import run_onnx
+from keras_efficient.exporters.tokenizer_ops.generation_signature import GenerationSignature
 from keras_efficient.exporters.tokenizer_ops.text_signature import TextSignature, samples
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transform_chains
@@ -227,7 +228,7 @@ def prepare(flavor, model, directory, sample, arguments, quantize):
 
     Returns:
         `(version, features, batches, text)`: the directory to write, the `Features` of the sample,
-        the labelled batches, and the `TextSignature` or None.
+        the labelled batches, and the signature of strings or None.
 
     Raises:
         InputError: the destination, the sample, a batch or the tokenizer is refused.
@@ -240,7 +241,10 @@ def prepare(flavor, model, directory, sample, arguments, quantize):
     text = None
     if "text" in arguments.signatures:
         labels = arguments.facts.get("labels")
-        text = TextSignature(task, arguments.tokenizer, labels, features)
+        if task.head == "next_token":
+            text = GenerationSignature(task, arguments.tokenizer, features, arguments.quantize)
+        else:
+            text = TextSignature(task, arguments.tokenizer, labels, features)
     return version, features, batches, text
 
 
@@ -428,7 +432,7 @@ def _module(flavor, model, unread, features, text, arguments):
     module.weights = weights + _other_state(tokens, [*weights, *module.loaded])
     functions = {"tokens": tokens}
     if text is not None:
-        module.text = text.function(tokens)
+        module.text = text.function(tokens, model)
         functions["text"] = module.text.get_concrete_function()
     functions = {name: functions[name] for name in arguments.signatures}
     functions = {"serving_default": functions[arguments.signatures[0]]} | functions
@@ -443,7 +447,7 @@ def _write_extra_files(folder, features, arguments):
         arrays = samples(arguments.task, arguments.tokenizer) if text else features.arrays
         write_warmup(folder, name, arrays)
     labels = arguments.facts.get("labels")
-    task = {"task": arguments.task.name, "texts": arguments.task.texts}
+    task = {"task": arguments.task.name, "texts": arguments.task.served_texts}
     for name, value in (("labels", labels), ("task", "text" in arguments.signatures and task)):
         if value:
             assets = folder / "assets.extra"

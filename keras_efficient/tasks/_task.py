@@ -71,6 +71,11 @@ class Task(abc.ABC):
             )
         self.texts = texts
 
+    @property
+    def served_texts(self) -> int:
+        """Return the number of texts that the signature of strings takes: `texts`, the default."""
+        return self.texts
+
     def __repr__(self) -> str:
         pairs = ", of pairs of texts" if self.texts == 2 else ""
         return f"<task {self.name}{pairs}>"

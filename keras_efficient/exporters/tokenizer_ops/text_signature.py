@@ -32,16 +32,11 @@ class TextSignature:
     """
 
     def __init__(self, task, tokenizer, labels, features):
-        if set(tokenizer.inputs.values()) != set(features.arrays):
-            raise InputError(
-                "The text signature needs a tokenizer whose outputs are the model's inputs, "
-                f"{sorted(features.arrays)}. Received: one with the outputs "
-                f"{sorted(tokenizer.inputs.values())}. Give `inputs=` to the Tokenizer."
-            )
+        check_inputs(tokenizer, features)
         self.task, self.tokenizer, self.labels = task, tokenizer, labels
         self.features = features
 
-    def function(self, tokens):
+    def function(self, tokens, model):
         """Return the `tf.function`; `tokens` is the concrete function of the token signature."""
         return text_function(tokens, self.tokenizer, self.labels, task=self.task)
 
@@ -99,6 +94,20 @@ def _words(spans):
     return {name: tf.constant(value[None], tf.int32) for name, value in found.items()}
 
 
+def check_inputs(tokenizer, features) -> None:
+    """Require a tokenizer whose outputs are the model's inputs.
+
+    Raises:
+        InputError: they are others.
+    """
+    if set(tokenizer.inputs.values()) != set(features.arrays):
+        raise InputError(
+            "The text signature needs a tokenizer whose outputs are the model's inputs, "
+            f"{sorted(features.arrays)}. Received: one with the outputs "
+            f"{sorted(tokenizer.inputs.values())}. Give `inputs=` to the Tokenizer."
+        )
+
+
 def samples(task, tokenizer) -> dict[str, list[str]]:
     """Return `TEXTS`, or pairs of them, by the names of the inputs of a task's signature.
 
@@ -107,6 +116,6 @@ def samples(task, tokenizer) -> dict[str, list[str]]:
     if task.head == "masked_token":
         mask = next((token for token in MASK_TOKENS if token in tokenizer.vocabulary), "")
         return {"text": [f"{mask} {text} {mask}{mask}." for text in TEXTS[:3]] + [*TEXTS[3:]]}
-    if task.texts == 1:
+    if task.served_texts == 1:
         return {"text": list(TEXTS)}
     return {"text": list(TEXTS), "second_text": [*TEXTS[2:], *TEXTS[:2]]}
