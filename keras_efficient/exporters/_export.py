@@ -256,6 +256,9 @@ def _write(flavor, model, directory, sample, arguments):
         in_memory = scores_in_memory(flavor, model, batches, arguments.task)
         transforms = _describe_transforms(model)
         form = stack.enter_context(flat_form(model, features))
+        if isinstance(text, GenerationSignature):
+            # It calls the blocks one token at a time, and both signatures share their weights.
+            form.leave_out("its own code also computes single tokens")
         # The export is compared with a model in memory that has the same integer weights.
         stack.enter_context(rounded(model, arguments.quantize, features, arguments.reduce_range))
         reference = {"tokens": _reference(flavor, model, features)}
@@ -434,6 +437,7 @@ def _module(flavor, model, unread, features, text, arguments):
     if text is not None:
         module.text = text.function(tokens, model)
         functions["text"] = module.text.get_concrete_function()
+        module.weights += _other_state(functions["text"], [*module.weights, *module.loaded])
     functions = {name: functions[name] for name in arguments.signatures}
     functions = {"serving_default": functions[arguments.signatures[0]]} | functions
     return module, functions, tokens
