@@ -38,6 +38,7 @@ MAY_IMPORT_LIBRARIES = {
     "flavor/_tf_keras.py",
     "flavor/_tf_keras_losses.py",
     "flavor/_tf_keras_replay.py",
+    "models/_causal_steps.py",
     "models/_hugging_face_masked_lm.py",
     "models/_kerashub.py",
     "models/_masked_language_model.py",

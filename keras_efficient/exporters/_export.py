@@ -437,7 +437,9 @@ def _module(flavor, model, unread, features, text, arguments):
     if text is not None:
         module.text = text.function(tokens, model)
         functions["text"] = module.text.get_concrete_function()
-        module.weights += _other_state(functions["text"], [*module.weights, *module.loaded])
+        if isinstance(text, GenerationSignature):
+            known = [*module.weights, *module.loaded]
+            module.weights += _other_state(functions["text"], known)
     functions = {name: functions[name] for name in arguments.signatures}
     functions = {"serving_default": functions[arguments.signatures[0]]} | functions
     return module, functions, tokens
