@@ -47,6 +47,7 @@ def create(
         InputError: A size or the library is no possible one, or the tokenizer is a function.
 
     Examples:
+        >>> import tensorflow as tf
         >>> tokenizer = ke.data.train_tokenizer(["a fine film", "a film"], vocabulary_size=300)
         >>> model, tokenizer = ke.models.create(tokenizer, num_layers=1, hidden_dim=8, num_heads=2)
         >>> ids = tf.constant([[0, 5, 6]])

@@ -28,13 +28,16 @@ class CausalLM(LanguageModel):
         max_tokens: Largest number of tokens that the signature generates. Default: 64.
         strategy: How it chooses them, a strategy of `ke.generation`. Default: None, greedily.
 
+    Raises:
+        InputError: `texts` is neither 1 nor 2, or `max_tokens` is not a number of tokens.
+
     Examples:
         >>> task = ke.tasks.CausalLM(texts=2)
         >>> records = ke.data.Records.of(["2 + 3 ="], second_texts=[" 5"])
         >>> tokenizer = ke.data.train_tokenizer(["2 + 3 = 5"], vocabulary_size=260)
         >>> features, labels = next(iter(task.batches(records, tokenizer, batch_size=1)))
         >>> int((labels != -100).numpy().sum())
-        3
+        2
 
     Reference:
         Radford et al. 2019, "Language Models are Unsupervised Multitask Learners";

@@ -11,7 +11,6 @@ from keras_efficient.exporters.tokenizer_ops.text_signature import (
 )
 from keras_efficient.exporters.tokenizer_ops.text_tokenizer import text_tokenizer
 from keras_efficient.generation._generate import generate
-from keras_efficient.models._causal_steps import causal_steps
 
 
 class GenerationSignature:
@@ -68,6 +67,8 @@ class GenerationSignature:
 
     def _continued(self, model, ids, lengths):
         """Return "continuation" and "log_probability" of given tokens."""
+        from keras_efficient.models._causal_steps import causal_steps
+
         steps, tokenizer, most = causal_steps(model), self.tokenizer, self.task.max_tokens
         found = generate(
             steps.step,
