@@ -4,12 +4,13 @@ python benchmarks/tasks.py                      # all rows of docs/tasks.md, abo
 python benchmarks/tasks.py --row regression     # one of them
 
 The texts are those of the archive that the demo's movie reviews are from, each with the mean rating
-of twenty people from -4 to 4 (Hutto & Gilbert 2014). Three of these four rows have labels that are
-derived from the ratings and the sources, since the archive has no others: they show that a task
+of twenty people from -4 to 4 (Hutto & Gilbert 2014). Three of the first four rows have labels that
+are derived from the ratings and the sources, since the archive has no others: they show that a task
 works, and how well these labels are learned, not how well a published benchmark is solved. The rows
-of token classification and question answering have the tweets of W-NUT 2016 with named entities.
-With --peer PYTHON, an interpreter that has PyTorch, transformers and accelerate, their Trainer
-trains on the same split of these two:
+of token classification and question answering have the tweets of W-NUT 2016 with named entities,
+that of the masked language model the reviews without labels (see also masked_lm.py). With --peer
+PYTHON, an interpreter that has PyTorch, transformers and accelerate, their Trainer trains on the
+same split of the tweets:
 
 python benchmarks/tasks.py --row "token classification" --peer .venv-peers/bin/python
 """
@@ -105,6 +106,15 @@ def asked(random):
 
 #: Settings of question answering: its epochs and the tokens of a window.
 ASKED_EPOCHS, ASKED_LONGEST = 6, 96
+
+
+def unlabelled(random):
+    """Movie reviews without labels."""
+    texts = [text for text, _ in ratings("movies")]
+    options = ("--learning-rate", 5e-4)
+    return ("text",), [(texts[i],) for i in random.permutation(len(texts))], options
+
+
 #: Settings of token classification, which is learned from few entities.
 TAGGED_EPOCHS, TAGGED_BATCH = 8, 16
 
@@ -117,6 +127,7 @@ ROWS = {
     "pairs, regression": ("regression", mean_rating),
     "token classification": ("token_classification", tagged),
     "question answering": ("question_answering", asked),
+    "masked language model": ("masked_lm", unlabelled),
 }
 
 

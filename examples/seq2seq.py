@@ -80,4 +80,4 @@ report = ke.export(
 )
 print(report)
 for answer in ke.serving.predict(arguments.output, ["keras", "transformer", "efficient"]):
-    print(answer["text"], answer["generated_text"], f"{answer['score']:.2f}")
+    print(answer["text"], answer["generated_text"], f"{answer['log_probability']:.2f}")

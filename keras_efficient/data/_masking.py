@@ -38,7 +38,7 @@ class Masking:
         InputError: An argument is out of its range.
 
     Examples:
-        >>> masking = ke.data.Masking(unit="word")
+        >>> masking = ke.data.Masking(mask_selection_rate=0.3)
         >>> tokenizer = ke.data.Tokenizer.from_directory(
         ...     "models/all-MiniLM-L6-v2", inputs=ke.data.KERASHUB | ke.data.MASK_POSITIONS
         ... )

@@ -227,7 +227,7 @@ def prepare(flavor, model, directory, sample, arguments, quantize):
 
     Returns:
         `(version, features, batches, text)`: the directory to write, the `Features` of the sample,
-        the labelled batches, and the `TextSignature` or None.
+        the labelled batches, and the signature of strings or None.
 
     Raises:
         InputError: the destination, the sample, a batch or the tokenizer is refused.
@@ -447,7 +447,7 @@ def _write_extra_files(folder, features, arguments):
         arrays = samples(arguments.task, arguments.tokenizer) if text else features.arrays
         write_warmup(folder, name, arrays)
     labels = arguments.facts.get("labels")
-    task = {"task": arguments.task.name, "texts": arguments.task.texts}
+    task = {"task": arguments.task.name, "texts": len(arguments.task.inputs)}
     for name, value in (("labels", labels), ("task", "text" in arguments.signatures and task)):
         if value:
             assets = folder / "assets.extra"

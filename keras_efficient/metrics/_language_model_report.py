@@ -37,7 +37,7 @@ class LanguageModelReport(TaskReport):
         >>> labels = [[3, 5], [3, -100]]
         >>> report = ke.metrics.language_model_report(labels, np.log([[0.5, 0.25], [1, 1]]))
         >>> round(report.perplexity, 3), round(report.baseline_perplexity, 3), report.tokens
-        (2.0, 2.541, 3)
+        (2.0, 2.904, 3)
     """
 
     loss: float

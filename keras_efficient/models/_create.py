@@ -52,6 +52,7 @@ def create(
             puts no tokens around a text, as targets need them.
 
     Examples:
+        >>> import tensorflow as tf
         >>> tokenizer = ke.data.train_tokenizer(["a fine film", "a film"], vocabulary_size=300)
         >>> model, tokenizer = ke.models.create(tokenizer, num_layers=1, hidden_dim=8, num_heads=2)
         >>> ids = tf.constant([[0, 5, 6]])

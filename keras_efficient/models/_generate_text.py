@@ -48,9 +48,9 @@ def generate_text(
     import numpy as np
     import tensorflow as tf
 
+    from keras_efficient.generation._causal_steps import causal_steps
     from keras_efficient.generation._generate import generate
     from keras_efficient.generation._strategies import Greedy
-    from keras_efficient.models._causal_steps import causal_steps
 
     steps, tokenizer = causal_steps(model), as_tokenizer(tokenizer)
     if isinstance(prompts, str) or not len(prompts):

@@ -1,14 +1,15 @@
 """`CausalLM`: predict the next token, to train a model that writes text."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from keras_efficient._errors import InputError
 from keras_efficient.data._records import Records
-from keras_efficient.flavor._typing import Dataset
-from keras_efficient.tasks._language_model import LanguageModel
+from keras_efficient.flavor._typing import Dataset, Model, Tensor
+from keras_efficient.tasks._text_generation import TextGeneration
 
 
-class CausalLM(LanguageModel):
+class CausalLM(TextGeneration):
     """Causal language modelling: each token is predicted from those before it.
 
     It needs no labels. Texts begin with the start token of the tokenizer, and the model also learns
@@ -16,8 +17,18 @@ class CausalLM(LanguageModel):
     read, and only the tokens of the completion count. The loss is the cross-entropy, averaged over
     the tokens that count. The report is a `ke.metrics.LanguageModelReport`.
 
+    The signature of strings continues texts, or answers prompts, with cached keys and values:
+    "generated_text", string `[batch]`, and "log_probability", float32 `[batch]`, the sum over the
+    generated tokens. It needs a WordPiece tokenizer, as `ke.data.train_tokenizer` makes it with
+    `kind="wordpiece"`.
+
     Args:
         texts: Number of texts per example, 2 for prompts and completions. Default: 1.
+        max_tokens: Largest number of tokens that the signature generates. Default: 64.
+        strategy: How it chooses them, a strategy of `ke.generation`. Default: None, greedily.
+
+    Raises:
+        InputError: `texts` is neither 1 nor 2, or `max_tokens` is not a number of tokens.
 
     Examples:
         >>> task = ke.tasks.CausalLM(texts=2)
@@ -25,7 +36,7 @@ class CausalLM(LanguageModel):
         >>> tokenizer = ke.data.train_tokenizer(["2 + 3 = 5"], vocabulary_size=260)
         >>> features, labels = next(iter(task.batches(records, tokenizer, batch_size=1)))
         >>> int((labels != -100).numpy().sum())
-        3
+        2
 
     Reference:
         Radford et al. 2019, "Language Models are Unsupervised Multitask Learners";
@@ -33,10 +44,13 @@ class CausalLM(LanguageModel):
     """
 
     name = "causal_lm"
-    serves = ()
     head = "next_token"
-    pretrains = False
     most_texts = 2
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Return the name of the prompt, to which the signature answers."""
+        return ("text",)
 
     def check(self, train: Records, validation: Records | None = None) -> None:
         """Require texts, with completions if the examples are pairs."""
@@ -53,10 +67,35 @@ class CausalLM(LanguageModel):
         """Return batches of texts whose labels are the next tokens."""
         return super().batches(records, tokenizer, training=training, next_token=True, **options)
 
-    def serve(self, logits, label_names, tokens=None):
-        """Return nothing: there is no signature of strings."""
-        return {}
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Require tokens that begin and end texts, and room for a text beside `max_tokens`."""
+        super().check_tokenizer(tokenizer)
+        if tokenizer.start_id is None or tokenizer.end_id is None:
+            raise InputError(
+                "Text is generated between tokens that begin and end it. Received: "
+                f"{tokenizer!r} without them. Give a tokenizer with <s> and </s>, or [CLS] and "
+                "[SEP]."
+            )
+        if tokenizer.max_length - self.max_tokens < 2:
+            raise InputError(
+                "A model must have room for a text and what follows it. Received: a tokenizer of "
+                f"max_length={tokenizer.max_length} and max_tokens={self.max_tokens} of the task. "
+                "Give the task fewer, or export without the text signature."
+            )
 
-    def decode(self, outputs, label_names):
-        """Raise KeyError: there is no signature of strings."""
-        raise KeyError("continuation")
+    def answer(
+        self, model: Model, features: Mapping[str, Tensor], tokenizer: Any
+    ) -> dict[str, Tensor]:
+        """Return what follows texts. Of those that leave no room for it the end is not read."""
+        import tensorflow as tf
+
+        from keras_efficient.generation._causal_steps import causal_steps
+
+        longest = tokenizer.max_length - self.max_tokens
+        ids, mask = (features[tokenizer.inputs[role]] for role in ("ids", "mask"))
+        # Without the end token.
+        lengths = tf.minimum(tf.reduce_sum(mask, 1) - 1, longest)
+        ids = ids[:, :longest]
+        steps = causal_steps(model)
+        state = steps.start(ids, tf.shape(ids)[1] + self.max_tokens)
+        return self._generate(steps.step, state, ids, tokenizer, tokenizer.end_id, lengths)

@@ -35,12 +35,12 @@ class MaskedLM(LanguageModel):
         InputError: `texts` is not 1.
 
     Examples:
-        >>> task = ke.tasks.MaskedLM(masking=ke.data.Masking(unit="word"))
+        >>> task = ke.tasks.MaskedLM(masking=ke.data.Masking(mask_selection_rate=0.3))
         >>> model, tokenizer = ke.models.load("models/all-MiniLM-L6-v2", task=task)
         >>> records = ke.data.Records.of(["a fine film", "a dull plot"])
         >>> batches = task.batches(records, tokenizer, batch_size=2)
         >>> features, labels = next(iter(batches))
-        >>> model(features).shape == (*labels.shape, 30522)
+        >>> model(features).shape[:2] == labels.shape
         True
 
     Reference:

@@ -8,38 +8,34 @@ import numpy as np
 
 from keras_efficient._errors import InputError
 from keras_efficient.data._check_text import check_text
-from keras_efficient.data._detokenizer import Detokenizer
 from keras_efficient.data._records import Records
 from keras_efficient.data._target_texts import TargetTexts
 from keras_efficient.data._tokenizer import Tokenizer
 from keras_efficient.flavor._ignored_label import IGNORED
 from keras_efficient.flavor._typing import Model, Tensor
-from keras_efficient.generation._decoder import decoder_of
-from keras_efficient.generation._generate import generate
-from keras_efficient.generation._strategies import Greedy, Strategy
 from keras_efficient.metrics._generation_report import GenerationReport, generation_report
 from keras_efficient.metrics._labelled_batches import labelled_batches
-from keras_efficient.tasks._language_model import LanguageModel
 from keras_efficient.tasks._task import Task
+from keras_efficient.tasks._text_generation import TextGeneration
 
 
-class Seq2Seq(LanguageModel):
+class Seq2Seq(TextGeneration):
     """Sequence to sequence: for each text another one is generated.
 
     The loss is the cross-entropy of the next token, averaged over the tokens of the targets, whose
     previous tokens the decoder reads. The report of an evaluation, a `ke.metrics.GenerationReport`,
     is of generated texts; that of `report` is the perplexity of the targets. The signature of
-    strings answers with "generated_text", string `[batch]`, and "scores", float32 `[batch]`, the
-    sums of the log-probabilities of the generated tokens.
+    strings answers with "generated_text", string `[batch]`, and "log_probability", float32
+    `[batch]`, the sum over the generated tokens.
 
     Args:
         texts: Number of texts per example, 1. Default: 1.
         max_tokens: Largest number of tokens to generate. Default: 64.
         strategy: How to choose them: `ke.generation.Greedy()`, `Sample(...)` or `Beam(...)`.
-            Default: `Greedy()`.
+            Default: None, which is `Greedy()`.
 
     Raises:
-        InputError: `texts` is not 1.
+        InputError: `texts` is not 1, or `max_tokens` is not a number of tokens.
 
     Examples:
         >>> task = ke.tasks.Seq2Seq(strategy=ke.generation.Beam(4))
@@ -52,21 +48,8 @@ class Seq2Seq(LanguageModel):
     """
 
     name = "seq2seq"
-    serves = ("generated_text", "scores")
     head = "decoder"
     labelled = True
-    generates = True
-    pretrains = False
-
-    def __init__(
-        self,
-        texts: int = 1,
-        *,
-        max_tokens: int = 64,
-        strategy: Strategy = Greedy(),  # noqa: B008 - immutable
-    ):
-        super().__init__(texts)
-        self.max_tokens, self.strategy = max_tokens, strategy
 
     # --- label format ------------------------------------------------------------------------
 
@@ -132,6 +115,8 @@ class Seq2Seq(LanguageModel):
             )
         import tensorflow as tf
 
+        from keras_efficient.data._detokenizer import Detokenizer
+
         detokenize = Detokenizer(tokenizer)
         answer = tf.function(
             lambda features: self.answer(model, features, tokenizer)["generated_text"],
@@ -147,50 +132,24 @@ class Seq2Seq(LanguageModel):
             found += [text.decode("utf-8", "replace") for text in answer(read).numpy()]
         return generation_report(wanted, found)
 
-    # --- signature and decoding --------------------------------------------------------------
+    # --- signature ---------------------------------------------------------------------------
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Require tokens around each text, between which targets are generated."""
+        super().check_tokenizer(tokenizer)
+        assert tokenizer.ends
 
     def answer(
-        self, model: Model, features: Mapping[str, Tensor], tokenizer: Tokenizer
+        self, model: Model, features: Mapping[str, Tensor], tokenizer: Any
     ) -> dict[str, Tensor]:
-        """Return "generated_text" and "scores" of texts, in TensorFlow operations.
-
-        Args:
-            model: a sequence-to-sequence model.
-            features: tensors by the names of its inputs: the ids and the mask of the texts.
-            tokenizer: the model's tokenizer.
-        """
+        """Return what is generated for texts."""
         import tensorflow as tf
+
+        from keras_efficient.generation._decoder import decoder_of
 
         ids, mask = (features[tokenizer.inputs[role]] for role in ("ids", "mask"))
         begin, end = tokenizer.ends
         decoder = decoder_of(model)
         state = decoder.start(ids, mask, self.max_tokens + 1)
-        generated = generate(
-            decoder.step,
-            state,
-            tf.fill([tf.shape(ids)[0], 1], begin),
-            max_tokens=self.max_tokens,
-            end_id=end,
-            pad_id=tokenizer.pad_id,
-            strategy=self.strategy,
-        )
-        return {
-            "generated_text": Detokenizer(tokenizer)(generated.ids),
-            "scores": generated.scores,
-        }
-
-    def serve(
-        self,
-        logits: Tensor,
-        label_names: Sequence[str] | None,
-        tokens: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """Raise NotImplementedError: strings are answered by `answer`."""
-        raise NotImplementedError
-
-    def decode(
-        self, outputs: Mapping[str, list], label_names: Sequence[str] | None
-    ) -> list[dict[str, Any]]:
-        """Return the "generated_text" of each text and its "score"."""
-        pairs = zip(*(outputs[name] for name in self.serves), strict=True)
-        return [{"generated_text": text, "score": score} for text, score in pairs]
+        first = tf.fill([tf.shape(ids)[0], 1], begin)
+        return self._generate(decoder.step, state, first, tokenizer, end)

@@ -327,6 +327,13 @@ class Task(abc.ABC):
             InputError: the names are not those of the outputs.
         """
 
+    def check_tokenizer(self, tokenizer: Any) -> None:  # noqa: B027 - often nothing
+        """Require what the signature of strings needs of a tokenizer; the default is nothing.
+
+        Raises:
+            InputError: it has no such tokens, or no room for them.
+        """
+
     def answer(
         self, model: Model, features: Mapping[str, Tensor], tokenizer: Any
     ) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import signal
 
 import numpy as np
 import pytest
-from command_line import keras_efficient, review_rows
+from command_line import VOCABULARY, keras_efficient, review_rows
 from covering import sampled
 from in_process_export import in_process as in_process
 from test_cli_resume import advised, signal_after
@@ -210,6 +210,44 @@ def test_questions(library, bert, tmp_path, monkeypatch, in_process):
     assert table.code == 0 and "Answer" in table.out
     long = keras_efficient("predict", output, "--text", "the " * 20, "--second-text", "a film")
     long.refused("does not truncate questions", "Shorten the question")
+
+
+@sampled()
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_masked_words_and_a_classifier_that_starts_from_them(
+    library, bert, reviews, tmp_path, monkeypatch, in_process
+):
+    (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text, _ in review_rows(60)))
+    adapted = tmp_path / "adapted"
+    options = ("--task", "masked_lm", "--library", library, "--quantize", "int8")
+    with pytest.warns(UserWarning, match="starts from new weights"):
+        outcome = finetune(tmp_path / "texts.txt", bert, adapted, *options)
+    assert outcome.code == 0, outcome
+    assert "without labels" in outcome.err and "real tokens only" in outcome.err
+    assert "Perplexity" in outcome.out and "Unigram baseline" in outcome.out
+    report = json.loads((adapted / "1" / "report.json").read_text())
+    assert report["evaluation"]["metric"] == "log-likelihood per token"
+    monkeypatch.setattr(
+        predict_module,
+        "_run",
+        lambda version, *request: predict_script.predict(version, *request[:-1]),
+    )
+    table = keras_efficient("predict", adapted, "--text", "the film was [MASK]")
+    assert table.code == 0 and "Masked" in table.out
+    (row,) = ke.serving.predict(adapted, ["the film was [MASK]"])
+    assert len(row["masked"]) == 1 and len(row["masked"][0]) == 5
+    # Of the encoder that was adapted, not of the pretrained one.
+    start, _ = ke.models.load(adapted, task="classification", num_labels=2)
+    model, _ = ke.models.load(adapted)
+    before, _ = ke.models.load(bert, library=library)
+    tables = [
+        next(w for w in m.get_weights() if w.ndim == 2 and len(w) == len(VOCABULARY))
+        for m in (start, model, before)
+    ]
+    np.testing.assert_array_equal(tables[0], tables[1])
+    assert np.abs(tables[0] - tables[2]).max() > 0
+    outcome = finetune(reviews, adapted, tmp_path / "out", "--library", library)
+    assert outcome.code == 0, outcome
 
 
 @pytest.mark.full

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import mirrored
 
 import keras_efficient as ke
@@ -251,6 +251,46 @@ def test_cached_keys_and_values_give_the_tokens_of_the_whole_sequence(library, f
             if ids[-1] == tokenizer.end_id:
                 break
         assert text == tokenizer.decode([ids[given:]])[0]
+
+
+@sampled()
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_an_export_continues_texts(library, tmp_path):
+    words = ke.data.train_tokenizer(TEXTS, vocabulary_size=80, kind="wordpiece", max_length=32)
+    sizes = {"num_layers": 1, "hidden_dim": 8, "num_heads": 2, "library": library}
+    task = ke.tasks.CausalLM(texts=2, max_tokens=5)
+    model, tokenizer = ke.models.create(words, task=task, **sizes)
+    flavor = ke.flavor.of(model)
+    for variable in model.weights:
+        flavor.value(variable).assign(10 * flavor.value(variable))
+    sample = batch(tokenizer)
+    ke.export(model, tmp_path / "out", sample=sample, tokenizer=tokenizer, task=task)
+    prompts = ["the film", "A good"]
+    found = ke.serving.predict(tmp_path / "out", prompts)
+    expected = ke.models.generate_text(model, tokenizer, prompts, max_tokens=5)
+    for answer, text in zip(found, expected, strict=True):
+        # Python's decoder keeps the mark of a piece that it begins with.
+        assert answer["continuation"].replace(" ", "") == text.replace(" ", "").removeprefix("##")
+        assert answer["log_probability"] <= 0
+    with pytest.raises(InputError, match="weights that are floats"):
+        ke.export(
+            model,
+            tmp_path / "int8",
+            sample=sample,
+            tokenizer=tokenizer,
+            task=task,
+            quantize="int8-weights",
+        )
+    with pytest.raises(InputError, match="room for a text and what follows"):
+        long = ke.tasks.CausalLM(max_tokens=30)
+        ke.export(model, tmp_path / "long", sample=sample, tokenizer=tokenizer, task=long)
+
+
+def test_answers_that_are_not_those_of_the_task():
+    with pytest.raises(ValueError, match="finite log-probability"):
+        TASK.decode({"continuation": ["a"], "log_probability": [float("nan")]}, None)
+    with pytest.raises(InputError, match="`max_tokens` must be a number"):
+        ke.tasks.CausalLM(max_tokens=0)
 
 
 def test_prompts_that_cannot_be_continued(folder):

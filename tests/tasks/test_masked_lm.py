@@ -267,3 +267,34 @@ def test_arguments_and_data_that_cannot_be_used(tmp_path):
     assert found.texts == ("a film",) and found.labels is None
     assert TASK.encode([1], None, str) == (None, ())
     assert TASK.describe(found, found)[0] == "6 characters to train on, without labels"
+
+
+@pytest.mark.parametrize("family", ["Roberta", "DistilBert"])
+def test_heads_of_other_families_read_masked_positions(family):
+    transformers = pytest.importorskip("transformers")
+    from keras_efficient.models._hugging_face_masked_lm import at_mask_positions, head_variables
+
+    sizes = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if family == "DistilBert":
+        sizes = {"vocab_size": 30, "dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
+    config = getattr(transformers, f"{family}Config")(**sizes)
+    model = at_mask_positions(getattr(transformers, f"TF{family}ForMaskedLM"))(config)
+    ids, where = tf.constant([[3, 4, 5, 6], [7, 8, 9, 2]]), tf.constant([[1, 2], [3, 0]])
+    inputs = {"input_ids": ids, "attention_mask": tf.ones_like(ids)}
+    every = model(inputs).logits
+    found = model(inputs | {"mask_positions": where}).logits
+    np.testing.assert_allclose(found, tf.gather(every, where, batch_dims=1), atol=1e-6)
+    shapes = [tuple(variable.shape) for variable in head_variables(model)]
+    assert shapes == [(8, 8), (8,), (8,), (8,), (30,)]
+
+
+def test_models_without_a_head_or_a_table():
+    from types import SimpleNamespace
+
+    from keras_efficient.models._hugging_face_masked_lm import head_variables
+    from keras_efficient.models._masked_language_model import MaskedLanguageModel
+
+    with pytest.raises(InputError, match="knows the heads of BERT"):
+        head_variables(SimpleNamespace())
+    with pytest.raises(InputError, match="needs a table of tokens"):
+        MaskedLanguageModel(SimpleNamespace())

@@ -74,7 +74,9 @@ def answers(library, texts, task=TASK):
     ids = tf.ragged.constant(tokenizer.encode(texts)).to_tensor()
     features = {tokenizer.inputs["ids"]: ids, tokenizer.inputs["mask"]: tf.cast(ids > 0, tf.int32)}
     found = task.answer(model, features, tokenizer)
-    return [text.decode() for text in found["generated_text"].numpy()], found["scores"].numpy()
+    return [text.decode() for text in found["generated_text"].numpy()], found[
+        "log_probability"
+    ].numpy()
 
 
 def test_batches_hold_what_the_decoder_reads_and_what_follows():
@@ -163,7 +165,7 @@ def test_an_export_generates_what_memory_does(library, tmp_path):
     assert len(set(expected)) > 2
     served = tf.saved_model.load(str(report.directory)).signatures["text"](text=tf.constant(texts))
     assert [text.decode() for text in served["generated_text"].numpy()] == expected
-    np.testing.assert_allclose(served["scores"], scores, atol=1e-5)
+    np.testing.assert_allclose(served["log_probability"], scores, atol=1e-5)
     rows = ke.serving.predict(tmp_path / "m", texts[:2])
     assert [row["generated_text"] for row in rows] == expected[:2]
 

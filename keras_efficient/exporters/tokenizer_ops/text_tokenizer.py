@@ -376,10 +376,16 @@ def text_tokenizer(
 ) -> TextTokenizer:
     """Return the tokenizer in the graph for a task's texts, or pairs of texts.
 
+    Args:
+        tokenizer: the `data.Tokenizer`.
+        task: the task.
+        max_length: see `TextTokenizer`. Default: None.
+
     Raises:
         InputError: the tokenizer is not supported.
     """
-    if task.texts == 1:
+    task.check_tokenizer(tokenizer)
+    if len(task.inputs) == 1:
         found = TextTokenizer(tokenizer, max_length)
         if task.head == "token" and found._normalized is not None:
             raise InputError(

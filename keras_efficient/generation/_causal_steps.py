@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from keras_efficient import flavor as flavors
 from keras_efficient._errors import InputError
+from keras_efficient.flavor._patched import patched
 from keras_efficient.flavor._typing import Model, Tensor
 
 
@@ -36,18 +37,35 @@ def causal_steps(model: Model) -> Any:
 
 
 class _KerasHub:
-    """Steps of a KerasHub `CausalLM`; the state is its cache `[batch, layers, 2, total, ...]`."""
+    """Steps of a KerasHub `CausalLM`; the state is its cache `[batch, layers, 2, total, ...]`.
+
+    Keras' `slice_update` is an operation of XLA, which compiles it for each shape, and which other
+    runtimes do not have. Here caches are updated by plain operations.
+    """
 
     def __init__(self, model):
-        self.model = model
+        import keras
+
+        self.model, self._ops = model, keras.ops
 
     def start(self, ids: Tensor, total: Tensor) -> Any:
         ids = tf.pad(ids, [[0, 0], [0, total - tf.shape(ids)[1]]])
-        return self.model._build_cache(ids)[1]
+        with patched(self._ops, slice_update=_slice_update):
+            return self.model._build_cache(ids)[1]
 
     def step(self, ids: Tensor, index: Tensor, state: Any) -> tuple[Tensor, Any]:
-        logits, _, state = self.model.call_with_cache(ids[:, None], state, index)
+        with patched(self._ops, slice_update=_slice_update):
+            logits, _, state = self.model.call_with_cache(ids[:, None], state, index)
         return logits[:, 0], state
+
+
+def _slice_update(inputs, start_indices, updates):
+    """Replace a part of a cache `[batch, total, ...]`, of all batches and heads."""
+    first = start_indices[1]
+    rest = inputs[:, first + tf.shape(updates)[1] :]
+    found: Any = tf.concat([inputs[:, :first], tf.cast(updates, inputs.dtype), rest], 1)
+    found.set_shape(inputs.shape)
+    return found
 
 
 class _GPT2:
