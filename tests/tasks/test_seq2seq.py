@@ -74,9 +74,8 @@ def answers(library, texts, task=TASK):
     ids = tf.ragged.constant(tokenizer.encode(texts)).to_tensor()
     features = {tokenizer.inputs["ids"]: ids, tokenizer.inputs["mask"]: tf.cast(ids > 0, tf.int32)}
     found = task.answer(model, features, tokenizer)
-    return [text.decode() for text in found["generated_text"].numpy()], found[
-        "log_probability"
-    ].numpy()
+    texts = [text.decode() for text in found["generated_text"].numpy()]
+    return texts, found["log_probability"].numpy()
 
 
 def test_batches_hold_what_the_decoder_reads_and_what_follows():
