@@ -4,7 +4,7 @@
     python examples/causal_lm.py --data answers.jsonl --prompts --model models/gpt2
 
 The texts are movie reviews. With --prompts the data has the columns "prompt" and "completion", and
-only the completions are learned. Ran on a 2-core CPU with `--limit 400 --epochs 1`, both libraries,
+only the completions are learned. Ran on a 2-core CPU with `--limit 200 --epochs 1`, both libraries,
 which is too short to write sentences. Not run: a pretrained GPT-2, GPU, TPU, several devices.
 """
 

@@ -44,8 +44,8 @@ class Masking:
         ... )
         >>> data = ke.data.text(["a good film"], tokenizer, batch_size=1, masking=masking)
         >>> features, labels = next(iter(data))
-        >>> features["mask_positions"].shape, labels.shape
-        (TensorShape([1, 1]), TensorShape([1, 1]))
+        >>> features["mask_positions"].shape == labels.shape
+        True
 
     Reference:
         Devlin et al. 2019, "BERT"; Joshi et al. 2020, "SpanBERT"; the names are those of

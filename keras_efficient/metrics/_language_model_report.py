@@ -99,7 +99,7 @@ def language_model_report(
 
     Examples:
         >>> import numpy as np
-        >>> ke.metrics.language_model_report([[7]], np.log([[0.125]])).perplexity
+        >>> round(ke.metrics.language_model_report([[7]], np.log([[0.125]])).perplexity, 6)
         8.0
 
     Reference:

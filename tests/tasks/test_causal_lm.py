@@ -216,6 +216,7 @@ def whole(folder, library):
     return trained(folder, library, lambda model: ke.accumulate(model, microbatches=1))
 
 
+@sampled(1)
 @pytest.mark.parametrize("library, change", covering(LIBRARIES, tuple(CHANGES), strength=1))
 def test_one_update_is_the_same(library, change, folder):
     expected, logs = whole(folder, library)

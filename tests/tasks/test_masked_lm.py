@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from bert_folder import HIDDEN, VOCABULARY, arrays, write
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import mirrored
 
 import keras_efficient as ke
@@ -156,6 +156,7 @@ def whole(folder, library):
     return trained(folder, library, lambda model: ke.accumulate(model, microbatches=1))
 
 
+@sampled(2)
 @pytest.mark.parametrize("library, change", covering(LIBRARIES, tuple(CHANGES), strength=1))
 def test_one_update_is_the_same(library, change, folder):
     strategy = mirrored(2) if change == "replicas" else None
