@@ -74,7 +74,7 @@ class TokenMasker:
         candidates: Any = real & tf.gather(self._ordinary, ids)
         begins = candidates
         if self._begins is not None:
-            before = tf.pad(candidates[:, :-1], [[0, 0], [1, 0]])
+            before: Any = tf.pad(candidates[:, :-1], [[0, 0], [1, 0]])
             begins &= tf.gather(self._begins, ids) | ~before
         begins = tf.cast(begins, tf.int32)
         # The units are numbered in their order; for single tokens each is one.

@@ -109,7 +109,8 @@ def _keep_float32(model: Any):
     """Keep what enters the loss in float32."""
     if isinstance(model, keras_hub.models.CausalLM):
         # The table of tokens computes the logits.
-        model.backbone.token_embedding.reverse_dtype = "float32"
+        backbone: Any = model.backbone
+        backbone.token_embedding.reverse_dtype = "float32"
         # By which exports know that the outputs are logits.
         model.num_classes = vocabulary_size(model)
         keep_float32(model)
