@@ -46,6 +46,7 @@ class NextTokens(MemoryTokens):
             )
         self.records, self.max_length = records, max_length
         self.pairs, self.labels_per_token = False, True
+        self.targets = self.target_lengths = self.windows = None
         texts = tokenizer.encode_without_special(records.texts)
         seconds = None
         if records.second_texts is not None:

@@ -24,6 +24,10 @@ class Decoder(abc.ABC):
     Args:
         model: the model.
 
+    Examples:
+        >>> isinstance(ke.generation.Decoder, type)
+        True
+
     Reference:
         Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need", section 2.4, on
         the cached keys and values.
@@ -127,6 +131,9 @@ def decoder_of(model: Model) -> Decoder:
     Args:
         model: a `keras_hub.models.BartSeq2SeqLM` or `transformers.TFBartForConditionalGeneration`,
             as `ke.models.create` makes them.
+
+    Returns:
+        A `Decoder`.
 
     Raises:
         InputError: it is another model.

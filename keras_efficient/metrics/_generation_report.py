@@ -24,7 +24,7 @@ class GenerationReport(TaskReport):
     Attributes:
         exact_match: float, share of texts that equal their reference word for word.
         word_error_rate: float, words to insert, delete or replace, per word of the references.
-        bleu: float from 0 to 100, or None if sacrebleu is not installed.
+        bleu: float from 0 to 100, or None if sacrebleu is not installed, the extra `bleu`.
         chrf: float from 0 to 100, likewise.
         baseline: str, the most frequent reference.
         baseline_exact_match: float, exact matches of always answering with `baseline`.

@@ -274,7 +274,7 @@ def test_an_export_continues_texts(library, tmp_path):
         assert answer["generated_text"].replace(" ", "") == text.replace(" ", "").removeprefix("##")
         assert answer["log_probability"] <= 0
     with pytest.raises(InputError, match="room for a text and what follows"):
-        long = ke.tasks.CausalLM(max_tokens=30)
+        long = ke.tasks.CausalLM(max_tokens=31)
         ke.export(model, tmp_path / "long", sample=sample, tokenizer=tokenizer, task=long)
 
 
