@@ -122,6 +122,7 @@ def trained(library, change, strategy=None):
 
 CHANGES = {
     "microbatches": lambda model: ke.accumulate(model, microbatches=3),
+    "unpad": lambda model: ke.unpad(model, ignore_padding_outputs=True),
     "replicas": lambda model: ke.accumulate(model, microbatches=1),
 }
 
