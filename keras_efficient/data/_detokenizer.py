@@ -29,8 +29,8 @@ class Detokenizer:
         ...     "models/all-MiniLM-L6-v2", inputs=ke.data.KERASHUB
         ... )
         >>> detokenize = ke.data.Detokenizer(tokenizer)
-        >>> detokenize(tokenizer.encode(["unaffordable films"])[0][None]).numpy().tolist()
-        [b'unaffordable films']
+        >>> detokenize(tokenizer.encode(["a good film"])[0][None]).numpy().tolist()
+        [b'a good film']
 
     Reference:
         `tokenizers.decoders`, https://huggingface.co/docs/tokenizers/api/decoders.

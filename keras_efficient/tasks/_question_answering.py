@@ -253,7 +253,7 @@ class QuestionAnswering(Task):
             )
         return labels.astype("int64")
 
-    def scores(self, outputs: Mapping[str, Any]) -> np.ndarray:
+    def scores(self, outputs: Mapping[str, Any], labels: Any = None) -> np.ndarray:
         """Return a model's logits among its outputs, as `[batch, tokens, 2]`."""
         return np.swapaxes(scores_of(outputs, rank=3), 1, 2)
 
