@@ -217,6 +217,7 @@ def whole(folder, library):
 
 
 @sampled(1)
+@sampled(2)
 @pytest.mark.parametrize("library, change", covering(LIBRARIES, tuple(CHANGES), strength=1))
 def test_one_update_is_the_same(library, change, folder):
     expected, logs = whole(folder, library)

@@ -157,6 +157,7 @@ def whole(folder, library):
 
 
 @sampled(2)
+@sampled(2)
 @pytest.mark.parametrize("library, change", covering(LIBRARIES, tuple(CHANGES), strength=1))
 def test_one_update_is_the_same(library, change, folder):
     strategy = mirrored(2) if change == "replicas" else None

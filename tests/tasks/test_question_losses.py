@@ -77,6 +77,7 @@ def loss_of(folder, library):
     return -np.mean(losses), (logits.argmax(-1) == y[:, :2]).all(1).mean(), y
 
 
+@sampled(2)
 @pytest.mark.parametrize("library, change", covering(LIBRARIES, tuple(CHANGES), strength=1))
 def test_one_update_is_the_same(library, change, folder):
     strategy = mirrored(2) if change == "replicas" else None

@@ -132,6 +132,7 @@ def whole(library):
     return trained(library, lambda model: ke.accumulate(model, microbatches=1))
 
 
+@sampled(2)
 @pytest.mark.parametrize("library, change", covering(LIBRARIES, tuple(CHANGES), strength=1))
 def test_one_update_is_the_same(library, change):
     """The loss is the mean over the tokens of all targets, however they are divided."""
