@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_efficient._errors import InputError
 from keras_efficient.data._records import Records
-from keras_efficient.data._token_store import MemoryTokens
+from keras_efficient.data._token_store import MemoryTokens, check_not_empty
 from keras_efficient.data._tokenizer import Tokenizer
 from keras_efficient.flavor._ignored_label import IGNORED
 
@@ -31,11 +31,7 @@ class NextTokens(MemoryTokens):
     """
 
     def __init__(self, records: Records, tokenizer: Tokenizer, max_length: int):
-        if not len(records):
-            raise InputError(
-                f"There must be at least one text. Received: none ({records.source}). Check what "
-                "selected them."
-            )
+        check_not_empty(records)
         start, end = tokenizer.start_id, tokenizer.end_id
         if start is None or end is None:
             raise InputError(
@@ -46,7 +42,6 @@ class NextTokens(MemoryTokens):
             )
         self.records, self.max_length = records, max_length
         self.pairs, self.labels_per_token = False, True
-        self.targets = self.target_lengths = self.windows = None
         texts = tokenizer.encode_without_special(records.texts)
         seconds = None
         if records.second_texts is not None:

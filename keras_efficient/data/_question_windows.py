@@ -62,8 +62,8 @@ class QuestionWindows:
                     "tokenizer returns none. Remove the question."
                 )
             begin, end = int(context[0]), int(context[-1]) + 1
-            room = max_length - (len(ids) - (end - begin))
-            if room <= self.stride:
+            space = max_length - (len(ids) - (end - begin))
+            if space <= self.stride:
                 raise InputError(
                     f"Questions are not truncated, and a window of {max_length} tokens must leave "
                     f"more than `stride` = {self.stride} of them to the context. Received: {where} "
@@ -76,8 +76,8 @@ class QuestionWindows:
                     f"Received: {where}. Remove that token from the question."
                 )
             answer = self._answer(number, spans, begin, end, where)
-            for start in window_starts(end - begin, room, self.stride):
-                first, last = begin + start, min(begin + start + room, end)
+            for start in window_starts(end - begin, space, self.stride):
+                first, last = begin + start, min(begin + start + space, end)
                 for found, values in (
                     (self.ids, ids),
                     (self.segments, segments),
@@ -132,12 +132,12 @@ def window_stride(max_length: int, stride: int | None = None) -> int:
     return int(stride)
 
 
-def window_starts(tokens: int, room: int, stride: int) -> range:
+def window_starts(tokens: int, space: int, stride: int) -> range:
     """Return where the windows of a context begin.
 
     Args:
         tokens: Number of tokens of the context.
-        room: Number of them in a window.
+        space: Number of them in a window.
         stride: Number of them that a window shares with the one before it.
     """
-    return range(0, max(tokens - stride, 1), room - stride)
+    return range(0, max(tokens - stride, 1), space - stride)

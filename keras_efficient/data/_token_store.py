@@ -44,18 +44,17 @@ class MemoryTokens:
         InputError: There are no texts, or one has no token, or no label that counts.
     """
 
+    targets: Any = None
+    target_lengths: Any = None
+    windows: Any = None
+
     def __init__(
         self, records: Records, tokenizer: Tokenizer, max_length: int, stride: int | None = None
     ):
-        if not len(records):
-            raise InputError(
-                f"There must be at least one text. Received: none ({records.source}). Check what "
-                "selected them."
-            )
+        check_not_empty(records)
         self.records, self.labels, self.max_length = records, records.labels, max_length
         self.pairs = records.second_texts is not None
         self.labels_per_token = isinstance(records.labels, TokenLabels)
-        self.targets = self.target_lengths = self.windows = None
         if isinstance(records.labels, TargetTexts):
             self._encode_targets(records.labels, tokenizer, max_length)
         if isinstance(records.labels, AnswerLabels):
@@ -157,6 +156,8 @@ class FileTokens:
         InputError: The texts were tokenized by another tokenizer, or truncated elsewhere.
     """
 
+    targets = target_lengths = windows = None
+
     def __init__(self, texts: TokenizedTexts, tokenizer: Tokenizer, max_length: int | None):
         if max_length not in (None, texts.max_length):
             raise InputError(
@@ -174,7 +175,6 @@ class FileTokens:
         self.texts, self.lengths, self.pairs = texts, texts.lengths, texts.pairs
         self.max_length, self.truncated = texts.max_length, texts.truncated
         self.longest, self.labels, self.labels_per_token = texts.longest, texts.labels, False
-        self.targets = self.target_lengths = self.windows = None
 
     def describe(self, number: int) -> str:
         """Return the origin of a text."""
@@ -196,6 +196,15 @@ class FileTokens:
             memory_region_name=str(Path(self.texts.directory, name).resolve()),
         )
         return tf.cast(tf.gather(file, places), tf.int32)
+
+
+def check_not_empty(records: Records) -> None:
+    """Require a text."""
+    if not len(records):
+        raise InputError(
+            f"There must be at least one text. Received: none ({records.source}). Check what "
+            "selected them."
+        )
 
 
 def _on_cpu(array):

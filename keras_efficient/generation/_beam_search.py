@@ -8,7 +8,7 @@ from keras_efficient.generation._strategies import NEVER
 def beam_search(step, state, ids, lengths, max_tokens, end_id, pad_id, strategy):
     """Return ids, lengths and scores of the best sequence of each example.
 
-    The arguments are those of `generate`, with room for `max_tokens` in `ids`. `alive` sequences
+    The arguments are those of `generate`, with space for `max_tokens` in `ids`. `alive` sequences
     can be continued; `done` ones have ended, and are the best so far for each example.
     """
     width, penalty = strategy.width, strategy.length_penalty

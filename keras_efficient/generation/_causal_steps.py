@@ -14,8 +14,9 @@ def causal_steps(model: Model) -> Any:
     """Return an object with the methods `start` and `step` for `ke.generation.generate`.
 
     `start(ids, total)` returns the state after given tokens, int32 `[batch, given]`: the keys and
-    values of every attention layer, with room for `total` tokens. `step(ids, index, state)` returns
-    the logits after one more token in each row, float `[rows, vocabulary]`, and the new state.
+    values of every attention layer, with space for `total` tokens. `step(ids, index, state)`
+    returns the logits after one more token in each row, float `[rows, vocabulary]`, and the new
+    state.
 
     Args:
         model: A KerasHub `CausalLM`, or a transformers `TFGPT2LMHeadModel`.
@@ -71,7 +72,7 @@ def _slice_update(inputs, start_indices, updates):
 class _GPT2:
     """Steps of a `TFGPT2LMHeadModel`; the state is a tensor per layer of `[batch, 2, ...]`.
 
-    The model appends the key and value of a token to those that it is given. Here it is given room
+    The model appends the key and value of a token to those that it is given. Here it is given space
     for all tokens, masked where there is none yet, and what it appended is moved to its place, so
     that no shape changes in a loop.
     """
@@ -81,8 +82,8 @@ class _GPT2:
 
     def start(self, ids: Tensor, total: Tensor) -> Any:
         past = self.model(input_ids=ids, use_cache=True, training=False).past_key_values
-        room = [[0, 0], [0, 0], [0, 0], [0, total - tf.shape(ids)[1]], [0, 0]]
-        return tuple(tf.pad(_batch_first(layer), room) for layer in past)
+        padding = [[0, 0], [0, 0], [0, 0], [0, total - tf.shape(ids)[1]], [0, 0]]
+        return tuple(tf.pad(_batch_first(layer), padding) for layer in past)
 
     def step(self, ids: Tensor, index: Tensor, state: Any) -> tuple[Tensor, Any]:
         total = tf.shape(state[0])[3]

@@ -25,8 +25,8 @@ class Decoder(abc.ABC):
         model: the model.
 
     Examples:
-        >>> isinstance(ke.generation.Decoder, type)
-        True
+        >>> sorted(ke.generation.Decoder.__abstractmethods__)
+        ['embed', 'encode', 'logits']
 
     Reference:
         Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need", section 2.4, on
@@ -59,7 +59,7 @@ class Decoder(abc.ABC):
         Args:
             ids: int32 `[batch, tokens]`, the texts.
             mask: int32 `[batch, tokens]`, 1 for tokens, 0 for padding.
-            length: int32 scalar, the number of tokens that the state has room for.
+            length: int32 scalar, the number of tokens that the state has space for.
         """
         with self.flavor.library_context():
             encoded = self.encode(ids, mask)

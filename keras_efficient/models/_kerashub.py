@@ -105,11 +105,11 @@ def _separator(source, tokenizer):
 
 def _build(source, num_labels, head, hugging_face, separator) -> Any:
     """Return the pretrained model with a new head, and its preprocessor if it is a preset."""
+    options: dict[str, Any] = {"preprocessor": None} if hugging_face else {}
     if head == "text":
-        kwargs: dict[str, Any] = {"preprocessor": None} if hugging_face else {}
-        return keras_hub.models.TextClassifier.from_preset(source, num_classes=num_labels, **kwargs)
+        options["num_classes"] = num_labels
+        return keras_hub.models.TextClassifier.from_preset(source, **options)
     if head in _GENERATORS:
-        options: dict[str, Any] = {"preprocessor": None} if hugging_face else {}
         return _GENERATORS[head].from_preset(source, **options)
     backbone = keras_hub.models.Backbone.from_preset(source)
     if head == "span":

@@ -68,7 +68,7 @@ class CausalLM(TextGeneration):
         return super().batches(records, tokenizer, training=training, next_token=True, **options)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
-        """Require tokens that begin and end texts, and room for a text beside `max_tokens`."""
+        """Require tokens that begin and end texts, and space for a text beside `max_tokens`."""
         super().check_tokenizer(tokenizer)
         if tokenizer.start_id is None or tokenizer.end_id is None:
             raise InputError(
@@ -86,7 +86,7 @@ class CausalLM(TextGeneration):
     def answer(
         self, model: Model, features: Mapping[str, Tensor], tokenizer: Any
     ) -> dict[str, Tensor]:
-        """Return what follows texts. Of those that leave no room for it the end is not read."""
+        """Return what follows texts. The end of a text that leaves no space for it is not read."""
         import tensorflow as tf
 
         from keras_efficient.generation._causal_steps import causal_steps

@@ -331,7 +331,7 @@ class Task(abc.ABC):
         """Require what the signature of strings needs of a tokenizer; the default is nothing.
 
         Raises:
-            InputError: it has no such tokens, or no room for them.
+            InputError: it has no such tokens, or no space for them.
         """
 
     def answer(

@@ -218,10 +218,10 @@ def test_windows_cover_the_context(tokenizer):
 
 @pytest.mark.parametrize("tokens", [0, 1, 5, 6, 7, 8, 20, 23])
 def test_the_number_of_windows(tokens):
-    room, stride = 6, 2
-    starts = list(window_starts(tokens, room, stride))
+    space, stride = 6, 2
+    starts = list(window_starts(tokens, space, stride))
     assert starts == [4 * n for n in range(len(starts))]
-    assert starts[-1] + room >= tokens and (len(starts) == 1 or starts[-2] + room < tokens)
+    assert starts[-1] + space >= tokens and (len(starts) == 1 or starts[-2] + space < tokens)
 
 
 def test_questions_that_do_not_fit(tokenizer):

@@ -35,7 +35,12 @@ class TextSignature:
     """
 
     def __init__(self, task, tokenizer, labels, features):
-        check_inputs(tokenizer, features)
+        if set(tokenizer.inputs.values()) != set(features.arrays):
+            raise InputError(
+                "The text signature needs a tokenizer whose outputs are the model's inputs, "
+                f"{sorted(features.arrays)}. Received: one with the outputs "
+                f"{sorted(tokenizer.inputs.values())}. Give `inputs=` to the Tokenizer."
+            )
         self.task, self.tokenizer, self.labels = task, tokenizer, labels
         self.features = features
 
@@ -132,20 +137,6 @@ def _words(spans):
         "ends": np.where(same, ends[None], 0).max(1),
     }
     return {name: tf.constant(value[None], tf.int32) for name, value in found.items()}
-
-
-def check_inputs(tokenizer, features) -> None:
-    """Require a tokenizer whose outputs are the model's inputs.
-
-    Raises:
-        InputError: they are others.
-    """
-    if set(tokenizer.inputs.values()) != set(features.arrays):
-        raise InputError(
-            "The text signature needs a tokenizer whose outputs are the model's inputs, "
-            f"{sorted(features.arrays)}. Received: one with the outputs "
-            f"{sorted(tokenizer.inputs.values())}. Give `inputs=` to the Tokenizer."
-        )
 
 
 def samples(task, tokenizer) -> dict[str, list[str]]:

@@ -99,6 +99,20 @@ class TextTokenizer(tf.Module):
         with tf.device("CPU:0"):
             return self._batch(self._ragged(texts))
 
+    def check_words(self) -> None:
+        """Require that words have a place in their texts, as `with_words` tells it.
+
+        Raises:
+            InputError: an added token is found in normalized texts, whose characters are others.
+        """
+        if self._normalized is not None:
+            raise InputError(
+                "Words have a place in their text if all added tokens are found before the text "
+                "is normalized. Received: a tokenizer with an added token that is not "
+                "(normalized=True). Add it with normalized=False, or export without the text "
+                "signature."
+            )
+
     def with_words(self, texts: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
         """Tokenize texts, and tell to which words the tokens belong.
 
@@ -387,13 +401,8 @@ def text_tokenizer(
     task.check_tokenizer(tokenizer)
     if len(task.inputs) == 1:
         found = TextTokenizer(tokenizer, max_length)
-        if task.head == "token" and found._normalized is not None:
-            raise InputError(
-                "Words have a place in their text if all added tokens are found before the text "
-                "is normalized. Received: a tokenizer with an added token that is not "
-                "(normalized=True). Add it with normalized=False, or export without the text "
-                "signature."
-            )
+        if task.head == "token":
+            found.check_words()
         return found
     if task.head == "span":
         from keras_efficient.exporters.tokenizer_ops.window_tokenizer import WindowTokenizer

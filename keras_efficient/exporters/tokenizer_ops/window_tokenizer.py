@@ -4,7 +4,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_efficient._errors import InputError
 from keras_efficient.data._question_windows import window_stride
 from keras_efficient.data._tokenizer import Tokenizer
 from keras_efficient.exporters.tokenizer_ops.pair_tokenizer import PairTokenizer
@@ -38,13 +37,7 @@ class WindowTokenizer(PairTokenizer):
         self._stride = window_stride(self._length, stride)
         # Raises the error for templates of another order.
         assert tokenizer.separator >= 0
-        if self._normalized is not None:
-            raise InputError(
-                "Words have a place in their text if all added tokens are found before the text "
-                "is normalized. Received: a tokenizer with an added token that is not "
-                "(normalized=True). Add it with normalized=False, or export without the text "
-                "signature."
-            )
+        self.check_words()
 
     def __call__(self, questions: Any, contexts: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Tokenize questions and windows of their contexts, both string [batch].
@@ -64,18 +57,18 @@ class WindowTokenizer(PairTokenizer):
             )
             first, total = (tf.cast(x.row_lengths(), tf.int32) for x in (asked, ids))
             special = sum(isinstance(part, int) for part, _ in self._parts)
-            room = self._length - special - first
+            space = self._length - special - first
             message = _RULE % (self._length, self._stride)
             with tf.control_dependencies(
-                [tf.debugging.Assert(tf.reduce_all(room > self._stride), [message])]
+                [tf.debugging.Assert(tf.reduce_all(space > self._stride), [message])]
             ):
-                step = tf.maximum(room - self._stride, 1)
+                step = tf.maximum(space - self._stride, 1)
             # As many as `window_starts` has.
             count = -(-tf.maximum(total - self._stride, 1) // step)
             rows = tf.repeat(tf.range(batch), count)
             place = tf.range(tf.size(rows)) - tf.repeat(tf.cumsum(count, exclusive=True), count)
             begin = place * tf.gather(step, rows)
-            kept = tf.minimum(tf.gather(room, rows), tf.gather(total, rows) - begin)
+            kept = tf.minimum(tf.gather(space, rows), tf.gather(total, rows) - begin)
             lengths = [tf.gather(first, rows), kept]
             # A column more, so that there is one to read if all texts are empty.
             dense = [tf.pad(x.to_tensor(), [[0, 0], [0, 1]]) for x in (asked, ids, starts, ends)]
