@@ -59,6 +59,7 @@ class RunLock:
             InputError: another process keeps it.
         """
         deadline, told = time.monotonic() + _WAIT_SECONDS, False
+        self._created_folder = False
         if earlier := _held.get(self.path.resolve()):
             earlier.release()
         try:
@@ -123,15 +124,17 @@ class RunLock:
     def _create(self):
         """Create the file and return True, or return False if it exists."""
         try:
-            self._created_folder = not self.path.parent.exists()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                self.path.parent.mkdir(parents=True)
+                self._created_folder = True
             self._descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
         except (FileExistsError, FileNotFoundError):
             # Or its owner gives it back, and removes the folder in which nothing was saved.
             return False
         # On a full disk the lock counts without its text.
         with suppress(OSError):
-            os.write(self._descriptor, json.dumps({"run": self.run, **_identity()}).encode())
+            owner = {"run": self.run, "created_folder": self._created_folder, **_identity()}
+            os.write(self._descriptor, json.dumps(owner).encode())
             os.fsync(self._descriptor)
         return True
 
@@ -141,6 +144,8 @@ class RunLock:
             with open(self.path, "rb") as file:
                 # Opening a file asks an NFS server for its present times.
                 status, owner = os.fstat(file.fileno()), _parse(file.read())
+                # Whoever comes last removes a folder that was created for a lock.
+                self._created_folder |= owner.get("created_folder") is True
                 if not self._is_stale(owner, status):
                     return _describe(owner)
                 aside = self.path.with_name(f"{LOCK}.stale-{secrets.token_hex(4)}")

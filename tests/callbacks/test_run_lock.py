@@ -99,6 +99,16 @@ def test_another_machines_lock_is_stale_when_it_is_no_longer_updated(tmp_path):
     assert not is_taken(tmp_path / "a")
 
 
+def test_the_last_owner_removes_a_folder_that_was_created_for_a_lock(tmp_path):
+    """The first owner cannot remove it when a waiting process has just taken the lock."""
+    foreign(tmp_path / "a", age=61, created_folder=True)
+    assert is_taken(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+    foreign(tmp_path / "a", age=61, created_folder=False)
+    assert is_taken(tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_number_of_a_process_that_is_used_again(tmp_path):
     own = run_lock._identity()
     foreign(tmp_path / "a", **{**own, "pid": os.getppid(), "started": own["started"] - 1e6})
