@@ -377,11 +377,10 @@ def _read(settings, task):
         train = task.read(settings.data, **columns)
     else:
         # The tokenizer of the folder: the model is made when the number of classes is known.
-        train = ke.data.tokenize_to_disk(
+        train = task.tokenize_to_disk(
             settings.data,
             ke.data.Tokenizer.from_directory(settings.model, inputs=ke.data.HUGGING_FACE),
             settings.tokens_dir,
-            encode=task.encode,
             max_length=settings.max_length,
             **columns,
         )

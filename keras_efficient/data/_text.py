@@ -14,7 +14,6 @@ from keras_efficient.data._batch_plan import plan_batches
 from keras_efficient.data._bucketing import check_buckets, choose_buckets
 from keras_efficient.data._mask_tokens import TokenMasker, positions_of, text_keys
 from keras_efficient.data._masking import Masking
-from keras_efficient.data._next_tokens import NextTokens
 from keras_efficient.data._text_stats import TextStats
 from keras_efficient.data._token_store import FileTokens, MemoryTokens
 from keras_efficient.data._tokenized_texts import TokenizedTexts
@@ -181,14 +180,13 @@ def text(
         )
     seed = _checked_int("seed", seed, 0)
     first_epoch = _checked_int("first_epoch", first_epoch, 0)
-    if next_token and (masking is not None or isinstance(records, TokenizedTexts)):
+    if next_token and masking is not None:
         raise InputError(
-            "The next tokens are labels of texts in memory, without `masking`. Received: "
-            f"next_token=True with {'masking' if masking is not None else records!r:.60}. Leave "
-            "one of them out."
+            "Either the next tokens are labels or masked ones. Received: next_token=True and "
+            f"masking={masking!r}. Leave one of them out."
         )
     if isinstance(records, TokenizedTexts):
-        tokens = FileTokens(records, tokenizer, max_length)
+        tokens = FileTokens(records, tokenizer, max_length, next_token)
         if stride is not None:
             raise InputError(
                 "`stride` is for questions in memory. Received: "
@@ -199,10 +197,7 @@ def text(
             min(128, tokenizer.max_length) if max_length is None else max_length
         )
         records = as_records(records, text_column=text_column, label_column=label_column)
-        if next_token:
-            tokens = NextTokens(records, tokenizer, length)
-        else:
-            tokens = MemoryTokens(records, tokenizer, length, stride)
+        tokens = MemoryTokens(records, tokenizer, length, stride, next_token)
     lengths = tokens.lengths
     total = len(lengths)
     if drop_remainder and batch_size is not None and total < batch_size:
@@ -397,7 +392,8 @@ def _gather(tokens, buckets, tokenizer, masker=None):
 
     With `masker`, a `TokenMasker`, it also takes the seeds of the texts' masks.
     """
-    starts = tf.constant(np.cumsum(tokens.lengths, dtype=np.int64) - tokens.lengths)
+    whole = tokens.lengths + tokens.next_token
+    starts = tf.constant(np.cumsum(whole, dtype=np.int64) - whole)
     lengths = tf.constant(tokens.lengths)
     labels: Any = None
     if tokens.labels is not None and masker is None:
@@ -441,7 +437,7 @@ def _gather(tokens, buckets, tokenizer, masker=None):
         places = tf.where(real, places, 0)
         ids = tokens.ids(places)
         seconds = tf.zeros_like(ids)
-        if tokens.pairs:
+        if tokens.pairs and not tokens.next_token:
             seconds = tf.where(real, tokens.segments(places), 0)
         batch = {
             "ids": tf.where(real, ids, pad_id),
@@ -463,6 +459,14 @@ def _gather(tokens, buckets, tokenizer, masker=None):
             decoded, found = shifted(indices)
             read = {name: decoded[key] for key, name in names.items() if key in decoded}
             return features | read, found
+        if tokens.next_token:
+            following = tf.where(real, places + 1, 0)
+            labelled = real
+            if tokens.pairs:
+                labelled &= tokens.segments(following) > 0
+            found = tf.where(labelled, tokens.ids(following), IGNORED)
+            found.set_shape([indices.shape[0], only])
+            return features, found
         if found is not None:
             found.set_shape([indices.shape[0], most if "mask_positions" in names else only])
             return features, found

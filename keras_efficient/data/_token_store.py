@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_efficient._errors import InputError
 from keras_efficient.data._answer_labels import AnswerLabels
+from keras_efficient.data._next_tokens import next_token_rows
 from keras_efficient.data._question_windows import QuestionWindows
 from keras_efficient.data._records import Records
 from keras_efficient.data._target_texts import TargetTexts
@@ -26,17 +27,20 @@ class MemoryTokens:
         tokenizer: Their tokenizer.
         max_length: Number of tokens to which texts are truncated.
         stride: Number of tokens that windows of the context of a question share. Default: None.
+        next_token: Whether the labels are the next tokens, for causal language modelling. Default:
+            False.
 
     Attributes:
-        lengths: Int32 array `[texts]`; of questions `[windows]`.
+        lengths: Int32 array `[texts]`; of questions `[windows]`. With `next_token` the last token
+            of a text, which is a label only, does not count.
         labels: Those of the records, or None; one for each token of `TokenLabels`, one for each
             window of `AnswerLabels`.
         windows: `QuestionWindows` of `AnswerLabels`, otherwise None.
         labels_per_token: Whether they are one for each token, at the places of the tokens.
-        max_length: As above.
+        next_token, max_length: As above.
         truncated: Number of truncated texts.
         longest: Number of tokens of the longest text before truncation, or None.
-        pairs: Whether there are segments.
+        pairs: Whether there are segments; with `next_token` they say which tokens are labels.
         targets: The tokens of `TargetTexts`, one flat array, or None.
         target_lengths: Int32 array `[texts]`, or None.
 
@@ -49,12 +53,20 @@ class MemoryTokens:
     windows: Any = None
 
     def __init__(
-        self, records: Records, tokenizer: Tokenizer, max_length: int, stride: int | None = None
+        self,
+        records: Records,
+        tokenizer: Tokenizer,
+        max_length: int,
+        stride: int | None = None,
+        next_token: bool = False,
     ):
         check_not_empty(records)
         self.records, self.labels, self.max_length = records, records.labels, max_length
-        self.pairs = records.second_texts is not None
-        self.labels_per_token = isinstance(records.labels, TokenLabels)
+        self.pairs, self.next_token = records.second_texts is not None, next_token
+        self.labels_per_token = isinstance(records.labels, TokenLabels) and not next_token
+        if next_token:
+            self._encode_next_tokens(tokenizer)
+            return
         if isinstance(records.labels, TargetTexts):
             self._encode_targets(records.labels, tokenizer, max_length)
         if isinstance(records.labels, AnswerLabels):
@@ -88,6 +100,20 @@ class MemoryTokens:
             )
             self._segments = _on_cpu(np.concatenate(segments))
         self._store(ids)
+
+    def _encode_next_tokens(self, tokenizer):
+        ids, segments, self.truncated, self.longest = next_token_rows(
+            self.records.texts,
+            self.records.second_texts,
+            tokenizer,
+            self.max_length,
+            self.describe,
+        )
+        self.labels = None
+        if segments is not None:
+            self._segments = _on_cpu(np.concatenate(segments).astype(np.int32))
+        self._store(ids)
+        self.lengths -= 1
 
     def _store(self, ids):
         self.lengths = np.array([len(row) for row in ids], np.int32)
@@ -147,10 +173,11 @@ class FileTokens:
         texts: The texts.
         tokenizer: The tokenizer that the batches are for.
         max_length: Number of tokens to which texts should be truncated, or None.
+        next_token: Whether the labels should be the next tokens. Default: False.
 
     Attributes:
-        lengths, labels, labels_per_token, max_length, truncated, longest, pairs, targets,
-            target_lengths, windows: As those of `MemoryTokens`.
+        lengths, labels, labels_per_token, next_token, max_length, truncated, longest, pairs,
+            targets, target_lengths, windows: As those of `MemoryTokens`.
 
     Raises:
         InputError: The texts were tokenized by another tokenizer, or truncated elsewhere.
@@ -158,7 +185,13 @@ class FileTokens:
 
     targets = target_lengths = windows = None
 
-    def __init__(self, texts: TokenizedTexts, tokenizer: Tokenizer, max_length: int | None):
+    def __init__(
+        self,
+        texts: TokenizedTexts,
+        tokenizer: Tokenizer,
+        max_length: int | None,
+        next_token: bool = False,
+    ):
         if max_length not in (None, texts.max_length):
             raise InputError(
                 "`max_length` must be that of the tokenized texts. Received: "
@@ -171,8 +204,16 @@ class FileTokens:
                 f"{str(texts.directory)!r}, tokenized by another one than {tokenizer!r}. Give the "
                 "tokenizer that was given to `tokenize_to_disk`, or tokenize the texts again."
             )
+        if texts.next_token != next_token:
+            raise InputError(
+                "Texts must be tokenized for the task: `next_token` must be the same for "
+                "`tokenize_to_disk` and `text`. Received: "
+                f"next_token={next_token} for {texts!r}, written with {texts.next_token}. Tokenize "
+                "them by `tokenize_to_disk` of the task."
+            )
         tokenizer.check_length(texts.max_length)
-        self.texts, self.lengths, self.pairs = texts, texts.lengths, texts.pairs
+        self.texts, self.lengths, self.pairs = texts, texts.lengths - next_token, texts.pairs
+        self.next_token = next_token
         self.max_length, self.truncated = texts.max_length, texts.truncated
         self.longest, self.labels, self.labels_per_token = texts.longest, texts.labels, False
 

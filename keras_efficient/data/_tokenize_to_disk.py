@@ -18,6 +18,7 @@ import tokenizers
 
 from keras_efficient._errors import InputError
 from keras_efficient.data._class_labels import class_labels
+from keras_efficient.data._next_tokens import next_token_rows
 from keras_efficient.data._source_rows import SourceRows
 from keras_efficient.data._tokenized_texts import (
     DESCRIPTION,
@@ -47,6 +48,7 @@ def tokenize_to_disk(
     encode: Callable | None = None,
     delimiter: str | None = None,
     max_length: int = 128,
+    next_token: bool = False,
 ) -> TokenizedTexts:
     """Tokenize data that is larger than memory, once, into files that batches are read from.
 
@@ -73,6 +75,8 @@ def tokenize_to_disk(
         encode: As in `read_records`. Default: None.
         delimiter: As in `read_records`. Default: None.
         max_length: Texts are truncated to this number of tokens. Default: 128.
+        next_token: Whether each token is labelled with the next one, as in `text`. Labels are not
+            read then. Default: False.
 
     Returns:
         The texts, for `ke.data.text`.
@@ -96,6 +100,8 @@ def tokenize_to_disk(
     """
     tokenizer = as_tokenizer(tokenizer)
     max_length = tokenizer.check_length(max_length)
+    if next_token:
+        label_column = None
     rows = SourceRows(
         source, text_column=text_column, label_column=label_column, delimiter=delimiter
     )
@@ -109,6 +115,8 @@ def tokenize_to_disk(
         "encode": None if encode is None else _qualified_name(encode),
         "delimiter": delimiter,
         "max_length": max_length,
+        # Not in the names of other folders, which were written before there was this.
+        **({"next_token": True} if next_token else {}),
     }
     directory = Path(directory)
     name = None
@@ -121,7 +129,8 @@ def tokenize_to_disk(
     label_names = rows.label_names if label_names is None else label_names
     labelled = bool(label_column)
     with _partial_folder(directory) as folder:
-        writer = _Writer(folder, tokenizer, max_length)
+        writer = _Writer(folder, tokenizer, max_length, next_token)
+        encode = encode or class_labels
         values = []
         for chunk in _chunks(iter(rows), _CHUNK):
             first = len(writer.lengths)
@@ -131,15 +140,17 @@ def tokenize_to_disk(
             if labelled:
                 # Most labels are few different strings.
                 values += [sys.intern(y) if isinstance(y, str) else y for _, y in chunk]
+                if not first:
+                    # Before the rest is read. Other errors are raised when all values are known.
+                    found: Any = None
+                    with contextlib.suppress(InputError):
+                        found, _ = encode(values, label_names, rows.place)
+                    if found is not None:
+                        _check_array(found, settings)
         labels, names = None, tuple(label_names or ())
         if labelled:
-            labels, names = (encode or class_labels)(values, label_names, rows.place)
-            if not isinstance(labels, np.ndarray):
-                raise InputError(
-                    "Texts on a disk have labels that are one array. Received: "
-                    f"{type(labels).__name__} from {settings['encode'] or 'encode'}. Read the data "
-                    "into memory by the task's `read`."
-                )
+            labels, names = encode(values, label_names, rows.place)
+            _check_array(labels, settings)
         fingerprint = writer.finish(labels, names)
         description = {
             "label_names": names,
@@ -152,6 +163,7 @@ def tokenize_to_disk(
             "tokenizer": settings["tokenizer"],
             "dtype": writer.dtype,
             "pairs": writer.pairs,
+            "next_token": next_token,
         }
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
         final = directory / (name or _hash(settings | {"fingerprint": fingerprint}))
@@ -172,11 +184,21 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str | None:
     return hashlib.sha256(tokenizer.serialized.encode()).hexdigest()
 
 
+def _check_array(labels, settings):
+    if not isinstance(labels, np.ndarray):
+        raise InputError(
+            "Texts on a disk have labels that are one array. Received: "
+            f"{type(labels).__name__} from {settings['encode'] or 'encode'}. Read the data "
+            "into memory by the task's `read`."
+        )
+
+
 class _Writer:
     """Files of tokens, to which chunks of texts are appended."""
 
-    def __init__(self, folder, tokenizer, max_length):
+    def __init__(self, folder, tokenizer, max_length, next_token):
         self.folder, self.tokenizer, self.max_length = folder, tokenizer, max_length
+        self.next_token = next_token
         largest = tokenizer.largest_id
         self.dtype = "uint16" if largest is not None and largest < 2**16 else "int32"
         self.lengths = array.array("i")
@@ -187,7 +209,18 @@ class _Writer:
     def write(self, texts, place):
         """Append texts, lists of one or two strings; `place(i)` is the origin of text i."""
         first, *second = zip(*texts, strict=True)
-        if second:
+
+        def describe(number):
+            return f"{first[number]!r:.60} ({place(number)})"
+
+        if self.next_token:
+            ids, segments, cut, longest = next_token_rows(
+                first, second[0] if second else None, self.tokenizer, self.max_length, describe
+            )
+            if segments is not None:
+                self.pairs = True
+                self._append(SEGMENTS, np.concatenate(segments))
+        elif second:
             self.pairs = True
             ids, segments, cut, longest = self.tokenizer.encode_pairs(
                 first, second[0], self.max_length
@@ -198,8 +231,8 @@ class _Writer:
         for number, row in enumerate(ids):
             if not len(row):
                 raise InputError(
-                    f"Each text must have a token. Received: {first[number]!r:.60} "
-                    f"({place(number)}), for which the tokenizer returns none. Remove it."
+                    f"Each text must have a token. Received: {describe(number)}, for which the "
+                    "tokenizer returns none. Remove it."
                 )
         self._append(TOKENS, np.concatenate(ids).astype(self.dtype))
         self.lengths.extend(map(len, ids))

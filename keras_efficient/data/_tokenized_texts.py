@@ -35,6 +35,8 @@ class TokenizedTexts:
         tokenizer: Hexadecimal SHA-256 of the tokenizer; None if it is a function.
         dtype: Of the tokens in the file, "uint16" or "int32".
         pairs: Whether the texts are pairs, whose segments are in a file too.
+        next_token: Whether they are for causal language modelling, with a start and an end token
+            each.
 
     Examples:
         >>> tokenizer = ke.data.Tokenizer.from_directory(
@@ -60,12 +62,14 @@ class TokenizedTexts:
     tokenizer: str | None
     dtype: str
     pairs: bool
+    next_token: bool = False
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __repr__(self) -> str:
         labels = "no labels" if self.labels is None else listed(self.label_names) or "numbers"
+        labels = "next tokens" if self.next_token else labels
         return (
             f"TokenizedTexts({len(self):,} {'pairs of ' if self.pairs else ''}texts, "
             f"{self.tokens:,} tokens, {labels}, source={self.source!r})"

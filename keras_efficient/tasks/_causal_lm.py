@@ -5,6 +5,7 @@ from typing import Any
 
 from keras_efficient._errors import InputError
 from keras_efficient.data._records import Records
+from keras_efficient.data._tokenized_texts import TokenizedTexts
 from keras_efficient.flavor._typing import Dataset, Model, Tensor
 from keras_efficient.tasks._text_generation import TextGeneration
 
@@ -55,11 +56,19 @@ class CausalLM(TextGeneration):
     def check(self, train: Records, validation: Records | None = None) -> None:
         """Require texts, with completions if the examples are pairs."""
         super().check(train, validation)
-        if (train.second_texts is not None) != (self.texts == 2):
+        on_disk = isinstance(train, TokenizedTexts)
+        pairs = train.pairs if on_disk else train.second_texts is not None
+        if pairs != (self.texts == 2):
             raise InputError(
                 "Prompts have completions in a second text column, and other texts have none. "
                 f"Received: {train!r:.100} for {self!r}. Name both columns, or one."
             )
+
+    def tokenize_to_disk(
+        self, source: Any, tokenizer: Any, directory: Any, **options: Any
+    ) -> TokenizedTexts:
+        """Tokenize texts that are larger than memory, to be labelled with the next tokens."""
+        return super().tokenize_to_disk(source, tokenizer, directory, next_token=True, **options)
 
     def batches(
         self, records: Any, tokenizer: Any, *, training: bool = True, **options: Any

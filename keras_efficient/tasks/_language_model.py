@@ -8,6 +8,7 @@ import numpy as np
 from keras_efficient._errors import InputError
 from keras_efficient.data._read_records import read_records
 from keras_efficient.data._records import Records
+from keras_efficient.data._tokenized_texts import TokenizedTexts
 from keras_efficient.flavor._ignored_label import IGNORED
 from keras_efficient.metrics._language_model_report import (
     LanguageModelReport,
@@ -78,11 +79,21 @@ class LanguageModel(Task):
                 "selected them."
             )
 
-    def describe(self, train: Records, validation: Records) -> tuple[str, str]:
-        """Return the number of characters, and what the perplexity is compared with."""
-        characters = sum(map(len, train.texts))
+    def tokenize_to_disk(
+        self, source: Any, tokenizer: Any, directory: Any, **options: Any
+    ) -> TokenizedTexts:
+        """Tokenize texts that are larger than memory, without labels."""
+        options["label_column"] = None
+        return super().tokenize_to_disk(source, tokenizer, directory, **options)
+
+    def describe(self, train: Records | TokenizedTexts, validation: Records) -> tuple[str, str]:
+        """Return how much text there is, and what the perplexity is compared with."""
+        if isinstance(train, TokenizedTexts):
+            amount = f"{train.tokens:,} tokens"
+        else:
+            amount = f"{sum(map(len, train.texts)):,} characters"
         return (
-            f"{characters:,} characters to train on, without labels",
+            f"{amount} to train on, without labels",
             "the frequencies of the evaluated tokens, in the report",
         )
 

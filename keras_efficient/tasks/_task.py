@@ -9,6 +9,7 @@ import numpy as np
 from keras_efficient._errors import InputError
 from keras_efficient.data._read_records import read_records
 from keras_efficient.data._records import Records
+from keras_efficient.data._tokenized_texts import TokenizedTexts
 from keras_efficient.flavor._typing import Dataset, Model, Tensor
 from keras_efficient.metrics._labelled_batches import scored_batches
 from keras_efficient.metrics._scores import scores_of
@@ -118,6 +119,25 @@ class Task(abc.ABC):
     def read(self, source: Any, **columns: Any) -> Records:
         """Read data with labels of this task; the arguments are those of `ke.data.read_records`."""
         return read_records(source, encode=self.encode, **columns)
+
+    def tokenize_to_disk(
+        self, source: Any, tokenizer: Any, directory: Any, **options: Any
+    ) -> TokenizedTexts:
+        """Tokenize data that is larger than memory, with labels of this task.
+
+        Args:
+            source: as for `ke.data.tokenize_to_disk`.
+            tokenizer: likewise.
+            directory: likewise.
+            options: its further arguments, but for `encode`.
+
+        Raises:
+            InputError: the data cannot be used, or labels of this task cannot stand on a disk.
+        """
+        # TensorFlow is imported with it.
+        from keras_efficient.data._tokenize_to_disk import tokenize_to_disk
+
+        return tokenize_to_disk(source, tokenizer, directory, encode=self.encode, **options)
 
     @abc.abstractmethod
     def check(self, train: Records, validation: Records | None = None) -> None:

@@ -87,7 +87,7 @@ def batch(tokenizer, records=RECORDS, task=TASK, **options):
 # --- data -----------------------------------------------------------------------------------------
 
 
-def test_the_next_token_is_the_label():
+def test_the_next_token_is_the_label(tmp_path):
     tokenizer = trained_tokenizer()
     end = tokenizer.end_id
     features, labels = batch(tokenizer)
@@ -100,6 +100,21 @@ def test_the_next_token_is_the_label():
     features, labels = batch(tokenizer, max_length=5)
     assert features["attention_mask"].numpy().sum(1).max() == 4
     assert end not in labels[1].numpy() and end in labels[2].numpy()
+    rows = ({"text": text} for text in TEXTS)
+    texts = TASK.tokenize_to_disk(rows, tokenizer, tmp_path, max_length=5)
+    TASK.check(texts)
+    assert len(texts) == len(TEXTS) and "next tokens" in repr(texts)
+    options = {"batch_size": 2, "max_length": 5}
+    stats = [TASK.batches(found, tokenizer, **options).stats for found in (texts, RECORDS)]
+    assert stats[0] == stats[1]
+    for a, b in zip(
+        tf.nest.flatten(batch(tokenizer, texts, max_length=5)),
+        tf.nest.flatten((features, labels)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(InputError, match="Texts must be tokenized for the task"):
+        ke.data.text(texts, tokenizer, batch_size=1)
     assert tokenizer.decode([[end, *own, end]]) == [TEXTS[-1]]
 
 
@@ -121,6 +136,14 @@ def test_prompts_are_read_and_only_completions_count(tmp_path):
         assert wanted[first : first + length].tolist() == [*completion, tokenizer.end_id]
     with pytest.raises(InputError, match="of whose completion 3 tokens leave none"):
         batch(tokenizer, records, task, max_length=3)
+    # The same from a disk.
+    options = {"text_column": ("prompt", "completion"), "max_length": 32}
+    texts = task.tokenize_to_disk(tmp_path / "a.jsonl", tokenizer, tmp_path / "tokens", **options)
+    task.check(texts)
+    assert "tokens to train on" in task.describe(texts, records)[0]
+    found = batch(tokenizer, texts, task)
+    for a, b in zip(tf.nest.flatten(found), tf.nest.flatten((features, labels)), strict=True):
+        np.testing.assert_array_equal(a, b)
     with pytest.raises(InputError, match="Prompts have completions"):
         TASK.check(records)
     with pytest.raises(InputError, match="Prompts have completions"):
@@ -136,7 +159,7 @@ def test_data_and_tokenizers_that_cannot_be_used(tmp_path):
     options = {"batch_size": 1, "next_token": True, "max_length": 32}
     with pytest.raises(InputError, match="tokens for the start and the end"):
         ke.data.text(["a"], function, **options)
-    with pytest.raises(InputError, match="without `masking`"):
+    with pytest.raises(InputError, match="next tokens are labels or masked ones"):
         ke.data.text(["a"], tokenizer, masking=ke.data.Masking(), **options)
     with pytest.raises(InputError, match="at least one text"):
         ke.data.text(ke.data.Records(()), tokenizer, **options)
