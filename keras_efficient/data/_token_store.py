@@ -127,7 +127,7 @@ class MemoryTokens:
 
     def _encode_targets(self, labels, tokenizer, max_length):
         """Tokenize what is to be generated; nothing may be missing at its end."""
-        ids, cut, longest = tokenizer.encode_and_count(labels.texts, max_length)
+        ids, cut, longest = tokenizer.encode_targets(labels.texts, max_length)
         if cut:
             number = int(np.argmax([len(row) for row in ids]))
             raise InputError(

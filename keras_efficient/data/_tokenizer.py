@@ -48,6 +48,8 @@ class Tokenizer:
             "target_mask" of a decoder. See `KERASHUB`, `HUGGING_FACE` and `MASK_POSITIONS`.
         pad_id: Id of the padding token. Default: 0.
         max_length: Longest text the model accepts, in tokens. Default: 512.
+        decoder_start_id: Id of the token that a decoder reads first, before those of a target.
+            Default: None, the token that the backend puts before each text.
 
     Raises:
         InputError: An argument is invalid.
@@ -65,7 +67,13 @@ class Tokenizer:
     """
 
     def __init__(
-        self, backend: Any, *, inputs: Mapping[str, str], pad_id: int = 0, max_length: int = 512
+        self,
+        backend: Any,
+        *,
+        inputs: Mapping[str, str],
+        pad_id: int = 0,
+        max_length: int = 512,
+        decoder_start_id: int | None = None,
     ):
         names = list(inputs.values()) if isinstance(inputs, Mapping) else []
         if (
@@ -83,6 +91,11 @@ class Tokenizer:
             raise InputError(
                 f"`pad_id` must be a token id. Received: {pad_id!r}. Give the tokenizer's, often 0."
             )
+        if decoder_start_id is not None and (not _is_int(decoder_start_id) or decoder_start_id < 0):
+            raise InputError(
+                f"`decoder_start_id` must be a token id. Received: {decoder_start_id!r}. Give that "
+                "of the model's configuration, or None."
+            )
         if not _is_int(max_length) or max_length < 3:
             raise InputError(
                 f"`max_length` must be an integer of 3 tokens or more. Received: {max_length!r}. "
@@ -91,6 +104,7 @@ class Tokenizer:
         self.inputs = dict(inputs)
         self.pad_id = int(pad_id)
         self.max_length = int(max_length)
+        self.decoder_start_id = None if decoder_start_id is None else int(decoder_start_id)
         self.backend = backend
         self._copies: dict[int, tokenizers.Tokenizer] = {}
         if isinstance(backend, tokenizers.Tokenizer | BaseTokenizer):
@@ -185,6 +199,7 @@ class Tokenizer:
         *,
         inputs: Mapping[str, str],
         max_length: int | None = None,
+        decoder_start_id: int | None = None,
     ) -> "Tokenizer":
         """Load the tokenizer of a model folder from tokenizer.json or a WordPiece vocab.txt.
 
@@ -194,6 +209,7 @@ class Tokenizer:
             inputs: Names of the model's inputs, as above.
             max_length: Longest text in tokens. Default: None, the folder's `model_max_length` or
                 else 512.
+            decoder_start_id: As above. Default: None.
 
         Returns:
             The tokenizer.
@@ -236,7 +252,13 @@ class Tokenizer:
         if max_length is None:
             max_length = _limit(config.get("model_max_length"))
         pad_id = _pad_id(backend, padding)
-        tokenizer = cls(backend, inputs=inputs, pad_id=pad_id, max_length=max_length)
+        tokenizer = cls(
+            backend,
+            inputs=inputs,
+            pad_id=pad_id,
+            max_length=max_length,
+            decoder_start_id=decoder_start_id,
+        )
         # As the library understood the file, not as it is written.
         check_tokenizer(json.loads(tokenizer._serialized), str(file))
         return tokenizer
@@ -257,7 +279,7 @@ class Tokenizer:
         Raises:
             InputError: The tokenizer does not put one token before and another one after a text.
         """
-        found = [] if self._function is not None else self.encode([""])[0].tolist()
+        found = self._around()
         if len(found) != 2 or found[0] == found[1]:
             raise InputError(
                 "To generate text the tokenizer must put a token before and another one after each "
@@ -265,6 +287,50 @@ class Tokenizer:
                 "backend a post-processor, such as tokenizers.processors.BertProcessing."
             )
         return found[0], found[1]
+
+    @property
+    def target_ends(self) -> tuple[int, int]:
+        """Return the ids of the tokens that a decoder reads first, and that end a target.
+
+        Raises:
+            InputError: The tokenizer puts no token after a text, or there is none to begin with.
+        """
+        if self.decoder_start_id is None:
+            return self.ends
+        found = self._around()
+        if not found:
+            raise InputError(
+                "To generate text the tokenizer must put a token after each text. Received: "
+                f"{self!r}, which puts none. Give the backend a post-processor, such as "
+                "tokenizers.processors.TemplateProcessing."
+            )
+        return self.decoder_start_id, found[-1]
+
+    def _around(self):
+        """Return the ids of the tokens around each text; none if the backend is a function."""
+        return [] if self._function is not None else self.encode([""])[0].tolist()
+
+    def encode_targets(
+        self, texts: Sequence[str], max_length: int | None = None
+    ) -> tuple[list[np.ndarray], int, int | None]:
+        """Encode targets of a decoder, which begin with the token that it reads first.
+
+        Args:
+            texts: The targets.
+            max_length: As for `encode`. Default: None.
+
+        Returns:
+            What `encode_and_count` returns.
+
+        Raises:
+            InputError: As `encode`, or `target_ends`.
+        """
+        first = self.target_ends[0]
+        ids, cut, longest = self.encode_and_count(texts, max_length)
+        if len(ids) and ids[0][0] != first:
+            begin = np.array([first], np.int32)
+            ids = [np.concatenate([begin, row]) for row in ids]
+        return ids, cut, longest
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> list[np.ndarray]:
         """Encode texts as token ids with special tokens, truncated and without padding.
@@ -536,7 +602,13 @@ def as_tokenizer(obj: Any, *, inputs: Mapping[str, str] | None = None) -> Tokeni
     if isinstance(obj, Tokenizer):
         if inputs is None:
             return obj
-        return Tokenizer(obj.backend, inputs=inputs, pad_id=obj.pad_id, max_length=obj.max_length)
+        return Tokenizer(
+            obj.backend,
+            inputs=inputs,
+            pad_id=obj.pad_id,
+            max_length=obj.max_length,
+            decoder_start_id=obj.decoder_start_id,
+        )
     if isinstance(obj, tokenizers.Tokenizer | BaseTokenizer):
         return Tokenizer(obj, inputs=inputs or HUGGING_FACE, pad_id=_pad_id(obj, None))
     backend = getattr(obj, "backend_tokenizer", None)

@@ -92,7 +92,8 @@ def trim_vocabulary(
     counts = Counter(itertools.chain.from_iterable(encoded))
     kept = {int(i) for i, count in counts.items() if count >= min_frequency}
     kept |= {token["id"] for token in settings.get("added_tokens") or ()}
-    kept |= {*special_ids(settings), tokenizer.pad_id}
+    start = tokenizer.decoder_start_id
+    kept |= {*special_ids(settings), tokenizer.pad_id} | ({start} - {None})
     new, kept = _TRIM[kind](settings["model"], kept)
     ids = np.array(sorted(kept), np.int32)
     number = {int(old): place for place, old in enumerate(ids)}
@@ -103,6 +104,7 @@ def trim_vocabulary(
         inputs=tokenizer.inputs,
         pad_id=number[tokenizer.pad_id],
         max_length=tokenizer.max_length,
+        decoder_start_id=None if start is None else number[start],
     )
     _verify(trimmed, ids, texts, encoded)
     return TrimmedVocabulary(ids, trimmed)

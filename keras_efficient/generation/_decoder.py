@@ -33,9 +33,11 @@ class Decoder(abc.ABC):
         the cached keys and values.
     """
 
-    #: The blocks of the decoder, which give each token its state after attention to the others, to
-    #: the text, and the feed-forward layers, each followed by its norm.
+    #: The blocks of the decoder: attention to the tokens before, to the text, and feed-forward
+    #: layers, each with its norm.
     blocks: list
+    #: Whether a norm stands before its layers, inside of the residual connection.
+    norm_first: bool = False
 
     def __init__(self, model: Model):
         self.model = model
@@ -85,17 +87,37 @@ class Decoder(abc.ABC):
         keys, values = [], []
         with self.flavor.library_context():
             hidden = self.embed(ids, index)
+            bias = self.bias(index, columns)
             for i, block in enumerate(self.blocks):
-                key, value = block.own.keys_and_values(hidden)
-                keys.append(tf.where(here, key, state["keys"][i]))
-                values.append(tf.where(here, value, state["values"][i]))
-                found = block.own.attend(hidden, keys[i], values[i], seen)
-                hidden = block.own_norm(hidden + found)
-                cross = state["cross_keys"][i], state["cross_values"][i]
-                found = block.cross.attend(hidden, *cross, real)
-                hidden = block.cross_norm(hidden + found)
-                hidden = block.last_norm(hidden + block.feed_forward(hidden))
+
+                def own(x, block=block, i=i):
+                    key, value = block.own.keys_and_values(x)
+                    keys.append(tf.where(here, key, state["keys"][i]))
+                    values.append(tf.where(here, value, state["values"][i]))
+                    return block.own.attend(x, keys[i], values[i], seen, bias)
+
+                def cross(x, block=block, i=i):
+                    cached = state["cross_keys"][i], state["cross_values"][i]
+                    return block.cross.attend(x, *cached, real)
+
+                hidden = self._residual(hidden, own, block.own_norm)
+                hidden = self._residual(hidden, cross, block.cross_norm)
+                hidden = self._residual(hidden, block.feed_forward, block.last_norm)
             return self.logits(hidden), state | {"keys": keys, "values": values}
+
+    def bias(self, index: Tensor, columns: Tensor) -> Tensor | None:
+        """Return what is added to the scores of a token for those before it, or None.
+
+        Args:
+            index: int32 scalar, the position of the token.
+            columns: int32 `[length]`, the positions of all tokens.
+        """
+        return None
+
+    def _residual(self, hidden, layers, norm):
+        if self.norm_first:
+            return hidden + layers(norm(hidden))
+        return norm(hidden + layers(hidden))
 
 
 class Attention(abc.ABC):
@@ -116,10 +138,19 @@ class Attention(abc.ABC):
         """Return both, each `[rows, heads, tokens, head_dim]`."""
         return self.project("key", hidden), self.project("value", hidden)
 
-    def attend(self, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    def attend(
+        self,
+        hidden: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """Return what tokens get of others, where `mask` is true."""
         queries = self.project("query", hidden) * self.scale
         scores = tf.matmul(queries, keys, transpose_b=True)
+        if bias is not None:
+            scores += tf.cast(bias, scores.dtype)
         scores = tf.where(mask, scores, tf.cast(_MASKED, scores.dtype))
         mixed = tf.matmul(tf.nn.softmax(scores), values)
         return self.output(tf.transpose(mixed, [0, 2, 1, 3]))
@@ -130,7 +161,7 @@ def decoder_of(model: Model) -> Decoder:
 
     Args:
         model: a `keras_hub.models.BartSeq2SeqLM` or `transformers.TFBartForConditionalGeneration`,
-            as `ke.models.create` makes them.
+            as `ke.models.create` makes them, or a `transformers.TFT5ForConditionalGeneration`.
 
     Returns:
         A `Decoder`.
@@ -153,17 +184,20 @@ def decoder_of(model: Model) -> Decoder:
         `keras_hub.models.BartSeq2SeqLM.call_decoder_with_cache`.
     """
     from keras_efficient.generation._hugging_face_bart import HuggingFaceBart
+    from keras_efficient.generation._hugging_face_t5 import HuggingFaceT5
     from keras_efficient.generation._keras_hub_bart import KerasHubBart
 
     known = {
         "BartSeq2SeqLM": KerasHubBart,
         "TFBartForConditionalGeneration": HuggingFaceBart,
+        "TFT5ForConditionalGeneration": HuggingFaceT5,
     }
     for cls in type(model).__mro__:
         if cls.__name__ in known:
             return known[cls.__name__](model)
     raise InputError(
-        "Generation knows the decoders of keras_hub.models.BartSeq2SeqLM and "
-        f"transformers.TFBartForConditionalGeneration. Received: {type(model).__name__}. Write a "
-        "`step` of your own, and call ke.generation.generate."
+        "Generation knows the decoders of keras_hub.models.BartSeq2SeqLM, and of "
+        "TFBartForConditionalGeneration and TFT5ForConditionalGeneration of transformers. "
+        f"Received: {type(model).__name__}. Write a `step` of your own, and call "
+        "ke.generation.generate."
     )

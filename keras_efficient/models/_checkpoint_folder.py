@@ -96,7 +96,12 @@ def is_kerashub_preset(config: dict) -> bool:
 def load_tokenizer(path: Path, config: dict) -> Tokenizer:
     """Load the tokenizer of a Hugging Face folder, whose ids must be rows of the model's table."""
     limit = config.get("max_position_embeddings") or config.get("n_positions") or 512
-    tokenizer = Tokenizer.from_directory(path, inputs=HUGGING_FACE, max_length=limit)
+    tokenizer = Tokenizer.from_directory(
+        path,
+        inputs=HUGGING_FACE,
+        max_length=limit,
+        decoder_start_id=config.get("decoder_start_token_id"),
+    )
     check_ids(tokenizer.largest_id, config.get("vocab_size"), str(path))
     return tokenizer
 

@@ -107,7 +107,11 @@ def load_classifier(
     limit = getattr(config, "max_position_embeddings", None) or 512
     fast: Any = transformers.AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     tokenizer = Tokenizer(
-        fast.backend_tokenizer, inputs=inputs, pad_id=fast.pad_token_id or 0, max_length=limit
+        fast.backend_tokenizer,
+        inputs=inputs,
+        pad_id=fast.pad_token_id or 0,
+        max_length=limit,
+        decoder_start_id=getattr(config, "decoder_start_token_id", None),
     )
     check_tokenizer(json.loads(tokenizer.serialized or "{}"), describe(source))
     check_ids(tokenizer.largest_id, getattr(config, "vocab_size", None), describe(source))

@@ -100,6 +100,7 @@ def save(
                 "inputs": tokenizer.inputs,
                 "pad_id": tokenizer.pad_id,
                 "max_length": tokenizer.max_length,
+                "decoder_start_id": tokenizer.decoder_start_id,
             },
             "exact_gelu": exact_gelu,
             "facts": _plain(facts),

@@ -31,7 +31,8 @@ class TrainedModelInfo:
         task: name of the task that it was trained for. Default: "classification".
         texts: number of texts per example, 2 for pairs. Default: 1.
         head: where the head has outputs, as in `ke.tasks.Task`. Default: "text".
-        tokenizer: dict with the "inputs", "pad_id" and "max_length" of its tokenizer.
+        tokenizer: dict with the "inputs", "pad_id", "max_length" and "decoder_start_id" of its
+            tokenizer.
         exact_gelu: whether a Keras 3 model computes GELU exactly, where KerasHub approximates.
         facts: dict of what else was given to `save`, such as how the data was divided.
         files: dict of a file's name to its "bytes" and "sha256".

@@ -135,9 +135,9 @@ class Seq2Seq(TextGeneration):
     # --- signature ---------------------------------------------------------------------------
 
     def check_tokenizer(self, tokenizer: Any) -> None:
-        """Require tokens around each text, between which targets are generated."""
+        """Require tokens between which targets are generated."""
         super().check_tokenizer(tokenizer)
-        assert tokenizer.ends
+        assert tokenizer.target_ends
 
     def answer(
         self, model: Model, features: Mapping[str, Tensor], tokenizer: Any
@@ -148,7 +148,7 @@ class Seq2Seq(TextGeneration):
         from keras_efficient.generation._decoder import decoder_of
 
         ids, mask = (features[tokenizer.inputs[role]] for role in ("ids", "mask"))
-        begin, end = tokenizer.ends
+        begin, end = tokenizer.target_ends
         decoder = decoder_of(model)
         state = decoder.start(ids, mask, self.max_tokens + 1)
         first = tf.fill([tf.shape(ids)[0], 1], begin)

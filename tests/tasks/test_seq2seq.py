@@ -8,7 +8,14 @@ import pytest
 import tensorflow as tf
 from covering import covering, sampled
 from fit_helpers import mirrored
-from tokenizers import BertWordPieceTokenizer, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import (
+    BertWordPieceTokenizer,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+)
 
 import keras_efficient as ke
 from keras_efficient._errors import InputError
@@ -241,6 +248,67 @@ def test_detokenizing_is_that_of_the_library(make, text):
     assert ke.data.Detokenizer(tokenizer)(ids[None]).numpy()[0].decode() == text
 
 
+@pytest.fixture
+def t5(tmp_path):
+    """A folder of a small T5 of transformers, and its logits for two texts."""
+    import transformers
+
+    backend = sentence_piece()
+    backend.add_special_tokens(["</s>", "<pad>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 5)]
+    )
+    sizes = {"d_model": 16, "d_kv": 8, "num_heads": 2, "num_layers": 2, "d_ff": 24}
+    sizes |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}
+    kinds = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "dropout_rate": 0.0}
+    config = transformers.T5Config(
+        vocab_size=7, decoder_start_token_id=6, pad_token_id=6, eos_token_id=5, **sizes, **kinds
+    )
+    model = transformers.TFT5ForConditionalGeneration(config)
+    features = {
+        "input_ids": [[1, 3, 5, 6], [3, 4, 2, 5]],
+        "attention_mask": [[1] * 3 + [0], [1] * 4],
+    }
+    features |= {"decoder_input_ids": [[6, 1, 3, 4, 2, 1, 3, 3]] * 2}
+    features = {name: tf.constant(rows) for name, rows in features.items()}
+    model(features)
+    random = np.random.default_rng(0)
+    model.set_weights([random.normal(0, 0.3, w.shape) for w in model.get_weights()])
+    model.save_pretrained(tmp_path / "t5")
+    (tmp_path / "t5" / "tokenizer.json").write_text(backend.to_str())
+    padding = {"pad_token": "<pad>"}
+    (tmp_path / "t5" / "tokenizer_config.json").write_text(json.dumps(padding))
+    return tmp_path / "t5", features, model(features).logits.numpy()
+
+
+def test_t5(t5, tmp_path):
+    """Norms stand first, distances have a bias, and targets begin with the padding token."""
+    folder, features, expected = t5
+    model, tokenizer = ke.models.load(folder, task=TASK, library="tf_keras")
+    assert tokenizer.target_ends == (6, 5) and tokenizer.pad_id == 6
+    ids, mask, targets = features.values()
+    decoder = ke.generation.decoder_of(model)
+    state = decoder.start(ids, mask, targets.shape[1])
+    for index in range(targets.shape[1]):
+        logits, state = decoder.step(targets[:, index], tf.constant(index), state)
+        np.testing.assert_allclose(logits.numpy(), expected[:, index], atol=1e-5)
+    records = ke.data.Records.of(["good", "films"], ["film", "good"], encode=TASK.encode)
+    ((batch, labels),) = ke.data.text(records, tokenizer, batch_size=2, shuffle=False)
+    assert batch["decoder_input_ids"].numpy().tolist() == [[6, 2, 3], [6, 1, 6]]
+    assert labels.numpy().tolist() == [[2, 3, 5], [1, 5, -100]]
+    wanted = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    found = TASK.answer(model, {"input_ids": ids, "attention_mask": mask}, tokenizer)
+    backend = tokenizer.backend
+    assert [text.decode() for text in found["generated_text"].numpy()] == [
+        backend.decode(row).strip() for row in wanted.numpy().tolist()
+    ]
+    ke.models.save(model, tokenizer, tmp_path / "m", task=TASK)
+    _, again = ke.models.load(tmp_path / "m")
+    assert again.target_ends == (6, 5)
+    trimmed = ke.data.trim_vocabulary(tokenizer, ["good", "film"])
+    assert trimmed.tokenizer.decoder_start_id == trimmed.tokenizer.pad_id == len(trimmed.ids) - 1
+
+
 def test_bad_input(tmp_path):
     with pytest.raises(InputError, match=r"target, .*row 2.*empty|empty text .*target"):
         (tmp_path / "d.csv").write_text("text,phonemes\ncat,K\ndog, \n")
@@ -251,6 +319,11 @@ def test_bad_input(tmp_path):
         ke.tasks.Seq2Seq(texts=2)
     with pytest.raises(InputError, match=r"a token before and another one after each"):
         ke.models.create(byte_level(), task=TASK)
+    with pytest.raises(InputError, match=r"`decoder_start_id` must be a token id"):
+        ke.data.Tokenizer(byte_level(), inputs={"ids": "x"}, decoder_start_id=-1)
+    bare = ke.data.Tokenizer(byte_level(), inputs={"ids": "x"}, decoder_start_id=1)
+    with pytest.raises(InputError, match=r"a token after each text"):
+        bare.encode_targets(["a"])
     _, tokenizer = loaded("keras")
     with pytest.raises(InputError, match=r"Targets must not be longer than 5 tokens"):
         ke.data.text(RECORDS, tokenizer, batch_size=8, max_length=5)
