@@ -44,7 +44,8 @@ tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{x}" for x in lett
 words = BertWordPieceTokenizer({x: i for i, x in enumerate(tokens)}, lowercase=False)
 tokenizer = ke.data.Tokenizer(words, inputs=ke.data.HUGGING_FACE, max_length=64)
 
-# Model: BART of this size, with random weights.
+# Model: BART of this size, with random weights, in bfloat16 where the machine computes it.
+print("precision:", ke.mixed_precision("auto", library=arguments.library))
 model, tokenizer = ke.models.create(
     tokenizer,
     task=task,
@@ -53,6 +54,7 @@ model, tokenizer = ke.models.create(
     intermediate_dim=2 * arguments.hidden_dim,
     library=arguments.library,
 )
+ke.unpad(model, ignore_padding_outputs=True)
 batches = ke.data.text(train, tokenizer, batch_size=arguments.batch_size, group_by_length=True)
 held_out = ke.data.text(test, tokenizer, batch_size=512, shuffle=False)
 print(f"{model.count_params():,} weights", batches.stats, sep="\n")
