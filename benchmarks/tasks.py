@@ -9,8 +9,8 @@ are derived from the ratings and the sources, since the archive has no others: t
 works, and how well these labels are learned, not how well a published benchmark is solved. The rows
 of token classification and question answering have the tweets of W-NUT 2016 with named entities,
 that of the masked language model the reviews without labels (see also masked_lm.py). With --peer
-PYTHON, an interpreter that has PyTorch, transformers and accelerate, their Trainer trains on the
-same split of the tweets:
+PYTHON, an interpreter that has PyTorch, transformers and accelerate, their Trainer trains with the
+same split, epochs, batch size and learning rate:
 
 python benchmarks/tasks.py --row "token classification" --peer .venv-peers/bin/python
 """
@@ -131,25 +131,37 @@ ROWS = {
 }
 
 
-#: Rows that a peer trains, too.
-PEER_ROWS = ("token classification", "question answering")
+#: Rows that no peer trains here; see masked_lm.py.
+NO_PEER = ("masked language model",)
+#: What transformers calls the losses of labels of texts.
+PROBLEMS = {
+    "classification": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+
+
+def data_of(name, arguments, folder):
+    """Return the file of a row's data, and its further options."""
+    header, rows, options = ROWS[name][1](np.random.default_rng(0))
+    if header is None:
+        return rows, options
+    path = folder / "data.csv"
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows[: arguments.texts]])
+    return path, options
 
 
 def run(name, arguments, folder):
     """Run `finetune` for a row; return its report."""
-    task, make = ROWS[name]
-    header, rows, options = make(np.random.default_rng(0))
-    data = folder / "data.csv"
-    if header is None:
-        data = rows
-    else:
-        with open(data, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([header, *rows[: arguments.texts]])
+    task = ROWS[name][0]
+    data, options = data_of(name, arguments, folder)
     from keras_efficient.data import demo_model
 
     command = ["finetune", data, "--model", demo_model(), "--output", folder / "model"]
     command += ["--task", task, "--validation", "0.25", "--library", arguments.library]
     command += ["--precision", "float32", "--epochs", arguments.epochs, *COMMON, *options]
+    command += ["--quantize", arguments.quantize] if arguments.quantize else []
     command = [sys.executable, "-m", "keras_efficient", *map(str, command)]
     print(" ".join(command), flush=True)
     subprocess.run(command, check=True)
@@ -179,36 +191,64 @@ def asked_rows(part):
     ]
 
 
-def run_peer(python, folder, name):
+def labelled_rows(part):
+    """Return the texts and the labels of records, for the peer."""
+    seconds = part.second_texts or ((),) * len(part)
+    labels = part.labels.tolist()
+    if part.labels.ndim > 1:
+        # The loss of several labels takes floats.
+        labels = part.labels.astype(float).tolist()
+    return [
+        {"texts": [text, second] if second else [text], "label": label}
+        for text, second, label in zip(part.texts, seconds, labels, strict=True)
+    ]
+
+
+def run_peer(name, arguments, folder):
     """Train with the Trainer of Hugging Face on PyTorch, on the same split; return the report."""
     import keras_efficient as ke
 
-    tags = name == "token classification"
-    task = ke.tasks.get(ROWS[name][0])
-    records = task.read(ke.data.demo_tagged_tweets() if tags else ke.data.demo_questions())
+    data, options = data_of(name, arguments, folder)
+    pairs = list(zip(options[::2], options[1::2], strict=True))
+    columns = [value for flag, value in pairs if flag == "--text-column"]
+    settings = dict(pairs)
+    task = ke.tasks.get(ROWS[name][0], texts=len(columns) or None)
+    records = task.read(data, **({"text_column": tuple(columns)} if columns else {}))
     parts = ke.data.split(records, validation=0.25, seed=0)
-    rows = [(tagged_rows if tags else asked_rows)(part) for part in parts]
+    rows_of = {"token_classification": tagged_rows, "question_answering": asked_rows}
+    rows = [rows_of.get(task.name, labelled_rows)(part) for part in parts]
     request = {
+        "kind": PROBLEMS.get(task.name, task.name),
         "model": str(ke.data.demo_model()),
         "label_names": records.label_names,
-        "epochs": TAGGED_EPOCHS if tags else ASKED_EPOCHS,
+        "epochs": settings.get("--epochs", arguments.epochs),
         "learning_rate": RATE,
-        "batch_size": TAGGED_BATCH,
-        "max_length": LONGEST if tags else ASKED_LONGEST,
+        "batch_size": settings.get("--batch-size", 32),
+        "max_length": settings.get("--max-length", LONGEST),
         "train": rows[0],
         "validation": rows[1],
     }
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
     script = Path(__file__).with_name("tasks_peer.py")
-    subprocess.run([python, str(script), str(folder)], check=True)
+    subprocess.run([arguments.peer, str(script), str(folder)], check=True)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    if tags:
+    if task.name == "token_classification":
         report = ke.metrics.entity_report(result["labels"], result["classes"], records.label_names)
-    else:
+    elif task.name == "question_answering":
         right = [row["answers"]["text"] for row in rows[1]]
         report = ke.metrics.answer_report(result["answers"], right, parts[1].second_texts)
+    else:
+        labels = task.batch_labels(parts[1].labels, "labels")
+        report = task.report(
+            labels, np.array(result["logits"], "float32"), records.label_names or None
+        )
     facts = {"row": name, "library": result["library"]}
-    return facts | {"seconds": result["seconds"], "quality": report.to_dict()}
+    return facts | {"seconds": result["seconds"], "quality": quality(report.to_dict())}
+
+
+def quality(report):
+    """Return the measures of a report."""
+    return {k: v for k, v in report.items() if k not in ("classes", "confusion")}
 
 
 def main():
@@ -217,25 +257,28 @@ def main():
     parser.add_argument("--texts", type=int, default=2000, help="a quarter is held out")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--library", default="keras", choices=("keras", "tf_keras"))
+    parser.add_argument("--quantize", help="format of the export, such as int8")
     parser.add_argument("--peer", help="Python with PyTorch: run the Trainer instead")
     arguments = parser.parse_args()
     if arguments.peer:
-        for name in arguments.row or PEER_ROWS:
-            if name not in PEER_ROWS:
-                parser.error(f"--peer is for {' and '.join(PEER_ROWS)}")
+        for name in arguments.row or set(ROWS) - set(NO_PEER):
+            if name in NO_PEER:
+                parser.error(f"--peer is not for {name}: see masked_lm.py")
             with tempfile.TemporaryDirectory() as folder:
-                print(json.dumps(run_peer(arguments.peer, Path(folder), name)), flush=True)
+                print(json.dumps(run_peer(name, arguments, Path(folder))), flush=True)
         return
     for name in arguments.row or ROWS:
         with tempfile.TemporaryDirectory() as folder:
             report = run(name, arguments, Path(folder))
-        quality = {k: v for k, v in report["quality"].items() if k not in ("classes", "confusion")}
         facts = {
             "row": name,
             "library": arguments.library,
             "difference": report["max_abs_difference"],
+            "quality": quality(report["quality"]),
         }
-        print(json.dumps(facts | {"quality": quality}, ensure_ascii=False), flush=True)
+        if arguments.quantize:
+            facts |= {"quantize": arguments.quantize, "evaluation": report["evaluation"]}
+        print(json.dumps(facts, ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Tasks of tokens with Hugging Face's Trainer on PyTorch, for benchmarks/tasks.py --peer.
+"""Tasks with Hugging Face's Trainer on PyTorch, for benchmarks/tasks.py --peer.
 
 Run as `python tasks_peer.py FOLDER` by a Python with PyTorch, transformers and accelerate. FOLDER
 holds `request.json`, with the model, the data and the settings; the script adds `result.json`: for
 tagged words the classes of the labels and of the predictions, -100 where none counts; for questions
-the answers.
+the answers; for labels of texts the logits.
 """
 
 import json
@@ -14,6 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+
+
+def labelled(rows, tokenizer, max_length):
+    """Return examples of texts, or of pairs of them, with a label."""
+    examples = []
+    for row in rows:
+        tokens = tokenizer(*row["texts"], truncation=True, max_length=max_length)
+        examples.append({**tokens, "labels": row["label"]})
+    return examples
 
 
 def tagged(rows, tokenizer, max_length):
@@ -62,15 +71,20 @@ def main(folder):
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     transformers.set_seed(0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(request["model"])
-    questions = "question" in request["train"][0]
-    if questions:
+    kind, classes = request["kind"], len(request["label_names"])
+    if kind == "question_answering":
         model = transformers.AutoModelForQuestionAnswering.from_pretrained(request["model"])
         encoded, collator = asked, transformers.DataCollatorWithPadding(tokenizer)
-    else:
+    elif kind == "token_classification":
         model = transformers.AutoModelForTokenClassification.from_pretrained(
-            request["model"], num_labels=len(request["label_names"])
+            request["model"], num_labels=classes
         )
         encoded, collator = tagged, transformers.DataCollatorForTokenClassification(tokenizer)
+    else:
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            request["model"], num_labels=max(classes, 1), problem_type=kind
+        )
+        encoded, collator = labelled, transformers.DataCollatorWithPadding(tokenizer)
     train, validation = (
         encoded(request[name], tokenizer, request["max_length"]) for name in ("train", "validation")
     )
@@ -102,11 +116,13 @@ def main(folder):
         "library": f"transformers {transformers.__version__}, torch {torch.__version__}",
         "seconds": seconds,
     }
-    if questions:
+    if kind == "question_answering":
         result["answers"] = answers(request["validation"], tokenizer, found.predictions[:2])
-    else:
+    elif kind == "token_classification":
         result["labels"] = found.label_ids.tolist()
         result["classes"] = np.argmax(found.predictions, -1).tolist()
+    else:
+        result["logits"] = found.predictions.tolist()
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
