@@ -3,7 +3,7 @@
     python examples/masked_lm.py [--limit 400] [--library tf_keras] [--unit word]
 
 The texts are movie reviews. Ran on a 2-core CPU with `--limit 200 --epochs 1`, both libraries,
-which is too short to learn more than frequent words; docs/tasks.md has a longer run.
+which is too short to learn more than frequent words; docs/language-models.md has a longer run.
 Not run: GPU, TPU, several devices. `keras-efficient finetune --task masked_lm` does the same with
 one command.
 """
