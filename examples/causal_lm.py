@@ -1,4 +1,4 @@
-"""Train a small language model from scratch, with a tokenizer of its own, or fine-tune one.
+"""Train a small language model from scratch, with a tokenizer of its own, and export it.
 
     python examples/causal_lm.py [--limit 400] [--library tf_keras]
     python examples/causal_lm.py --data answers.jsonl --prompts --model models/gpt2
@@ -23,10 +23,13 @@ parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--batch-size", type=int, default=32)
 parser.add_argument("--max-length", type=int, default=64, help="tokens of a text")
 parser.add_argument("--vocabulary-size", type=int, default=4000)
+parser.add_argument("--output", default="saved_models/writer")
 arguments = parser.parse_args()
 
 # Data: texts without labels, or prompts and completions.
-task = ke.tasks.get("causal_lm", texts=2 if arguments.prompts else 1)
+strategy = ke.generation.Sample(temperature=0.8, top_p=0.95)
+texts, longest = 2 if arguments.prompts else 1, arguments.max_length // 2
+task = ke.tasks.CausalLM(texts, max_tokens=longest, strategy=strategy)
 if arguments.data:
     columns = ("prompt", "completion") if arguments.prompts else "text"
     records = task.read(arguments.data, text_column=columns)
@@ -43,9 +46,9 @@ if arguments.model:
     model, tokenizer = ke.models.load(arguments.model, task=task, library=arguments.library)
 else:
     texts = [*train.texts, *(train.second_texts or ())]
-    tokenizer = ke.data.train_tokenizer(
-        texts, vocabulary_size=arguments.vocabulary_size, max_length=arguments.max_length
-    )
+    # The graph of an export can hold a WordPiece tokenizer.
+    sizes = {"vocabulary_size": arguments.vocabulary_size, "max_length": arguments.max_length}
+    tokenizer = ke.data.train_tokenizer(texts, kind="wordpiece", **sizes)
     model, tokenizer = ke.models.create(tokenizer, task=task, library=arguments.library)
 keras = ke.flavor.of(model).keras
 keras.utils.set_random_seed(0)
@@ -79,10 +82,20 @@ model.fit(
 print(f"{speed.tokens_per_second or 0:.0f} tokens per second")
 print(found := task.evaluate(model, held_out))
 
-# Text: sampled from the model in memory.
-strategy = ke.generation.Sample(temperature=0.8, top_p=0.95)
-for prompt in ("The film", "It is"):
-    (text,) = ke.models.generate_text(
-        model, tokenizer, [prompt], max_tokens=arguments.max_length // 2, strategy=strategy
-    )
-    print(prompt + text)
+# Export: the loop over the tokens is part of the graph. A pretrained GPT-2 takes token ids there.
+report = ke.export(
+    model,
+    arguments.output,
+    sample=next(iter(held_out)),
+    tokenizer=tokenizer,
+    task=task,
+    facts={**found.measures(), "quality": found},
+)
+print(report)
+prompts = ["The film", "It is"]
+if arguments.model:
+    options = {"max_tokens": longest, "strategy": strategy}
+    print(*ke.models.generate_text(model, tokenizer, prompts, **options), sep="\n")
+else:
+    for answer in ke.serving.predict(arguments.output, prompts):
+        print(answer["text"], answer["generated_text"])

@@ -13,7 +13,7 @@ def serve_here(monkeypatch):
     """Make `ke.export` serve in this process; return the list of outputs of "tokens"."""
     answers = []
 
-    def served(path, inputs, texts, batches):
+    def served(path, inputs, answering, batches):
         # `predict` and `bench` refuse a model with another op than those of our own exports.
         check_graph(path)
         signatures = tf.saved_model.load(str(path)).signatures
@@ -21,15 +21,15 @@ def serve_here(monkeypatch):
         if inputs is not None:
             found["tokens"] = _called(signatures["tokens"], inputs)
             answers.append(found["tokens"])
-        if texts is not None:
-            found["text"] = _called(signatures["text"], texts)
+        for name, values in answering.items():
+            found[name] = _called(signatures[name], values)
         found["batches"] = [_called(signatures["tokens"], batch) for batch in batches]
         return found
 
-    def run(path, inputs, *, texts=None, batches=(), latency=True):
+    def run(path, inputs, *, answering, batches=(), latency=True):
         # In a separate thread, which is outside of any strategy scope, as a process would be.
         with ThreadPoolExecutor(1) as pool:
-            found = pool.submit(served, path, inputs, texts, batches).result()
+            found = pool.submit(served, path, inputs, answering, batches).result()
         return found, {"latency_ms": None, "max_rss_bytes": 1}
 
     monkeypatch.setattr(export_module, "run_without_keras", run)

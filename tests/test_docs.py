@@ -73,6 +73,7 @@ def quick_export(monkeypatch):
 LONG = (
     "batch-normalisation.md",
     "compression.md",
+    "language-models.md",
     "peft.md",
     "quickstart.md",
     "schedules.md",

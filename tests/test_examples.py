@@ -107,15 +107,19 @@ def test_masked_lm(library, here, quick_export, monkeypatch, capsys):  # noqa: F
 
 @sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
-def test_causal_lm(library, here, monkeypatch, capsys):  # noqa: F811
+def test_causal_lm(library, here, quick_export, monkeypatch, capsys):  # noqa: F811
     rows = [{"prompt": f"a {word}", "completion": " film"} for word in ("good", "bad")]
     Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 20))
     options = {"data": "data.jsonl", "library": library, "epochs": 1, "max-length": 16}
+    options |= {"output": "out", "vocabulary-size": 270}
+    answer = {"generated_text": "was good"}
+    monkeypatch.setattr(ke.serving, "predict", lambda _, texts: [answer | {"text": texts[0]}])
     arguments = [word for k, v in options.items() for word in (f"--{k}", str(v))]
-    monkeypatch.setattr(sys, "argv", ["x", *arguments, "--prompts", "--vocabulary-size", "270"])
+    monkeypatch.setattr(sys, "argv", ["x", *arguments, "--prompts"])
     runpy.run_path(str(EXAMPLES[0].with_name("causal_lm.py")), run_name="__main__")
     shown = capsys.readouterr().out
-    assert "Perplexity" in shown and "The film" in shown
+    assert "Perplexity" in shown and "The film was good" in shown
+    assert "text" in tf.saved_model.load(str(here / "out/1")).signatures
 
 
 @pytest.mark.full

@@ -1,5 +1,6 @@
 """Command `finetune`: from a file of labelled texts to a verified SavedModel."""
 
+import contextlib
 import math
 import shlex
 import shutil
@@ -174,7 +175,7 @@ def run(settings: Settings):
             max_length=settings.max_length,
         )
         task = task.with_data(held_out)
-        in_graph = _runs_in_graph(tokenizer, task, console)
+        exported = _exported_tokenizer(tokenizer, task, console)
         savable = _is_savable(tokenizer, console)
         # What the export will need: a run must not fail at its end. The tokenizer was checked,
         # and tracing its graph once more would take seconds.
@@ -292,7 +293,7 @@ def run(settings: Settings):
                 sample=next(iter(held_out)),
                 quantize=settings.quantize,
                 target=settings.target,
-                tokenizer=tokenizer if in_graph else None,
+                tokenizer=exported,
                 labels=labels,
                 task=task,
                 # What is served differs from the model in memory: report what is served.
@@ -328,16 +329,24 @@ def run(settings: Settings):
     Console().print(found)
 
 
-def _runs_in_graph(tokenizer, task, console):
-    """Return whether the export can take strings. Checked before the training, not after it."""
+def _exported_tokenizer(tokenizer, task, console):
+    """Return the tokenizer for the export, or None if it cannot answer with it.
+
+    This is checked before the training, not after it.
+    """
     from keras_efficient.exporters.tokenizer_ops.text_tokenizer import text_tokenizer
 
     try:
         text_tokenizer(tokenizer, task)
+        return tokenizer
     except InputError as error:
-        console.print(f"The export will take token ids only. {error}", soft_wrap=True)
-        return False
-    return True
+        takes, found = f"token ids only. {error}", None
+        if task.generates:
+            with contextlib.suppress(InputError):
+                task.check_tokenizer(tokenizer)
+                takes, found = f"token ids, and answer with texts. {error}", tokenizer
+    console.print(f"The export will take {takes}", soft_wrap=True)
+    return found
 
 
 def _is_savable(tokenizer, console):

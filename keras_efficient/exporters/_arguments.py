@@ -16,6 +16,7 @@ from keras_efficient.exporters._evaluation import Evaluation
 from keras_efficient.exporters._export_report import check_facts
 from keras_efficient.exporters.inference_ops.matmul import saturates
 from keras_efficient.exporters.onnx.converter import check_installed
+from keras_efficient.exporters.tokenizer_ops.text_tokenizer import text_tokenizer
 from keras_efficient.parametrize._checks import check_weights
 from keras_efficient.parametrize._parametrized_layer import transforms
 
@@ -28,7 +29,7 @@ _QUANTIZED_TOLERANCE = 1e-1
 #: Default tolerances by `quantize`.
 _FORMAT_TOLERANCE = {"bfloat16": 5e-2, "int8": _QUANTIZED_TOLERANCE}
 _QUANTIZE = (None, "int8", "int8-weights", "bfloat16")
-_SIGNATURES = ("tokens", "text")
+_SIGNATURES = ("tokens", "text", "generate")
 _TARGETS = ("avx2", "vnni", "amx")
 FORMATS = ("saved_model", "litert", "onnx")
 #: Exports that multiply integers, for which it matters how a CPU adds products.
@@ -85,7 +86,8 @@ def validate_arguments(
     if quantize not in _QUANTIZE:
         raise InputError(f"`quantize` must be one of {_QUANTIZE}. Received: {quantize!r}.")
     _check_format(format, quantize, signatures, tokenizer)
-    signatures = _check_signatures(signatures, tokenizer)
+    task = tasks.get(task)
+    signatures = _check_signatures(signatures, tokenizer, task)
     if quantize is not None and format == "saved_model":
         _check_quantizable(model, quantize, trained)
     target = _check_target(target, quantize, format, model)
@@ -99,7 +101,6 @@ def validate_arguments(
             f"signatures={signatures!r}. Add it, or leave `evaluate` out."
         )
     _check_archive(directory, compress)
-    task = tasks.get(task)
     return ExportArguments(
         quantize=quantize,
         signatures=signatures,
@@ -256,18 +257,34 @@ def _check_format(format, quantize, signatures, tokenizer):
         check_installed()
 
 
-def _check_signatures(signatures, tokenizer):
+def _answering(tokenizer, task):
+    """Return the signature that answers: of strings, or of ids where no graph can tokenize."""
+    if not task.generates or not hasattr(tokenizer, "inputs"):
+        return "text"
+    try:
+        text_tokenizer(tokenizer, task)
+    except InputError:
+        return "generate"
+    return "text"
+
+
+def _check_signatures(signatures, tokenizer, task):
     if signatures is None:
-        signatures = ("tokens",) if tokenizer is None else _SIGNATURES
+        signatures = ("tokens",) if tokenizer is None else ("tokens", _answering(tokenizer, task))
     signatures = (signatures,) if isinstance(signatures, str) else tuple(signatures)
     if not signatures or len(set(signatures)) < len(signatures) or set(signatures) - {*_SIGNATURES}:
         raise InputError(
             f"`signatures` must be some of {_SIGNATURES}, the first being the server's default. "
             f"Received: {signatures!r}."
         )
-    if "text" in signatures and not hasattr(tokenizer, "inputs"):
+    if set(signatures) - {"tokens"} and not hasattr(tokenizer, "inputs"):
         raise InputError(
-            "The text signature needs `tokenizer`, a keras_efficient.data.Tokenizer. Received: "
+            "Signatures of texts need `tokenizer`, a keras_efficient.data.Tokenizer. Received: "
             f"{tokenizer!r}. ke.models.load returns one; ke.data.as_tokenizer converts others."
+        )
+    if "generate" in signatures and not task.generates:
+        raise InputError(
+            "The signature 'generate' is for tasks that generate texts. Received: "
+            f"{task!r}. Name the `task` of the model, or leave the signature out."
         )
     return signatures

@@ -101,10 +101,12 @@ def check_export(
     )
     flavor = flavors.of(model)
     # The space that floats take, since quantization is often attached or calibrated later.
-    version, features, batches, text = prepare(flavor, model, directory, sample, arguments, None)
+    version, features, batches, answering = prepare(
+        flavor, model, directory, sample, arguments, None
+    )
     scores_in_memory(flavor, model, batches[:1], arguments.task)
     if format == "saved_model":
-        check_graph_export(flavor, model, features, text, arguments)
+        check_graph_export(flavor, model, features, answering, arguments)
         return version
     if format == "onnx":
         check_onnx(model, flavor, features)

@@ -30,6 +30,7 @@ from keras_efficient.exporters._destination import check_destination, is_full, s
 from keras_efficient.exporters._evaluation import check_drop, scores_in_memory
 from keras_efficient.exporters._export_report import ExportReport
 from keras_efficient.exporters._flat_form import flat_form
+from keras_efficient.exporters._generate_signature import GenerateSignature
 from keras_efficient.exporters._manifest import write_manifest
 from keras_efficient.exporters._signature import Features, describe_specs, flat_outputs, trace
 from keras_efficient.exporters._storage import storage_of
@@ -46,7 +47,7 @@ from keras_efficient.exporters.litert.export import export_litert
 from keras_efficient.exporters.litert.interpreter import run_litert
 from keras_efficient.exporters.onnx.export import export_onnx
 from keras_efficient.exporters.onnx.session import run_onnx
-from keras_efficient.exporters.tokenizer_ops.text_signature import TextSignature, samples
+from keras_efficient.exporters.tokenizer_ops.text_signature import TextSignature
 from keras_efficient.flavor import Model
 from keras_efficient.parametrize._parametrized_layer import parametrized_layers, transform_chains
 from keras_efficient.parametrize._plain_model import folded_weights
@@ -87,7 +88,8 @@ def export(
     and so on for a list; and like the entries of a Hugging Face output, without its loss. Float
     inputs and outputs are float32. "text" takes "text", string [batch], and for pairs of texts
     "second_text", and adds the outputs of the task: for classification "probabilities", float32
-    [batch, classes], and "label", string [batch].
+    [batch, classes], and "label", string [batch]. "generate" is for tasks that generate texts: it
+    takes token ids and their mask, int32 [batch, tokens], and answers as "text" does.
 
     Transforms of weights (`ke.prune`, `ke.lora` and so on) are folded into the written weights. The
     model in memory keeps its transforms. A SavedModel stores kernels and embeddings of at most 256
@@ -117,8 +119,9 @@ def export(
             quantization, and "int8" fixed ranges measured on the sample. "auto": all of them, in
             ".../NAME/FORMAT/1", timed on this machine; see `ke.exporters.export_fastest`. Default:
             "saved_model".
-        signatures: "tokens", "text" or a tuple of both. Default: None, which is "tokens", and with
-            a tokenizer both.
+        signatures: "tokens", "text", "generate" or a tuple of some. Default: None, which is
+            "tokens", and with a tokenizer "text" too; for a task that generates texts with a
+            tokenizer that no graph can hold, "generate" in its place.
         tokenizer: the model's `data.Tokenizer`, as `ke.models.load` returns it, for the signature
             "text". Default: None.
         labels: names of the classes, in the order of the logits. They are written into the version,
@@ -226,8 +229,9 @@ def prepare(flavor, model, directory, sample, arguments, quantize):
     The space on the disk is estimated for weights stored by `quantize`.
 
     Returns:
-        `(version, features, batches, text)`: the directory to write, the `Features` of the sample,
-        the labelled batches, and the signature of strings or None.
+        `(version, features, batches, answering)`: the directory to write, the `Features` of the
+        sample, the labelled batches, and a dict of the signatures that answer, "text" and
+        "generate", by their names.
 
     Raises:
         InputError: the destination, the sample, a batch or the tokenizer is refused.
@@ -237,28 +241,30 @@ def prepare(flavor, model, directory, sample, arguments, quantize):
     features = Features(model, sample)
     task = arguments.task
     batches = [] if arguments.evaluate is None else arguments.evaluate.batches(model, task)
-    text = None
+    answering: dict[str, Any] = {}
     if "text" in arguments.signatures:
         labels = arguments.facts.get("labels")
-        text = TextSignature(task, arguments.tokenizer, labels, features)
-    return version, features, batches, text
+        answering["text"] = TextSignature(task, arguments.tokenizer, labels, features)
+    if "generate" in arguments.signatures:
+        answering["generate"] = GenerateSignature(task, arguments.tokenizer)
+    return version, features, batches, answering
 
 
 def _write(flavor, model, directory, sample, arguments):
-    version, features, batches, text = prepare(
+    version, features, batches, answering = prepare(
         flavor, model, directory, sample, arguments, arguments.quantize
     )
     with contextlib.ExitStack() as stack:
         in_memory = scores_in_memory(flavor, model, batches, arguments.task)
         transforms = _describe_transforms(model)
         form = stack.enter_context(flat_form(model, features))
-        if text is not None and arguments.task.generates:
+        if answering and arguments.task.generates:
             form.leave_out("generation calls the layers of a block for one token at a time")
         # The export is compared with a model in memory that has the same integer weights.
         stack.enter_context(rounded(model, arguments.quantize, features, arguments.reduce_range))
         reference = {"tokens": _reference(flavor, model, features)}
-        if text is not None:
-            reference["text"] = text.reference(flavor, model)
+        for name, signature in answering.items():
+            reference[name] = signature.reference(flavor, model)
         if arguments.widens:
             tolerance = _rounding_tolerance(flavor, model, features, reference["tokens"])
             tolerance = max(tolerance, arguments.tolerance)
@@ -266,7 +272,9 @@ def _write(flavor, model, directory, sample, arguments):
         unread = stack.enter_context(substituted_layers(model, arguments.quantize, form))
         stack.enter_context(folded_weights(model))
         with form.on():
-            module, functions, tokens = _module(flavor, model, unread, features, text, arguments)
+            module, functions, tokens = _module(
+                flavor, model, unread, features, answering, arguments
+            )
         if arguments.target not in (None, "avx2"):
             module.cpu_check = CpuCheck()
         with staged(directory, version) as staging:
@@ -281,7 +289,7 @@ def _write(flavor, model, directory, sample, arguments):
                 served, measured = run_without_keras(
                     staging.path,
                     features.arrays if "tokens" in arguments.signatures else None,
-                    texts=None if text is None else text.samples(),
+                    answering={name: found.samples() for name, found in answering.items()},
                     batches=[batch.arrays for batch, _, _ in batches],
                     latency=arguments.latency,
                 )
@@ -289,7 +297,7 @@ def _write(flavor, model, directory, sample, arguments):
                     compare(
                         reference[name],
                         {output: served[name][output] for output in reference[name]}
-                        if name == "text"
+                        if name in answering
                         else served[name],
                         arguments.tolerance,
                     )
@@ -298,7 +306,7 @@ def _write(flavor, model, directory, sample, arguments):
                 evaluation = None
                 if arguments.evaluate is not None:
                     evaluation = _check_drop(arguments, in_memory, served["batches"], batches)
-            _write_extra_files(staging.path, features, arguments)
+            _write_extra_files(staging.path, features, answering, arguments)
             serving = functions["serving_default"]
             storage = storage_of(module, tokens)
             measurements = {
@@ -322,7 +330,7 @@ def _write(flavor, model, directory, sample, arguments):
             return _publish(flavor, model, staging, arguments, measurements, evaluation, recipe)
 
 
-def check_graph_export(flavor, model, features, text, arguments) -> None:
+def check_graph_export(flavor, model, features, answering, arguments) -> None:
     """Run a model on the sample and trace the graph of its export, without writing anything.
 
     Raises:
@@ -332,7 +340,7 @@ def check_graph_export(flavor, model, features, text, arguments) -> None:
     # Weights in floats, since quantization is often attached or calibrated later.
     arguments = dataclasses.replace(arguments, quantize=None)
     with folded_weights(model):
-        _module(flavor, model, [], features, text, arguments)
+        _module(flavor, model, [], features, answering, arguments)
 
 
 def _write_file(format, flavor, model, directory, sample, arguments):
@@ -410,7 +418,7 @@ def _publish(flavor, model, staging, arguments, measurements, evaluation, recipe
     return dataclasses.replace(report, directory=staging.publish())
 
 
-def _module(flavor, model, unread, features, text, arguments):
+def _module(flavor, model, unread, features, answering, arguments):
     """Return the module to save, its functions by signature, and the function of the tokens.
 
     The module holds all variables that the functions and initializers read.
@@ -422,9 +430,10 @@ def _module(flavor, model, unread, features, text, arguments):
     tokens = trace(serve, features, autograph=flavor.uses_autograph)
     functions = {"tokens": tokens}
     module: Any = tf.Module()
-    if text is not None:
-        module.text = text.function(tokens, model)
-        functions["text"] = module.text.get_concrete_function()
+    for name, signature in answering.items():
+        function = signature.function(tokens, model)
+        setattr(module, name, function)
+        functions[name] = function.get_concrete_function()
     # Of a quantized model only the variables that the graph reads are written.
     weights = [] if arguments.quantize else _served_weights(flavor, model, unread)
     module.loaded = loaded_tensors(functions.values())
@@ -439,16 +448,15 @@ def _module(flavor, model, unread, features, text, arguments):
     return module, functions, tokens
 
 
-def _write_extra_files(folder, features, arguments):
+def _write_extra_files(folder, features, answering, arguments):
     """Write warm-up requests, the labels and the task beside the SavedModel."""
     for name in ("serving_default", *arguments.signatures):
         name_of = arguments.signatures[0] if name == "serving_default" else name
-        text = name_of == "text"
-        arrays = samples(arguments.task, arguments.tokenizer) if text else features.arrays
+        arrays = answering[name_of].samples() if name_of in answering else features.arrays
         write_warmup(folder, name, arrays)
     labels = arguments.facts.get("labels")
     task = {"task": arguments.task.name, "texts": len(arguments.task.inputs)}
-    for name, value in (("labels", labels), ("task", "text" in arguments.signatures and task)):
+    for name, value in (("labels", labels), ("task", answering and task)):
         if value:
             assets = folder / "assets.extra"
             assets.mkdir(exist_ok=True)

@@ -14,20 +14,20 @@ from keras_efficient.runtime._run_script import run_script
 _SCRIPT = Path(__file__).with_name("_verify_script.py")
 
 
-def run_without_keras(saved_model, inputs, *, texts=None, batches=(), latency=True):
+def run_without_keras(saved_model, inputs, *, answering=(), batches=(), latency=True):
     """Load and run a SavedModel in a process without Keras, on the CPU.
 
     Args:
         saved_model: path of the SavedModel.
         inputs: dict of arrays by the input names of the signature "tokens", or None if there is no
             such signature.
-        texts: lists of str by the input names of the signature "text". Default: None, there is no
-            such signature.
+        answering: dict by the names of further signatures, such as "text", of lists of str or
+            arrays by the names of their inputs. Default: none.
         batches: list of dicts of arrays like `inputs`, to evaluate on. Default: none.
         latency: bool, whether to time batches of 1 and 8, for a few seconds at most. Default: True.
 
     Returns:
-        `(served, result)`: {"tokens" and "text": dict of arrays, "batches": list of dicts of
+        `(served, result)`: {"tokens", "text" and so on: dict of arrays, "batches": list of dicts of
         arrays}, and a dict with `latency_ms`, which may be None, and `max_rss_bytes`.
 
     Raises:
@@ -39,7 +39,10 @@ def run_without_keras(saved_model, inputs, *, texts=None, batches=(), latency=Tr
         request = {
             "saved_model": str(saved_model),
             "latency": latency,
-            "texts": texts,
+            "answering": {
+                name: {key: np.asarray(values).tolist() for key, values in inputs.items()}
+                for name, inputs in dict(answering).items()
+            },
             "batches": len(batches),
         }
         (folder / "request.json").write_text(json.dumps(request))
@@ -57,7 +60,10 @@ def run_without_keras(saved_model, inputs, *, texts=None, batches=(), latency=Tr
         result = json.loads((folder / "result.json").read_text())
         served: dict[str, Any] = {
             name: load_arrays(folder / file)
-            for name, file in (("tokens", "outputs.npz"), ("text", "texts.npz"))
+            for name, file in (
+                ("tokens", "outputs.npz"),
+                *((name, f"answers-{name}.npz") for name in request["answering"]),
+            )
             if (folder / file).exists()
         }
         files = [folder / f"served-{number}.npz" for number in range(len(batches))]

@@ -1,9 +1,9 @@
 """Script that runs and times an exported SavedModel in a process without Keras.
 
 Run as `python -P _verify_script.py FOLDER`. FOLDER holds `request.json` ({"saved_model": path,
-"latency": bool, "texts": {input: [str]} or null, "batches": int}), `inputs.npz` if the signature
-"tokens" is to be run, and `batch-0.npz`, `batch-1.npz` and so on. The script adds `outputs.npz`,
-`texts.npz`, `served-0.npz`, `served-1.npz` and so on, and `result.json`.
+"latency": bool, "answering": {signature: {input: list}}, "batches": int}), `inputs.npz` if the
+signature "tokens" is to be run, and `batch-0.npz`, `batch-1.npz` and so on. The script adds
+`outputs.npz`, `answers-SIGNATURE.npz`, `served-0.npz`, `served-1.npz` and so on, and `result.json`.
 """
 
 import json
@@ -31,18 +31,18 @@ def main(folder):
     folder = Path(folder)
     end_with_parent(folder)
     block_imports()
-    import numpy as np
     import tensorflow as tf
 
     request = json.loads((folder / "request.json").read_text())
     signatures = tf.saved_model.load(request["saved_model"]).signatures
     serve, inputs = None, {}
-    if request["texts"] is not None:
-        outputs = call(signatures["text"], request["texts"])
+    for name, values in request["answering"].items():
+        outputs = call(signatures[name], values)
         # NumPy stores string tensors by pickling only.
-        save(folder / "texts.npz", {k: v for k, v in outputs.items() if v.dtype != tf.string})
-        serve = signatures["text"]
-        inputs = {name: np.array(texts[:1], object) for name, texts in request["texts"].items()}
+        floats = {k: v for k, v in outputs.items() if v.dtype != tf.string}
+        save(folder / f"answers-{name}.npz", floats)
+        serve = signatures[name]
+        inputs = {key: first(rows) for key, rows in values.items()}
     if (folder / "inputs.npz").exists():
         serve, inputs = signatures["tokens"], load_arrays(folder / "inputs.npz")
         save(folder / "outputs.npz", call(serve, inputs))
@@ -56,6 +56,13 @@ def main(folder):
         "forbidden_modules": imported(),
     }
     (folder / "result.json").write_text(json.dumps(result))
+
+
+def first(rows):
+    """Return the first example, as an array of strings or of numbers."""
+    import numpy as np
+
+    return np.array(rows[:1], object if isinstance(rows[0], str) else "int32")
 
 
 def call(serve, inputs):

@@ -283,7 +283,8 @@ def test_cached_keys_and_values_give_the_tokens_of_the_whole_sequence(library, f
 def test_an_export_continues_texts(library, tmp_path):
     words = ke.data.train_tokenizer(TEXTS, vocabulary_size=80, kind="wordpiece", max_length=32)
     sizes = {"num_layers": 1, "hidden_dim": 8, "num_heads": 2, "library": library}
-    task = ke.tasks.CausalLM(texts=2, max_tokens=5)
+    strategy = ke.generation.Sample(top_p=0.9)
+    task = ke.tasks.CausalLM(texts=2, max_tokens=5, strategy=strategy)
     model, tokenizer = ke.models.create(words, task=task, **sizes)
     flavor = ke.flavor.of(model)
     for variable in model.weights:
@@ -292,7 +293,8 @@ def test_an_export_continues_texts(library, tmp_path):
     ke.export(model, tmp_path / "out", sample=sample, tokenizer=tokenizer, task=task)
     prompts = ["the film", "A good"]
     found = ke.serving.predict(tmp_path / "out", prompts)
-    expected = ke.models.generate_text(model, tokenizer, prompts, max_tokens=5)
+    options = {"max_tokens": 5, "strategy": strategy}
+    expected = ke.models.generate_text(model, tokenizer, prompts, **options)
     for answer, text in zip(found, expected, strict=True):
         # Python's decoder keeps the mark of a piece that it begins with.
         assert answer["generated_text"].replace(" ", "") == text.replace(" ", "").removeprefix("##")

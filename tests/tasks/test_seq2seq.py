@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from covering import covering, sampled
 from fit_helpers import mirrored
+from in_process_export import in_process as in_process
 from tokenizers import (
     BertWordPieceTokenizer,
     Tokenizer,
@@ -281,7 +282,7 @@ def t5(tmp_path):
     return tmp_path / "t5", features, model(features).logits.numpy()
 
 
-def test_t5(t5, tmp_path):
+def test_t5(t5, tmp_path, in_process):
     """Norms stand first, distances have a bias, and targets begin with the padding token."""
     folder, features, expected = t5
     model, tokenizer = ke.models.load(folder, task=TASK, library="tf_keras")
@@ -302,6 +303,16 @@ def test_t5(t5, tmp_path):
     assert [text.decode() for text in found["generated_text"].numpy()] == [
         backend.decode(row).strip() for row in wanted.numpy().tolist()
     ]
+    # Token ids in and texts out, since no graph holds a SentencePiece tokenizer.
+    options = {"sample": batch, "tokenizer": tokenizer, "task": TASK, "latency": False}
+    report = ke.export(model, tmp_path / "served", **options)
+    signatures = tf.saved_model.load(str(report.directory)).signatures
+    assert set(signatures) == {"serving_default", "tokens", "generate"}
+    served = signatures["generate"](input_ids=ids, attention_mask=mask)
+    assert served["generated_text"].numpy().tolist() == found["generated_text"].numpy().tolist()
+    np.testing.assert_allclose(served["log_probability"], found["log_probability"], atol=1e-5)
+    with pytest.raises(InputError, match="for tasks that generate texts"):
+        ke.export(model, tmp_path / "no", sample=batch, tokenizer=tokenizer, signatures="generate")
     ke.models.save(model, tokenizer, tmp_path / "m", task=TASK)
     _, again = ke.models.load(tmp_path / "m")
     assert again.target_ends == (6, 5)

@@ -84,6 +84,10 @@ class TextSignature:
         if self.task.head == "span":
             yield from self._windows(*texts)
             return
+        if self.task.generates:
+            # Together, since tokens that are drawn depend on the place of a text in its batch.
+            yield padded_ids(self.tokenizer, *texts), ()
+            return
         words: list = [()] * len(TEXTS)
         if self.task.head == "token":
             ids, spans, *_ = self.tokenizer.encode_words(*texts)
@@ -125,6 +129,16 @@ class TextSignature:
             }
             ids = np.where(mask > 0, ids, self.tokenizer.pad_id)
             yield {"ids": ids, "mask": mask, "segments": segments}, (tokens,)
+
+
+def padded_ids(tokenizer, texts) -> dict[str, np.ndarray]:
+    """Return "ids" and "mask" of texts, int32 `[texts, tokens]`."""
+    rows = tokenizer.encode(texts)
+    ids = np.full((len(rows), max(map(len, rows))), tokenizer.pad_id, np.int32)
+    mask = np.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)], mask[number, : len(row)] = row, 1
+    return {"ids": ids, "mask": mask}
 
 
 def _words(spans):
