@@ -621,8 +621,8 @@ def check_compresses(task: tasks.Task) -> tasks.Task:
         names = ", ".join(name for name in tasks.names() if tasks.get(name).compresses)
         raise InputError(
             f"compress takes models for the tasks {names}. Received: {task!r}. Make the model "
-            "smaller with ke.shrink, train the smaller one with ke.distill, and export it with "
-            "`quantize`."
+            "smaller with ke.shrink and train the smaller one with ke.distill, if its blocks are "
+            "known; export it with `quantize`."
         )
     return task
 
