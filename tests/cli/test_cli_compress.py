@@ -256,6 +256,9 @@ class Kind:
     answer: str
     columns: dict
 
+    def definition(self):
+        return ke.tasks.get(self.task, texts=self.texts)
+
     def row(self, records, number):
         """An example as an object of JSON Lines."""
         texts, label = records.examples()[number], records.labels[[number]]
@@ -284,7 +287,7 @@ KINDS = {
 
 def taught(kind, library, folder):
     """A model, and data on which it is always right: what it says of these texts itself."""
-    task = ke.tasks.get(kind.task, texts=kind.texts)
+    task = kind.definition()
     bert = write_bert(folder / "bert", dropout=0.0)
     count = len(kind.names) or None
     model, tokenizer = ke.models.load(bert, task=task, num_labels=count, library=library)
@@ -331,34 +334,68 @@ def written(path, rows):
     return path
 
 
-@pytest.mark.parametrize(
-    "name, library",
-    covering(
-        [*list(KINDS)[:-1], pytest.param("several", marks=pytest.mark.full)], BOTH, strength=1
-    ),
-)
-def test_other_tasks(name, library, tmp_path, monkeypatch):
-    kind = KINDS[name]
-    model, tokenizer, records = taught(kind, library, tmp_path)
+@dataclass(frozen=True)
+class Taught:
+    """A folder of a trained model, its labelled data, and texts without labels."""
+
+    model: Path
+    data: Path
+    more: Path
+    records: ke.data.Records
+    held_out: ke.data.Records
+
+
+def trained_for(kind, library, folder):
+    """What `finetune` leaves, of a model that `taught` made."""
+    model, tokenizer, records = taught(kind, library, folder)
     rows = [kind.row(records, number) for number in range(64)]
-    data = written(tmp_path / "data.jsonl", rows[:48])
+    data = written(folder / "data.jsonl", rows[:48])
     labels = ("tags", "answers", "label", "entities")
     others = [{k: v for k, v in row.items() if k not in labels} for row in rows[48:]]
-    if name == "tags":
+    if "tokens" in rows[0]:
         others = [{"text": text} for text in records.texts[48:]]
-    more = written(tmp_path / "more.jsonl", others)
-    task = ke.tasks.get(kind.task, texts=kind.texts)
-    names = records.label_names or None
+    more = written(folder / "more.jsonl", others)
+    task, names = kind.definition(), records.label_names or None
     rows = task.read(data, label_names=names, **kind.columns)
     train, held_out = ke.data.split(rows, validation=16)
     facts = {**SPLIT, "validation": 16, "train_fingerprint": train.fingerprint, **kind.columns}
-    trained = tmp_path / "out" / "trained-1"
-    ke.models.save(model, tokenizer, trained, label_names=names, task=task, facts=facts)
+    output = folder / "out" / "trained-1"
+    ke.models.save(model, tokenizer, output, label_names=names, task=task, facts=facts)
+    return Taught(folder / "out", data, more, records, held_out)
+
+
+def test_a_plan_for_pairs_of_texts(tmp_path, monkeypatch):
+    expect_a_second_per_step(monkeypatch)
+    found = trained_for(KINDS["pairs"], "keras", tmp_path)
+    options = {"unlabelled": found.more, "copies": 1, "dry_run": True}
+    outcome = compress(found.model, found.data, tmp_path / "out", **options)
+    assert outcome.code == 0 and "32 labelled pairs of texts to train on, " in outcome.err, outcome
+    unlabelled = int(outcome.err.partition("to train on, ")[2].partition(" unlabelled")[0])
+    # 16 in the file, and a copy of each pair whose first text is another one.
+    assert 16 < unlabelled <= 16 + 32 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name, library",
+    covering(
+        [
+            "tags",
+            "questions",
+            *(pytest.param(name, marks=pytest.mark.full) for name in ("pairs", "several")),
+        ],
+        BOTH[::-1],
+        strength=1,
+    ),
+)
+def test_other_tasks(name, library, tmp_path, monkeypatch):
+    """From the data to what is served."""
+    kind = KINDS[name]
+    found = trained_for(kind, library, tmp_path)
     monkeypatch.setattr(module.CompressRun, "measure_baselines", baselines)
     monkeypatch.setattr(module, "_shrink_target", lambda *_: {"feed_forward": 16})
     expect_a_second_per_step(monkeypatch)
     folder = tmp_path / "small"
-    outcome = compress(tmp_path / "out", data, folder, unlabelled=more)
+    outcome = compress(found.model, found.data, folder, unlabelled=found.more)
     assert outcome.code in (0, 3), outcome
     assert "Padding is computed" not in outcome.err, outcome
     unit = "pairs of texts" if kind.texts == 2 else "texts"
@@ -368,15 +405,16 @@ def test_other_tasks(name, library, tmp_path, monkeypatch):
     small, words = ke.models.load(candidate := next(folder.glob("*/*/trained")))
     info = ke.models.info(candidate)
     assert (info.task, info.texts, info.label_names) == (kind.task, kind.texts, kind.names)
+    task, held_out = kind.definition(), found.held_out
     batches = task.batches(held_out, words, training=False, batch_size=64, max_length=32)
-    score = task.evaluate(small, batches, names).score
+    score = task.evaluate(small, batches, held_out.label_names or None).score
     assert score == pytest.approx(info.facts["score"], abs=1e-5)
     monkeypatch.setattr(
         predict_module,
         "_run",
         lambda version, *request: predict_script.predict(version, *request[:-1]),
     )
-    texts = [x if kind.texts == 2 else x[0] for x in records.examples()[:2]]
+    texts = [x if kind.texts == 2 else x[0] for x in held_out.examples()[:2]]
     served = ke.serving.predict(candidate.parent / "int8", texts)
     assert len(served) == 2 and all(kind.answer in row for row in served)
 
