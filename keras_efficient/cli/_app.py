@@ -228,8 +228,14 @@ def compress(
     unlabelled: Annotated[
         Path | None, typer.Option(help="File of further texts, which only the model labels.")
     ] = None,
-    text_column: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
-    label_column: Annotated[str, typer.Option(help="Column with the labels.")] = "label",
+    text_column: Annotated[
+        list[str] | None,
+        typer.Option(help="Column with the texts, twice for pairs; default: as in finetune."),
+    ] = None,
+    label_column: Annotated[
+        list[str] | None,
+        typer.Option(help="Column with the labels, repeatable; default: as in finetune."),
+    ] = None,
     delimiter: Delimiter = None,
     validation_data: Annotated[
         Path | None, typer.Option(help="Labelled file to evaluate on, unknown to the model.")
@@ -274,9 +280,12 @@ def compress(
 
     Exit code 3: no candidate reaches the target and keeps the accuracy.
     """
-    options = {**locals(), "data": data[0] if len(data) == 1 else tuple(data)}
+    options = {**locals()}
     import dataclasses
 
+    for name in ("data", "text_column", "label_column"):
+        given = options[name] or [None]
+        options[name] = given[0] if len(given) == 1 else tuple(given)
     from keras_efficient.cli._compress import Settings, pipeline_settings, run
 
     names = {field.name for field in dataclasses.fields(Settings)}

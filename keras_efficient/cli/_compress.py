@@ -27,8 +27,8 @@ class Settings:
     model: Path
     data: Path | tuple[Path, ...]
     output: Path
-    text_column: str
-    label_column: str
+    text_column: str | tuple[str, ...] | None
+    label_column: str | tuple[str, ...] | None
     delimiter: str | None
     validation_data: Path | None
     validation: float | None
@@ -79,15 +79,19 @@ def run(settings: Settings, pipeline: Any) -> None:
     if pipeline["max_length"] is None:
         pipeline["max_length"] = info.facts.get("max_length", 128)
     chosen = ke.pipelines.CompressSettings(**pipeline)
-    train, validation = _read(settings, info, task, chosen.seed)
-    unlabelled = ()
+    columns = _columns(settings, info)
+    train, validation = _read(settings, info, task, chosen.seed, columns)
+    unlabelled: Any = ()
     if settings.unlabelled is not None:
+        named = columns["text_column"]
+        if named == "text" and task.texts == 2:
+            named = task.inputs
         unlabelled = ke.data.read_records(
             settings.unlabelled,
-            text_column=settings.text_column,
+            text_column=named,
             label_column=None,
-            delimiter=settings.delimiter,
-        ).texts
+            delimiter=columns["delimiter"],
+        )
 
     progress = _Progress(console, settings.log_seconds)
     with console.status("Loading TensorFlow and the model, and measuring a few steps ..."):
@@ -154,7 +158,20 @@ def _served(row):
     return shlex.quote(str(path.parent if path.name == "1" else path))
 
 
-def _read(settings, info, task, seed):
+def _columns(settings, info):
+    """Return how the data are read: by the options, or else as they were for the model."""
+    defaults = {"text_column": "text", "label_column": "label", "delimiter": None}
+    columns = {}
+    for name, default in defaults.items():
+        value = getattr(settings, name)
+        if value is None:
+            value = info.facts.get(name, default)
+        # JSON has lists.
+        columns[name] = tuple(value) if isinstance(value, list) else value
+    return columns
+
+
+def _read(settings, info, task, seed, columns):
     """Return the records to train on, and those that the model has not seen.
 
     Args:
@@ -162,17 +179,13 @@ def _read(settings, info, task, seed):
         info: the `TrainedModelInfo` of the model.
         task: its `ke.tasks.Task`.
         seed: seed of the division if the model does not tell its own.
+        columns: what `_columns` returned.
 
     Raises:
         InputError: a file cannot be used, or the rows that were held out from the model's training
             cannot be told from the others.
     """
-    columns = {
-        "text_column": settings.text_column,
-        "label_column": settings.label_column,
-        "delimiter": settings.delimiter,
-        "label_names": info.label_names or None,
-    }
+    columns = {**columns, "label_names": info.label_names or None}
     records = task.read(settings.data, **columns)
     known = "train_fingerprint" in info.facts
     other = settings.validation_data

@@ -324,7 +324,7 @@ def run(settings: Settings):
         facts=tiles(found, facts, stats, settings, precision),
         report=report,
     )
-    Console().print(result_table(found, facts, report, page, trained))
+    Console().print(result_table(found, facts, report, page, trained, task))
     # Its warnings come last, where they are seen.
     Console().print(found)
 
@@ -364,6 +364,9 @@ def _facts_for_compress(settings, train, validation, found):
     other = settings.validation_data
     return {
         "data": settings.data_name,
+        "text_column": settings.text_column,
+        "label_column": settings.label_column,
+        "delimiter": settings.delimiter,
         "validation_data": None if other is None else str(other.absolute()),
         "validation": settings.validation_size,
         "seed": settings.seed,

@@ -104,7 +104,7 @@ def tiles(found, facts, stats, settings, precision):
     }
 
 
-def result_table(found, facts, report, page, trained):
+def result_table(found, facts, report, page, trained, task):
     """Return the table of results that ends a run."""
     latency = report.latency_ms or {}
     rows = {
@@ -124,7 +124,8 @@ def result_table(found, facts, report, page, trained):
         "run report": str(page),
     }
     if trained is not None:
-        rows["trained model"] = f"{trained} (for keras-efficient compress)"
+        use = "keras-efficient compress" if task.compresses else "ke.models.load"
+        rows["trained model"] = f"{trained} (for {use})"
     table = Table(title="Result", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

@@ -38,6 +38,9 @@ class AnswerLabels(StructuredLabels):
     def __getitem__(self, indices: Any) -> "AnswerLabels":
         return AnswerLabels(self.answers[i] for i in np.asarray(indices).tolist())
 
+    def __add__(self, other: "AnswerLabels") -> "AnswerLabels":
+        return AnswerLabels((*self.answers, *other.answers))
+
     def tobytes(self) -> bytes:
         """Return the same bytes for the same answers, on every machine."""
         return repr(self.answers).encode()

@@ -23,8 +23,9 @@ class AugmentedTexts(NamedTuple):
     """Result of `augment_texts`.
 
     Attributes:
-        records: `Records` of the new texts, without labels. All differ from each other and from
-            the originals; `len(records)` is the number of distinct ones.
+        records: `Records` of the new texts, or of the new first texts with the second texts of
+            their originals, without labels. All differ from each other and from the originals;
+            `len(records)` is the number of distinct ones.
         origins: int64 array `[texts]`, the index of the text that each was made of, increasing.
         dropped: number of copies that were left out, because they were identical to another copy
             or to an original.
@@ -55,7 +56,8 @@ def augment_texts(
     predicts in its place, if there is such a model; any other word by one of those whose
     embeddings are nearest to its own: among the words of one token for such a word, and among all
     words for one of several tokens, whose embedding is the mean of theirs. Numbers, punctuation,
-    white space and special tokens stay, as does at least one word of each text.
+    white space and special tokens stay, as does at least one word of each text. Of pairs of texts
+    the first one is altered: the question, where the second text is its context.
 
     A word is what stands between white space and punctuation and consists of letters, so languages
     that put no spaces between words are not augmented sensibly. The copies have no labels: the
@@ -126,17 +128,22 @@ def augment_texts(
         source = _Replacements(
             texts, tokenizer, embeddings, masked_lm, candidates, replaced.any(axis=0)
         )
-    found, seen = [], set(records.texts)
+    second = records.second_texts or (None,) * len(records)
+    found, seen = [], set(zip(records.texts, second, strict=True))
     for here in replaced:
         new = source.draw(here, rng)
         gone = _deleted(texts, rng, delete)
         order = _swapped(texts, rng, swap)
         for number, text in texts.changed(new, gone, order):
-            if text not in seen:
-                seen.add(text)
+            if (text, second[number]) not in seen:
+                seen.add((text, second[number]))
                 found.append((number, text))
     found.sort(key=lambda pair: pair[0])
-    made = Records(tuple(text for _, text in found), source=f"{records.source}, augmented")
+    made = Records(
+        tuple(text for _, text in found),
+        source=f"{records.source}, augmented",
+        second_texts=records.second_texts and tuple(second[number] for number, _ in found),
+    )
     origins = np.array([number for number, _ in found], np.int64)
     return AugmentedTexts(made, origins, copies * len(records) - len(made))
 

@@ -210,6 +210,46 @@ class Records:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def __add__(self, other: "Records") -> "Records":
+        """Return these records followed by others with labels of the same kind.
+
+        Raises:
+            InputError: Their labels or their classes differ, or only some are pairs of texts.
+        """
+        if self._kind() != other._kind():
+            raise InputError(
+                "Records that are joined must be alike: single texts or pairs, labels of one kind, "
+                f"the same classes. Received: {self!r:.200} and {other!r:.200}. Read both in the "
+                "same way, with the same `label_names`."
+            )
+        labels: Any = self.labels
+        if isinstance(labels, StructuredLabels):
+            labels = labels + other.labels
+        elif labels is not None:
+            labels = np.concatenate([labels, other.labels])
+        second = self.second_texts
+        if second is not None:
+            second += other.second_texts or ()
+        texts = self.texts + other.texts
+        return Records(texts, labels, self.label_names, self.source, second)
+
+    def _kind(self):
+        labels = self.labels
+        if isinstance(labels, np.ndarray):
+            labels = labels.ndim, labels.dtype.kind
+        elif labels is not None:
+            labels = type(labels)
+        return labels, self.label_names, self.second_texts is None
+
+    def examples(self) -> list[tuple[str, ...]]:
+        """Return the text or the texts of each record."""
+        columns = (self.texts,) if self.second_texts is None else (self.texts, self.second_texts)
+        return list(zip(*columns, strict=True))
+
+    def without_labels(self) -> "Records":
+        """Return the texts, or pairs of texts, alone."""
+        return Records(self.texts, source=self.source, second_texts=self.second_texts)
+
     def __repr__(self) -> str:
         # That of a dataclass would print every text.
         if self.labels is None:

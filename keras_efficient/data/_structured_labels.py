@@ -20,6 +20,10 @@ class StructuredLabels(abc.ABC):
         """Return the labels of the texts at an array of positions."""
 
     @abc.abstractmethod
+    def __add__(self, other: Any) -> "StructuredLabels":
+        """Return these labels followed by others of the same class."""
+
+    @abc.abstractmethod
     def tobytes(self) -> bytes:
         """Return the same bytes for the same labels, on every machine."""
 

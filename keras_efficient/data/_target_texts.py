@@ -36,6 +36,9 @@ class TargetTexts(StructuredLabels):
     def __getitem__(self, indices: Any) -> "TargetTexts":
         return TargetTexts(self.texts[i] for i in np.asarray(indices).tolist())
 
+    def __add__(self, other: "TargetTexts") -> "TargetTexts":
+        return TargetTexts((*self.texts, *other.texts))
+
     def tobytes(self) -> bytes:
         """Return the same bytes for the same texts, on every machine."""
         parts = [text.encode() for text in self.texts]

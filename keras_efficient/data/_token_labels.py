@@ -39,6 +39,9 @@ class TokenLabels(StructuredLabels):
     def __getitem__(self, indices: Any) -> "TokenLabels":
         return TokenLabels(self.words[i] for i in np.asarray(indices).tolist())
 
+    def __add__(self, other: "TokenLabels") -> "TokenLabels":
+        return TokenLabels((*self.words, *other.words))
+
     def tobytes(self) -> bytes:
         """Return the same bytes for the same words and classes, on every machine."""
         sizes = np.array([len(rows) for rows in self.words], "<i8").tobytes()
@@ -87,3 +90,27 @@ class TokenLabels(StructuredLabels):
         first = np.zeros(len(found), bool)
         first[np.unique(seen, return_index=True)[1]] = True
         return np.where(first, found, IGNORED).astype(np.int32)
+
+
+def token_words(spans: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return the words of a tokenizer in a text, each with the class of its first token.
+
+    Args:
+        spans: int array `[tokens, 3]`, the first character of each token, the character after its
+            last one, and the number of its word, -1 for special tokens; those of
+            `Tokenizer.encode_words`.
+        classes: int array `[tokens]`, or longer.
+
+    Returns:
+        Int array `[words, 3]`, as `TokenLabels` has them.
+    """
+    starts, ends, numbers = spans.T
+    words: list[tuple[int, int, int]] = []
+    last = 0
+    for first in np.unique(numbers, return_index=True)[1]:
+        end = int(ends[numbers == numbers[first]].max())
+        # Characters that a tokenizer removes, or counts to two words, are no word of their own.
+        if numbers[first] >= 0 and last <= starts[first] < end:
+            words.append((int(starts[first]), end, int(classes[first])))
+            last = end
+    return np.array(words, np.int32).reshape(-1, 3)

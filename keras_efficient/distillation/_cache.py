@@ -39,7 +39,7 @@ def cache(
 
     Epochs of distillation then cost the student alone. The outputs belong to the examples: their
     order, their batches and the padding may differ from epoch to epoch. Outputs for tokens are kept
-    for real tokens only.
+    for real tokens only; logits over tokens, `[examples, outputs, tokens]`, likewise.
 
     Outputs are written in parts, each complete and with its checksum or not at all. After a kill
     the same call goes on where the last one stopped; examples that the cache holds already are not
@@ -162,9 +162,9 @@ class _Writer:
             if len(found) != 1 or found[0].shape.rank not in (2, 3):
                 shapes = [output.shape.as_list() for output in found]
                 raise InputError(
-                    "A cache holds one output, [examples, classes] or [examples, tokens, classes]. "
-                    f"Received: outputs of shapes {shapes}. Give a function of features that "
-                    "returns one of them."
+                    "A cache holds one output, [examples, classes], [examples, tokens, classes] or "
+                    f"[examples, outputs, tokens]. Received: outputs of shapes {shapes}. Give a "
+                    "function of features that returns one of them."
                 )
             return tf.cast(found[0], tf.float32).numpy()
 
@@ -172,8 +172,12 @@ class _Writer:
 
     def _add(self, keys, fresh, features, outputs):
         tokens = outputs.ndim == 3
-        self.manifest.update(tokens=tokens, shape=list(outputs.shape[-1:]))
         real = real_positions(features) if tokens else None
+        # Of tokens, or over tokens, as for the beginning of an answer.
+        over = real is not None and outputs.shape[1] != real.shape[1] == outputs.shape[2]
+        if over:
+            outputs = np.swapaxes(outputs, 1, 2)
+        self.manifest.update(tokens=tokens, shape=list(outputs.shape[-1:]), over_tokens=over)
         if tokens and (real is None or real.shape != outputs.shape[:2]):
             raise InputError(
                 "Outputs for tokens belong to the token ids or the mask among the features. "

@@ -337,8 +337,10 @@ class Distillation(LossTerm):
 
     def _check_outputs(self, teacher, ours, theirs):
         shapes = [[tuple(x.shape[1:]) for x in outputs] for outputs in (ours, theirs)]
+        # Of logits over tokens, the number may be unknown before they are computed.
         agree = len(ours) == len(theirs) and all(
-            len(a) == len(b) and a[-1] == b[-1] for a, b in zip(*shapes, strict=True)
+            len(a) == len(b) and (a[-1] == b[-1] or None in (a[-1], b[-1]))
+            for a, b in zip(*shapes, strict=True)
         )
         if not agree:
             raise ValueError(

@@ -54,7 +54,7 @@ def soft_target_divergence(
     check_divergence(divergence)
     student, teacher = wide(student), tf.stop_gradient(wide(teacher))
     teacher = tf.cast(teacher, student.dtype)
-    if student.shape[-1] != teacher.shape[-1]:
+    if not student.shape[-1:].is_compatible_with(teacher.shape[-1:]):
         raise ValueError(
             "Student and teacher must predict the same classes. Received: outputs of shapes "
             f"{student.shape} and {teacher.shape}. Train a teacher on the student's labels."

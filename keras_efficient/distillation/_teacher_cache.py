@@ -19,6 +19,9 @@ from keras_efficient.distillation._example_keys import (
 from keras_efficient.distillation._teacher import Teacher
 
 FORMAT = 1
+#: Logit at padding of outputs over tokens, such as those of an answer; the models of this package
+#: mask with it, too.
+MASKED = -100.0
 MANIFEST = "teacher_cache.json"
 
 
@@ -84,7 +87,9 @@ class TeacherCache(Teacher):
             x: nest of arrays or tensors, features as `fit` receives them.
 
         Returns:
-            Array `[examples, classes]`, or `[examples, tokens, classes]` with zeros at padding.
+            Array `[examples, classes]`; `[examples, tokens, classes]` with zeros at padding; or
+            `[examples, outputs, tokens]` with -100 at padding, if the outputs are logits over the
+            tokens.
 
         Raises:
             InputError: an example is not in the cache.
@@ -103,9 +108,15 @@ class TeacherCache(Teacher):
         if not self.manifest["tokens"]:
             return np.concatenate(rows).astype(np.float32)
         assert real is not None
-        found = np.zeros((*real.shape, *self.manifest["shape"]), np.float32)
+        fill = MASKED if self._over_tokens else 0.0
+        found = np.full((*real.shape, *self.manifest["shape"]), fill, np.float32)
         found[real] = np.concatenate(rows)
-        return found
+        return np.swapaxes(found, 1, 2) if self._over_tokens else found
+
+    @property
+    def _over_tokens(self):
+        """Whether the tokens are the last axis of the outputs."""
+        return bool(self.manifest.get("over_tokens"))
 
     def _rows(self, key):
         number, row = self._index[key]
@@ -119,8 +130,10 @@ class TeacherCache(Teacher):
             return self.outputs(tf.nest.pack_sequence_as(structure, list(arrays)))
 
         outputs = tf.numpy_function(look_up, flat, tf.float32, stateful=False)
-        length = [None] if self.manifest["tokens"] else []
-        outputs.set_shape([None, *length, *self.manifest["shape"]])
+        shape = [*self.manifest["shape"]]
+        if self.manifest["tokens"]:
+            shape.insert(1 if self._over_tokens else 0, None)
+        outputs.set_shape([None, *shape])
         return outputs
 
     def from_logits(self, outputs):

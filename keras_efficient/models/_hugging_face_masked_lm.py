@@ -96,8 +96,9 @@ def at_mask_positions(cls: type) -> type:
         positions = tf.TensorSpec([None, None], tf.int32, name="mask_positions")
         return {**cls.input_signature.fget(self), "mask_positions": positions}
 
-    # The name of the class is that of the folder's configuration.
+    # The name of the class is that of the folder's configuration, and it is one of transformers.
     members = {
+        "__module__": cls.__module__,
         "call": call if segments else call_without_segments,
         "dummy_inputs": dummy_inputs,
         "input_signature": input_signature,

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 import keras_hub
+import numpy as np
 
 from keras_efficient.models._span_logits import span_logits
 
@@ -56,6 +57,24 @@ class SpanClassifier(keras_hub.models.Task):
         )
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
         self.separator, self.num_classes = separator, 2
+
+    def renumber_tokens(self, ids):
+        """Adapt to a vocabulary of fewer tokens; `ke.shrink` calls this.
+
+        Args:
+            ids: int array of the old ids of the tokens that were kept, by their new ids.
+
+        Raises:
+            ValueError: the separator is not among them.
+        """
+        places = np.flatnonzero(np.asarray(ids) == self.separator)
+        if not places.size:
+            raise ValueError(
+                "`vocabulary` must contain the token between question and context. Received: ids "
+                f"for {self.name!r} without {self.separator}. Get the ids from "
+                "ke.data.trim_vocabulary."
+            )
+        self.separator = self.output_mask.separator = int(places[0])
 
     def get_config(self):
         return super().get_config() | {"separator": self.separator}

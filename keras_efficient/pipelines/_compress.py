@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from keras_efficient.data import Records
@@ -21,7 +21,7 @@ def compress(
     *,
     target: Any,
     settings: CompressSettings | None = None,
-    unlabelled: Sequence[str] = (),
+    unlabelled: Any = (),
     resume: bool = False,
     say: Callable[[str], Any] | None = print,
     task: Any = None,
@@ -47,11 +47,13 @@ def compress(
         target: "speedup=10" or {"speedup": 10}; as in `CompressSettings`.
         settings: other settings; their `target` is replaced. Default: None, the defaults of
             `CompressSettings`.
-        unlabelled: further texts, which only the teacher labels. Default: ().
+        unlabelled: further texts, or `Records` of texts or pairs, which only the teacher labels.
+            Default: ().
         resume: whether to go on with the run that is in the folder. Default: False.
         say: function of a line about the progress. Default: `print`.
-        task: name of the task that the model was trained for, or a `ke.tasks.Task`: classification,
-            several labels or regression. Default: None, "classification".
+        task: name of the task that the model was trained for, or a `ke.tasks.Task`:
+            classification, several labels, regression, token classification or question answering.
+            Default: None, "classification".
 
     Returns:
         A `CompressReport`, which is also written to report.json, beside front.png.

@@ -1,13 +1,12 @@
 """`CompressRun`: the phases of `compress`, each of which leaves its result in a folder."""
 
-import hashlib
 import json
 import os
 import shutil
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,8 @@ from keras_efficient.bench import ExportLatency, bench
 from keras_efficient.bench._bench_report import latency_of
 from keras_efficient.callbacks import Resume
 from keras_efficient.compression import shrink
-from keras_efficient.data import (
-    Records,
-    augment_texts,
-    text,
-    trim_vocabulary,
-)
+from keras_efficient.data import Records, augment_texts, trim_vocabulary
+from keras_efficient.data._as_records import as_records
 from keras_efficient.data._tokenizer import Tokenizer, as_tokenizer
 from keras_efficient.distillation import TeacherCache, cache, distill
 from keras_efficient.distillation._teacher import KerasTeacher
@@ -71,24 +66,25 @@ class CompressRun:
         validation: `Records` with labels that neither the teacher nor a candidate sees in training.
         directory: path of the run's folder.
         settings: `CompressSettings`.
-        unlabelled: further texts, which only the teacher labels. Default: ().
+        unlabelled: further texts, or `Records` of texts or pairs, which only the teacher labels.
+            Default: ().
         say: function of a line of text about the progress. Default: None, nothing is said.
         callbacks: function of a candidate's name that returns callbacks for its training. Default:
             None.
-        task: name of the task that the model was trained for, or a `ke.tasks.Task`. Default: None,
-            "classification".
+        task: name of the task that the model was trained for, of pairs of texts if `train` has
+            them, or a `ke.tasks.Task`. Default: None, "classification".
 
     Attributes:
         label_names: names of the classes, or None if there are none.
         trimmed: the teacher with the trimmed vocabulary; set by `trim`.
         words: its tokenizer; set by `trim`.
-        further: the texts that only the teacher labels: the unlabelled ones and, after `trim`, the
+        further: `Records` that only the teacher labels: the unlabelled ones and, after `trim`, the
             altered copies.
         seconds: dict of a phase's name to the seconds that it took in this process.
 
     Raises:
-        InputError: the data have no labels or too few, the tokenizer cannot be saved, or the task
-            is one whose models cannot be distilled.
+        InputError: the data have no labels or too few, or are single texts where the task is one
+            of pairs; the tokenizer cannot be saved; or the task is one that compress does not take.
 
     Examples:
         >>> model, tokenizer = ke.models.load("models/all-MiniLM-L6-v2")
@@ -114,14 +110,16 @@ class CompressRun:
         directory: str | os.PathLike,
         settings: CompressSettings,
         *,
-        unlabelled: Sequence[str] = (),
+        unlabelled: Any = (),
         say: Callable[[str], Any] | None = None,
         callbacks: Callable[[str], list] | None = None,
         task: Any = None,
     ):
         self.model, self.tokenizer = model, as_tokenizer(tokenizer)
         check_savable(self.tokenizer)
-        self.task = check_compresses(tasks.get(task))
+        if not isinstance(task, tasks.Task):
+            task = tasks.get(task, texts=2 if train.second_texts is not None else None)
+        self.task = check_compresses(task)
         self.train, self.validation = train, validation
         self.label_names = train.label_names or None
         self.task.check(train)
@@ -130,11 +128,19 @@ class CompressRun:
                 "Candidates are evaluated on texts with labels. Received: validation records "
                 f"without any ({validation.source}). Read them with their labels."
             )
-        if train.second_texts is not None or validation.second_texts is not None:
-            raise InputError(
-                "compress distils models of single texts. Received: pairs of texts "
-                f"({train.source}). Make the model smaller with ke.shrink."
-            )
+        unlabelled = as_records(unlabelled)
+        if not len(unlabelled):
+            unlabelled = train.take([])
+        for records in (train, validation, unlabelled):
+            pairs = records.second_texts is not None
+            if pairs != (self.task.texts == 2):
+                found, wanted = "single texts", "two text columns"
+                if pairs:
+                    found, wanted = "pairs of texts", "one text column"
+                raise InputError(
+                    f"All data must be what the model takes. Received: {found} ({records.source}) "
+                    f"for {self.task!r}. Name {wanted}."
+                )
         if train.label_names != validation.label_names:
             raise InputError(
                 "Training and validation records must have the same classes. Received: "
@@ -157,37 +163,47 @@ class CompressRun:
         self.trimmed: Any = None
         self.words: Any = None
 
-    def _new(self, texts, known=()):
+    def _new(self, records, *known):
         """Return the texts that are not among those with labels or the known ones, once each."""
-        known = {*self.train.texts, *self.validation.texts, *known}
-        return [text for text in dict.fromkeys(texts) if text not in known]
+        seen = {x for part in (self.train, self.validation, *known) for x in part.examples()}
+        new = []
+        for number, example in enumerate(records.examples()):
+            if example not in seen:
+                seen.add(example)
+                new.append(number)
+        return records.take(new).without_labels()
 
     def _identity(self):
-        unlabelled = hashlib.sha256("\0".join(self.further).encode()).hexdigest()
         return {
             "model": KerasTeacher(self.model).fingerprint(),
             "library": self.flavor.name,
             "task": self.task.name,
             "train": self.train.fingerprint,
             "validation": self.validation.fingerprint,
-            "unlabelled": unlabelled,
+            "unlabelled": self.further.fingerprint,
             **self.settings.identity(),
         }
 
     # --- data --------------------------------------------------------------------------------
 
     def batches(self, records: Any, tokenizer: Tokenizer, **options: Any) -> Any:
-        """Return records as batches of `ke.data.text`, with the settings of the run."""
+        """Return records as batches of the task, with the settings of the run."""
         defaults = {
             "batch_size": self.settings.batch_size,
             "max_length": self.settings.max_length,
             "seed": self.settings.seed,
         }
-        return text(records, tokenizer, **{**defaults, **options})
+        return self.task.batches(records, tokenizer, **{**defaults, **options})
 
     def held_out(self, tokenizer: Tokenizer) -> Any:
         """Return the validation records as batches."""
-        return self.batches(self.validation, tokenizer, batch_size=64, shuffle=False)
+        options = {"training": False, "shuffle": False}
+        return self.batches(self.validation, tokenizer, batch_size=64, **options)
+
+    def to_predict(self) -> Any:
+        """Return all texts to train on as batches, whose labels do not count."""
+        texts = self.train.without_labels() + self.further
+        return self.batches(texts, self.words, group_by_length=True)
 
     # --- phases ------------------------------------------------------------------------------
 
@@ -272,10 +288,16 @@ class CompressRun:
         ids = None
         if self.settings.min_frequency:
             try:
-                texts = [*self.train.texts, *self.further]
+                texts = [
+                    text
+                    for records in (self.train, self.further)
+                    for text in (*records.texts, *(records.second_texts or ()))
+                ]
                 ids, self.words = trim_vocabulary(
                     self.tokenizer, texts, min_frequency=self.settings.min_frequency
                 )
+                # Rare words have more tokens then, and must still fit.
+                self.held_out(self.words)
                 self.trimmed = shrink(self.model, vocabulary=ids).model
             except (InputError, ValueError) as error:
                 self.say(f"The whole vocabulary is kept. {error}")
@@ -293,7 +315,7 @@ class CompressRun:
                 seed=self.settings.seed,
                 **_ALTERATION,
             )
-            self.further += self._new(altered.records.texts, known=self.further)
+            self.further += self._new(altered.records, self.further)
 
     def choose(self) -> None:
         """Make an untrained candidate for each target; the reason is written where there is none.
@@ -358,13 +380,12 @@ class CompressRun:
                 Default: None.
         """
         self.trim()
-        texts = Records((*self.train.texts, *self.further))
         directory = self.folder.path / "teacher_outputs"
         with self._phase("teacher outputs"):
-            data = self.batches(texts, self.words, group_by_length=True)
+            data = self.to_predict()
             # Where it is refused, padding is computed, which takes longer.
             with suppress(ValueError):
-                unpad(self.trimmed)
+                self.unpad(self.trimmed)
             return cache(self.trimmed, data if progress is None else progress(data), directory)
 
     def distil(self, target: Target, outputs: TeacherCache) -> None:
@@ -382,7 +403,7 @@ class CompressRun:
             terms = {name: getattr(settings, name) for name in _DISTILLATION}
             distill(student, outputs, **terms)
             try:
-                unpad(student)
+                self.unpad(student)
             except ValueError as error:
                 self.say(f"Padding is computed. {error}")
             resume = Resume(
@@ -459,6 +480,15 @@ class CompressRun:
 
     # --- parts -------------------------------------------------------------------------------
 
+    def unpad(self, model: Model) -> None:
+        """Let a model compute real tokens only.
+
+        Raises:
+            ValueError: as for `ke.unpad`.
+        """
+        # The losses of tasks of tokens leave out those of padding.
+        unpad(model, ignore_padding_outputs=self.task.head != "text")
+
     def _evaluate(self, model, held_out):
         return self.task.evaluate(model, held_out, self.label_names)
 
@@ -522,16 +552,17 @@ class CompressRun:
     def _export(self, model, tokenizer, version, name):
         records = self.train.take(range(min(len(self.train), 32 * _CALIBRATION_BATCHES)))
         calibration = self.batches(records, tokenizer, batch_size=32)
+        held_out = self.held_out(tokenizer)
         check_destination(version)
         with self._warnings_said(name):
             quantized_export(
                 model,
                 version,
                 calibration=calibration,
-                held_out=self.held_out(tokenizer),
+                held_out=held_out,
                 tokenizer=tokenizer,
                 label_names=self.label_names,
-                task=self.task,
+                task=self.task.with_data(held_out),
                 facts={"train_fingerprint": self.train.fingerprint, "seed": self.settings.seed},
             )
 
@@ -546,13 +577,17 @@ class CompressRun:
 
     def _labelled_by(self, outputs):
         """Return the training records, and the other texts with what the teacher predicts."""
-        train = self.train
-        if not self.further:
-            return train
-        features = self.batches(Records(tuple(self.further)), self.words, shuffle=False)
-        labels = [self.task.predicted_labels(outputs.outputs(x)) for x in features]
-        texts = (*train.texts, *self.further)
-        return Records(texts, np.concatenate([train.labels, *labels]), train.label_names)
+        if not len(self.further):
+            return self.train
+        found = self.task.pseudo_label(
+            self.further,
+            self.words,
+            outputs.outputs,
+            self.train.label_names,
+            batch_size=self.settings.batch_size,
+            max_length=self.settings.max_length,
+        )
+        return self.train + found
 
     def _vocabulary(self):
         return max(2, min(1000, (self.words.largest_id or 999) + 1))
@@ -577,17 +612,17 @@ class CompressRun:
 
 
 def check_compresses(task: tasks.Task) -> tasks.Task:
-    """Return a task, if models of it can be distilled.
+    """Return a task, if compress takes it.
 
     Raises:
-        InputError: they cannot, or it is a task of pairs of texts.
+        InputError: it does not.
     """
-    if not task.compresses or task.texts > 1:
+    if not task.compresses:
         names = ", ".join(name for name in tasks.names() if tasks.get(name).compresses)
         raise InputError(
-            f"compress distils models of single texts for the tasks {names}. Received: {task!r}. "
-            "Make the model smaller with ke.shrink and train that with the loss of the task, or "
-            "export it with `quantize`."
+            f"compress takes models for the tasks {names}. Received: {task!r}. Make the model "
+            "smaller with ke.shrink and train the smaller one with ke.distill, if its blocks are "
+            "known; export it with `quantize`."
         )
     return task
 

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_efficient.architecture import describe
-from keras_efficient.data import Records
 from keras_efficient.pipelines._quantized_export import plain_copy
-from keras_efficient.training import unpad
 
 #: Seconds that do not depend on the model much: to export and verify, to start the processes that
 #: are timed, and what an int8 export of BERT gains over Keras' float32 export.
@@ -38,7 +36,7 @@ class CompressPlan:
 def make_plan(run: Any) -> CompressPlan:
     """Measure a few steps of a `CompressRun`'s teacher, and return the plan."""
     settings, train = run.settings, run.train
-    data = run.batches(Records((*train.texts, *run.further)), run.words, group_by_length=True)
+    data = run.to_predict()
     labelled = run.batches(train, run.words)
     predict, step = _predict_seconds(run, labelled), _step_seconds(run, labelled)
     targets = settings.targets()
@@ -67,10 +65,11 @@ def make_plan(run: Any) -> CompressPlan:
     if run.words is not run.tokenizer:
         size, whole = run.words.largest_id + 1, run.tokenizer.largest_id + 1
         tokens = f"{size:,} of {whole:,} tokens are left"
-    more = f", {len(run.further):,} unlabelled" if run.further else ""
+    more = f", {len(run.further):,} unlabelled" if len(run.further) else ""
+    texts = "pairs of texts" if run.task.texts == 2 else "texts"
     rows = {
-        "data": f"{len(train):,} labelled texts to train on{more}; {len(run.validation):,} others "
-        "to evaluate on",
+        "data": f"{len(train):,} labelled {texts} to train on{more}; {len(run.validation):,} "
+        "others to evaluate on",
         "vocabulary": tokens,
         "target": f"{settings.target}, with at least {100 * (1 - settings.max_drop):.4g}% of the "
         "model's score",
@@ -80,10 +79,10 @@ def make_plan(run: Any) -> CompressPlan:
         "latency": f"of {settings.batch} texts of {settings.length} tokens in int8, "
         f"{'1 thread' if settings.threads == 1 else f'{settings.threads} threads'}",
     }
-    both = {*train.texts} & {*run.validation.texts}
+    both = {*train.examples()} & {*run.validation.examples()}
     if both:
         rows["warning"] = (
-            f"{len(both):,} of the texts to evaluate on occur in the training texts, too"
+            f"{len(both):,} of the {texts} to evaluate on occur in the training texts, too"
         )
     return CompressPlan(rows, {name: seconds / 60 for name, seconds in minutes.items()})
 
@@ -110,7 +109,7 @@ def _step_seconds(run, labelled):
     copy = plain_copy(run.trimmed, next(iter(labelled)))
     run._compile(copy, 100, 1e-6)
     with suppress(ValueError):
-        unpad(copy)
+        run.unpad(copy)
     options = {"verbose": 0, "shuffle": False}
     copy.fit(labelled.take(1), **options)
     steps = min(_STEPS, labelled.stats.batches)

@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_efficient import tasks
 from keras_efficient._errors import InputError, VerificationError
 from keras_efficient.architecture import describe
 from keras_efficient.compression import calibrate, shrink
 from keras_efficient.exporters import (
     Evaluation,
     ExportReport,
-    TextTokenizer,
     check_export,
     export,
 )
 from keras_efficient.exporters.inference_ops.matmul import saturates
+from keras_efficient.exporters.tokenizer_ops.text_tokenizer import text_tokenizer
 from keras_efficient.flavor import Model
 
 
@@ -64,9 +65,10 @@ def quantized_export(
     Reference:
         `ke.calibrate` and `ke.export`.
     """
+    task = tasks.get(task)
     if tokenizer is not None:
         try:
-            TextTokenizer(tokenizer)
+            text_tokenizer(tokenizer, task)
         except InputError:
             tokenizer = None
     sample = next(iter(calibration))

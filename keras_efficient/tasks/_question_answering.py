@@ -18,8 +18,9 @@ from keras_efficient.data._read_questions import (
     read_questions,
 )
 from keras_efficient.data._records import Records
-from keras_efficient.flavor._typing import Tensor
+from keras_efficient.flavor._typing import Dataset, Tensor
 from keras_efficient.metrics._answer_report import AnswerReport, answer_report
+from keras_efficient.metrics._labelled_batches import joined
 from keras_efficient.metrics._scores import scores_of
 from keras_efficient.tasks._task import Task
 
@@ -69,6 +70,7 @@ class QuestionAnswering(Task):
     }
     serves = ("answer", "start", "end", "score", "no_answer_score")
     head = "span"
+    compresses = True
 
     def __init__(self, texts: int = 2):
         super().__init__(texts)
@@ -189,6 +191,16 @@ class QuestionAnswering(Task):
             f"exactly right for {report.baseline_exact_match:.1%}",
         )
 
+    def batches(
+        self, records: Any, tokenizer: Any, *, training: bool = True, **options: Any
+    ) -> Dataset:
+        """Return batches of windows, also of questions and contexts without answers."""
+        if isinstance(records, Records) and records.labels is None:
+            texts, second = records.texts, records.second_texts
+            none = AnswerLabels(() for _ in texts)
+            records = Records(texts, none, (), records.source, second)
+        return super().batches(records, tokenizer, training=training, **options)
+
     # --- head, loss and metrics --------------------------------------------------------------
 
     def head_size(self, num_labels: int | None) -> int:
@@ -273,21 +285,35 @@ class QuestionAnswering(Task):
         windows = self.with_data(None)._windows
         assert windows is not None
         weights = np.ones(len(labels)) if sample_weight is None else np.asarray(sample_weight)
-        # By question: score, score of no answer, answer, weight.
-        best: dict[int, tuple[float, float, str, float]] = {}
-        for number, score, none, answer in _found(windows, labels[:, 2], scores):
-            question = int(windows.question[labels[number, 2]])
-            before = best.get(question, (-1.0, 1.0, "", 0.0))
-            if score <= before[0]:
-                score, answer = before[0], before[2]
-            best[question] = score, min(none, before[1]), answer, float(weights[number])
+        best = _best_answers(windows, labels[:, 2], scores)
         numbers = sorted(best)
         answers = windows.records.labels.answers
         unanswerable = any(not answers[n] for n in numbers)
         predictions = [
-            "" if unanswerable and best[n][1] > best[n][0] else best[n][2] for n in numbers
+            "" if unanswerable and best[n][1] > best[n][0] else best[n][2][0] for n in numbers
         ]
-        return _report(windows.records, numbers, predictions, [best[n][3] for n in numbers])
+        return _report(
+            windows.records, numbers, predictions, [weights[best[n][3]] for n in numbers]
+        )
+
+    def pseudo_label(
+        self,
+        records: Records,
+        tokenizer: Any,
+        predict: Callable[[Any], Any],
+        label_names: Sequence[str] = (),
+        **options: Any,
+    ) -> Records:
+        """Answer questions; none are answered where the score of no answer is the largest."""
+        data = self.batches(records, tokenizer, shuffle=False, **options)
+        scores = joined([self.scores({"logits": predict(features)}) for features, _ in data])
+        best = _best_answers(data.windows, np.arange(len(scores)), scores)
+        answers = [
+            [answer] if score >= none and answer[0].strip() else []
+            for score, none, answer, _ in (best[n] for n in range(len(records)))
+        ]
+        texts, second = records.texts, records.second_texts
+        return Records(texts, AnswerLabels(answers), (), records.source, second)
 
     # --- signature and decoding --------------------------------------------------------------
 
@@ -358,8 +384,27 @@ def _report(records, numbers, predictions, weights=None):
     )
 
 
+def _best_answers(windows, numbers, scores):
+    """Return the best answer of all windows of each question, by the position of the question.
+
+    It is its probability, that of no answer, a tuple of the text and its first character, and the
+    position of one of the windows.
+    """
+    best: dict[int, tuple[float, float, tuple[str, int], int]] = {}
+    for number, score, none, answer in _found(windows, numbers, scores):
+        question = int(windows.question[numbers[number]])
+        before = best.get(question, (-1.0, 1.0, ("", 0), number))
+        if score <= before[0]:
+            score, answer = before[0], before[2]
+        best[question] = score, min(none, before[1]), answer, number
+    return best
+
+
 def _found(windows, numbers, scores):
-    """Yield position, probability, that of no answer, and best answer of each window."""
+    """Yield position, probability, that of no answer, and best answer of each window.
+
+    An answer is its text and its first character in the context.
+    """
     from keras_efficient.metrics._best_spans import best_spans
 
     for begin in range(0, len(numbers), _WINDOWS):
@@ -372,7 +417,7 @@ def _found(windows, numbers, scores):
         for row, (first, last, score, none) in enumerate(zip(*map(np.asarray, spans), strict=True)):
             start, end = windows.starts[part[row]][first], windows.ends[part[row]][last]
             text = windows.records.second_texts[windows.question[part[row]]]
-            yield begin + row, float(score), float(none), text[start:end]
+            yield begin + row, float(score), float(none), (text[start:end], int(start))
 
 
 def _decoded(context, answer, start, end, score, none):

@@ -46,7 +46,8 @@ class Task(abc.ABC):
         pretrains: whether a trained model is also a start for other tasks, which take its encoder.
             A class attribute. Default: False.
         compresses: whether `keras-efficient compress` can make models of the task smaller, for
-            which it must have `predicted_labels`. A class attribute. Default: False.
+            which it must have `predicted_labels` or `pseudo_label`. A class attribute. Default:
+            False.
 
     Raises:
         InputError: `texts` is neither 1 nor 2.
@@ -311,6 +312,8 @@ class Task(abc.ABC):
     def predicted_labels(self, scores: np.ndarray) -> np.ndarray:
         """Return what the scores of texts predict, as `Records` have labels.
 
+        Tasks whose labels are no array have `pseudo_label` instead.
+
         Args:
             scores: float array `[examples, outputs]`.
 
@@ -318,6 +321,36 @@ class Task(abc.ABC):
             NotImplementedError: the task does not say; the default.
         """
         raise NotImplementedError
+
+    def pseudo_label(
+        self,
+        records: Records,
+        tokenizer: Any,
+        predict: Callable[[Any], Any],
+        label_names: Sequence[str] = (),
+        **options: Any,
+    ) -> Records:
+        """Label texts with what a model predicts for them; by default with `predicted_labels`.
+
+        Args:
+            records: texts, or pairs of texts, without labels.
+            tokenizer: the model's `ke.data.Tokenizer`.
+            predict: function of the features of a batch that returns the model's logits.
+            label_names: name of each class. Default: (), no classes.
+            options: further arguments of `batches`, such as `batch_size` and `max_length`.
+
+        Returns:
+            The records with labels. Texts for which nothing can be predicted may be left out.
+
+        Reference:
+            Lee 2013, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for
+            Deep Neural Networks".
+        """
+        data = self.batches(records, tokenizer, shuffle=False, **options)
+        scores = np.concatenate([np.asarray(predict(features)) for features in data])
+        names, source = tuple(label_names), records.source
+        labels = self.predicted_labels(scores)
+        return Records(records.texts, labels, names, source, records.second_texts)
 
     # --- signature and decoding --------------------------------------------------------------
 

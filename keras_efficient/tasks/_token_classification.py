@@ -17,7 +17,7 @@ from keras_efficient.data._bio_tags import (
 from keras_efficient.data._data_files import files_name, is_file_source, named_files
 from keras_efficient.data._read_tagged import TaggedText, read_tagged, tagged_text
 from keras_efficient.data._records import Records
-from keras_efficient.data._token_labels import TokenLabels
+from keras_efficient.data._token_labels import TokenLabels, token_words
 from keras_efficient.flavor._ignored_label import IGNORED
 from keras_efficient.flavor._typing import Tensor
 from keras_efficient.metrics._entity_report import EntityReport, entity_report
@@ -60,6 +60,7 @@ class TokenClassification(Task):
     choices: ClassVar = {"entity_f1": ("entity F1", "max"), "loss": ("loss", "min")}
     serves = ("tags", "scores", "starts", "ends")
     head = "token"
+    compresses = True
 
     def __init__(self, texts: int = 1):
         super().__init__(texts)
@@ -229,6 +230,24 @@ class TokenClassification(Task):
         """Return precision, recall and F1 of entities, and the same for each type."""
         names = self._names(label_names, scores.shape[-1])
         return entity_report(labels, scores.argmax(-1), names, sample_weight=sample_weight)
+
+    def pseudo_label(
+        self,
+        records: Records,
+        tokenizer: Any,
+        predict: Callable[[Any], Any],
+        label_names: Sequence[str] = (),
+        **options: Any,
+    ) -> Records:
+        """Tag the tokenizer's words, each as its first token; texts without words are left out."""
+        data = self.batches(records, tokenizer, shuffle=False, **options)
+        classes = [row for x in data for row in np.asarray(predict(x)).argmax(-1)]
+        _, spans, *_ = tokenizer.encode_words(records.texts, data.stats.max_length)
+        words = [token_words(span, row) for span, row in zip(spans, classes, strict=True)]
+        kept = [number for number, rows in enumerate(words) if len(rows)]
+        found = records.take(kept)
+        labels = TokenLabels(words[number] for number in kept)
+        return Records(found.texts, labels, tuple(label_names), records.source)
 
     def _names(self, label_names, outputs):
         """Return the names of the tags; types without names are numbers."""

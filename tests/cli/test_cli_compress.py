@@ -10,21 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import (
+    BAD,
+    COMMON,
+    GOOD,
+    HIDDEN,
     Outcome,
     finetune_arguments,
     keras_efficient,
-    review_rows,
     write_bert,
     write_reviews,
 )
-from covering import covering, sampled
+from covering import covering
 from in_process_export import serve_here
 
 import keras_efficient as ke
 from keras_efficient.bench import BenchReport
 from keras_efficient.bench._bench import _served_bytes
-from keras_efficient.pipelines import _compress_run as module
+from keras_efficient.pipelines import _compress_run as module, _plan as plan_module
+from keras_efficient.serving import _predict as predict_module, _predict_script as predict_script
 
+BOTH = ["keras", "tf_keras"]
 CASE = "batch 8, length 32"
 SPLIT = {"validation": 0.2, "seed": 0, "max_length": 32, "data": "reviews.csv"}
 
@@ -33,7 +38,7 @@ def bench(targets, **options):
     """Stand for the timing, which has tests of its own: a model takes a nanosecond per byte."""
     found = {}
     for name, path in targets.items():
-        size = _served_bytes(path)
+        size = _served_bytes(path) or 1_000_000
         case = {"median_ms": size / 1e6, "p95_ms": size / 1e6, "processor_ms": size / 1e6}
         case |= {"examples_per_second": 1.0, "calls": 1}
         facts = {"path": str(path), "kind": "saved_model", "bytes": size, "accuracy": None}
@@ -48,6 +53,12 @@ def replace_the_slow_parts(monkeypatch):
     monkeypatch.setattr(module, "ExportLatency", lambda **settings: parameters)
 
 
+def expect_a_second_per_step(monkeypatch):
+    """Do not measure steps for the plan."""
+    for name in ("_predict_seconds", "_step_seconds"):
+        monkeypatch.setattr(plan_module, name, lambda run, labelled: 1.0)
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     replace_the_slow_parts(monkeypatch)
@@ -58,14 +69,25 @@ def parameters(model):
     return model.count_params() / 1000
 
 
+def sentences(count, seed=0):
+    """Texts of as many words each, so that there are few shapes to trace."""
+    rng = np.random.default_rng(seed)
+    rows = rng.choice((*GOOD, *BAD, *COMMON[:-1]), (count, 8)).tolist()
+    return [" ".join([*row, "."]) for row in rows]
+
+
+def labelled(count, seed=0):
+    return [(x, ("negative", "positive")[i % 2]) for i, x in enumerate(sentences(count, seed))]
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv", review_rows(80))
+    return write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv", labelled(80))
 
 
 def trained_model(folder, data, library):
-    """A model of two layers as `finetune` leaves it; training has tests of its own."""
-    bert = write_bert(folder / "bert", dropout=0.0, layers=2)
+    """A model as `finetune` leaves it; training has tests of its own."""
+    bert = write_bert(folder / "bert", dropout=0.0)
     records = ke.data.read_records(data)
     train, _ = ke.data.split(records, validation=0.2, seed=0)
     model, tokenizer = ke.models.load(bert, library=library)
@@ -112,7 +134,7 @@ class Done:
 def done(request, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("done")
     model = trained_model(folder, data, request.param)
-    more = write_reviews(folder / "more.csv", review_rows(16, seed=5))
+    more = write_reviews(folder / "more.csv", labelled(16, seed=5))
     output, steps = folder / "with space", []
     options = {"unlabelled": more, "target": "speedup=1.3", "epochs": 2, "copies": 1}
     plain = ke.callbacks.ProgressLines.on_train_batch_end
@@ -130,6 +152,7 @@ def done(request, data, tmp_path_factory):
         (line,) = (x for x in stopped.err.splitlines() if x.startswith("  keras-efficient "))
         advised = shlex.split(line)[1:]
         assert advised == [*words(model, data, output, **options), "--resume"]
+        expect_a_second_per_step(patch)
         outcome = keras_efficient(*advised)
     return Done(model, more, output, stopped, outcome, steps, options)
 
@@ -221,39 +244,226 @@ def test_from_finetune(data, tmp_path):
     assert report["rows"][0]["score"] == ke.models.info(tmp_path / "out").facts["accuracy"]
 
 
-LABELS = {
-    "regression": {"negative": "-1.5", "positive": "2"},
-    "multi_label": {"negative": "any", "positive": "any|good"},
+@dataclass(frozen=True)
+class Kind:
+    """A task beside single-label classification of single texts."""
+
+    task: str
+    texts: int
+    names: tuple
+    metric: str
+    #: An answer of `predict`, and how `data` writes examples.
+    answer: str
+    columns: dict
+
+    def definition(self):
+        return ke.tasks.get(self.task, texts=self.texts)
+
+    def row(self, records, number):
+        """An example as an object of JSON Lines."""
+        texts, label = records.examples()[number], records.labels[[number]]
+        if self.task == "token_classification":
+            (words,) = label.words
+            spans = [(texts[0][start:end], self.names[c]) for start, end, c in words]
+            return dict(zip(("tokens", "tags"), zip(*spans, strict=True), strict=True))
+        if self.task == "question_answering":
+            found = label.answers[0]
+            answers = {"text": [x for x, _ in found], "answer_start": [x for _, x in found]}
+            return dict(zip(("question", "context"), texts, strict=True)) | {"answers": answers}
+        columns = ("a", "b")[: self.texts] if self.texts == 2 else ("text",)
+        found = label[0].tolist()
+        if self.task == "multi_label":
+            found = [name for name, there in zip(self.names, found, strict=True) if there]
+        return dict(zip(columns, texts, strict=True)) | {"label": found}
+
+
+KINDS = {
+    "pairs": Kind("regression", 2, (), "R²", "value", {"text_column": ["a", "b"]}),
+    "tags": Kind("token_classification", 1, ("O", "B-a", "I-a"), "entity F1", "entities", {}),
+    "questions": Kind("question_answering", 2, (), "answer F1", "answer", {}),
+    "several": Kind("multi_label", 1, ("x", "y"), "micro-F1", "labels", {}),
 }
 
 
-@sampled()
-@pytest.mark.parametrize("name, library", covering(LABELS, ["keras", "tf_keras"], strength=1))
-def test_other_tasks(name, library, tmp_path):
-    task, data = ke.tasks.get(name), tmp_path / "data.csv"
-    write_reviews(data, [(text, LABELS[name][label]) for text, label in review_rows(80)])
-    train, _ = ke.data.split(task.read(data), validation=0.2, seed=0)
-    bert = write_bert(tmp_path / "bert", dropout=0.0, layers=2)
-    count = len(train.label_names) or None
+def taught(kind, library, folder):
+    """A model, and data on which it is always right: what it says of these texts itself."""
+    task = kind.definition()
+    bert = write_bert(folder / "bert", dropout=0.0)
+    count = len(kind.names) or None
     model, tokenizer = ke.models.load(bert, task=task, num_labels=count, library=library)
-    keras = ke.flavor.of(model).keras
-    options = {"metrics": task.metrics(keras, count or 1), "jit_compile": False}
-    model.compile(keras.optimizers.Adam(0.01), task.loss(keras), **options)
-    batches = ke.data.text(train, tokenizer, batch_size=16, max_length=32)
-    model.fit(batches, epochs=20, verbose=0, shuffle=False)
-    facts = {**SPLIT, "validation_data": None, "train_fingerprint": train.fingerprint}
-    names = train.label_names or None
-    trained = tmp_path / "out" / "trained-1"
-    ke.models.save(model, tokenizer, trained, label_names=names, task=task, facts=facts)
-    outcome = compress(tmp_path / "out", data, tmp_path / "small", copies=1)
+
+    def predict(features):
+        outputs = model.predict_on_batch(features)
+        return np.asarray(outputs if isinstance(outputs, np.ndarray) else outputs["logits"])
+
+    texts = sentences(64)
+    first = ["the film"] * 64 if kind.task == "question_answering" else texts[::-1]
+    columns = (texts,) if kind.texts == 1 else (first, texts)
+    records = ke.data.Records(tuple(columns[0]), second_texts=columns[1] if columns[1:] else None)
+    options = {"batch_size": 64, "max_length": 32}
+    if kind.task == "question_answering":
+        # Answers are surer than that there is none.
+        (*_, kernel) = (w for w in model.weights if tuple(w.shape) == (HIDDEN, 2))
+        kernel.assign(-20.0 * np.asarray(kernel))
+    if kind.names:
+        # All classes occur, but for the continued entity, which none may begin with.
+        features = next(iter(task.batches(records, tokenizer, shuffle=False, **options)))
+        (*_, bias) = (w for w in model.weights if tuple(w.shape) == (count,))
+        center = predict(features).reshape(-1, count).mean(0)
+        bias.assign(-center - 9.0 * np.array([name[:2] == "I-" for name in kind.names]))
+    return model, tokenizer, task.pseudo_label(records, tokenizer, predict, kind.names, **options)
+
+
+def baselines(self):
+    """Stand for the exports of the model as it is, which are made like those of candidates."""
+    found = self.folder.read("teacher/teacher.json")
+    if found is None:
+        evaluation = self._evaluate(self.model, self.held_out(self.tokenizer))
+        size = 4 * self.model.count_params()
+        found = dict.fromkeys(("bytes", "bytes_int8", "weight_bytes_int8"), size)
+        found |= {"metric": evaluation.metric, "interval": evaluation.interval, "quantize": "int8"}
+        found |= {"score": evaluation.score, "score_int8": evaluation.score}
+        found |= {"evaluation": evaluation.to_dict(), "parameters": self.model.count_params()}
+        found |= {"latency_ms": 1.0, "latency_ms_int8": 1.0}
+        self.folder.write("teacher/teacher.json", found)
+    return found
+
+
+def written(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A folder of a trained model, its labelled data, and texts without labels."""
+
+    model: Path
+    data: Path
+    more: Path
+    records: ke.data.Records
+    held_out: ke.data.Records
+
+
+def trained_for(kind, library, folder):
+    """What `finetune` leaves, of a model that `taught` made."""
+    model, tokenizer, records = taught(kind, library, folder)
+    rows = [kind.row(records, number) for number in range(64)]
+    data = written(folder / "data.jsonl", rows[:48])
+    labels = ("tags", "answers", "label", "entities")
+    others = [{k: v for k, v in row.items() if k not in labels} for row in rows[48:]]
+    if "tokens" in rows[0]:
+        others = [{"text": text} for text in records.texts[48:]]
+    more = written(folder / "more.jsonl", others)
+    task, names = kind.definition(), records.label_names or None
+    rows = task.read(data, label_names=names, **kind.columns)
+    train, held_out = ke.data.split(rows, validation=16)
+    facts = {**SPLIT, "validation": 16, "train_fingerprint": train.fingerprint, **kind.columns}
+    output = folder / "out" / "trained-1"
+    ke.models.save(model, tokenizer, output, label_names=names, task=task, facts=facts)
+    return Taught(folder / "out", data, more, records, held_out)
+
+
+def test_a_plan_for_pairs_of_texts(tmp_path, monkeypatch):
+    expect_a_second_per_step(monkeypatch)
+    found = trained_for(KINDS["pairs"], "keras", tmp_path)
+    options = {"unlabelled": found.more, "copies": 1, "dry_run": True}
+    outcome = compress(found.model, found.data, tmp_path / "out", **options)
+    assert outcome.code == 0 and "32 labelled pairs of texts to train on, " in outcome.err, outcome
+    unlabelled = int(outcome.err.partition("to train on, ")[2].partition(" unlabelled")[0])
+    # 16 in the file, and a copy of each pair whose first text is another one.
+    assert 16 < unlabelled <= 16 + 32 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name, library",
+    covering(
+        [
+            "tags",
+            "questions",
+            *(pytest.param(name, marks=pytest.mark.full) for name in ("pairs", "several")),
+        ],
+        BOTH[::-1],
+        strength=1,
+    ),
+)
+def test_other_tasks(name, library, tmp_path, monkeypatch):
+    """From the data to what is served."""
+    kind = KINDS[name]
+    found = trained_for(kind, library, tmp_path)
+    monkeypatch.setattr(module.CompressRun, "measure_baselines", baselines)
+    monkeypatch.setattr(module, "_shrink_target", lambda *_: {"feed_forward": 16})
+    expect_a_second_per_step(monkeypatch)
+    folder = tmp_path / "small"
+    outcome = compress(found.model, found.data, folder, unlabelled=found.more)
     assert outcome.code in (0, 3), outcome
-    report = json.loads((tmp_path / "small" / "report.json").read_text())
-    assert report["metric"] == {"regression": "R²", "multi_label": "micro-F1"}[name]
-    assert report["rows"][0]["score"] > 0.5 and report["unlabelled"] > 16
-    candidate = next((tmp_path / "small" / "candidates").glob("*/trained"))
-    assert ke.models.info(candidate).task == name
-    served = ke.serving.predict(candidate.parent / "int8", ["a great film"])
-    assert set(served[0]) >= {"regression": {"value"}, "multi_label": {"labels"}}[name]
+    assert "Padding is computed" not in outcome.err, outcome
+    unit = "pairs of texts" if kind.texts == 2 else "texts"
+    assert f"32 labelled {unit} to train on, 16 unlabelled; 16 others" in outcome.err
+    report = json.loads((folder / "report.json").read_text())
+    assert report["metric"] == kind.metric and report["rows"][0]["score"] == pytest.approx(1)
+    small, words = ke.models.load(candidate := next(folder.glob("*/*/trained")))
+    info = ke.models.info(candidate)
+    assert (info.task, info.texts, info.label_names) == (kind.task, kind.texts, kind.names)
+    task, held_out = kind.definition(), found.held_out
+    batches = task.batches(held_out, words, training=False, batch_size=64, max_length=32)
+    score = task.evaluate(small, batches, held_out.label_names or None).score
+    assert score == pytest.approx(info.facts["score"], abs=1e-5)
+    monkeypatch.setattr(
+        predict_module,
+        "_run",
+        lambda version, *request: predict_script.predict(version, *request[:-1]),
+    )
+    texts = [x if kind.texts == 2 else x[0] for x in held_out.examples()[:2]]
+    served = ke.serving.predict(candidate.parent / "int8", texts)
+    assert len(served) == 2 and all(kind.answer in row for row in served)
+
+
+def test_models_that_compress_does_not_take(tmp_path):
+    for name in ("masked_lm", "causal_lm", "seq2seq"):
+        with pytest.raises(ke.InputError, match=f"compress takes .*regression.*task {name}"):
+            module.check_compresses(ke.tasks.get(name))
+    folder = write_bert(tmp_path / "bert", dropout=0.0)
+    model, tokenizer = ke.models.load(folder, task="regression")
+    task = ke.tasks.get("regression")
+    single = ke.data.Records.of(["a", "b"], [1.0, 2.0], encode=task.encode)
+    pairs = ke.data.Records(single.texts, single.labels, second_texts=single.texts)
+    settings = ke.pipelines.CompressSettings("speedup=2", length=32, max_length=32)
+
+    def run(train, validation, **options):
+        folder = tmp_path / "out"
+        return module.CompressRun(model, tokenizer, train, validation, folder, settings, **options)
+
+    for train, options, parts in (
+        (single, {"task": task}, "Received: pairs of texts .*task regression>. Name one"),
+        (pairs, {"task": "regression", "unlabelled": ["c"]}, "Received: single texts .*of pairs"),
+    ):
+        with pytest.raises(ke.InputError, match=parts):
+            run(train, pairs, **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("library", BOTH)
+@pytest.mark.parametrize("name", KINDS)
+def test_what_finetune_leaves(name, library, tmp_path):
+    """Of every task, with the columns that it was read from."""
+    kind = KINDS[name]
+    *_, records = taught(kind, library, tmp_path)
+    data = written(tmp_path / "data.jsonl", [kind.row(records, number) for number in range(64)])
+    options = {"task": kind.task, "library": library, "epochs": 20, "validation": 16}
+    arguments = finetune_arguments(data, tmp_path / "bert", tmp_path / "out", **options)
+    columns = [
+        x for column in kind.columns.get("text_column", ()) for x in ("--text-column", column)
+    ]
+    outcome = keras_efficient(*arguments, *columns)
+    assert outcome.code == 0 and "(for keras-efficient compress)" in outcome.out, outcome
+    options = {"copies": 1, "target": "parameters=3200"}
+    outcome = compress(tmp_path / "out", data, tmp_path / "small", **options)
+    if "must be above 0" not in outcome.err:
+        assert outcome.code in (0, 3), outcome
+        report = json.loads((tmp_path / "small" / "report.json").read_text())
+        assert report["rows"][0]["name"] == "Keras float32" and len(report["rows"]) == 3
 
 
 # --- bad input -----------------------------------------------------------------------------------
@@ -306,7 +516,7 @@ def test_what_is_no_trained_model(trained, data, output, tmp_path):
 def test_files_that_cannot_be_used(trained, data, output, tmp_path):
     (tmp_path / "texts.csv").write_text("review\ngood\n")
     compress(trained, data, output, unlabelled=tmp_path / "texts.csv").refused("a column 'text'")
-    other = write_reviews(tmp_path / "other.csv", review_rows(80, seed=9))
+    other = write_reviews(tmp_path / "other.csv", labelled(80, seed=9))
     compress(trained, other, output).refused("not trained on", other, "the same file")
     unknown = write_reviews(tmp_path / "unknown.csv", [("good", "new"), ("bad", "negative")])
     compress(trained, unknown, output).refused("'new'")

@@ -114,9 +114,11 @@ def test_several_classes(topics, bert, tmp_path, monkeypatch, in_process):
     assert ke.flavor.of(model).name == "tf_keras" and model.config.num_labels == 2
     with pytest.raises(InputError, match="keeps its task"):
         ke.models.load(output, task="regression")
-    # Labels in columns of their own are for `finetune` alone.
+    # `compress` reads the columns that the model was trained on, unless it is told of others.
+    assert ke.models.info(output).facts["label_column"] == ["good", "plot"]
     compress = ("--data", topics, "--target", "speedup=2", "--output", tmp_path / "small")
-    keras_efficient("compress", output, *compress).refused("a column 'label'")
+    named = ("--label-column", "stars")
+    keras_efficient("compress", output, *compress, *named).refused("a column 'stars'")
 
 
 @sampled()
@@ -225,6 +227,9 @@ def test_masked_words_and_a_classifier_that_starts_from_them(
     assert outcome.code == 0, outcome
     assert "without labels" in outcome.err and "real tokens only" in outcome.err
     assert "Perplexity" in outcome.out and "Unigram baseline" in outcome.out
+    assert "(for ke.models.load)" in outcome.out
+    compress = ("--data", tmp_path / "texts.txt", "--target", "speedup=2", "--output", tmp_path)
+    keras_efficient("compress", adapted, *compress).refused("compress takes models", "masked_lm")
     report = json.loads((adapted / "1" / "report.json").read_text())
     assert report["evaluation"]["metric"] == "log-likelihood per token"
     monkeypatch.setattr(

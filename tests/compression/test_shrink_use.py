@@ -65,6 +65,25 @@ def test_saved_and_loaded_again(name, tmp_path):
             np.testing.assert_allclose(b, a, atol=1e-6)
 
 
+@sampled(2)
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@pytest.mark.parametrize("task", ["masked_lm", "causal_lm"])
+def test_language_models_are_saved_and_loaded_again(task, library, tmp_path):
+    kind = "wordpiece" if task == "masked_lm" else "bpe"
+    words = ke.data.train_tokenizer(bert_folder.TEXTS, vocabulary_size=300, kind=kind)
+    sizes = {"num_layers": 2, "hidden_dim": 8, "num_heads": 2, "library": library}
+    model, words = ke.models.create(words, task=task, **sizes)
+    small, _ = ke.shrink(model, layers=1, feed_forward=8)
+    ke.models.save(small, words, tmp_path / "small", task=task)
+    again, _ = ke.models.load(tmp_path / "small")
+    data = ke.tasks.get(task).batches(bert_folder.TEXTS, words, batch_size=3)
+    features = next(iter(data))[0]
+    found = [m.predict_on_batch(features) for m in (small, again)]
+    found = [np.asarray(x["logits"] if isinstance(x, dict) else x) for x in found]
+    np.testing.assert_allclose(*found, atol=1e-6)
+    assert found[0].shape[-1] == words.largest_id + 1
+
+
 @sampled()
 @pytest.mark.parametrize("method", ["lora", "quantize_aware"])
 @pytest.mark.parametrize("name", ["kerashub-bert", "hf-bert-classifier", "keras-functional"])

@@ -275,3 +275,12 @@ def test_models_and_tokenizers_that_do_not_fit():
         ke.data.augment_texts(["good"], only, embeddings=table(), replace=1.0)
     with pytest.raises(ValueError, match="needs a mask token"):
         ke.data.augment_texts(["good"], only, masked_lm=lambda x: x, replace=1.0)
+
+
+def test_of_pairs_the_first_text_is_altered():
+    pairs = ke.data.Records(("a film", "a film"), second_texts=("this movie", "that flick"))
+    new = augmented(pairs, copies=3)
+    assert new.records.second_texts == tuple(pairs.second_texts[n] for n in new.origins)
+    assert "a film" not in new.records.texts and set(new.origins.tolist()) == {0, 1}
+    # The same altered text beside two others are two pairs.
+    assert len(set(new.records.examples())) == len(new.records) > len(set(new.records.texts))

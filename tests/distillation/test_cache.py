@@ -118,6 +118,29 @@ def test_outputs_for_tokens_are_kept_for_real_tokens(tmp_path):
     np.testing.assert_array_equal(cache.outputs(wide), expected)
 
 
+def test_logits_over_tokens_are_kept_for_real_tokens(tmp_path):
+    """As those of the first and the last token of an answer; padding has no probability."""
+    real = np.arange(LENGTH) < np.array([[4], [6], [3]])
+    ids = texts(3) * real
+
+    def teacher(x):
+        values = tf.cast(x["token_ids"], tf.float32)
+        return tf.where(x["padding_mask"][:, None], tf.stack([values, -values], 1), -100.0)
+
+    cache = ke.distillation.cache(
+        teacher, [{"token_ids": ids, "padding_mask": real}], tmp_path / "cache"
+    )
+    wide = {
+        "token_ids": np.pad(ids, [[0, 0], [0, 3]]),
+        "padding_mask": np.pad(real, [[0, 0], [0, 3]]),
+    }
+    found = cache.outputs(wide)
+    assert found.shape == (3, 2, LENGTH + 3)
+    np.testing.assert_array_equal(found, teacher(wide).numpy())
+    traced = tf.function(lambda x: cache(x))(wide)
+    assert traced.shape == (3, 2, LENGTH + 3)
+
+
 def test_what_is_there_is_not_computed_again(tmp_path):
     asked = []
 

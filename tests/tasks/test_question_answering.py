@@ -388,7 +388,42 @@ def test_windows_of_a_question_are_joined(tokenizer):
     assert report.unanswerable == 0 and report.f1 > 0
 
 
+def test_questions_are_labelled_by_a_model(tokenizer):
+    """One that knows the answers; the last question has none."""
+    records = TASK.records(ROWS)
+    options = {name: value for name, value in OPTIONS.items() if name != "shuffle"}
+    labels = iter(ke.data.text(records, tokenizer, **OPTIONS).windows.labels)
+
+    def predict(features):
+        logits = np.zeros((len(features["token_ids"]), 2, features["token_ids"].shape[1]))
+        for row_, (first, last, _) in zip(logits, labels, strict=False):
+            row_[0, first] = row_[1, last] = 9
+        return logits
+
+    options["batch_size"] = 100
+    found = TASK.pseudo_label(records.without_labels(), tokenizer, predict, **options)
+    assert found.labels.answers == tuple(answers[:1] for answers in records.labels.answers)
+    assert found.second_texts == records.second_texts and next(labels, None) is None
+
+
 # --- models ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_a_smaller_vocabulary_has_another_separator(library, folder, tmp_path):
+    model, tokenizer = ke.models.load(folder, task=TASK, library=library)
+    before = tokenizer.separator
+    ids = np.setdiff1d(np.arange(len(VOCABULARY)), [SPECIAL.index("[UNK]")])
+    small, _ = ke.shrink(model, vocabulary=ids)
+    features = next(iter(ke.data.text(TASK.records(ROWS), tokenizer, **OPTIONS)))[0]
+    name = tokenizer.inputs["ids"]
+    assert before in ids and not (features[name] == SPECIAL.index("[UNK]")).numpy().any()
+    others = {**features, name: tf.cast(np.searchsorted(ids, features[name]), tf.int32)}
+    pairs = ((model, features), (small, others))
+    logits = [np.asarray(getattr(m(x), "logits", m(x))) for m, x in pairs]
+    np.testing.assert_allclose(*logits, atol=1e-6)
+    with pytest.raises(ValueError, match=r"must contain the (token between|special tokens)"):
+        ke.shrink(model, vocabulary=np.setdiff1d(ids, [before]))
 
 
 def test_only_the_context_can_be_chosen():

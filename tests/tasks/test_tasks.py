@@ -128,6 +128,21 @@ def test_arrays_of_labels():
         ke.data.Records(("a",), [float("nan")])
 
 
+def test_records_that_are_joined():
+    first = ke.data.Records.of(["a", "b"], [0, 1], second_texts=["x", "y"])
+    both = first + first.take([1])
+    assert (both.texts, both.second_texts) == (("a", "b", "b"), ("x", "y", "y"))
+    assert both.labels.tolist() == [0, 1, 1] and both.label_names == first.label_names
+    assert len(first.without_labels() + first.take([]).without_labels()) == 2
+    words = ke.data.Records(("a",), ke.data.TokenLabels([[(0, 1, 0)]]), ("O",))
+    assert [rows.tolist() for rows in (words + words).labels.words] == [[[0, 1, 0]]] * 2
+    targets = ke.data.Records(("a",), ke.data.TargetTexts(["b"]))
+    assert (targets + targets).labels.texts == ("b", "b")
+    for other in (first.without_labels(), ke.data.Records.of(["a"], [1]), words):
+        with pytest.raises(InputError, match="single texts or pairs, labels of one kind"):
+            first + other
+
+
 # --- heads, weights and batches -------------------------------------------------------------------
 
 

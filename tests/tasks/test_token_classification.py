@@ -6,12 +6,13 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from bert_folder import write
+from bert_folder import VOCABULARY as WORDS, write
 from tokenizers import BertWordPieceTokenizer
 
 import keras_efficient as ke
 from keras_efficient._errors import InputError
 from keras_efficient.data._read_tagged import word_spans
+from keras_efficient.data._token_labels import token_words
 from keras_efficient.exporters.tokenizer_ops.text_signature import TEXTS, _words
 from keras_efficient.exporters.tokenizer_ops.text_tokenizer import TextTokenizer, text_function
 
@@ -220,6 +221,27 @@ def test_the_first_token_of_a_word_has_its_label(tokenizer):
     function = ke.data.Tokenizer(lambda texts, n: [[1]] * len(texts), inputs=ke.data.KERASHUB)
     with pytest.raises(InputError, match=r"Labels of words need a tokenizers\.Tokenizer"):
         ke.data.text(records, function, **options)
+
+
+def test_words_are_tagged_by_a_model(tokenizer):
+    """Those of the tokenizer, each as its first token."""
+    texts = ke.data.Records(("great films ,badly", "\u200d", "bad films" * 9))
+
+    def predict(features):
+        ids = features["token_ids"].numpy()
+        # A class for each token of its own; that of "##s" is no word's.
+        return np.eye(len(NAMES))[(ids == WORDS.index("great")) + 3 * (ids == WORDS.index("##s"))]
+
+    options = {"batch_size": 3, "max_length": 8}
+    found = TASK.pseudo_label(texts, tokenizer, predict, NAMES, **options)
+    # A text without a word is left out, as are words that are cut off.
+    assert found.texts == texts.texts[::2] and found.label_names == NAMES
+    words = [(found.texts[0][a:b], c) for a, b, c in found.labels.words[0].tolist()]
+    assert words == [("great", 1), ("films", 0), (",", 0), ("badly", 0)]
+    assert 0 < len(found.labels.words[1]) < 9
+    # Characters that belong to two words, or to none, are left to the first.
+    spans = np.array([[0, 0, -1], [0, 2, 0], [2, 3, 0], [2, 4, 1], [4, 4, 2], [4, 5, 3]])
+    assert token_words(spans, np.arange(6)).tolist() == [[0, 3, 1], [4, 5, 5]]
 
 
 def test_words_in_the_graph_are_those_of_the_tokenizer(tokenizer):

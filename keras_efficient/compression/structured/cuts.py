@@ -195,6 +195,8 @@ def cut_vocabulary(model: Model, architecture: Architecture, ids: np.ndarray) ->
         new = recipe.build(vocabulary=len(ids))
         for name, value in new_ids.items():
             setattr(new.config, name, value)
+    if hasattr(new, "renumber_tokens"):
+        new.renumber_tokens(ids)
     carry(model, new, lambda weight, axis: ids)
     return new
 

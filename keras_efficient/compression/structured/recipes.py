@@ -204,7 +204,11 @@ def _held(model: Any, name: str, encoder: Layer) -> Model:
     if "preprocessor" in config:
         config["preprocessor"] = model.preprocessor
     cls: Any = original_class(model)
-    return cls.from_config(config)
+    new = cls.from_config(config)
+    if hasattr(model, "num_classes") and not hasattr(new, "num_classes"):
+        # `ke.models.load` gives it to language models, whose classes are tokens.
+        new.num_classes = getattr(encoder, "vocabulary_size", model.num_classes)
+    return new
 
 
 # --- functional and sequential models ------------------------------------------------------------
