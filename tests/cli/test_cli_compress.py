@@ -252,7 +252,7 @@ class Kind:
     texts: int
     names: tuple
     metric: str
-    #: An answer of `predict`, and how `data` writes examples.
+    #: The name of an answer of `predict`, and the columns that are read if they have other names.
     answer: str
     columns: dict
 
