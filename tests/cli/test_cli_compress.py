@@ -252,7 +252,7 @@ class Kind:
     texts: int
     names: tuple
     metric: str
-    #: An answer of `predict`, and how `data` writes examples.
+    #: The name of an answer of `predict`, and the columns that are read if they have other names.
     answer: str
     columns: dict
 
@@ -368,11 +368,11 @@ def test_a_plan_for_pairs_of_texts(tmp_path, monkeypatch):
     expect_a_second_per_step(monkeypatch)
     found = trained_for(KINDS["pairs"], "keras", tmp_path)
     options = {"unlabelled": found.more, "copies": 1, "dry_run": True}
-    outcome = compress(found.model, found.data, tmp_path / "out", **options)
+    outcome = compress(found.model, found.data, tmp_path / "small", **options)
     assert outcome.code == 0 and "32 labelled pairs of texts to train on, " in outcome.err, outcome
     unlabelled = int(outcome.err.partition("to train on, ")[2].partition(" unlabelled")[0])
     # 16 in the file, and a copy of each pair whose first text is another one.
-    assert 16 < unlabelled <= 16 + 32 and not (tmp_path / "out").exists()
+    assert 16 < unlabelled <= 16 + 32 and not (tmp_path / "small").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import bert_folder
 import numpy as np
 import pytest
-from covering import sampled
+from covering import covering, sampled
 from test_shrink import MODELS, features, outputs
 from zoo import keras_of
 
@@ -65,9 +65,9 @@ def test_saved_and_loaded_again(name, tmp_path):
             np.testing.assert_allclose(b, a, atol=1e-6)
 
 
-@sampled(2)
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
-@pytest.mark.parametrize("task", ["masked_lm", "causal_lm"])
+@pytest.mark.parametrize(
+    "task, library", covering(["masked_lm", "causal_lm"], ["tf_keras", "keras"], strength=1)
+)
 def test_language_models_are_saved_and_loaded_again(task, library, tmp_path):
     kind = "wordpiece" if task == "masked_lm" else "bpe"
     words = ke.data.train_tokenizer(bert_folder.TEXTS, vocabulary_size=300, kind=kind)

@@ -125,7 +125,7 @@ def test_logits_over_tokens_are_kept_for_real_tokens(tmp_path):
 
     def teacher(x):
         values = tf.cast(x["token_ids"], tf.float32)
-        return tf.where(x["padding_mask"][:, None], tf.stack([values, -values], 1), -100.0)
+        return tf.where(x["padding_mask"][:, None], tf.stack([values, -values], 1), MASKED)
 
     cache = ke.distillation.cache(
         teacher, [{"token_ids": ids, "padding_mask": real}], tmp_path / "cache"
@@ -163,6 +163,7 @@ import os, sys
 sys.path.insert(0, {tests!r})
 import keras_efficient as ke
 from keras_efficient.distillation import _cache as files
+from keras_efficient.models._span_logits import MASKED
 from test_cache import numbers, texts
 from fit_helpers import batches
 files._PART_EXAMPLES, write, done = 5, files.write_arrays, []
