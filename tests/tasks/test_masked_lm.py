@@ -106,6 +106,11 @@ def test_a_trained_encoder_starts_another_task(library, folder, tmp_path):
     expected = {(*w.shape, w.sum()) for w in pretrained.get_weights()}
     found = {(*w.shape, w.sum()) for w in start.get_weights()}
     assert len(expected - found) <= missing
+    finder, names = ke.models.load(tmp_path / "adapted", task="question_answering")
+    ids = np.array([names.encode(["film"])[0]])
+    features = {name: np.ones_like(ids) for name in names.inputs.values()}
+    features[names.inputs["ids"]] = ids
+    assert logits(finder, features).shape == (1, 2, ids.shape[1])
     with pytest.raises(InputError, match="keeps its task"):
         trained = tmp_path / "classifier"
         ke.models.save(start, names, trained)
