@@ -95,9 +95,9 @@ def distill(
 
     Raises:
         TypeError: the student is not a Keras model, or the teacher is none of the above.
-        ValueError: a value is not accepted; a model is not built; teacher and student are the same
-            or have vocabularies, blocks, heads or widths that do not fit; in `fit`, before the
-            first step, if their outputs do not fit.
+        ValueError: a value is not accepted, or they leave nothing for the teacher; a model is not
+            built; teacher and student are the same or have vocabularies, blocks, heads or widths
+            that do not fit; in `fit`, before the first step, if their outputs do not fit.
 
     Examples:
         >>> teacher = lambda features: {"logits": 3.0 * model(features)}
@@ -118,10 +118,11 @@ def distill(
         check_divergence(divergence)
     check_layers(layers)
     between = _between_blocks(hidden, attention)
-    if divergence is None and not between:
+    if (divergence is None or alpha == 1) and not between:
+        received = "divergence=None" if divergence is None else f"alpha={alpha!r}"
         raise ValueError(
-            "A teacher must teach something. Received: divergence=None, without `hidden` and "
-            "`attention`. Give one of them."
+            f"A teacher must teach something. Received: {received}, without `hidden` and "
+            "`attention`. Give one of these, or a divergence and alpha < 1."
         )
     check_built(student, "ke.distill")
     several = isinstance(teacher, list | tuple)

@@ -86,6 +86,8 @@ def create(
         )
     make = {"next_token": _gpt2, "decoder": _bart}.get(task.head, _bert)
     config = make(tokenizer, num_layers, hidden_dim, num_heads, wide, dropout)
+    if task.head == "span":
+        config["sep_token_id"] = tokenizer.separator
     model, inputs = loader_of(library).new_model(
         config, task.head_size(num_labels), seed, task.head
     )

@@ -283,10 +283,14 @@ def new_model(config: dict, num_labels: int, seed: int, head: str) -> tuple[Mode
     for variable, array in initial_weights(model.weights, lambda v: v.name, seed):
         variable.assign(array)
     keep_float32(model, *_heads(model))
+    if head == "span":
+        span_model(model)
     return model, _inputs(model, head)
 
 
-def with_new_head(model: Any, num_labels: int, seed: int, head: str) -> Model:
+def with_new_head(
+    model: Any, num_labels: int, seed: int, head: str, separator: int | None
+) -> Model:
     """Return a model of the encoder of a restored one and a new head."""
     import transformers
 
@@ -304,6 +308,9 @@ def with_new_head(model: Any, num_labels: int, seed: int, head: str) -> Model:
             variable.assign(known)
     _set_new_head(found, num_labels, seed)
     keep_float32(found, *_heads(found))
+    if head == "span":
+        found.config.sep_token_id = separator
+        span_model(found)
     return found
 
 

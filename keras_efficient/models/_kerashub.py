@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -62,7 +63,7 @@ def load_classifier(
     tokenizer: Any = load_tokenizer(Path(source), config) if hugging_face else None
     separator = _separator(source, tokenizer) if head == "span" else None
     try:
-        model = _build(str(source), num_labels, head, hugging_face, separator)
+        model = _build(str(source), num_labels, head, hugging_face, separator, _dropout(config))
     # A folder can make KerasHub fail anywhere.
     except Exception as error:
         raise InputError(
@@ -103,33 +104,42 @@ def _separator(source, tokenizer):
     return tokenizer.separator
 
 
-def _build(source, num_labels, head, hugging_face, separator) -> Any:
+def _build(source, num_labels, head, hugging_face, separator, dropout) -> Any:
     """Return the pretrained model with a new head, and its preprocessor if it is a preset."""
     options: dict[str, Any] = {"preprocessor": None} if hugging_face else {}
-    if head == "text":
+    if head == "text" and not dropout:
         options["num_classes"] = num_labels
         return keras_hub.models.TextClassifier.from_preset(source, **options)
     if head in _GENERATORS:
         return _GENERATORS[head].from_preset(source, **options)
-    backbone = keras_hub.models.Backbone.from_preset(source)
-    if head == "span":
-        return SpanClassifier(backbone, separator)
-    model = _with_head(backbone, num_labels, head)
+    backbone = keras_hub.models.Backbone.from_preset(source, **dropout)
+    model = _with_head(backbone, num_labels, head, separator, dropout)
     if not hugging_face:
         model.preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(source)
     return model
 
 
-def _with_head(backbone, num_labels, head) -> Any:
-    """Return a model of a backbone and a new head."""
+def _dropout(config) -> dict[str, float]:
+    """Return the rate that a BERT's configuration names, as arguments.
+
+    KerasHub's converter of BERT leaves it out, and all rates are 0.1.
+    """
+    named = config.get("model_type") == "bert" and "hidden_dropout_prob" in config
+    return {"dropout": config["hidden_dropout_prob"]} if named else {}
+
+
+def _with_head(backbone, num_labels, head, separator, dropout=MappingProxyType({})) -> Any:
+    """Return a model of a backbone and a new head, with a rate of dropout if it is given."""
+    if head == "span":
+        return SpanClassifier(backbone, separator)
     if head == "token":
-        return TokenClassifier(backbone, num_labels)
+        return TokenClassifier(backbone, num_labels, **dropout)
     if head == "masked_token":
         return MaskedLanguageModel(backbone)
     if head in _GENERATORS:
         return find_subclass("", _GENERATORS[head], type(backbone))(backbone)
     found: Any = find_subclass("", keras_hub.models.TextClassifier, type(backbone))
-    return found(backbone, num_classes=num_labels)
+    return found(backbone, num_classes=num_labels, **dropout)
 
 
 def _keep_float32(model: Any):
@@ -251,8 +261,9 @@ def new_model(config: dict, num_labels: int, seed: int, head: str) -> tuple[Mode
     converter: Any = importlib.import_module(
         f"keras_hub.src.utils.transformers.convert_{config['model_type']}"
     )
-    backbone = converter.backbone_cls(**converter.convert_backbone_config(config))
-    model = _with_head(backbone, num_labels, head)
+    dropout = _dropout(config)
+    backbone = converter.backbone_cls(**converter.convert_backbone_config(config), **dropout)
+    model = _with_head(backbone, num_labels, head, config.get("sep_token_id"), dropout)
     if config.get("hidden_act") == "gelu":
         _exact_gelu(model)
     for variable, array in initial_weights(model.weights, lambda v: v.path, seed):
@@ -268,7 +279,9 @@ def _inputs(model):
     return {role: name for role, name in known.items() if name in names}
 
 
-def with_new_head(model: Any, num_labels: int, seed: int, head: str) -> Model:
+def with_new_head(
+    model: Any, num_labels: int, seed: int, head: str, separator: int | None
+) -> Model:
     """Return a model of the encoder of a restored one and a new head."""
     exact = any(
         getattr(layer, "activation", None) is keras.activations.gelu
@@ -276,7 +289,7 @@ def with_new_head(model: Any, num_labels: int, seed: int, head: str) -> Model:
     )
     if (pooler := getattr(model.backbone, "pooled_dense", None)) is not None:
         pooler.trainable = True
-    found = _with_head(model.backbone, num_labels, head)
+    found = _with_head(model.backbone, num_labels, head, separator)
     if exact:
         _exact_gelu(found)
     _set_new_head(found, num_labels, seed)

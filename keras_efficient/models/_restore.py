@@ -65,7 +65,8 @@ def restore(
     check_ids(tokenizer.largest_id, loader.vocabulary_size(model), str(folder))
     if task is None or not other:
         return model, tokenizer
-    model = loader.with_new_head(model, task.head_size(num_labels), seed, task.head)
+    separator = tokenizer.separator if task.head == "span" else None
+    model = loader.with_new_head(model, task.head_size(num_labels), seed, task.head, separator)
     # Inputs that only the old head had.
     inputs = {r: n for r, n in tokenizer.inputs.items() if r not in MASK_POSITIONS}
     return model, as_tokenizer(tokenizer, inputs=inputs)

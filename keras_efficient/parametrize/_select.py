@@ -40,7 +40,8 @@ def select(
             before its outputs. Default: True.
         transform: name of the transform that will be attached to the weights, of which none may
             have one already. Default: None, no transform.
-        trains: whether that transform has trainable variables. Default: False.
+        trains: whether that transform has trainable variables, so that `layers=None` leaves out
+            weights in layers with `trainable=False`, unless these are all. Default: False.
 
     Returns:
         List of `Weight`s in the order of the model, at least one.
@@ -74,6 +75,10 @@ def select(
         )
     if layers is None and not head:
         selected = without_head(model, selected)
+    if layers is None and trains:
+        # Such as a pooler that nothing reads.
+        trainable = [w for w in selected if all(layer.trainable for layer in w.ancestors)]
+        selected = trainable or selected
     check_weights(selected, caller, transform=transform, trains=trains)
     return selected
 

@@ -319,7 +319,8 @@ def adalora(
         alpha: scale of the delta times `rank`, above 0. Default: `2 * rank`.
         orthogonality: factor of the penalty, at least 0. Default: 0.5.
         layers: which weights get a delta, as in `ke.parametrize.select`. Default: all kernels of
-            Dense, EinsumDense and attention layers except the model's heads.
+            Dense, EinsumDense and attention layers except the model's heads and layers with
+            `trainable=False`.
         train: which other weights train. A regular expression is searched in their paths; False
             means none. Default: None, the model's heads: the last layer with a kernel before
             each output.
@@ -331,7 +332,8 @@ def adalora(
     Raises:
         TypeError: `model` is not a Keras model, or `layers` or `train` has another type.
         ValueError: an argument is out of range, no weight is selected, a weight has such a delta, a
-            layer has `trainable=False` or Keras' own LoRA, or another strategy's scope is entered.
+            chosen layer has `trainable=False` or Keras' own LoRA, or another strategy's scope is
+            entered.
 
     Examples:
         >>> report = ke.adalora(model, rank=2, end_step=100)

@@ -107,7 +107,8 @@ def lora(
         rank: rank of the deltas, from 1 to the smaller side of the weights. Default: 8.
         alpha: scale of the delta times the rank, above 0. Default: `2 * rank`.
         layers: which weights get a delta, as in `ke.parametrize.select`. Default: all kernels of
-            Dense, EinsumDense and attention layers except the model's heads.
+            Dense, EinsumDense and attention layers except the model's heads and layers with
+            `trainable=False`.
         train: which other weights train. A regular expression is searched in their paths; False
             means none. Default: None, the model's heads: the last layer with a kernel before
             each output.
@@ -120,8 +121,8 @@ def lora(
     Raises:
         TypeError: `model` is not a Keras model, or `layers` or `train` has another type.
         ValueError: an argument is out of range, no weight is selected, a weight has an adapter of
-            this name, a layer has `trainable=False` or Keras' own LoRA, or another strategy's scope
-            is entered.
+            this name, a chosen layer has `trainable=False` or Keras' own LoRA, or another
+            strategy's scope is entered.
 
     Examples:
         >>> print(ke.lora(model, rank=2))  # doctest: +ELLIPSIS

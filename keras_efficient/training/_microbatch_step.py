@@ -300,8 +300,12 @@ class CustomTrainStep(CompiledLossStep):
 
     @property
     def weighted(self) -> bool:
-        """Whether the metric called "loss" is not the mean of the microbatches' losses."""
-        return self.loss is not None or self.step.weighting is not EXAMPLES
+        """Whether the metric called "loss" is not the mean of the microbatches' losses.
+
+        It does not contain their terms either.
+        """
+        with_terms = bool(self.step.hook.loss_terms) and "loss" not in self.means
+        return self.loss is not None or self.step.weighting is not EXAMPLES or with_terms
 
     def logs(self, totals):
         weight = totals["weight"]
@@ -309,7 +313,8 @@ class CustomTrainStep(CompiledLossStep):
             # As the library: a mean of shape [1] has weight 1, a vector of losses its length.
             vector = self.loss is not None and not self.loss.known
             length = weight * totals.get("unit", 1.0) if vector else 1
-            length = self.examples if self.ignores else length
+            mean = self.ignores or (self.loss is None and self.step.weighting is EXAMPLES)
+            length = self.examples if mean else length
             loss = tf.math.divide_no_nan(totals["loss"], weight)
             self.flavor.track_loss(self.model, loss, length)
         logs = self.flavor.metrics_result(self.model)

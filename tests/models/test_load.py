@@ -64,6 +64,20 @@ def test_gelu_is_the_exact_one(loaded):
     assert np.abs(keras.activations.gelu(x, approximate=True) - exact).max() > 1e-5
 
 
+@both
+def test_dropout_is_that_of_the_configuration(loaded, library):
+    """KerasHub's converter of BERT leaves it out, and all rates are 0.1."""
+    model, tokenizer = loaded[library]
+    sizes = {"num_layers": 1, "hidden_dim": 8, "num_heads": 2, "library": library}
+    for task in ("classification", "token_classification"):
+        labels = 3 if task == "token_classification" else 2
+        options = {"task": task, "num_labels": labels, "dropout": 0.3}
+        created, _ = ke.models.create(tokenizer, **options, **sizes)
+        for found, expected in ((model, 0.0), (created, 0.3)):
+            rates = {layer.rate for layer in found._flatten_layers() if hasattr(layer, "rate")}
+            assert rates == {expected}
+
+
 @sampled()
 @both
 def test_the_head_is_the_seeds(folder, loaded, library):

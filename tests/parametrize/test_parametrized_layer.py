@@ -293,6 +293,19 @@ def test_layers_that_may_not_train_take_nothing_that_trains(library, whole):
 
 
 @libraries
+def test_layers_that_may_not_train_are_left_out_unless_they_are_chosen(library):
+    layers = keras_of(library).layers
+    names = ("first", "second", "head")
+    parts = [layers.Input((4,)), *(layers.Dense(4, name=name) for name in names)]
+    model = keras_of(library).Sequential(parts)
+    model.get_layer("first").trainable = False
+    with pytest.raises(ValueError, match="train only in layers with trainable=True"):
+        ke.lora(model, rank=1, layers="first|second")
+    report = ke.lora(model, rank=1)
+    assert [path.split("/")[-2] for path in report.weights] == ["second"]
+
+
+@libraries
 def test_what_a_method_froze_stays_frozen(library):
     model, _weight = dense(library)
     ke.lora(model, rank=1, train=False)

@@ -1,4 +1,4 @@
-"""Sequence to sequence: data, loss, cached decoding, reports and exports, in both libraries."""
+"""Sequence to sequence: data, cached decoding, reports and exports, in both libraries."""
 
 import functools
 import json
@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering, sampled
-from fit_helpers import mirrored
+from covering import sampled
 from in_process_export import in_process as in_process
 from tokenizers import (
     BertWordPieceTokenizer,
@@ -114,50 +113,6 @@ def test_cached_decoding_gives_the_logits_of_the_model(library):
         logits, state = decoder.step(targets[:, index], tf.constant(index), state)
         real = labels.numpy()[:, index] >= 0
         np.testing.assert_allclose(logits.numpy()[real], expected[:, index][real], atol=1e-5)
-
-
-def trained(library, change, strategy=None):
-    """Return the weights and the loss after an update with all texts."""
-    with (strategy or tf.distribute.get_strategy()).scope():
-        model, tokenizer = new_model(library)
-        keras = ke.flavor.of(model).keras
-        options = {"weighted_metrics": [], "jit_compile": False}
-        model.compile(keras.optimizers.SGD(0.5), TASK.loss(keras), **options)
-    change(model)
-    logs = model.fit(batches(tokenizer), shuffle=False, verbose=0).history
-    return model.get_weights(), logs["loss"][0]
-
-
-CHANGES = {
-    "microbatches": lambda model: ke.accumulate(model, microbatches=3),
-    "unpad": lambda model: ke.unpad(model, ignore_padding_outputs=True),
-    "replicas": lambda model: ke.accumulate(model, microbatches=1),
-}
-
-
-@functools.cache
-def whole(library):
-    return trained(library, lambda model: ke.accumulate(model, microbatches=1))
-
-
-@sampled(2)
-@pytest.mark.parametrize("library, change", covering(LIBRARIES, tuple(CHANGES), strength=1))
-def test_one_update_is_the_same(library, change):
-    """The loss is the mean over the tokens of all targets, however they are divided."""
-    model, tokenizer = loaded(library)
-    ((features, labels),) = batches(tokenizer)
-    outputs = model(features)
-    logits = np.asarray(getattr(outputs, "logits", outputs), "float64")
-    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    real = labels.numpy() >= 0
-    each = np.take_along_axis(logs, np.maximum(labels.numpy(), 0)[..., None], -1)[..., 0]
-    expected, loss = whole(library)
-    assert loss == pytest.approx(-each[real].mean(), rel=1e-5)
-    strategy = mirrored(2) if change == "replicas" else None
-    found, other = trained(library, CHANGES[change], strategy)
-    for a, b in zip(expected, found, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-6)
-    assert other == pytest.approx(loss, rel=1e-5)
 
 
 @sampled()
