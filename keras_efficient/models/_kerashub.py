@@ -2,7 +2,6 @@
 
 import importlib
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -128,8 +127,9 @@ def _dropout(config) -> dict[str, float]:
     return {"dropout": config["hidden_dropout_prob"]} if named else {}
 
 
-def _with_head(backbone, num_labels, head, separator, dropout=MappingProxyType({})) -> Any:
+def _with_head(backbone, num_labels, head, separator, dropout: Any = None) -> Any:
     """Return a model of a backbone and a new head, with a rate of dropout if it is given."""
+    dropout = dropout or {}
     if head == "span":
         return SpanClassifier(backbone, separator)
     if head == "token":
