@@ -1,6 +1,7 @@
 """Load Keras 3 models with KerasHub."""
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -128,7 +129,9 @@ def _dropout(config) -> dict[str, float]:
     return {"dropout": config["hidden_dropout_prob"]} if named else {}
 
 
-def _with_head(backbone, num_labels, head, separator, dropout=MappingProxyType({})) -> Any:
+def _with_head(
+    backbone, num_labels, head, separator, dropout: Mapping[str, float] = MappingProxyType({})
+) -> Any:
     """Return a model of a backbone and a new head, with a rate of dropout if it is given."""
     if head == "span":
         return SpanClassifier(backbone, separator)
