@@ -77,6 +77,7 @@ LONG = (
     "peft.md",
     "quickstart.md",
     "schedules.md",
+    "shrink.md",
     "text-signature.md",
 )
 

@@ -210,6 +210,8 @@ METHODS = (accumulate, replicas, unpad, distill, lora, prune, quantize_aware, re
 #: These tasks have the same model, so methods that change its weights or save it take turns.
 ONE_MODEL = ("classification", "multi_label", "regression")
 TURNS = {lora: 0, prune: 1, quantize_aware: 2, resume: 0}
+#: Replicas weigh examples, words or tokens of targets, as microbatches do.
+ON_REPLICAS = ("multi_label", "token_classification", "seq2seq")
 
 
 def cases():
@@ -219,6 +221,7 @@ def cases():
             for k, library in enumerate(LIBRARIES):
                 turn = TURNS.get(method) if name in ONE_MODEL else None
                 later = (i + j + k) % 2 == 1 or turn not in (None, i)
+                later |= method is replicas and name not in ON_REPLICAS
                 marks = [pytest.mark.full] if later else []
                 names = f"{name}-{method.__name__}-{library}"
                 yield pytest.param(name, method, library, marks=marks, id=names)
