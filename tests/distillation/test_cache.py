@@ -17,6 +17,7 @@ import keras_efficient as ke
 from keras_efficient._errors import InputError
 from keras_efficient.distillation import TeacherCache, _cache as files
 from keras_efficient.distillation._example_keys import example_keys, named_features
+from keras_efficient.models._span_logits import MASKED
 
 BY_NAME = {specimen.name: specimen for specimen in ZOO}
 libraries = pytest.mark.parametrize("library", list(SMALL))
@@ -163,7 +164,6 @@ import os, sys
 sys.path.insert(0, {tests!r})
 import keras_efficient as ke
 from keras_efficient.distillation import _cache as files
-from keras_efficient.models._span_logits import MASKED
 from test_cache import numbers, texts
 from fit_helpers import batches
 files._PART_EXAMPLES, write, done = 5, files.write_arrays, []
