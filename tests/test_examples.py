@@ -93,6 +93,7 @@ def test_a_task(name, library, here, quick_export, monkeypatch):  # noqa: F811
     assert outputs <= set(signature.structured_outputs)
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_masked_lm(library, here, quick_export, monkeypatch, capsys):  # noqa: F811
@@ -105,6 +106,7 @@ def test_masked_lm(library, here, quick_export, monkeypatch, capsys):  # noqa: F
     assert "text_classifier" in (shown := capsys.readouterr().out) or "sequence_classif" in shown
 
 
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_causal_lm(library, here, quick_export, monkeypatch, capsys):  # noqa: F811

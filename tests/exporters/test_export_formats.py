@@ -190,7 +190,7 @@ def test_bad_options(tmp_path):
         ({"format": "onnx", "signatures": "text"}, "with a text signature"),
         ({"format": "litert", "quantize": "bfloat16"}, "with quantize='bfloat16'"),
         ({"format": "litert", "signatures": ("text",)}, "with a text signature"),
-        ({"signatures": ("text",)}, "needs `tokenizer`"),
+        ({"signatures": ("text",)}, "need `tokenizer`"),
         ({"signatures": ("texts",)}, "`signatures` must be some of"),
         ({"signatures": ()}, "`signatures` must be some of"),
     ]:

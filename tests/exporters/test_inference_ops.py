@@ -478,8 +478,9 @@ def test_known_shapes_stay_known(library, shape):
     _same(model, np.random.default_rng(0).normal(size=(6, 8)).astype("float32"))
 
 
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
-@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize(
+    "library, norm_first", covering(("keras", "tf_keras"), (False, True), strength=1)
+)
 def test_blocks_of_plain_layers(library, norm_first):
     """Those that end in a sum are computed layer by layer in integers, and the report says so."""
     model = plain_block_models.subclassed(library, norm_first)
