@@ -54,7 +54,8 @@ keras = ke.flavor.of(model).keras
 keras.utils.set_random_seed(0)
 print(ke.unpad(model, ignore_padding_outputs=True))
 options = {"batch_size": arguments.batch_size, "max_length": arguments.max_length}
-batches = task.batches(train, tokenizer, group_by_length=True, **options)
+# Not grouped by length: batches of short texts would weigh their tokens more than others.
+batches = task.batches(train, tokenizer, buckets=[arguments.max_length], **options)
 held_out = task.batches(test, tokenizer, training=False, **options)
 print(batches.stats)
 
