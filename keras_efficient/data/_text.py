@@ -100,7 +100,9 @@ def text(
             at most six, chosen by `choose_buckets`.
         group_by_length: Whether to sort by exact lengths as above. The batches have almost as many
             shapes as there are lengths; so compile the model with `jit_compile=False`, or give
-            `buckets`. Without effect with `tokens_per_batch`, which does so anyway. Default: False.
+            `buckets`. Without effect with `tokens_per_batch`, which does so anyway. Note that a
+            loss which is a mean over the tokens of a batch then gives those of short texts more
+            weight, which made a language model worse. Default: False.
         drop_remainder: Whether to omit texts that do not fill a batch of `batch_size`, and to make
             the batch dimension static. With `shuffle=True` each epoch omits others, in proportion
             to the sizes of the buckets. Default: False.

@@ -17,11 +17,9 @@ from keras_efficient.distillation._example_keys import (
     real_positions,
 )
 from keras_efficient.distillation._teacher import Teacher
+from keras_efficient.flavor._ignored_label import MASKED
 
 FORMAT = 1
-#: Logit at padding of outputs over tokens, such as those of an answer; the models of this package
-#: mask with it, too.
-MASKED = -100.0
 MANIFEST = "teacher_cache.json"
 
 

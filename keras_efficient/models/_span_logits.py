@@ -4,12 +4,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_efficient.flavor._ignored_label import MASKED
 from keras_efficient.flavor._typing import Tensor
-
-#: Logit of masked tokens. It is far below any other, and finite, since 0 · ∞ is no number in
-#: distillation; a larger one would hide differences from checks that are relative to the largest
-#: output.
-MASKED = -100.0
 
 
 def span_logits(logits: Any, ids: Any, mask: Any, separator: int) -> Tensor:
