@@ -3,10 +3,12 @@ from ._augment_texts import (
     AugmentedTexts as AugmentedTexts,
     augment_texts as augment_texts,
 )
+from ._augmentation import Augmentation as Augmentation
 from ._bucketing import (
     choose_buckets as choose_buckets,
     padded_tokens as padded_tokens,
 )
+from ._delete_tokens import DeleteTokens as DeleteTokens
 from ._demo_assets import (
     demo_model as demo_model,
     demo_pronunciations as demo_pronunciations,
@@ -23,6 +25,8 @@ from ._records import (
     require_classes as require_classes,
     split as split,
 )
+from ._replace_tokens import ReplaceTokens as ReplaceTokens
+from ._shuffle_tokens import ShuffleTokens as ShuffleTokens
 from ._target_texts import TargetTexts as TargetTexts
 from ._text import text as text
 from ._text_stats import TextStats as TextStats

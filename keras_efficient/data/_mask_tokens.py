@@ -7,22 +7,18 @@ import tensorflow as tf
 
 from keras_efficient._errors import InputError
 from keras_efficient.data._masking import Masking
+from keras_efficient.data._split_mix import mixed, share_of, uniform
 from keras_efficient.data._tokenizer import Tokenizer
+from keras_efficient.data._word_starts import word_starts
 from keras_efficient.flavor._ignored_label import IGNORED
 from keras_efficient.flavor._typing import Tensor
 
-# SplitMix64: the increment of its state and the constants of its output function.
-_INCREMENT = 0x9E3779B97F4A7C15
-_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 # Uses of random numbers, which must not be the same ones.
 _SELECT, _LENGTH, _REPLACE, _TOKEN = range(4)
 
 
 class TokenMasker:
     """Function of a padded batch that selects and replaces tokens as `Masking` says.
-
-    Random numbers are those of SplitMix64, whose n-th number follows from n and its seed alone, so
-    that a batch of texts needs no state and no order.
 
     Args:
         masking: The settings.
@@ -32,9 +28,6 @@ class TokenMasker:
 
     Raises:
         InputError: The tokenizer has no mask token, or does not tell where words begin.
-
-    Reference:
-        Steele, Lea & Flood 2014, "Fast Splittable Pseudorandom Number Generators".
     """
 
     def __init__(self, masking: Masking, tokenizer: Tokenizer, fixed: bool):
@@ -55,7 +48,7 @@ class TokenMasker:
             self._random = tf.constant(np.flatnonzero(ordinary), tf.int32)
             self._begins = None
             if masking.unit != "token":
-                self._begins = tf.constant(_word_starts(vocabulary))
+                self._begins = tf.constant(word_starts(vocabulary))
 
     def __call__(self, ids: Tensor, real: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Select and replace tokens.
@@ -99,7 +92,7 @@ class TokenMasker:
         if masking.unit == "span":
             # The tokens of a span have the number of the span that covered them.
             bits = tf.cast(tf.bitcast(order, tf.uint32), tf.uint64)
-            what = _share(_mixed(_mixed(bits) + keys[:, None]))
+            what = share_of(mixed(mixed(bits) + keys[:, None]))
             what = tf.gather(what, number, batch_dims=1)
         masked = chosen & (what < masking.mask_token_rate)
         replaced = chosen & ~masked & (what < masking.mask_token_rate + masking.random_token_rate)
@@ -155,48 +148,3 @@ def positions_of(chosen: Tensor, most: Any = None) -> tuple[Tensor, Tensor]:
     positions = tf.argsort(tf.where(chosen, columns, columns + length))[:, :most]
     slots = tf.range(most) < count[:, None]
     return tf.where(slots, positions, 0), slots
-
-
-def text_keys(seed: Tensor, indices: Tensor) -> Tensor:
-    """Return the seeds of texts, uint64, from that of an epoch, int64, and their indices."""
-    state = _mixed(tf.bitcast(tf.cast(seed, tf.int64), tf.uint64) + _u64(_INCREMENT))
-    return _mixed(state + (tf.cast(indices, tf.uint64) + _u64(1)) * _u64(_INCREMENT))
-
-
-def uniform(keys: Tensor, columns: Tensor, use: int) -> Tensor:
-    """Return random numbers in [0, 1), float32 `[batch, length]`, from the seeds of texts."""
-    number = tf.cast(columns, tf.uint64) * _u64(4) + _u64(use + 1)
-    return _share(_mixed(keys[:, None] + number[None] * _u64(_INCREMENT)))
-
-
-def _share(bits):
-    # As many bits as float32 has digits.
-    bits = tf.cast(tf.bitwise.right_shift(bits, _u64(40)), tf.int32)
-    return tf.cast(bits, tf.float32) * 2.0**-24
-
-
-def _mixed(state):
-    for shift, factor in ((30, _FIRST), (27, _SECOND)):
-        state = tf.bitwise.bitwise_xor(state, tf.bitwise.right_shift(state, _u64(shift)))
-        state *= _u64(factor)
-    return tf.bitwise.bitwise_xor(state, tf.bitwise.right_shift(state, _u64(31)))
-
-
-def _u64(number):
-    return tf.constant(number, tf.uint64)
-
-
-def _word_starts(vocabulary):
-    """Return which tokens begin a word, by the marks of the common kinds of tokenizers."""
-    tokens = np.array(vocabulary, object)
-    for mark in ("\u0120", "\u2581"):  # Of byte-level BPE and of SentencePiece.
-        begins = np.array([token.startswith(mark) for token in tokens])
-        if begins.mean() > 0.1:
-            return begins
-    inside = np.array([token.startswith("##") for token in tokens])
-    if inside.any():
-        return ~inside
-    raise InputError(
-        "Whole words need a vocabulary that marks where words begin or go on, by '##', "
-        "'\u0120' or '\u2581'. Received: one without any of them. Use unit='token'."
-    )

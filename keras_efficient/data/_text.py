@@ -10,11 +10,14 @@ import tensorflow as tf
 
 from keras_efficient._errors import InputError
 from keras_efficient.data._as_records import as_records
+from keras_efficient.data._augmentation import Augmentation
 from keras_efficient.data._batch_plan import plan_batches
 from keras_efficient.data._bucketing import check_buckets, choose_buckets
-from keras_efficient.data._mask_tokens import TokenMasker, positions_of, text_keys
+from keras_efficient.data._mask_tokens import TokenMasker, positions_of
 from keras_efficient.data._masking import Masking
+from keras_efficient.data._split_mix import text_keys
 from keras_efficient.data._text_stats import TextStats
+from keras_efficient.data._token_augmenter import TokenAugmenter
 from keras_efficient.data._token_store import FileTokens, MemoryTokens
 from keras_efficient.data._tokenized_texts import TokenizedTexts
 from keras_efficient.data._tokenizer import as_tokenizer
@@ -43,6 +46,7 @@ def text(
     label_column: str | Sequence[str] | None = "label",
     masking: Masking | None = None,
     next_token: bool = False,
+    augmentations: Sequence[Augmentation] = (),
 ) -> Dataset:
     """Make batches of tokenized texts for `fit`, `evaluate` and `predict`, with little padding.
 
@@ -119,6 +123,12 @@ def text(
             A text begins with the tokenizer's start token, and the end token is the last label. Of
             pairs of texts, prompts and completions, only the tokens of the second text count.
             Labels of the records are not used. Default: False.
+        augmentations: Random changes of the tokens, for training data: `ShuffleTokens`,
+            `DeleteTokens`, `ReplaceTokens`, or your own `Augmentation`s, one after the other. They
+            are made anew in each epoch, and labels of tokens and answers move with their tokens.
+            Where words have labels, each word is changed as a whole; of questions with their
+            contexts, the questions alone are changed. Not for language modelling. Default: (),
+            none.
 
     Returns:
         A dataset of (features, labels), or of features if there are no labels. The features are a
@@ -187,6 +197,12 @@ def text(
             "Either the next tokens are labels or masked ones. Received: next_token=True and "
             f"masking={masking!r}. Leave one of them out."
         )
+    if augmentations and (next_token or masking is not None):
+        raise InputError(
+            "Language models learn the texts as they are. Received: augmentations="
+            f"{list(augmentations)!r:.80} with {'next_token' if next_token else 'masking'}. Leave "
+            "`augmentations` out."
+        )
     if isinstance(records, TokenizedTexts):
         tokens = FileTokens(records, tokenizer, max_length, next_token)
         if stride is not None:
@@ -251,11 +267,18 @@ def text(
 
     # Of few shapes if XLA is to compile each.
     masker = None if masking is None else TokenMasker(masking, tokenizer, fixed=not mix)
+    augmenter = None
+    if augmentations:
+        kind = "span" if tokens.windows is not None else "text"
+        kind = "token" if tokens.labels_per_token else kind
+        augmenter = TokenAugmenter(augmentations, tokenizer, kind)
     # tf.data runs on the CPU; the corpus would otherwise take up memory of a GPU.
     with tf.device("/CPU:0"):
-        by_epoch = shuffle or masking is not None
+        random = masking is not None or augmenter is not None
+        by_epoch = shuffle or random
         if by_epoch:
-            keys = None if masking is None else _keys(seed if masking.static else None)
+            static = masking is not None and masking.static
+            keys = _keys(seed if static else None) if random else None
             order = _epochs(padded, plan, batch_size, seed, first_epoch, shuffle, keys)
         elif batch_size is None:
             order = _slices(tf.range(total), plan.sizes)
@@ -268,7 +291,7 @@ def text(
             batches = order.batch(batch_size, drop_remainder)
             if by_epoch and not drop_remainder:
                 batches = batches.map(_without_fill)
-        gather = _gather(tokens, buckets, tokenizer, masker)
+        gather = _gather(tokens, buckets, tokenizer, masker, augmenter)
         dataset: Any = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         dataset = dataset.prefetch(tf.data.AUTOTUNE)
         if by_epoch:
@@ -389,10 +412,11 @@ def _permutation(size, epoch_seed, use):
     return random.experimental.stateless_shuffle(tf.range(size), seed, alg="philox")
 
 
-def _gather(tokens, buckets, tokenizer, masker=None):
+def _gather(tokens, buckets, tokenizer, masker=None, augmenter=None):
     """Return a function from indices to a padded batch.
 
-    With `masker`, a `TokenMasker`, it also takes the seeds of the texts' masks.
+    With `masker`, a `TokenMasker`, or `augmenter`, a `TokenAugmenter`, it also takes the seeds of
+    the texts.
     """
     whole = tokens.lengths + tokens.next_token
     starts = tf.constant(np.cumsum(whole, dtype=np.int64) - whole)
@@ -441,6 +465,15 @@ def _gather(tokens, buckets, tokenizer, masker=None):
         seconds = tf.zeros_like(ids)
         if tokens.pairs and not tokens.next_token:
             seconds = tf.where(real, tokens.segments(places), 0)
+        own = None
+        if labels is not None and per_token:
+            own = tf.where(real, tf.gather(labels, places), IGNORED)
+        elif labels is not None:
+            own = tf.gather(labels, indices)
+        if augmenter is not None:
+            rows, own = augmenter(ids, real, seconds, keys, own)
+            ids, real = rows.ids, rows.real
+            seconds = tf.where(real, rows.segments, 0)
         batch = {
             "ids": tf.where(real, ids, pad_id),
             "mask": tf.cast(real, tf.int32),
@@ -472,13 +505,13 @@ def _gather(tokens, buckets, tokenizer, masker=None):
         if found is not None:
             found.set_shape([indices.shape[0], most if "mask_positions" in names else only])
             return features, found
-        if labels is None:
+        if own is None:
             return features
-        if not per_token:
-            return features, tf.gather(labels, indices)
-        found = tf.where(real, tf.gather(labels, places), IGNORED)
-        found.set_shape([indices.shape[0], only])
-        return features, found
+        if per_token:
+            own.set_shape([indices.shape[0], only])
+        elif augmenter is not None:
+            own.set_shape([indices.shape[0], *tokens.labels.shape[1:]])
+        return features, own
 
     return gather
 
