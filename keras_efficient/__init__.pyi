@@ -55,6 +55,8 @@ from .runtime import tune_process as tune_process
 from .training import (
     accumulate as accumulate,
     adversarial as adversarial,
+    consistency as consistency,
+    ewc as ewc,
     remat as remat,
     sam as sam,
     unpad as unpad,

@@ -8,6 +8,7 @@ from ._bucketing import (
     choose_buckets as choose_buckets,
     padded_tokens as padded_tokens,
 )
+from ._curriculum import curriculum as curriculum
 from ._delete_tokens import DeleteTokens as DeleteTokens
 from ._demo_assets import (
     demo_model as demo_model,
@@ -18,7 +19,10 @@ from ._demo_assets import (
     demo_tagged_tweets as demo_tagged_tweets,
 )
 from ._detokenizer import Detokenizer as Detokenizer
+from ._join_unlabelled import join_unlabelled as join_unlabelled
+from ._length_warmup import length_warmup as length_warmup
 from ._masking import Masking as Masking
+from ._oversample import oversample as oversample
 from ._read_records import read_records as read_records
 from ._records import (
     Records as Records,
@@ -26,6 +30,7 @@ from ._records import (
     split as split,
 )
 from ._replace_tokens import ReplaceTokens as ReplaceTokens
+from ._select_to_label import select_to_label as select_to_label
 from ._shuffle_tokens import ShuffleTokens as ShuffleTokens
 from ._target_texts import TargetTexts as TargetTexts
 from ._text import text as text

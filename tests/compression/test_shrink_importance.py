@@ -12,11 +12,11 @@ from keras_efficient.compression._observers import input_grams
 from keras_efficient.compression._shrink import _dataset
 from keras_efficient.compression.structured.importance import (
     Importance,
-    batch_loss,
     output_layers,
     remove_columns,
 )
 from keras_efficient.compression.structured.layer_losses import evaluated, removal_order, skippable
+from keras_efficient.training._batch_loss import batch_loss
 
 #: One kind of blocks per library; the others under `make test-all`.
 FEW = [

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_efficient import flavor as flavors
 from keras_efficient.architecture import Architecture, Block
 from keras_efficient.architecture._weights import KERNEL, Weight, all_weights
 from keras_efficient.compression._observers import input_grams
 from keras_efficient.compression._reconstruction import damped
 from keras_efficient.compression.structured.cuts import widths
 from keras_efficient.flavor import Layer, Model
+from keras_efficient.training._batch_loss import batch_loss
 
 #: Times the mean diagonal of XᵀX is added to its diagonal, as in `Reconstruction`.
 DAMPING = 0.01
@@ -147,19 +147,6 @@ def _products(count, writing, reading) -> np.ndarray:
 def most(scores: np.ndarray, number: int) -> np.ndarray:
     """Return the increasing indices of the `number` largest scores; of equal ones the first."""
     return np.sort(np.argsort(-np.asarray(scores), kind="stable")[:number])
-
-
-def batch_loss(model: Model, batch: tuple) -> tf.Tensor:
-    """Return the compiled loss of a batch in inference mode, as a scalar."""
-    flavor = flavors.of(model)
-    x, y, sample_weight = batch
-    outputs = flavor.call(model, x, training=False)
-    outputs = getattr(outputs, "logits", outputs)
-    loss, _ = flavor._compiled_loss(model, x, y, outputs, sample_weight)
-    return loss
-
-
-# --- structured OBS ------------------------------------------------------------------------------
 
 
 def reconstructed(
