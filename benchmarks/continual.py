@@ -16,6 +16,7 @@ Accuracies are means over seeds.
 """
 
 import argparse
+import gc
 import json
 from pathlib import Path
 
@@ -110,6 +111,7 @@ def main():
         data = records(arguments.texts, seed)
         for row in found:
             found[row].append(run(row, data, seed, arguments.strength))
+            gc.collect()
             shown = ", ".join(f"{name} {value:.1%}" for name, value in found[row][-1].items())
             print(f"seed {seed}, {row}: {shown}", flush=True)
     print(f"| | {' | '.join(TASKS)} | mean |")

@@ -23,6 +23,7 @@ the new layers, the order and the dropout.
 """
 
 import argparse
+import gc
 import json
 import math
 import statistics
@@ -91,9 +92,11 @@ class Run:
             records = self.labelled + self.confident()
         model, tokenizer = self.train(records, options, prepare, data)
         seconds = time.process_time() - start
+        found = model.evaluate(self.batches(self.held_out, tokenizer), verbose=0, return_dict=True)
         if row == "plain":
             self.plain = model, tokenizer
-        found = model.evaluate(self.batches(self.held_out, tokenizer), verbose=0, return_dict=True)
+        del model
+        gc.collect()
         return found["accuracy"], seconds
 
     def train(self, records, options=None, prepare=None, data=None):
@@ -214,6 +217,7 @@ def main():
     parser.add_argument("--labels", default="500", help='number of labelled reviews, or "all"')
     parser.add_argument("--active", action="store_true", help="active learning instead")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", help=f"some of: {', '.join(ROWS)}")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -235,7 +239,7 @@ def compared(arguments):
     rows = [row for row in ROWS if labels is not None or row not in NEED_UNLABELLED]
     rows = [row for row in rows if arguments.only is None or row in ("plain", *arguments.only)]
     found = {row: [] for row in rows}
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         run = Run(labels, seed)
         for row in rows:
             found[row].append(run.accuracy(row))
