@@ -55,6 +55,7 @@ from .runtime import tune_process as tune_process
 from .training import (
     accumulate as accumulate,
     adversarial as adversarial,
+    pack as pack,
     remat as remat,
     sam as sam,
     unpad as unpad,

@@ -17,6 +17,7 @@ from ._demo_assets import (
 )
 from ._detokenizer import Detokenizer as Detokenizer
 from ._masking import Masking as Masking
+from ._pack import pack as pack
 from ._read_records import read_records as read_records
 from ._records import (
     Records as Records,
