@@ -57,6 +57,7 @@ from .training import (
     adversarial as adversarial,
     consistency as consistency,
     ewc as ewc,
+    pack as pack,
     remat as remat,
     sam as sam,
     unpad as unpad,

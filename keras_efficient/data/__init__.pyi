@@ -23,6 +23,7 @@ from ._join_unlabelled import join_unlabelled as join_unlabelled
 from ._length_warmup import length_warmup as length_warmup
 from ._masking import Masking as Masking
 from ._oversample import oversample as oversample
+from ._pack import pack as pack
 from ._read_records import read_records as read_records
 from ._records import (
     Records as Records,

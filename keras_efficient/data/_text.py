@@ -13,6 +13,7 @@ from keras_efficient.data._as_records import as_records
 from keras_efficient.data._augmentation import Augmentation
 from keras_efficient.data._batch_plan import plan_batches
 from keras_efficient.data._bucketing import check_buckets, choose_buckets
+from keras_efficient.data._epoch_seeds import epoch_seeds, permutation, sorted_by
 from keras_efficient.data._mask_tokens import TokenMasker, positions_of
 from keras_efficient.data._masking import Masking
 from keras_efficient.data._split_mix import text_keys
@@ -23,9 +24,6 @@ from keras_efficient.data._tokenized_texts import TokenizedTexts
 from keras_efficient.data._tokenizer import as_tokenizer
 from keras_efficient.flavor._ignored_label import IGNORED
 from keras_efficient.flavor._typing import Dataset
-
-# Nonzero, since seeds (0, 0) make TensorFlow choose a random seed.
-_SECOND_SEED = 20_250_601
 
 
 def text(
@@ -320,20 +318,7 @@ def _epochs(padded, plan, batch_size, seed, first_epoch, shuffle, keys=None) -> 
     them the number of the epoch: a checkpoint of an iterator that had read ahead to the end of an
     epoch would restore other orders for the next ones.
     """
-    # `Dataset.random` also depends on tf.random.set_seed, which differs between programs.
-    variant = tf.raw_ops.RandomDatasetV2(
-        seed=tf.constant(seed, tf.int64),
-        seed2=tf.constant(_SECOND_SEED, tf.int64),
-        seed_generator=tf.raw_ops.DummySeedGenerator(),
-        rerandomize_each_iteration=True,
-        output_types=[tf.int64],
-        output_shapes=[tf.TensorShape([])],
-    )
-    # The first number of each iteration is the seed of its epoch.
-    numbers = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.int64))
-    for _ in range(first_epoch):
-        next(iter(numbers))
-
+    numbers = epoch_seeds(seed, first_epoch)
     padded, ranks = tf.constant(padded, tf.int32), tf.constant(plan.ranks, tf.int32)
     mixed = plan.chunks is not None
     if mixed:
@@ -345,15 +330,15 @@ def _epochs(padded, plan, batch_size, seed, first_epoch, shuffle, keys=None) -> 
     def order_of(seed):
         if not shuffle:
             return tf.concat([ranks, tf.fill([fill], -1)], axis=0)
-        order = _sorted_by(padded, _permutation(len(padded), seed, 0))
+        order = sorted_by(padded, permutation(len(padded), seed, 0))
         order = tf.gather(order, ranks)
         if mixed:
-            order = tf.gather(order, _sorted_by(chunks, _permutation(len(chunks), seed, 2)))
+            order = tf.gather(order, sorted_by(chunks, permutation(len(chunks), seed, 2)))
             order = tf.gather(order, slots)
         if batch_size is None:
             return order
         head = tf.reshape(order[: full * batch_size], [full, batch_size])
-        head = tf.gather(head, _permutation(full, seed, 1))
+        head = tf.gather(head, permutation(full, seed, 1))
         return tf.concat(
             [tf.reshape(head, [-1]), order[full * batch_size :], tf.fill([fill], -1)], axis=0
         )
@@ -364,7 +349,7 @@ def _epochs(padded, plan, batch_size, seed, first_epoch, shuffle, keys=None) -> 
         )
         found = order if keys is None else (order, keys(seed, order))
         if batch_size is None:
-            batches = _permutation(len(plan.sizes), seed, 1) if shuffle else None
+            batches = permutation(len(plan.sizes), seed, 1) if shuffle else None
             return _slices(found, plan.sizes, batches)
         return tf.data.Dataset.from_tensor_slices(found)
 
@@ -398,18 +383,6 @@ def _slices(elements, sizes, batches=None) -> tf.data.Dataset:
     return parts.map(
         lambda start, size: tf.nest.map_structure(lambda x: x[start : start + size], elements)
     )
-
-
-def _sorted_by(keys, order):
-    """Sort the indices in `order` by their keys; those of equal keys keep their order."""
-    return tf.gather(order, tf.argsort(tf.gather(keys, order), stable=True))
-
-
-def _permutation(size, epoch_seed, use):
-    # "auto" may choose another algorithm on another device.
-    seed = tf.stack([epoch_seed, tf.constant(use, tf.int64)])
-    random: Any = tf.random
-    return random.experimental.stateless_shuffle(tf.range(size), seed, alg="philox")
 
 
 def _gather(tokens, buckets, tokenizer, masker=None, augmenter=None):

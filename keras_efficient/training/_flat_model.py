@@ -139,13 +139,10 @@ class FlatModel:
         @functools.wraps(getattr(plain, "__func__", plain))
         def call(model, *args, **kwargs):
             # Blocks that compute rows of tokens have no attention scores to return.
+            own = self.flavor.converted(self.model, plain)
             if not self.active or kwargs.get("output_attentions"):
-                return self.flavor.converted(self.model, plain)(*args, **kwargs)
-            token = _CURRENT.set(_Call(self))
-            try:
-                return self.flavor.converted(self.model, plain)(*args, **kwargs)
-            finally:
-                _CURRENT.reset(token)
+                return own(*args, **kwargs)
+            return self.run(own, args, kwargs)
 
         # AutoGraph must not convert this function; `converted` converts the model's own.
         vars(call)["autograph_info__"] = None
@@ -154,6 +151,11 @@ class FlatModel:
         object.__setattr__(self.model, _ATTRIBUTE, self)
         for block in self.all_blocks:
             block.install()
+
+    def run(self, call, args, kwargs):
+        """Return what the model's own `call` returns, computed on rows."""
+        with calling(ModelCall(self)):
+            return call(*args, **kwargs)
 
     def uninstall(self):
         # Blocks of plain layers may share one.
@@ -221,7 +223,17 @@ class FlatModel:
         return patched(self, filled=where)
 
 
-class _Call:
+@contextmanager
+def calling(current: "ModelCall") -> Iterator[None]:
+    """Compute blocks as parts of a call of their model, within the context."""
+    token = _CURRENT.set(current)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+class ModelCall:
     """One call of the model: the rows of its masks, and of the hidden states between blocks."""
 
     def __init__(self, owner):
@@ -259,6 +271,10 @@ class _Call:
             self.rows[key] = (owned, rows)
         return self.rows[key][1]
 
+    def outputs(self, block, padded):
+        """What a block leaves to the layers after it; here its hidden states."""
+        return padded
+
     def take(self, padded, rows):
         """The rows of hidden states, as the block before left them if they are from one."""
         _, known, found = self.hidden.get(id(padded), (None, None, None))
@@ -287,9 +303,10 @@ class FlatBlock:
     def call(self, *args, **kwargs):
         current = self.current()
         inputs = None if current is None else self.inputs(args, kwargs)
-        if inputs is None:
+        if current is None or inputs is None:
             return self.owner.plain(self.layer, self.own)(*args, **kwargs)
-        return self.block.outputs(self.compute(current, inputs), inputs)
+        hidden = current.outputs(self, self.compute(current, inputs))
+        return self.block.outputs(hidden, inputs)
 
     call.autograph_info__ = None  # pyright: ignore[reportFunctionMemberAccess]
 
