@@ -12,6 +12,7 @@ from . import (
     flavor as flavor,
     generation as generation,
     layers as layers,
+    losses as losses,
     metrics as metrics,
     models as models,
     optimizers as optimizers,
@@ -55,6 +56,7 @@ from .runtime import tune_process as tune_process
 from .training import (
     accumulate as accumulate,
     adversarial as adversarial,
+    contrastive as contrastive,
     remat as remat,
     sam as sam,
     unpad as unpad,

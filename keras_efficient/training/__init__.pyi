@@ -1,5 +1,6 @@
 from ._accumulate import accumulate as accumulate
 from ._adversarial import adversarial as adversarial
+from ._contrastive import contrastive as contrastive
 from ._remat import remat as remat
 from ._sam import sam as sam
 from ._unpad import UnpadReport as UnpadReport, unpad as unpad
