@@ -43,6 +43,7 @@ MAY_IMPORT_LIBRARIES = {
     "models/_kerashub.py",
     "models/_masked_language_model.py",
     "models/_hugging_face.py",
+    "models/_sentence_encoder.py",
     "models/_span_classifier.py",
     "models/_token_classifier.py",
 }

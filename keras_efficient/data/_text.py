@@ -43,6 +43,7 @@ def text(
     label_column: str | Sequence[str] | None = "label",
     masking: Masking | None = None,
     next_token: bool = False,
+    separate: bool = False,
 ) -> Dataset:
     """Make batches of tokenized texts for `fit`, `evaluate` and `predict`, with little padding.
 
@@ -119,6 +120,9 @@ def text(
             A text begins with the tokenizer's start token, and the end token is the last label. Of
             pairs of texts, prompts and completions, only the tokens of the second text count.
             Labels of the records are not used. Default: False.
+        separate: Whether the two texts of a pair are inputs of their own, `[batch, 2, length]`, as
+            `ke.contrastive` takes them, rather than joined to one. The length of a pair is that of
+            its longer text. Default: False.
 
     Returns:
         A dataset of (features, labels), or of features if there are no labels. The features are a
@@ -187,7 +191,18 @@ def text(
             "Either the next tokens are labels or masked ones. Received: next_token=True and "
             f"masking={masking!r}. Leave one of them out."
         )
+    if separate and (tokens_per_batch is not None or masking is not None or next_token):
+        raise InputError(
+            "Separate texts go with `batch_size`, without tokens to predict. Received: "
+            f"tokens_per_batch={tokens_per_batch!r}, masking={masking!r}, next_token={next_token!r}"
+            " and separate=True. Leave one of them out."
+        )
     if isinstance(records, TokenizedTexts):
+        if separate:
+            raise InputError(
+                "`separate` is for pairs of texts in memory. Received: texts on a disk. Leave it "
+                "out."
+            )
         tokens = FileTokens(records, tokenizer, max_length, next_token)
         if stride is not None:
             raise InputError(
@@ -199,7 +214,7 @@ def text(
             min(128, tokenizer.max_length) if max_length is None else max_length
         )
         records = as_records(records, text_column=text_column, label_column=label_column)
-        tokens = MemoryTokens(records, tokenizer, length, stride, next_token)
+        tokens = MemoryTokens(records, tokenizer, length, stride, next_token, separate)
     lengths = tokens.lengths
     total = len(lengths)
     if drop_remainder and batch_size is not None and total < batch_size:
@@ -394,9 +409,11 @@ def _gather(tokens, buckets, tokenizer, masker=None):
 
     With `masker`, a `TokenMasker`, it also takes the seeds of the texts' masks.
     """
-    whole = tokens.lengths + tokens.next_token
+    whole = tokens.row_lengths + tokens.next_token
     starts = tf.constant(np.cumsum(whole, dtype=np.int64) - whole)
-    lengths = tf.constant(tokens.lengths)
+    lengths = tf.constant(tokens.row_lengths)
+    # Of separate texts, those of an example are neighbours.
+    texts = len(tokens.row_lengths) // len(tokens.lengths)
     labels: Any = None
     if tokens.labels is not None and masker is None:
         labels = tf.constant(tokens.labels)
@@ -430,11 +447,12 @@ def _gather(tokens, buckets, tokenizer, masker=None):
         return read, following
 
     def gather(indices, keys=None):
-        here = tf.gather(lengths, indices)
+        rows = indices if texts == 1 else indices[:, None] * texts + tf.range(texts)
+        here = tf.gather(lengths, rows)
         bucket = tf.searchsorted(padded, tf.reduce_max(here)[None])[0]
         columns = tf.range(padded[bucket])
-        real = columns < here[:, None]
-        places = tf.gather(starts, indices)[:, None] + tf.cast(columns, tf.int64)
+        real = columns < here[..., None]
+        places = tf.gather(starts, rows)[..., None] + tf.cast(columns, tf.int64)
         # The places of padding may lie past the end of the last text.
         places = tf.where(real, places, 0)
         ids = tokens.ids(places)
@@ -456,7 +474,7 @@ def _gather(tokens, buckets, tokenizer, masker=None):
         features = {name: batch[key] for key, name in names.items() if key in batch}
         for name, feature in features.items():
             selected = name == names.get("mask_positions")
-            feature.set_shape([indices.shape[0], most if selected else only])
+            feature.set_shape([*rows.shape, most if selected else only])
         if targets is not None:
             decoded, found = shifted(indices)
             read = {name: decoded[key] for key, name in names.items() if key in decoded}
