@@ -94,6 +94,22 @@ def test_a_task(name, library, here, quick_export, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.full
+@pytest.mark.parametrize(
+    "library, method", [("keras", "multiple_negatives"), ("tf_keras", "simcse")]
+)
+def test_sentence_embeddings(library, method, here, quick_export, monkeypatch, capsys):  # noqa: F811
+    rows = [(f"a {word} film", f"the plot was {word}") for word in ("good", "bad") * 20]
+    with open("pairs.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("first", "second"), *rows])
+    options = {"data": "pairs.csv", "model": MODEL, "library": library, "method": method}
+    options |= {"batch-size": 8, "microbatch-size": 4, "output": "out"}
+    script("sentence_embeddings.py", monkeypatch, **options)
+    assert capsys.readouterr().out.count("Recall at 10") == 2
+    signature = tf.saved_model.load(str(here / "out/1")).signatures["text"]
+    assert "embedding" in signature.structured_outputs
+
+
+@pytest.mark.full
 @sampled()
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_masked_lm(library, here, quick_export, monkeypatch, capsys):  # noqa: F811

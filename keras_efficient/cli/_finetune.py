@@ -123,7 +123,13 @@ class Settings:
     def definition(self) -> ke.tasks.Task:
         """The task: of pairs of texts if two columns are named."""
         pairs = not isinstance(self.text_column, str) and len(self.text_column) == 2
-        return ke.tasks.get(self.task, texts=2 if pairs else None)
+        task = ke.tasks.get(self.task, texts=2 if pairs else None)
+        if not task.finetunes:
+            raise InputError(
+                f"`finetune` trains by a loss of single examples. Received: --task {task.name}, "
+                "which compares all examples of a batch. Train it in Python, with ke.contrastive."
+            )
+        return task
 
     @property
     def selection(self) -> str | None:

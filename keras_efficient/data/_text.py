@@ -45,6 +45,7 @@ def text(
     masking: Masking | None = None,
     next_token: bool = False,
     augmentations: Sequence[Augmentation] = (),
+    separate: bool = False,
 ) -> Dataset:
     """Make batches of tokenized texts for `fit`, `evaluate` and `predict`, with little padding.
 
@@ -127,6 +128,9 @@ def text(
             Where words have labels, each word is changed as a whole; of questions with their
             contexts, the questions alone are changed. Not for language modelling. Default: (),
             none.
+        separate: Whether the two texts of a pair are inputs of their own, `[batch, 2, length]`, as
+            `ke.contrastive` takes them, rather than joined to one. The length of a pair is that of
+            its longer text. Default: False.
 
     Returns:
         A dataset of (features, labels), or of features if there are no labels. The features are a
@@ -201,7 +205,18 @@ def text(
             f"{list(augmentations)!r:.80} with {'next_token' if next_token else 'masking'}. Leave "
             "`augmentations` out."
         )
+    if separate and (tokens_per_batch is not None or masking or next_token or augmentations):
+        raise InputError(
+            "Separate texts go with `batch_size`, without tokens to predict, as they are. "
+            f"Received: tokens_per_batch={tokens_per_batch!r}, masking={masking!r}, "
+            f"next_token={next_token!r}, augmentations={list(augmentations)!r:.80} and separate=True. Leave one of them out."
+        )
     if isinstance(records, TokenizedTexts):
+        if separate:
+            raise InputError(
+                "`separate` is for pairs of texts in memory. Received: texts on a disk. Leave it "
+                "out."
+            )
         tokens = FileTokens(records, tokenizer, max_length, next_token)
         if stride is not None:
             raise InputError(
@@ -213,7 +228,7 @@ def text(
             min(128, tokenizer.max_length) if max_length is None else max_length
         )
         records = as_records(records, text_column=text_column, label_column=label_column)
-        tokens = MemoryTokens(records, tokenizer, length, stride, next_token)
+        tokens = MemoryTokens(records, tokenizer, length, stride, next_token, separate)
     lengths = tokens.lengths
     total = len(lengths)
     if drop_remainder and batch_size is not None and total < batch_size:
@@ -391,9 +406,11 @@ def _gather(tokens, buckets, tokenizer, masker=None, augmenter=None):
     With `masker`, a `TokenMasker`, or `augmenter`, a `TokenAugmenter`, it also takes the seeds of
     the texts.
     """
-    whole = tokens.lengths + tokens.next_token
+    whole = tokens.row_lengths + tokens.next_token
     starts = tf.constant(np.cumsum(whole, dtype=np.int64) - whole)
-    lengths = tf.constant(tokens.lengths)
+    lengths = tf.constant(tokens.row_lengths)
+    # Of separate texts, those of an example are neighbours.
+    texts = len(tokens.row_lengths) // len(tokens.lengths)
     labels: Any = None
     if tokens.labels is not None and masker is None:
         labels = tf.constant(tokens.labels)
@@ -427,11 +444,12 @@ def _gather(tokens, buckets, tokenizer, masker=None, augmenter=None):
         return read, following
 
     def gather(indices, keys=None):
-        here = tf.gather(lengths, indices)
+        rows = indices if texts == 1 else indices[:, None] * texts + tf.range(texts)
+        here = tf.gather(lengths, rows)
         bucket = tf.searchsorted(padded, tf.reduce_max(here)[None])[0]
         columns = tf.range(padded[bucket])
-        real = columns < here[:, None]
-        places = tf.gather(starts, indices)[:, None] + tf.cast(columns, tf.int64)
+        real = columns < here[..., None]
+        places = tf.gather(starts, rows)[..., None] + tf.cast(columns, tf.int64)
         # The places of padding may lie past the end of the last text.
         places = tf.where(real, places, 0)
         ids = tokens.ids(places)
@@ -444,9 +462,9 @@ def _gather(tokens, buckets, tokenizer, masker=None, augmenter=None):
         elif labels is not None:
             own = tf.gather(labels, indices)
         if augmenter is not None:
-            rows, own = augmenter(ids, real, seconds, keys, own)
-            ids, real = rows.ids, rows.real
-            seconds = tf.where(real, rows.segments, 0)
+            changed, own = augmenter(ids, real, seconds, keys, own)
+            ids, real = changed.ids, changed.real
+            seconds = tf.where(real, changed.segments, 0)
         batch = {
             "ids": tf.where(real, ids, pad_id),
             "mask": tf.cast(real, tf.int32),
@@ -462,7 +480,7 @@ def _gather(tokens, buckets, tokenizer, masker=None, augmenter=None):
         features = {name: batch[key] for key, name in names.items() if key in batch}
         for name, feature in features.items():
             selected = name == names.get("mask_positions")
-            feature.set_shape([indices.shape[0], most if selected else only])
+            feature.set_shape([*rows.shape, most if selected else only])
         if targets is not None:
             decoded, found = shifted(indices)
             read = {name: decoded[key] for key, name in names.items() if key in decoded}

@@ -11,6 +11,7 @@ from keras_efficient.data._answer_labels import AnswerLabels
 from keras_efficient.data._next_tokens import next_token_rows
 from keras_efficient.data._question_windows import QuestionWindows
 from keras_efficient.data._records import Records
+from keras_efficient.data._structured_labels import StructuredLabels
 from keras_efficient.data._target_texts import TargetTexts
 from keras_efficient.data._token_labels import TokenLabels
 from keras_efficient.data._tokenize_to_disk import tokenizer_hash
@@ -29,9 +30,11 @@ class MemoryTokens:
         stride: Number of tokens that windows of the context of a question share. Default: None.
         next_token: Whether the labels are the next tokens, for causal language modelling. Default:
             False.
+        separate: Whether the texts of a pair are not joined. Default: False.
 
     Attributes:
-        lengths: Int32 array `[texts]`; of questions `[windows]`. With `next_token` the last token
+        lengths: Int32 array `[texts]`; of questions `[windows]`; of separate texts `[pairs]`, the
+            larger ones. With `next_token` the last token
             of a text, which is a label only, does not count.
         labels: Those of the records, or None; one for each token of `TokenLabels`, one for each
             window of `AnswerLabels`.
@@ -43,6 +46,7 @@ class MemoryTokens:
         pairs: Whether there are segments; with `next_token` they say which tokens are labels.
         targets: The tokens of `TargetTexts`, one flat array, or None.
         target_lengths: Int32 array `[texts]`, or None.
+        row_lengths: `lengths`, or of separate texts int32 `[2 · pairs]`, those of both.
 
     Raises:
         InputError: There are no texts, or one has no token, or no label that counts.
@@ -51,6 +55,7 @@ class MemoryTokens:
     targets: Any = None
     target_lengths: Any = None
     windows: Any = None
+    _row_lengths: Any = None
 
     def __init__(
         self,
@@ -59,6 +64,7 @@ class MemoryTokens:
         max_length: int,
         stride: int | None = None,
         next_token: bool = False,
+        separate: bool = False,
     ):
         check_not_empty(records)
         self.records, self.labels, self.max_length = records, records.labels, max_length
@@ -66,6 +72,9 @@ class MemoryTokens:
         self.labels_per_token = isinstance(records.labels, TokenLabels) and not next_token
         if next_token:
             self._encode_next_tokens(tokenizer)
+            return
+        if separate:
+            self._encode_separate(tokenizer)
             return
         if isinstance(records.labels, TargetTexts):
             self._encode_targets(records.labels, tokenizer, max_length)
@@ -114,6 +123,25 @@ class MemoryTokens:
             self._segments = _on_cpu(np.concatenate(segments).astype(np.int32))
         self._store(ids)
         self.lengths -= 1
+
+    def _encode_separate(self, tokenizer):
+        if self.records.second_texts is None or isinstance(self.labels, StructuredLabels):
+            raise InputError(
+                "`separate` is for pairs of texts, with a label for each pair or none. Received: "
+                f"{self.records!r:.120}. Name two text columns, or leave `separate` out."
+            )
+        columns = self.records.texts, self.records.second_texts
+        both = [text for pair in zip(*columns, strict=True) for text in pair]
+        ids, self.truncated, self.longest = tokenizer.encode_and_count(both, self.max_length)
+        self.pairs = False
+        self._store(ids)
+        self._row_lengths = self.lengths
+        self.lengths = self.lengths.reshape(-1, 2).max(1)
+
+    @property
+    def row_lengths(self) -> np.ndarray:
+        """Return the number of tokens of each text."""
+        return self.lengths if self._row_lengths is None else self._row_lengths
 
     def _store(self, ids):
         self.lengths = np.array([len(row) for row in ids], np.int32)
@@ -177,7 +205,7 @@ class FileTokens:
 
     Attributes:
         lengths, labels, labels_per_token, next_token, max_length, truncated, longest, pairs,
-            targets, target_lengths, windows: As those of `MemoryTokens`.
+            targets, target_lengths, windows, row_lengths: As those of `MemoryTokens`.
 
     Raises:
         InputError: The texts were tokenized by another tokenizer, or truncated elsewhere.
@@ -213,6 +241,7 @@ class FileTokens:
             )
         tokenizer.check_length(texts.max_length)
         self.texts, self.lengths, self.pairs = texts, texts.lengths - next_token, texts.pairs
+        self.row_lengths = self.lengths
         self.next_token = next_token
         self.max_length, self.truncated = texts.max_length, texts.truncated
         self.longest, self.labels, self.labels_per_token = texts.longest, texts.labels, False

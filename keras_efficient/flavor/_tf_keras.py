@@ -277,6 +277,10 @@ class TfKeras(Flavor):
     def loss_tracker(self, model):
         return model.compiled_loss._total_loss_mean
 
+    def build_loss_tracker(self, model):
+        if not model.compiled_loss.built:
+            model.compiled_loss.build(tf.zeros([1, 1]))
+
     def track_loss(self, model, loss, examples):
         # A custom `compute_loss` updates its own metrics, in every microbatch.
         if self.has_custom_train_step(model) or not self.has_custom_compute_loss(model):

@@ -268,6 +268,10 @@ class TrainingAccess(ABC):
         """Return every metric of the model, including "loss" and those inside others."""
         return list(model.metrics)
 
+    def build_loss_tracker(self, model: Model) -> None:
+        """Make the metric called "loss" one of the model's, if it is compiled without a loss."""
+        return
+
     @abstractmethod
     def track_loss(self, model: Model, loss: Tensor, examples: Any) -> None:
         """Record `loss`, the mean over `examples` examples, in the metric called "loss"."""

@@ -6,6 +6,10 @@ from ._classification_report import (
     ClassificationReport as ClassificationReport,
     classification_report as classification_report,
 )
+from ._embedding_report import (
+    EmbeddingReport as EmbeddingReport,
+    embedding_report as embedding_report,
+)
 from ._entity_f1 import entity_f1 as entity_f1
 from ._entity_report import (
     EntityReport as EntityReport,

@@ -32,9 +32,10 @@ _KINDS = {
     "masked_token": "ForMaskedLM",
     "next_token": "ForCausalLM",
     "decoder": "ForSeq2SeqLM",
+    "embedding": "",
 }
 #: Suffixes of all classes that can be saved; those of decoders have others than the `TFAutoModel`s.
-_SUFFIXES = (*_KINDS.values(), "LMHeadModel", "ForConditionalGeneration")
+_SUFFIXES = (*filter(None, _KINDS.values()), "LMHeadModel", "ForConditionalGeneration")
 #: Names of the inputs of a decoder by content.
 _DECODER_INPUTS = {"target_ids": "decoder_input_ids", "target_mask": "decoder_attention_mask"}
 
@@ -48,6 +49,7 @@ def load_classifier(
     `TF...ForQuestionAnswering` whose output is that of `span_model`, and with "masked_token" a
     `TF...ForMaskedLM` of `at_mask_positions`; with "next_token" what `TFAutoModelForCausalLM`
     makes, such as `TFGPT2LMHeadModel`, and with "decoder" what `TFAutoModelForSeq2SeqLM` makes.
+    With "embedding" it is what `TFAutoModel` makes, with the output of `embedding_model`.
     """
     import transformers
 
@@ -101,6 +103,8 @@ def load_classifier(
     if head == "span":
         model.config.sep_token_id = separator
         span_model(model)
+    if head == "embedding":
+        embedding_model(model)
     inputs = _inputs(model, head)
     if isinstance(source, Path):
         return model, as_tokenizer(tokenizer, inputs=inputs)
@@ -123,7 +127,7 @@ def _settings(head, num_labels):
     if head in ("next_token", "decoder"):
         # Cached keys and values would be outputs, in training too.
         return {"use_cache": False}
-    return {} if head == "masked_token" else {"num_labels": num_labels}
+    return {} if head in ("masked_token", "embedding") else {"num_labels": num_labels}
 
 
 def _inputs(model, head):
@@ -226,6 +230,46 @@ def _span_class(base):
     return type(base.__name__, (base,), {"call": call, "__module__": base.__module__})
 
 
+# --- embeddings ----------------------------------------------------------------------------------
+
+
+def embedding_model(model: Any) -> None:
+    """Make the output of a transformers encoder one embedding per text, by `mean_pooled`.
+
+    It is called `logits`, by which exports and training find it.
+    """
+    encoder = getattr(model, model.base_model_prefix)
+    # Nothing reads the pooler, so it has no gradients.
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler.trainable = False
+    model.__class__ = _embedding_class(type(model))
+
+
+@functools.cache
+def _embedding_class(base):
+    import tensorflow as tf
+    from transformers.modeling_tf_outputs import TFSequenceClassifierOutput
+
+    from keras_efficient.models._mean_pooling import mean_pooled
+
+    # The signature of `call` tells the library of the inputs.
+    @functools.wraps(base.call)
+    def call(self, *args, **kwargs):
+        found = base.call(self, *args, **kwargs)
+        inputs = args[0] if args else kwargs["input_ids"]
+        named = inputs if isinstance(inputs, Mapping) else {**kwargs, "input_ids": inputs}
+        mask = named.get("attention_mask")
+        mask = tf.ones_like(named["input_ids"]) if mask is None else mask
+        return TFSequenceClassifierOutput(
+            logits=mean_pooled(found.last_hidden_state, mask),
+            hidden_states=found.hidden_states,
+            attentions=found.attentions,
+        )
+
+    own = {"call": call, "embeds_texts": True, "__module__": base.__module__}
+    return type(base.__name__, (base,), own)
+
+
 def describe_classifier(model: Any) -> tuple[dict, int, bool]:
     """Return the configuration of a classifier, its number of classes, and `exact_gelu`.
 
@@ -236,12 +280,15 @@ def describe_classifier(model: Any) -> tuple[dict, int, bool]:
     """
     config = getattr(model, "config", None)
     named = any(c.__name__.endswith(_SUFFIXES) for c in type(model).__mro__)
+    named |= any(getattr(c, "embeds_texts", False) for c in type(model).__mro__)
     if config is None or not named or not hasattr(config, "to_json_string"):
         raise InputError(
             "A trained model is a text classifier of KerasHub or Hugging Face. Received: "
             f"{type(model).__name__} {model.name!r}. Save others with model.save('model.keras')."
         )
-    outputs = config.num_labels if _classifies(model) else config.vocab_size
+    embeds = getattr(type(model), "embeds_texts", False)
+    others = config.hidden_size if embeds else config.vocab_size
+    outputs = config.num_labels if _classifies(model) else others
     return json.loads(config.to_json_string(use_diff=True)), outputs, False
 
 
@@ -259,6 +306,8 @@ def restore_classifier(folder: Path, config: dict, info: Any) -> Model:
             model.load_weights(str(folder / WEIGHTS))
             if info.head == "span":
                 span_model(model)
+            if info.head == "embedding":
+                embedding_model(model)
     # A folder can make transformers fail anywhere.
     except Exception as error:
         raise InputError(
@@ -285,6 +334,8 @@ def new_model(config: dict, num_labels: int, seed: int, head: str) -> tuple[Mode
     keep_float32(model, *_heads(model))
     if head == "span":
         span_model(model)
+    if head == "embedding":
+        embedding_model(model)
     return model, _inputs(model, head)
 
 
@@ -311,6 +362,8 @@ def with_new_head(
     if head == "span":
         found.config.sep_token_id = separator
         span_model(found)
+    if head == "embedding":
+        embedding_model(found)
     return found
 
 

@@ -26,6 +26,7 @@ from keras_efficient.models._classification_head import head_weights, span_head
 from keras_efficient.models._initial_weights import initial_weights
 from keras_efficient.models._masked_language_model import MaskedLanguageModel
 from keras_efficient.models._masked_lm_head import new_head, read_head, warn_new_head
+from keras_efficient.models._sentence_encoder import SentenceEncoder
 from keras_efficient.models._span_classifier import SpanClassifier
 from keras_efficient.models._token_classifier import TokenClassifier
 from keras_efficient.models._trained_folder import WEIGHTS
@@ -51,8 +52,8 @@ def load_classifier(
     """Load a `keras_hub.models.TextClassifier` from a checked folder or a preset name.
 
     With `head="token"` it is a `TokenClassifier`, with "span" a `SpanClassifier`, with
-    "masked_token" a `MaskedLanguageModel`, with "next_token" KerasHub's `CausalLM`, and with
-    "decoder" its `Seq2SeqLM`.
+    "masked_token" a `MaskedLanguageModel`, with "embedding" a `SentenceEncoder`, with
+    "next_token" KerasHub's `CausalLM`, and with "decoder" its `Seq2SeqLM`.
     """
     config = (
         read_json(source / "config.json", "the configuration") if isinstance(source, Path) else {}
@@ -136,6 +137,8 @@ def _with_head(backbone, num_labels, head, separator, dropout: Any = None) -> An
         return TokenClassifier(backbone, num_labels, **dropout)
     if head == "masked_token":
         return MaskedLanguageModel(backbone)
+    if head == "embedding":
+        return SentenceEncoder(backbone)
     if head in _GENERATORS:
         return find_subclass("", _GENERATORS[head], type(backbone))(backbone)
     found: Any = find_subclass("", keras_hub.models.TextClassifier, type(backbone))
@@ -153,6 +156,8 @@ def _keep_float32(model: Any):
         keep_float32(model)
     elif isinstance(model, MaskedLanguageModel):
         keep_float32(model, model.masked_lm_head)
+    elif isinstance(model, SentenceEncoder):
+        keep_float32(model, model.pooling)
     else:
         keep_float32(model, model.output_dense)
 
@@ -161,7 +166,7 @@ def _set_new_head(model, num_labels, seed, folder=None):
     """Set new weights of the head, or those of a checkpoint if these are its only ones."""
     if isinstance(model, MaskedLanguageModel):
         _set_masked_lm_head(model, folder, seed)
-    elif not isinstance(model, keras_hub.models.CausalLM):
+    elif not isinstance(model, keras_hub.models.CausalLM | SentenceEncoder):
         dense = model.output_dense
         trained = span_head(folder) if isinstance(model, SpanClassifier) else None
         dense.set_weights(trained or head_weights(dense.kernel.shape[0], num_labels, seed))
@@ -195,7 +200,12 @@ def _exact_gelu(model):
 # --- trained classifiers -------------------------------------------------------------------------
 
 #: Classes of this package by where their head is.
-_OWN = {"token": TokenClassifier, "span": SpanClassifier, "masked_token": MaskedLanguageModel}
+_OWN = {
+    "token": TokenClassifier,
+    "span": SpanClassifier,
+    "masked_token": MaskedLanguageModel,
+    "embedding": SentenceEncoder,
+}
 _CLASSIFIERS = (keras_hub.models.TextClassifier, keras_hub.models.CausalLM, *_OWN.values())
 
 

@@ -10,6 +10,7 @@ from ._registry import (
     register as register,
 )
 from ._regression import Regression as Regression
+from ._sentence_embedding import SentenceEmbedding as SentenceEmbedding
 from ._seq2seq import Seq2Seq as Seq2Seq
 from ._task import Task as Task
 from ._token_classification import TokenClassification as TokenClassification

@@ -11,6 +11,7 @@ from keras_efficient.tasks._masked_lm import MaskedLM
 from keras_efficient.tasks._multi_label import MultiLabel
 from keras_efficient.tasks._question_answering import QuestionAnswering
 from keras_efficient.tasks._regression import Regression
+from keras_efficient.tasks._sentence_embedding import SentenceEmbedding
 from keras_efficient.tasks._seq2seq import Seq2Seq
 from keras_efficient.tasks._task import Task
 from keras_efficient.tasks._token_classification import TokenClassification
@@ -23,7 +24,7 @@ _known: dict[str, type[Task]] = {
     cls.name: cls
     for cls in (
         *(Classification, MultiLabel, Regression, TokenClassification, QuestionAnswering),
-        *(MaskedLM, CausalLM, Seq2Seq),
+        *(MaskedLM, CausalLM, Seq2Seq, SentenceEmbedding),
     )
 }
 

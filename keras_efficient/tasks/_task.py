@@ -16,7 +16,7 @@ from keras_efficient.metrics._scores import scores_of
 from keras_efficient.metrics._task_report import TaskReport
 
 #: Where heads have outputs: see `Task`.
-HEADS = ("text", "token", "span", "masked_token", "next_token", "decoder")
+HEADS = ("text", "token", "span", "masked_token", "next_token", "decoder", "embedding")
 
 
 class Task(abc.ABC):
@@ -38,13 +38,16 @@ class Task(abc.ABC):
             rows for each pair of texts, which are logits of all tokens as the first and the last
             one of an answer; "masked_token" for each masked token, one for each word of the
             vocabulary; "next_token" likewise for each token, from those before it; "decoder"
-            likewise for each token of another text. For "token", "span" and "masked_token" `serve`
+            likewise for each token of another text; "embedding" the pooled hidden states of each
+            text, without weights of a head. For "token", "span" and "masked_token" `serve`
             gets the tokens, too. A class attribute. Default: "text".
         generates: whether the signature of strings answers by `answer` in place of `serve`, because
             the outputs of one call of the model are not enough. A class attribute. Default: False.
         labelled: whether data has labels. A class attribute. Default: True.
         pretrains: whether a trained model is also a start for other tasks, which take its encoder.
             A class attribute. Default: False.
+        finetunes: whether `keras-efficient finetune` can train models of the task, by a loss of
+            single examples. A class attribute. Default: True.
         compresses: whether `keras-efficient compress` can make models of the task smaller, for
             which it must have `predicted_labels` or `pseudo_label`. A class attribute. Default:
             False.
@@ -68,6 +71,7 @@ class Task(abc.ABC):
     generates: ClassVar[bool] = False
     labelled: ClassVar[bool] = True
     pretrains: ClassVar[bool] = False
+    finetunes: ClassVar[bool] = True
     compresses: ClassVar[bool] = False
 
     def __init__(self, texts: int = 1):

@@ -4,17 +4,19 @@ import re
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.eager import record
-from tensorflow.python.framework import op_callbacks
 
 from keras_efficient import flavor as flavors
 from keras_efficient.architecture._blocks import transformer_blocks
 from keras_efficient.architecture._layer_paths import layer_paths
 from keras_efficient.flavor import Layer, Model
+from keras_efficient.training._stateful_draws import refused_draws
+
+_RULE = "A layer whose activations are recomputed"
+_REMEDY = "leave the layer out of `ke.remat`'s `layers`"
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,12 @@ def recompute(call: Callable, run: Any, args: tuple, kwargs: dict) -> Any:
         return tf.nest.pack_sequence_as((args, kwargs), filled, expand_composites=True)
 
     surroundings = copy_context()
-    with record.stop_recording(), record.VariableWatcher() as watcher, run.first(), _watching():
+    with (
+        record.stop_recording(),
+        record.VariableWatcher() as watcher,
+        run.first(),
+        refused_draws(_RULE, _REMEDY),
+    ):
         result = call(*args, **kwargs)
     results = tf.nest.flatten(result, expand_composites=True)
     given = [i for i, leaf in enumerate(results) if _is_float(leaf)]
@@ -271,32 +278,3 @@ def _after(upstream, tensors):
     zero = tf.where(known == known, 0.0, float("nan"))
     with tf.control_dependencies(upstream):
         return [tensor + tf.cast(zero, tensor.dtype) for tensor in tensors]
-
-
-#: Ops that draw from TensorFlow's stateful generators.
-_STATEFUL_DRAWS = re.compile(
-    r"^(Random(Uniform|UniformInt|StandardNormal|Gamma|GammaGrad|Poisson|PoissonV2|Shuffle|Crop)"
-    r"|(Parameterized)?TruncatedNormal|Multinomial|Stateful\w+|RngReadAndSkip)$"
-)
-
-
-class _watching:
-    """Context in which an op whose random draws cannot be repeated is an error."""
-
-    def __enter__(self):
-        self.callback = partial(_refuse_draws)
-        op_callbacks.add_op_callback(self.callback)
-
-    def __exit__(self, *exc_info):
-        op_callbacks.remove_op_callback(self.callback)
-
-
-def _refuse_draws(op_type, inputs, attrs, outputs, op_name=None, graph=None):
-    name = op_type.decode() if isinstance(op_type, bytes) else op_type
-    if _STATEFUL_DRAWS.match(name) and not name.startswith("StatefulPartitionedCall"):
-        raise ValueError(
-            "A layer whose activations are recomputed must draw its random numbers from the "
-            "library's generators (a Dropout layer, keras.random with a SeedGenerator), which can "
-            f"repeat them. Received: a layer that uses the op {name} (tf.random). Change that, or "
-            "leave the layer out of `ke.remat`'s `layers`."
-        )

@@ -84,6 +84,20 @@ def all_sum(values: list) -> list:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
+def gathered(values: list) -> tuple[list, Any]:
+    """Return the rows of all replicas, in the order of replicas, and where this one's begin.
+
+    Args:
+        values: tensors `[rows, ...]` with the same number of rows, which may differ by replica.
+    """
+    if count() == 1:
+        return values, 0
+    context: Any = tf.distribute.get_replica_context()
+    numbers = context.all_gather(tf.shape(values[0])[:1], axis=0)
+    here = context.replica_id_in_sync_group
+    return context.all_gather(values, axis=0), tf.reduce_sum(numbers[:here])
+
+
 def row(value):
     """Return `value` as this replica's row of zeros `[replicas, ...]`, whose sum holds all rows."""
     here = tf.distribute.get_replica_context().replica_id_in_sync_group

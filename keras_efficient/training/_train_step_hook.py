@@ -12,6 +12,7 @@ from keras_efficient.training import _replicas as replicas
 if TYPE_CHECKING:
     from keras_efficient.training._accumulation_window import AccumulationWindow
     from keras_efficient.training._batch_split import BatchSplit
+    from keras_efficient.training._contrastive import ContrastiveObjective
     from keras_efficient.training._loss_terms import LossTerm
     from keras_efficient.training._sam import SecondPass
     from keras_efficient.training._stop_signal import StopSignal
@@ -35,6 +36,7 @@ class TrainStepHook:
         split: how batches are split into microbatches, or None.
         window: the batches that make an update together, or None: each batch makes one.
         second_pass: the second pass over a batch, or None.
+        objective: the loss of all embeddings of a batch, in place of the compiled loss, or None.
         loss_terms: the `LossTerm`s that are added to the loss of every microbatch, by name.
         stop_signal: the signal that processes exchange with an update, or None.
         gradient_observers: objects called with an update's `Gradients`, in the graph, before it
@@ -57,6 +59,7 @@ class TrainStepHook:
         self.split: BatchSplit | None = None
         self.window: AccumulationWindow | None = None
         self.second_pass: SecondPass | None = None
+        self.objective: ContrastiveObjective | None = None
         self.loss_terms: dict[str, LossTerm] = {}
         self.stop_signal: StopSignal | None = None
         self.transform_updater: TransformUpdater | None = None
@@ -124,6 +127,7 @@ class TrainStepHook:
         """Everything that needs the training step of this package."""
         parts = (self.split, self.window, self.second_pass, self.transform_updater)
         others = (
+            self.objective,
             *self.loss_terms.values(),
             *self.gradient_observers,
             *self.after_update,

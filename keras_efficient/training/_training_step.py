@@ -17,13 +17,18 @@ import tensorflow as tf
 from keras_efficient.flavor._forward import EXAMPLES, SUM
 from keras_efficient.training import _auto_microbatch as auto_microbatch, _replicas as replicas
 from keras_efficient.training._batch_split import BatchSplit
+from keras_efficient.training._contrastive_step import (
+    ContrastiveStep,
+    check_settings,
+    prepare_contrastive,
+)
 from keras_efficient.training._gradient_accumulator import (
     GradientAccumulator,
     SingleBatchGradients,
     plus,
     unique_rows,
 )
-from keras_efficient.training._microbatch_loop import sum_over
+from keras_efficient.training._microbatch_loop import batch_size, sum_over
 from keras_efficient.training._microbatch_step import CompiledLossStep, CustomTrainStep
 
 if TYPE_CHECKING:
@@ -69,6 +74,8 @@ class TrainingStep:
         weighting: what the weight of a microbatch is: `EXAMPLES`, `SUM`, "given" or "counted".
         added: list of the `tf.Variable`s whose gradients of `add_loss` terms are summed apart,
             because those terms have another divisor than the loss; None if no terms have.
+        random_state: list of the `tf.Variable`s of `Flavor.random_state`, for a step that repeats
+            its random draws.
     """
 
     def __init__(self, hook: TrainStepHook):
@@ -80,6 +87,7 @@ class TrainingStep:
         self.reached: list[bool] = []
         self.weighting: Any = None
         self.added: list | None = None
+        self.random_state: list = []
         self._lacks_sums = False
 
     # --- outside of the graph ------------------------------------------------------------------
@@ -158,6 +166,8 @@ class TrainingStep:
                 f"loss is a sum of two means, over {' and '.join(own.terms)}. Make the dataset's "
                 "batches larger, split them by ke.accumulate, and leave the callback out."
             )
+        if self.hook.objective is not None:
+            check_settings(self.hook)
         if self.split.auto:
             return auto_microbatch.retrying(self)
         # XLA cannot compile cross-replica operations, so it compiles only the microbatches.
@@ -221,7 +231,9 @@ class TrainingStep:
         """Create all variables; under a strategy, this must happen outside of its replicas."""
         model, flavor = self.model, self.flavor
         with model.distribute_strategy.scope():
-            if not flavor.is_ready(model):
+            if self.hook.objective is not None:
+                self.random_state = prepare_contrastive(model, flavor)
+            elif not flavor.is_ready(model):
                 flavor.prepare(model, data_spec)
             flavor.build_optimizer(model)
             self.build_accumulator()
@@ -291,27 +303,45 @@ class TrainingStep:
         kind = (
             CustomTrainStep if self.flavor.has_custom_train_step(self.model) else CompiledLossStep
         )
+        kind = kind if self.hook.objective is None else ContrastiveStep
         return kind(self, data, context, quiet)
 
     def accumulate(self, microbatch, data):
         """Run all microbatches, adding their gradients to the accumulator; return the totals."""
+        if isinstance(microbatch, ContrastiveStep):
+            return {**microbatch.accumulate(), "unit": microbatch.unit}
         if self.single:
             return {**microbatch(data), "unit": microbatch.unit}
-        halvings = self.halvings if self.static else self.halved.read_value()
-        size = self.split.size_of(microbatch.examples, halvings)
         window = self.hook.window
 
+        def opened():
+            return self.accumulator.open(True if window is None else window.opens())
+
+        totals = self.sum_over_microbatches(microbatch, data, microbatch.zeros(), opened)
+        # The unit is not summed over microbatches.
+        return {**totals, "unit": microbatch.unit}
+
+    def sum_over_microbatches(self, function, data, zeros, opened=None):
+        """Return the sum of a function over the microbatches of a replica's batch.
+
+        Args:
+            function: maps a microbatch to a nest of tensors like `zeros`.
+            data: nest of tensors `[examples, ...]`.
+            zeros: start of the sums.
+            opened: function without arguments, called before. Default: None.
+        """
+        halvings = self.halvings if self.static else self.halved.read_value()
+        size = self.split.size_of(batch_size(data), halvings)
+
         def run(data):
-            first = True if window is None else window.opens()
             jit = self.flavor.jit(self.model, compiled=self.static)
-            with jit, tf.control_dependencies([self.accumulator.open(first)]):
-                return sum_over(microbatch, data, size, microbatch.zeros(), static=self.static)
+            with jit, tf.control_dependencies([] if opened is None else [opened()]):
+                return sum_over(function, data, size, zeros, static=self.static)
 
         # What runs on a TPU is compiled as a whole.
         if self.static and replicas.distributed() and not replicas.on_tpu():
             run = tf.function(run, jit_compile=True, autograph=False)
-        # The unit is not summed over microbatches.
-        return {**run(data), "unit": microbatch.unit}
+        return run(data)
 
     def update(self, totals):
         """Apply the accumulated gradients; return the totals over replicas."""

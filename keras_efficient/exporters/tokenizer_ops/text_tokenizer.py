@@ -421,6 +421,7 @@ _AXES = {
     "span": "windows, 2, tokens",
     "masked_token": "batch, masked, outputs",
     "next_token": "batch, tokens, outputs",
+    "embedding": "batch, width",
 }
 
 

@@ -1,0 +1,5 @@
+"""Losses of embeddings: pure functions of tensors, one value per example."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+from ._multiple_negatives import multiple_negatives as multiple_negatives
+from ._supervised_contrastive import supervised_contrastive as supervised_contrastive
