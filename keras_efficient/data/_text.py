@@ -209,7 +209,8 @@ def text(
         raise InputError(
             "Separate texts go with `batch_size`, without tokens to predict, as they are. "
             f"Received: tokens_per_batch={tokens_per_batch!r}, masking={masking!r}, "
-            f"next_token={next_token!r}, augmentations={list(augmentations)!r:.80} and separate=True. Leave one of them out."
+            f"next_token={next_token!r}, augmentations={list(augmentations)!r:.80} and "
+            "separate=True. Leave one of them out."
         )
     if isinstance(records, TokenizedTexts):
         if separate:
