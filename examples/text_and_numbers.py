@@ -13,7 +13,6 @@ import argparse
 import csv
 
 import keras
-import keras_hub
 import numpy as np
 
 import keras_efficient as ke
@@ -30,7 +29,6 @@ arguments = parser.parse_args()
 ke.exporters.check_destination(arguments.output)
 
 SOURCES = ("movies", "news", "products", "tweets")
-folder = arguments.model or str(ke.data.demo_model())
 keras.utils.set_random_seed(arguments.seed)
 
 
@@ -42,10 +40,10 @@ def features_and_labels():
             rows += [(row["text"], float(row["rating"]), label) for row in csv.DictReader(file)]
     order = np.random.default_rng(0).permutation(len(rows))[: arguments.limit]
     texts, ratings, labels = zip(*(rows[i] for i in order), strict=True)
-    preprocessor = keras_hub.models.BertTextClassifierPreprocessor.from_preset(
-        folder, sequence_length=arguments.length
-    )
-    features = {name: np.asarray(value) for name, value in preprocessor(list(texts)).items()}
+    ids = tokenizer.encode(texts, max_length=arguments.length)
+    ids = keras.utils.pad_sequences(ids, padding="post")  # of MiniLM's vocabulary, 0 is padding
+    features = {"token_ids": ids, "padding_mask": (ids > 0).astype("int32")}
+    features["segment_ids"] = np.zeros_like(ids)
     numbers = np.array([ratings, [np.log(len(text)) for text in texts]], "float32").T
     # Numbers of the size of the text's vector. Serve them on the same scale.
     features["numbers"] = (numbers - numbers.mean(0)) / numbers.std(0)
@@ -54,6 +52,11 @@ def features_and_labels():
     return features, np.array(labels, "int32")
 
 
+# The classifier's own head is not used.
+classifier, tokenizer = ke.models.load(
+    arguments.model or ke.data.demo_model(), num_labels=len(SOURCES), library="keras"
+)
+backbone = classifier.backbone
 features, labels = features_and_labels()
 count = len(labels) * 3 // 4
 train, test = (
@@ -61,8 +64,7 @@ train, test = (
     for part in (slice(count), slice(count, None))
 )
 
-backbone = keras_hub.models.BertBackbone.from_preset(folder, dropout=0.1)
-# Its inputs again, so that the backbone stays one layer of the model.
+# The backbone's inputs again, so that it stays one layer of the model.
 inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in backbone.input}
 numbers = inputs["numbers"] = keras.Input((2,), name="numbers")
 both = keras.layers.Concatenate()(
