@@ -231,3 +231,55 @@ def test_distill(here, monkeypatch, capsys):  # noqa: F811
         "student, teacher alone, copies",
     ]
     assert all(0 <= float(line.rsplit(None, 1)[1]) <= 1 for line in lines)
+
+
+@pytest.mark.full
+@sampled()
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_images(library, here, quick_export, monkeypatch, capsys):  # noqa: F811
+    options = {"library": library, "limit": 64, "epochs": 1, "output": "out"}
+    script("image_classification.py", monkeypatch, **options)
+    out = capsys.readouterr().out
+    assert "24 weights, 50.0% zeros, 2:4" in out and out.count("when served") == 4
+    assert {path.name for path in (here / "out").iterdir()} == {"float", "int8", "2:4", "2:4-int8"}
+
+
+#: Writes a tone per word in place of speech, as `espeak-ng` is called.
+TONES = """#!{python}
+import sys, wave
+import numpy as np
+file, word = sys.argv[sys.argv.index("-w") + 1], sys.argv[-1]
+samples = 9000 * np.sin(np.arange(8000) * sum(map(ord, word)) / 2000)
+with wave.open(file, "wb") as sound:
+    sound.setparams((1, 2, 22050, 0, "NONE", "NONE"))
+    sound.writeframes(samples.astype("<i2").tobytes())
+"""
+
+
+@pytest.mark.full
+def test_audio(here, quick_export, monkeypatch, capsys):  # noqa: F811
+    program = here / "tones"
+    program.write_text(TONES.format(python=sys.executable))
+    program.chmod(0o755)
+    options = {"limit": 60, "epochs": 1, "output": "out"}
+    script("audio_classification.py", monkeypatch, espeak=program, **options)
+    out = capsys.readouterr().out
+    assert "18 weights, 50.0% zeros, 2:4" in out and "bytes of weights" in out
+
+
+def test_audio_needs_a_program_that_speaks(here, monkeypatch):  # noqa: F811
+    with pytest.raises(SystemExit, match="no program 'mute': apt-get install espeak-ng"):
+        script("audio_classification.py", monkeypatch, espeak="mute")
+
+
+@pytest.mark.full
+def test_text_and_numbers(here, quick_export, monkeypatch, capsys):  # noqa: F811
+    with open("rated.csv", "w", newline="") as file:
+        rows = [("good", "2.5"), ("not a bad film", "-1")]
+        csv.writer(file).writerows([("text", "rating"), *rows * 8])
+    monkeypatch.setattr(ke.data, "demo_ratings", lambda source: "rated.csv")
+    options = {"model": MODEL, "epochs": 1, "length": 8, "output": "out"}
+    script("text_and_numbers.py", monkeypatch, **options)
+    assert "2:4, int8: " in capsys.readouterr().out
+    signature = tf.saved_model.load(str(here / "out/1")).signatures["tokens"]
+    assert signature.structured_input_signature[1]["numbers"].shape.as_list() == [None, 2]

@@ -22,7 +22,8 @@ class Architecture:
         blocks: tuple of the `Block`s, in the order of the model.
         unknown: dict from the path of each other layer that looks like a Transformer block to the
             reason why it is not described.
-        embeddings: its `Embeddings`: the tables of tokens, positions and segments.
+        embeddings: its `Embeddings`: the tables of tokens, positions and segments, and the kernels
+            of patches.
         pooling: dict of the layers that make one vector per example, by path.
         heads: dict of the last layer with a kernel before each output, by path. The model is
             traced for it when it is first read, unless it is a functional one with one output.
@@ -46,7 +47,7 @@ class Architecture:
         lines = lines or ["no Transformer blocks"]
         tables = [
             f"  {role}: {weight.path} {list(weight.shape)}"
-            for role in ("token", "position", "segment")
+            for role in ("token", "position", "segment", "patch")
             for weight in getattr(self.embeddings, role)
         ]
         lines += ["embeddings:", *tables] if tables else ["embeddings: none"]

@@ -1,8 +1,9 @@
-"""The heads of a model: the last layers with a kernel before its outputs."""
+"""The heads of a model, the last layers with a kernel before its outputs; weights without them."""
 
 from collections.abc import Iterable
 
 from keras_efficient.architecture._blocks import transformer_blocks
+from keras_efficient.architecture._embeddings import patch_kernels
 from keras_efficient.architecture._output_kernels import output_kernels
 from keras_efficient.architecture._weights import KERNEL, Weight, all_weights
 from keras_efficient.flavor import Layer, Model
@@ -44,6 +45,13 @@ def without_head(model: Model, weights: Iterable[Weight]) -> list[Weight]:
     weights = list(weights)
     ids = {id(layer) for layer in head_layers(model)}
     return [w for w in weights if id(w.layer) not in ids] or weights
+
+
+def without_ends(model: Model, weights: Iterable[Weight]) -> list[Weight]:
+    """Return weights except heads and projections of patches, unless that would be all."""
+    weights = without_head(model, weights)
+    patches = {id(w.variable) for w in patch_kernels(model)}
+    return [w for w in weights if id(w.variable) not in patches] or weights
 
 
 def output_layer_kernels(model: Model) -> list[Weight]:

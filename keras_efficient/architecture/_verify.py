@@ -162,7 +162,7 @@ def _mask(features):
 
 
 def made_up(model: Model, lengths: Sequence[int] = _LENGTHS) -> Any:
-    """Return texts of unequal lengths, or images, from the names and shapes of a model's inputs."""
+    """Return texts of unequal lengths, or numbers, by the names and shapes of a model's inputs."""
     tables = embeddings(model)
     rows = [weight.shape[0] for weight in tables.token]
     vocabulary = min([n for n in rows if n >= 2 * max(lengths)], default=0)
@@ -197,15 +197,16 @@ def made_up(model: Model, lengths: Sequence[int] = _LENGTHS) -> Any:
             f"{name or 'unnamed'} {spec.dtype.name}{list(spec.shape)}" for name, spec in named
         )
     raise ValueError(
-        "Examples can be made up for inputs of token ids, masks and segments, and for images of a "
-        "fixed size. Received: "
+        "Examples can be made up for inputs of token ids, masks and segments, and for numbers of a "
+        "fixed shape, such as images. Received: "
         f"{type(model).__name__} {model.name!r}; {problem}. Pass a batch of features as `sample`."
     )
 
 
 def _made_up(name, spec: Any, vocabulary, lengths):
     sizes = [] if spec.shape is None or spec.shape.rank is None else list(spec.shape)
-    if len(sizes) > 2 and spec.dtype.is_floating and None not in sizes[1:]:
+    numbers = spec.dtype.is_floating and "mask" not in name and None not in sizes[1:]
+    if len(sizes) > 1 and numbers:
         values = np.random.default_rng(0).normal(size=(len(lengths), *sizes[1:]))
         return tf.constant(values, spec.dtype)
     if len(sizes) != 2 or not (spec.dtype.is_integer or "mask" in name or spec.dtype == tf.bool):

@@ -71,7 +71,7 @@ def cluster(
         preserve_sparsity: whether one value is exactly 0 and present zeros stay zero. Use it after
             `ke.prune`, merged or not. Default: False.
         layers: selects the weights, kernels and embeddings; see `parametrize.select`. Default:
-            None, all kernels of Dense, EinsumDense and attention layers except those of the heads.
+            None, all kernels except those of the heads and of the projection of an image's patches.
         trainable: whether centroids train. Default: True.
 
     Returns:

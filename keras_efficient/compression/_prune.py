@@ -104,7 +104,7 @@ def prune(
             `compression.Reconstruction` with some data, which prunes at once and corrects the
             remaining weights. Default: "magnitude".
         layers: selects the weights, kernels and embeddings; see `parametrize.select`. Default:
-            None, all kernels of Dense, EinsumDense and attention layers except those of the heads.
+            None, all kernels except those of the heads and of the projection of an image's patches.
         adaptive: a batch `(features, labels)` or a small dataset, on which the sensitivity of each
             weight to pruning by magnitude is measured. Each weight gets its own target, and all
             together reach `final_sparsity`; see `compression.sensitivity`. The callback

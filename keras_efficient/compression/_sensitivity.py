@@ -75,7 +75,8 @@ def sensitivity(
             weights, as its dataset yields it; or a finite `tf.data.Dataset` of a few batches.
         final_sparsity: sparsity of all selected weights together, in (0, 1).
         layers: selects the weights, kernels and embeddings; see `parametrize.select`. A list of
-            paths is possible too. Default: None, all kernels except those of the heads.
+            paths is possible too. Default: None, all kernels except those of the heads
+            and of the projection of an image's patches.
         levels: increasing sparsities in (0, 1) to try. Default: (0.3, 0.5, 0.7, 0.8, 0.9).
         minimum: the least sparsity of a weight. Default: 0.0.
         maximum: the greatest sparsity of a weight, at most the last of `levels`. Default: None, the

@@ -82,14 +82,14 @@ def export(
     The signature "tokens" takes the model's features, the signature "text" takes strings, and
     "serving_default" is the first of those exported. Inputs of "tokens" are called like the keys of
     a dict sample; "inputs" for a single tensor; "input_0", "input_1" and so on for a list. The
-    batch size is free, and so is the second dimension of integer features, unless the model
-    declares a fixed length. Outputs are called like the keys of a dict; "logits" for the single
-    output of a model with `num_classes` or `num_labels`, "outputs" for that of others; "output_0"
-    and so on for a list; and like the entries of a Hugging Face output, without its loss. Float
-    inputs and outputs are float32. "text" takes "text", string [batch], and for pairs of texts
-    "second_text", and adds the outputs of the task: for classification "probabilities", float32
-    [batch, classes], and "label", string [batch]. "generate" is for tasks that generate texts: it
-    takes token ids and their mask, int32 [batch, tokens], and answers as "text" does.
+    batch size is free, and so is the second dimension of integer and bool features, unless the
+    model declares a fixed length. Outputs are called like the keys of a dict; "logits" for the
+    single output of a model with `num_classes` or `num_labels`, "outputs" for that of others;
+    "output_0" and so on for a list; and like the entries of a Hugging Face output, without its
+    loss. Float inputs and outputs are float32. "text" takes "text", string [batch], and for pairs
+    of texts "second_text", and adds the outputs of the task: for classification "probabilities",
+    float32 [batch, classes], and "label", string [batch]. "generate" is for tasks that generate
+    texts: it takes token ids and their mask, int32 [batch, tokens], and answers as "text" does.
 
     Transforms of weights (`ke.prune`, `ke.lora` and so on) are folded into the written weights. The
     model in memory keeps its transforms. A SavedModel stores kernels and embeddings of at most 256

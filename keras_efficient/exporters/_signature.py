@@ -84,13 +84,13 @@ class Features:
     def specs(self, dynamic_length: bool = True) -> dict:
         """Return a `tf.TensorSpec` by name, for any batch size and any length.
 
-        The length is the second dimension of integer features of rank 2 or more. It is fixed where
-        the model declares a fixed one, and where `dynamic_length` is False.
+        The length is the second dimension of integer and bool features of rank 2 or more. It is
+        fixed where the model declares a fixed one, and where `dynamic_length` is False.
         """
         specs = {}
         for name, array in self.arrays.items():
             shape = [None, *array.shape[1:]]
-            if dynamic_length and array.ndim > 1 and array.dtype.kind in "iu":
+            if dynamic_length and array.ndim > 1 and array.dtype.kind in "iub":
                 shape[1] = self._fixed.get(name)
             specs[name] = tf.TensorSpec(shape, array.dtype, name=name)
         return specs

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from keras_efficient.architecture._heads import without_head
+from keras_efficient.architecture._heads import without_ends
 from keras_efficient.architecture._layer_paths import layer_paths
 from keras_efficient.architecture._weights import KERNEL, Weight, all_weights
 from keras_efficient.flavor import Model
@@ -37,7 +37,8 @@ def select(
             `("kernel",)`.
         caller: name of the calling function for messages, such as "ke.prune".
         head: whether `layers=None` includes the model's heads, the last layers with a kernel
-            before its outputs. Default: True.
+            before its outputs, and the convolution that projects an image's patches, if it has
+            attention. Default: True.
         transform: name of the transform that will be attached to the weights, of which none may
             have one already. Default: None, no transform.
         trains: whether that transform has trainable variables, so that `layers=None` leaves out
@@ -74,7 +75,7 @@ def select(
             f"from: {shown or 'none of this kind'}."
         )
     if layers is None and not head:
-        selected = without_head(model, selected)
+        selected = without_ends(model, selected)
     if layers is None and trains:
         # Such as a pooler that nothing reads.
         trainable = [w for w in selected if all(layer.trainable for layer in w.ancestors)]

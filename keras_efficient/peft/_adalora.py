@@ -318,8 +318,8 @@ def adalora(
             Default: `1.5 * rank`, or the smaller side.
         alpha: scale of the delta times `rank`, above 0. Default: `2 * rank`.
         orthogonality: factor of the penalty, at least 0. Default: 0.5.
-        layers: which weights get a delta, as in `ke.parametrize.select`. Default: all kernels of
-            Dense, EinsumDense and attention layers except the model's heads and layers with
+        layers: which weights get a delta, as in `ke.parametrize.select`. Default: all kernels
+            except the model's heads, the projection of an image's patches and layers with
             `trainable=False`.
         train: which other weights train. A regular expression is searched in their paths; False
             means none. Default: None, the model's heads: the last layer with a kernel before

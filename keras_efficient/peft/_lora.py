@@ -106,8 +106,8 @@ def lora(
         model: a built Keras 3 or tf_keras model of any kind.
         rank: rank of the deltas, from 1 to the smaller side of the weights. Default: 8.
         alpha: scale of the delta times the rank, above 0. Default: `2 * rank`.
-        layers: which weights get a delta, as in `ke.parametrize.select`. Default: all kernels of
-            Dense, EinsumDense and attention layers except the model's heads and layers with
+        layers: which weights get a delta, as in `ke.parametrize.select`. Default: all kernels
+            except the model's heads, the projection of an image's patches and layers with
             `trainable=False`.
         train: which other weights train. A regular expression is searched in their paths; False
             means none. Default: None, the model's heads: the last layer with a kernel before

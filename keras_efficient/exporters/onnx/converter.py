@@ -50,7 +50,7 @@ def convert(function: Any) -> Any:
         # What matters of what tf2onnx says about each node, it raises or leaves.
         with quiet_logger("tf2onnx", logging.CRITICAL):
             model, _ = tf2onnx.convert.from_function(
-                SimpleNamespace(get_concrete_function=lambda *_: function),
+                SimpleNamespace(get_concrete_function=lambda *_: _WithoutCaptures(function)),
                 input_signature=(),
                 opset=OPSET,
                 custom_op_handlers={"Erfc": (write_erfc, [])},
@@ -63,6 +63,26 @@ def convert(function: Any) -> Any:
     _check_operations(model)
     rewrite(model)
     return model
+
+
+class _WithoutCaptures:
+    """A concrete function whose inputs are those of its signature.
+
+    TensorFlow lists tensors of a layer, such as KerasHub's position ids in ViT, among the inputs
+    although they are constants in the graph, and tf2onnx would make inputs of them.
+    """
+
+    def __init__(self, function):
+        self._function = function
+        captured = {id(tensor) for tensor in function.graph.internal_captures}
+        self.inputs = [
+            tensor
+            for tensor in function.inputs
+            if id(tensor) not in captured or tensor.op.type != "Const"
+        ]
+
+    def __getattr__(self, name):
+        return getattr(self._function, name)
 
 
 def _check_operations(model):
