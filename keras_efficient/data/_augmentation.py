@@ -121,6 +121,7 @@ class Augmentation(abc.ABC):
             that continue it, as the vocabulary marks them.
 
     Examples:
+        >>> import dataclasses
         >>> @dataclasses.dataclass(frozen=True)
         ... class Repeat(ke.data.Augmentation):
         ...     share: float = 1.0

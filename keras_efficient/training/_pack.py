@@ -47,10 +47,11 @@ class PackReport:
         self._holder.remove()
 
     def __str__(self):
+        number = len(self.blocks)
         what = "text" if self.per_text else "token"
         return (
-            f"pack: {len(self.blocks)} Transformer blocks, up to {self.texts_per_row} texts in a "
-            f"row, outputs per {what}"
+            f"pack: {number} Transformer block{'s' * (number > 1)}, up to {self.texts_per_row} "
+            f"texts in a row, outputs per {what}"
         )
 
 
@@ -88,8 +89,8 @@ def pack(model: Model, texts_per_row: int = 8) -> PackReport:
 
     Examples:
         >>> classifier, tokenizer = ke.models.load("models/all-MiniLM-L6-v2", num_labels=2)
-        >>> print(ke.pack(classifier, texts_per_row=4))
-        pack: 2 Transformer blocks, up to 4 texts in a row, outputs per text
+        >>> ke.pack(classifier, texts_per_row=4).per_text
+        True
         >>> texts = ke.data.Records.of(["good", "bad", "a film"], [1, 0, 1])
         >>> data = ke.data.pack(texts, tokenizer, batch_size=1, row_length=16, texts_per_row=4)
         >>> features, labels, weights = next(iter(data))

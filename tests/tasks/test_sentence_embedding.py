@@ -115,7 +115,9 @@ def test_what_does_not_go_with_separate_texts(folder):
 def test_tokens_on_a_disk_are_not_separate(folder, tmp_path):
     _, tokenizer = loaded(folder, "keras")
     rows = [{"text": text} for text in FIRSTS]
-    stored = ke.data.tokenize_to_disk(rows, tokenizer, tmp_path / "tokens", label_column=None)
+    stored = ke.data.tokenize_to_disk(
+        rows, tokenizer, tmp_path / "tokens", label_column=None, max_length=32
+    )
     with pytest.raises(InputError, match=r"pairs of texts in memory. Received: texts on a disk"):
         ke.data.text(stored, tokenizer, batch_size=2, separate=True)
 
