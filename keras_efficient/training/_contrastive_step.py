@@ -86,7 +86,8 @@ class ContrastiveStep(CompiledLossStep):
             return self.embed(features)[0]
 
         graph = func_graph.func_graph_from_py_func("embeddings", embeddings, (spec,), {})
-        return tuple(graph.structured_outputs.shape[1:])
+        outputs: Any = graph.structured_outputs
+        return tuple(outputs.shape[1:])
 
     def repeated_state(self) -> list:
         """Return the variables that a forward pass changes: of random draws, and statistics."""
