@@ -54,4 +54,4 @@ def supervised_contrastive(
     positive = others * tf.cast(labels[:, None] == labels[None], z.dtype)
     # Of a single example no other exists, and the logarithm is no number that counts.
     total = tf.reduce_sum(tf.where(positive > 0, log_probability, tf.zeros_like(masked)), -1)
-    return -tf.math.divide_no_nan(total, tf.reduce_sum(positive, -1))
+    return tf.math.divide_no_nan(-total, tf.reduce_sum(positive, -1))

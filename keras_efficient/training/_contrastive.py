@@ -70,8 +70,7 @@ def contrastive(
         TypeError: if `model` is not a Keras model.
 
     Examples:
-        >>> import keras
-        >>> import numpy as np
+        >>> import keras, numpy as np
         >>> encoder = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(8)])
         >>> encoder.compile("adam")
         >>> encoder = ke.accumulate(ke.contrastive(encoder), microbatch_size=16)

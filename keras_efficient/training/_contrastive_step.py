@@ -85,8 +85,9 @@ class ContrastiveStep(CompiledLossStep):
         def embeddings(features):
             return self.embed(features)[0]
 
-        graph: Any = func_graph.func_graph_from_py_func("embeddings", embeddings, (spec,), {})
-        return tuple(graph.structured_outputs.shape[1:])
+        graph = func_graph.func_graph_from_py_func("embeddings", embeddings, (spec,), {})
+        outputs: Any = graph.structured_outputs
+        return tuple(outputs.shape[1:])
 
     def repeated_state(self) -> list:
         """Return the variables that a forward pass changes: of random draws, and statistics."""

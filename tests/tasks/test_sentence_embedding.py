@@ -116,7 +116,7 @@ def test_tokens_on_a_disk_are_not_separate(folder, tmp_path):
     _, tokenizer = loaded(folder, "keras")
     rows = [{"text": text} for text in FIRSTS]
     stored = ke.data.tokenize_to_disk(
-        rows, tokenizer, tmp_path / "tokens", label_column=None, max_length=32
+        rows, tokenizer, tmp_path / "tokens", label_column=None, max_length=16
     )
     with pytest.raises(InputError, match=r"pairs of texts in memory. Received: texts on a disk"):
         ke.data.text(stored, tokenizer, batch_size=2, separate=True)
@@ -125,6 +125,7 @@ def test_tokens_on_a_disk_are_not_separate(folder, tmp_path):
 # --- training -------------------------------------------------------------------------------------
 
 
+@sampled()
 @libraries
 def test_microbatches_without_padding_are_one_batch_of_pairs(folder, library):
     weights, losses = [], []
@@ -142,6 +143,7 @@ def test_microbatches_without_padding_are_one_batch_of_pairs(folder, library):
     assert losses[0]["loss"][1] < losses[0]["loss"][0]
 
 
+@sampled()
 @libraries
 def test_the_loss_is_that_of_the_embeddings(folder, library):
     model, tokenizer = fresh(folder, library)
@@ -171,6 +173,7 @@ def test_low_rank_adapters_learn_by_simcse(folder, library):
 # --- files and exports ----------------------------------------------------------------------------
 
 
+@sampled()
 @libraries
 def test_a_trained_encoder_is_saved_and_starts_another_task(folder, library, tmp_path):
     model, tokenizer = fresh(folder, library)
@@ -227,6 +230,7 @@ def test_recall_counts_each_second_text_once():
     assert ke.metrics.embedding_report(np.ones((4, 2, 3)), keys=range(4)).recall[1] == 0.0
 
 
+@sampled()
 @libraries
 def test_evaluation_does_not_depend_on_batches(folder, library):
     model, tokenizer = loaded(folder, library)

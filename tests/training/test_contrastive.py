@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from covering import covering
+from covering import covering, sampled
 from fit_helpers import assert_same, assert_same_history, mirrored, sample_weights
 from zoo import LENGTH, VOCABULARY, keras_of
 
@@ -159,6 +159,7 @@ def test_temperature_and_symmetry(library):
     np.testing.assert_allclose(fit(model, dataset, 1)["loss"][0], expected, rtol=1e-6)
 
 
+@sampled()
 @libraries
 def test_regularisers_count_once(library):
     options = {"kernel_regularizer": "l2", "activity_regularizer": "l2"}
@@ -173,6 +174,7 @@ def test_regularisers_count_once(library):
     assert histories[0]["loss"][0] > fit(ke.contrastive(plain, "simcse"), dataset)["loss"][0]
 
 
+@sampled()
 @libraries
 def test_sam_takes_both_gradients_of_the_whole_batch(library):
     models = [encoder(library) for _ in range(2)]
@@ -234,6 +236,7 @@ def refused(library, message, *, method="multiple_negatives", dataset=None, chan
         np.testing.assert_array_equal(a, b)
 
 
+@sampled()
 @libraries
 def test_data_must_fit_the_method(library):
     single = data("simcse")
