@@ -56,6 +56,10 @@ class TokenRows:
         budget: int | None = None,
     ):
         if added is not None:
+            if added.dtype.size == 2:
+                # Half a number's digits are enough for a mask, but blocks in integers add it to
+                # scores in float32.
+                added = tf.cast(added, tf.float32)
             # Numbers, if they are known: in a branch, XLA would not know tensors for constants.
             known = added.shape.is_fully_defined()
             batch, length = added.shape if known else tf.unstack(tf.shape(added))

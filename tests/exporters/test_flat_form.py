@@ -3,6 +3,7 @@
 import numpy as np
 import padded_models
 import pytest
+import task_models
 import tensorflow as tf
 from covering import covering
 from export_models import METHODS
@@ -158,6 +159,32 @@ def test_ke_unpad_is_in_force_again_after_an_export(tmp_path, in_process):
     assert unpadded_model(model) is present and "call" in vars(model)
     ke.unpad(model).remove()
     assert "call" not in vars(model)
+
+
+def test_a_packed_model_is_exported_as_it_was(tmp_path, in_process):
+    model = padded_models.kerashub()
+    x, _ = padded_models.batch("kerashub")
+    alone = model(x).numpy()
+    ke.pack(model, 3)
+    report = ke.export(model, tmp_path / "m", sample=x)
+    assert report.max_abs_difference <= 1e-5
+    np.testing.assert_allclose(served(report, x), alone, atol=1e-5)
+    assert model(x).shape == (len(alone), 3, alone.shape[1])
+
+
+@pytest.mark.filterwarnings("ignore:quantize='int8' rounds the inputs")
+@pytest.mark.parametrize(
+    "library, quantize", covering(task_models.LIBRARIES, ["int8", None, "bfloat16"], strength=1)
+)
+def test_models_in_bfloat16_are_exported(library, quantize, tmp_path, in_process):
+    """Hugging Face masks scores in bfloat16 then, and blocks in integers compute in float32."""
+    ke.mixed_precision("mixed_bfloat16", library=library)
+    model, tokenizer = task_models.new_model("classification", library)
+    ((x, _),) = task_models.batches("classification", tokenizer, batch_size=7)
+    report = ke.export(model, tmp_path / "m", sample=x, quantize=quantize)
+    assert form_of(report)["blocks"] == 1
+    alone = task_models.logits(model, x).numpy()
+    np.testing.assert_allclose(served(report, x), alone, atol=6e-2)
 
 
 def test_floats_are_made_when_an_export_is_loaded(tmp_path, in_process):

@@ -149,6 +149,9 @@ def most(scores: np.ndarray, number: int) -> np.ndarray:
     return np.sort(np.argsort(-np.asarray(scores), kind="stable")[:number])
 
 
+# --- structured OBS ------------------------------------------------------------------------------
+
+
 def reconstructed(
     model: Model, layers: Iterable[Layer], counts: list[tuple[int, int]], features: list
 ) -> list[tuple[np.ndarray, np.ndarray]]:
