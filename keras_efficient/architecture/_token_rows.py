@@ -56,10 +56,7 @@ class TokenRows:
         budget: int | None = None,
     ):
         if added is not None:
-            if added.dtype.size == 2:
-                # Half a number's digits are enough for a mask, but blocks in integers add it to
-                # scores in float32.
-                added = tf.cast(added, tf.float32)
+            added = _wide(added)
             # Numbers, if they are known: in a branch, XLA would not know tensors for constants.
             known = added.shape.is_fully_defined()
             batch, length = added.shape if known else tf.unstack(tf.shape(added))
@@ -182,6 +179,11 @@ class TokenRows:
         rest = [self.batch, self.length - 1, rows.shape[-1]]
         others = tf.zeros(rest, rows.dtype) if fill is None else fill[:, 1:]
         return tf.concat([rows[:, None], others], 1)
+
+
+def _wide(added: Tensor) -> Tensor:
+    """A mask in float32 at least: blocks in integers add one in bfloat16 to scores in float32."""
+    return tf.cast(added, tf.float32) if added.dtype.size == 2 else added
 
 
 def _first(kept, number):
