@@ -56,10 +56,11 @@ class TokenRows:
         budget: int | None = None,
     ):
         if added is not None:
-            added = _wide(added)
+            wide = _wide(added)
             # Numbers, if they are known: in a branch, XLA would not know tensors for constants.
-            known = added.shape.is_fully_defined()
-            batch, length = added.shape if known else tf.unstack(tf.shape(added))
+            known = wide.shape.is_fully_defined()
+            batch, length = wide.shape if known else tf.unstack(tf.shape(wide))
+            added = wide
         self.batch, self.length = batch, length
         self.size = batch * length
         self.number: Any = None
