@@ -161,6 +161,19 @@ def test_ke_unpad_is_in_force_again_after_an_export(tmp_path, in_process):
     assert "call" not in vars(model)
 
 
+@pytest.mark.parametrize("name", ["kerashub", "hugging-face"])
+def test_a_model_that_is_calibrated_without_padding_is_one_of_integers(name, tmp_path, in_process):
+    """Queries of first tokens alone had another range, and the last block stayed in floats."""
+    model = padded_models.MODELS[name][1]()
+    x, _ = padded_models.batch(name)
+    assert ke.unpad(model).first_token_only
+    ke.calibrate(model, [x])
+    assert unpadded_model(model).first_token_only
+    report = ke.export(model, tmp_path / "m", sample=x, quantize="int8")
+    form = form_of(report)
+    assert form["blocks"] == 2 and not form["unchanged"]
+
+
 def test_a_packed_model_is_exported_as_it_was(tmp_path, in_process):
     model = padded_models.kerashub()
     x, _ = padded_models.batch("kerashub")
