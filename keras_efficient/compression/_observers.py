@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,8 @@ from keras_efficient.compression._activation_quantization import (
     input_axes,
 )
 from keras_efficient.flavor import Model
-from keras_efficient.flavor._patched import patched
 from keras_efficient.parametrize._attach import attach_call_wrappers, detach_call_wrappers
-from keras_efficient.training._flat_model import unpadded_model
+from keras_efficient.training._flat_model import whole_last_block
 
 _BINS = 2048
 
@@ -197,12 +196,10 @@ def input_grams(model: Model, weights: list[Weight], batches: list) -> dict[Weig
 def _run(model, quantizers, batches, observer: Callable):
     for quantizer in quantizers:
         quantizer.observer = functools.partial(_observe, observer, quantizer)
-    holder = unpadded_model(model)
     # Queries of first tokens alone would get another range than the keys and values, and an export
     # could not compute their block in integers.
-    whole = nullcontext() if holder is None else patched(holder, first_token_only=False)
     try:
-        with whole:
+        with whole_last_block(model):
             flavors.of(model).run(model, batches)
     finally:
         for quantizer in quantizers:

@@ -1,13 +1,13 @@
 """`Augmentation`: a random change of the tokens of texts, made anew in each epoch."""
 
 import abc
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from keras_efficient._errors import InputError
-from keras_efficient.data._mask_tokens import positions_of
+from keras_efficient.data._mask_tokens import positions_of, ranks
 from keras_efficient.data._split_mix import mixed, uniform
 from keras_efficient.data._tokenizer import Tokenizer
 from keras_efficient.flavor._typing import Tensor
@@ -137,8 +137,8 @@ class Augmentation(abc.ABC):
         Feng et al. 2021, "A Survey of Data Augmentation Approaches for NLP".
     """
 
-    share: ClassVar[float] = 1.0
-    unit: ClassVar[str] = "token"
+    share: float = 1.0
+    unit: str = "token"
 
     @abc.abstractmethod
     def apply(self, rows: TokenRows, keys: Tensor) -> TokenRows:
@@ -185,8 +185,3 @@ def check_share(obj: Any, name: str) -> None:
             f"`{name}` must be a share, above 0 and at most 1. Received: {value!r:.60}. Give for "
             "example 0.1."
         )
-
-
-def ranks(values: Tensor) -> Tensor:
-    """Return the place of each value in the sorted row, int32 `[batch, units]`."""
-    return tf.argsort(tf.argsort(values, stable=True), stable=True)

@@ -12,7 +12,6 @@ from keras_efficient.data._augmentation import (
     TokenRows,
     Units,
     check_share,
-    ranks,
 )
 from keras_efficient.flavor._typing import Tensor
 
@@ -53,8 +52,8 @@ class DeleteTokens(Augmentation):
 
     rate: float = 0.1
     span: bool = False
-    share: float = 1.0  # type: ignore[misc]
-    unit: str = "token"  # type: ignore[misc]
+    share: float = 1.0
+    unit: str = "token"
 
     def __post_init__(self):
         super().__post_init__()
@@ -68,14 +67,15 @@ class DeleteTokens(Augmentation):
         """Return rows without the chosen tokens."""
         units = Units.of(rows, self.unit)
         draws = units.uniform(keys, CHOOSE)
-        wanted = units.wanted(keys, self.rate)[:, None]
         if self.span:
+            wanted = units.wanted(keys, self.rate)[:, None]
             columns = tf.range(tf.shape(draws)[1])
             starts = tf.cast(units.count[:, None] - wanted + 1, tf.float32)
             start = tf.cast(units.uniform(keys, CHANGE)[:, :1] * starts, tf.int32)
             chosen = (columns >= start) & (columns < start + wanted)
         else:
-            chosen = ranks(tf.where(units.there, draws, 2.0)) < wanted
+            # By the same draws.
+            chosen = units.chosen(keys, self.rate)
         chosen = units.spared(units.there & chosen, draws)
         gone = rows.free & units.of_tokens(chosen)
         left = rows.real & ~gone

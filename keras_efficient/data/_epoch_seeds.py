@@ -1,5 +1,6 @@
 """The seed of each epoch, and random orders that follow from it."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -32,6 +33,38 @@ def epoch_seeds(seed: int, first_epoch: int) -> Dataset:
     for _ in range(first_epoch):
         next(iter(numbers))
     return numbers
+
+
+def epochs(
+    order_of: Callable[[Tensor], Tensor],
+    shape: Sequence[int],
+    dataset_of: Callable[[Tensor, Tensor], Dataset],
+    seed: int,
+    first_epoch: int,
+) -> Dataset:
+    """Return a dataset of the elements of an epoch; each iteration is another epoch.
+
+    After the epoch the dataset goes on with zeros without end, so that what reads ahead must be cut
+    off by `take`. At their ends `tf.data`'s iterators drop those that they read from, and with them
+    the number of the epoch: a checkpoint of an iterator that had read ahead to the end of an epoch
+    would restore other orders for the next ones.
+
+    Args:
+        order_of: Function of the seed of an epoch that returns its order, int32.
+        shape: Shape of the order.
+        dataset_of: Function of an order and the seed that returns a dataset of its elements.
+        seed: Seed of all epochs.
+        first_epoch: Index of the epoch that the dataset starts with.
+    """
+
+    def epoch(number, epoch_seed):
+        none = tf.zeros(shape, tf.int32)
+        return dataset_of(
+            tf.cond(number == 0, lambda: order_of(epoch_seed), lambda: none), epoch_seed
+        )
+
+    endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    return epoch_seeds(seed, first_epoch).enumerate().flat_map(epoch).apply(endless)
 
 
 def permutation(size: Any, epoch_seed: Tensor, use: int) -> Tensor:

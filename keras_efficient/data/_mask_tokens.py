@@ -78,8 +78,7 @@ class TokenMasker:
             order = self._covered(order, uniform(keys, columns, _LENGTH), there)
         wanted = tf.round(masking.mask_selection_rate * tf.cast(units, tf.float32))
         wanted = tf.where(units > 0, tf.maximum(tf.cast(wanted, tf.int32), 1), 0)
-        rank = tf.argsort(tf.argsort(order, stable=True), stable=True)
-        taken = there & (rank < wanted[:, None])
+        taken = there & (ranks(order) < wanted[:, None])
         number = tf.maximum(number, 0)
         chosen = candidates & tf.gather(taken, number, batch_dims=1)
         most = None
@@ -130,6 +129,11 @@ class TokenMasker:
             ahead = tf.pad(reaches, [[0, 0], [distance, 0]], constant_values=2.0)
             found = tf.minimum(found, ahead[:, : tf.shape(order)[1]])
         return tf.where(there, found, 2.0)
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Return the place of each value in its sorted row, int32 `[batch, values]`."""
+    return tf.argsort(tf.argsort(values, stable=True), stable=True)
 
 
 def positions_of(chosen: Tensor, most: Any = None) -> tuple[Tensor, Tensor]:

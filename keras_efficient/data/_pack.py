@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_efficient._errors import InputError
 from keras_efficient.data._as_records import as_records
-from keras_efficient.data._epoch_seeds import epoch_seeds, permutation, sorted_by
+from keras_efficient.data._epoch_seeds import epochs, permutation, sorted_by
 from keras_efficient.data._text_stats import TextStats
 from keras_efficient.data._token_store import FileTokens, MemoryTokens
 from keras_efficient.data._tokenized_texts import TokenizedTexts
@@ -116,7 +116,7 @@ def pack(
         rows = order.batch(batch_size, drop_remainder=True)
         make = _rows(tokens, tokenizer, int(row_length))
         found: Any = rows.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        # After `prefetch`, which reads ahead: see `_epochs` of `ke.data.text`.
+        # After `prefetch`, which reads ahead: see `epochs`.
         found = found.prefetch(tf.data.AUTOTUNE).take(batches)
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = (
@@ -186,13 +186,10 @@ def _orders(lengths, plan, total, shuffle, seed, first_epoch):
         order = tf.concat([sorted_by(sizes, order), [-1]], 0)
         return tf.gather(order, rows)
 
-    def epoch(number, epoch_seed):
-        none = tf.zeros([total, plan.shape[1]], tf.int32)
-        found = tf.cond(number == 0, lambda: order_of(epoch_seed), lambda: none)
-        return tf.data.Dataset.from_tensor_slices(found)
+    def dataset_of(order, epoch_seed):
+        return tf.data.Dataset.from_tensor_slices(order)
 
-    endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-    return epoch_seeds(seed, first_epoch).enumerate().flat_map(epoch).apply(endless)
+    return epochs(order_of, [total, plan.shape[1]], dataset_of, seed, first_epoch)
 
 
 def _rows(tokens, tokenizer, row_length):

@@ -58,8 +58,8 @@ class ReplaceTokens(Augmentation):
 
     rate: float = 0.1
     by: Any = "mask"
-    share: float = 1.0  # type: ignore[misc]
-    unit: str = "token"  # type: ignore[misc]
+    share: float = 1.0
+    unit: str = "token"
 
     def __post_init__(self):
         super().__post_init__()

@@ -55,10 +55,10 @@ class ShuffleTokens(Augmentation):
         and the Distributional Hypothesis: Order Word Matters Pre-training for Little".
     """
 
-    share: float = 0.15  # type: ignore[misc]
+    share: float = 0.15
     rate: float = 1.0
     window: int | None = None
-    unit: str = "token"  # type: ignore[misc]
+    unit: str = "token"
 
     def __post_init__(self):
         super().__post_init__()

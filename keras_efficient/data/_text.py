@@ -13,7 +13,7 @@ from keras_efficient.data._as_records import as_records
 from keras_efficient.data._augmentation import Augmentation
 from keras_efficient.data._batch_plan import plan_batches
 from keras_efficient.data._bucketing import check_buckets, choose_buckets
-from keras_efficient.data._epoch_seeds import epoch_seeds, permutation, sorted_by
+from keras_efficient.data._epoch_seeds import epochs, permutation, sorted_by
 from keras_efficient.data._mask_tokens import TokenMasker, positions_of
 from keras_efficient.data._masking import Masking
 from keras_efficient.data._split_mix import text_keys
@@ -309,7 +309,7 @@ def text(
         dataset: Any = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         dataset = dataset.prefetch(tf.data.AUTOTUNE)
         if by_epoch:
-            # After `prefetch`: see `_epochs`.
+            # After `prefetch`: see `epochs`.
             dataset = dataset.take(len(plan.sizes))
         options = tf.data.Options()
         # There are no files to divide among workers, so each batch is divided.
@@ -329,12 +329,8 @@ def _epochs(padded, plan, batch_size, seed, first_epoch, shuffle, keys=None) -> 
     Without `batch_size` its elements are the indices of a batch. Otherwise -1 fills the last batch.
     With `keys`, the seeds of the texts' masks come with the indices.
 
-    After the epoch the dataset goes on with text 0 without end, so that what reads ahead must be
-    cut off by `take`. At their ends `tf.data`'s iterators drop those that they read from, and with
-    them the number of the epoch: a checkpoint of an iterator that had read ahead to the end of an
-    epoch would restore other orders for the next ones.
+    After the epoch text 0 follows without end, as `epochs` says.
     """
-    numbers = epoch_seeds(seed, first_epoch)
     padded, ranks = tf.constant(padded, tf.int32), tf.constant(plan.ranks, tf.int32)
     mixed = plan.chunks is not None
     if mixed:
@@ -359,18 +355,14 @@ def _epochs(padded, plan, batch_size, seed, first_epoch, shuffle, keys=None) -> 
             [tf.reshape(head, [-1]), order[full * batch_size :], tf.fill([fill], -1)], axis=0
         )
 
-    def epoch(number, seed):
-        order = tf.cond(
-            number == 0, lambda: order_of(seed), lambda: tf.zeros([elements + fill], tf.int32)
-        )
+    def dataset_of(order, seed):
         found = order if keys is None else (order, keys(seed, order))
         if batch_size is None:
             batches = permutation(len(plan.sizes), seed, 1) if shuffle else None
             return _slices(found, plan.sizes, batches)
         return tf.data.Dataset.from_tensor_slices(found)
 
-    endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-    return numbers.enumerate().flat_map(epoch).apply(endless)
+    return epochs(order_of, [elements + fill], dataset_of, seed, first_epoch)
 
 
 def _without_fill(indices, *keys):

@@ -13,7 +13,7 @@ from keras_efficient.architecture._layer_paths import is_below, layer_paths
 from keras_efficient.architecture._run_block import project
 from keras_efficient.flavor import Model, Tensor
 from keras_efficient.flavor._patched import patched
-from keras_efficient.training._flat_model import unpadded_model
+from keras_efficient.training._flat_model import whole_last_block
 from keras_efficient.training._remat import recomputed_call
 
 
@@ -114,11 +114,9 @@ class BlockRecorder:
         """Yield a list that receives the `BlockRecord`s of the model's calls in the block."""
         self._check_remat()
         records: list[BlockRecord] = []
-        holder = unpadded_model(self.model)
         with ExitStack() as stack:
-            if holder is not None:
-                # All tokens of the last block are compared.
-                stack.enter_context(patched(holder, first_token_only=False))
+            # All tokens of the last block are compared.
+            stack.enter_context(whole_last_block(self.model))
             for block in self.blocks:
                 self._watch(stack, block, records)
             yield records

@@ -43,6 +43,17 @@ def padded(model: Model) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def whole_last_block(model: Model) -> Iterator[None]:
+    """Let a model with `ke.unpad` compute all real tokens in its last block, too."""
+    holder = unpadded_model(model)
+    if holder is None:
+        yield
+        return
+    with patched(holder, first_token_only=False):
+        yield
+
+
 # --- verification --------------------------------------------------------------------------------
 
 
